@@ -1,0 +1,108 @@
+# edgetune. Two commands: `make demo` fine-tunes, exports, runs and proves the sample; `make test` runs the tests.
+# Both make their environment in .venv first. Needs Python 3.11+, a C/C++ compiler and GNU make 4.3+; nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+SAMPLE := samples/smart-home/config.yaml
+CONFIG ?= $(SAMPLE)
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+override CONFIG := $(SAMPLE)
+endif
+BIN    := $(VENV)/bin
+export EDGETUNE ?= $(BIN)/edgetune
+# libggml starts a debugger on every abort, if there is one; an abort is caught and reported by edgetune itself.
+export GGML_NO_BACKTRACE := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help demo pipeline test test-slow test-all test-c lint docs bench-native bench-startup clean distclean env
+
+help:
+	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 10 minutes)'
+	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
+	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
+	@echo 'make lint      ruff, mypy --strict, generated documentation up to date'
+	@echo 'make docs      write the generated pages of docs/ again'
+	@echo 'make clean     remove runs and build products; distclean removes .venv too'
+
+# --- environment -----------------------------------------------------------------------------------------------------
+
+# Some virtual machines advertise AMX and then fault on its first instruction: llama.cpp is built without it. The flags
+# exist on x86 compilers only, so they are tried first.
+AMX_OFF := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+AMX_OFF := $(shell echo 'int x;' | $(or $(CC),cc) $(AMX_OFF) -x c -c -o /dev/null - 2>/dev/null && echo '$(AMX_OFF)')
+LLAMA_CMAKE_ARGS := -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(AMX_OFF)' -DCMAKE_CXX_FLAGS='$(AMX_OFF)'
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt native/CMakeLists.txt $(wildcard native/src/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'edgetune needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo 'making .venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo '1/3 build tools'
+	@$(PIP) install -q -c constraints.txt scikit-build-core cmake ninja
+	@echo '2/3 llama.cpp (built from source once, 3 to 5 minutes on two cores; pip keeps the wheel)'
+	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(PIP) install -q -c constraints.txt llama-cpp-python
+	@echo '3/3 torch, transformers, bitsandbytes and edgetune itself'
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	@touch $@
+
+# --- pipeline: config and data -> run directory -> GGUF -> report, each a file -----------------------------------------
+
+RULES := build/pipeline/$(subst /,_,$(basename $(CONFIG))).mk
+
+$(RULES): $(CONFIG) edgetune/commands/make_rules.py edgetune/config.py $(VENV)/.ready
+	@mkdir -p $(@D)
+	@$(EDGETUNE) make-rules $(CONFIG) > $@
+
+# Read only for the goals that need it: `make help` must not build an environment.
+ifneq ($(filter pipeline demo,$(MAKECMDGOALS)),)
+include $(RULES)
+endif
+
+DEMO := runs/smart-home/artifacts/smart-home-q4_k_m.gguf
+
+demo: $(DEMO)
+	@echo; echo '$$ edgetune run $(DEMO) -p "dim the bedroom lights to 30% at 7pm"'
+	@$(EDGETUNE) run $(DEMO) -p 'dim the bedroom lights to 30% at 7pm'
+	@echo; echo '$$ edgetune run $(DEMO) -p "把卧室的灯调到三成亮"'
+	@$(EDGETUNE) run $(DEMO) -p '把卧室的灯调到三成亮'
+	@echo; echo '$$ edgetune validate runs/smart-home $(DEMO)'
+	@$(EDGETUNE) validate runs/smart-home $(DEMO) --json $(DEMO).validation.json
+
+# --- tests -------------------------------------------------------------------------------------------------------------
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+# The C kernels by themselves, under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-c: $(VENV)/.ready
+	$(BIN)/cmake -S native -B build/test-c -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DEDGETUNE_C_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/test-c
+	build/test-c/test_kernels $$($(BIN)/python -c 'import edgetune_native; print(edgetune_native.ggml_library().path)')
+
+# Ours and the peer's side by side in one process; for reading, never a test.
+bench-native bench-startup: bench-%: $(VENV)/.ready
+	$(BIN)/python -m tests.bench.bench_$*
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: $(VENV)/.ready
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,26 @@
+"""Which family a model is of, from its config.json."""
+
+from __future__ import annotations
+
+from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.families import FAMILIES
+from edgetune_converters.architectures.table import Bound, Family, bind
+from edgetune_converters.errors import ArchitectureError
+
+__all__ = ["Bound", "Family", "ModelConfig", "bind", "family_of", "known"]
+
+
+def known() -> list[str]:
+    """The `architectures` entries of config.json that are supported."""
+    return [name for family in FAMILIES for name in family.hf]
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family of a model. Errors: ArchitectureError listing those that are known."""
+    stated = config.get("architectures", [])
+    names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    for family in FAMILIES:
+        if any(name in family.hf for name in names):
+            return family
+    said = ", ".join(names) or "nothing in its `architectures`"
+    raise ArchitectureError(f"config.json says {said}, which is not supported", f"Supported: {', '.join(known())}")

@@ -1,0 +1,52 @@
+"""The one family of errors that a user is meant to read.
+
+Every error says in one sentence what is wrong, with the offending value, and in `hint` what to do about it. The command
+line prints both and exits with `exit_code`; nothing else of edgetune decides exit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class EdgetuneError(Exception):
+    """Something the user can mend: a sentence with the value in it, and what to do (`hint`)."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @classmethod
+    def of_many(cls, what: str, problems: Sequence[str], hint: str | None = None) -> EdgetuneError:
+        """One error for several problems, so that they can be mended in one go instead of one run each."""
+        if len(problems) == 1:
+            return cls(problems[0], hint)
+        return cls(f"{len(problems)} {what}:\n" + "\n".join(f"  - {problem}" for problem in problems), hint)
+
+
+class CheckpointError(EdgetuneError):
+    """A base model directory that is missing, incomplete, damaged or in a format that is not read."""
+
+
+class AdapterError(EdgetuneError):
+    """A PEFT adapter that does not fit the base, or of a kind that cannot be merged."""
+
+
+class ArchitectureError(EdgetuneError):
+    """A model family, or a tensor of it, that the architecture table does not know."""
+
+
+class TokenizerError(EdgetuneError):
+    """A tokenizer that cannot be converted faithfully."""
+
+
+class RecipeError(EdgetuneError):
+    """A storage type that does not exist or does not fit the rows of the tensors."""
+
+
+class ArtifactError(EdgetuneError):
+    """An exported file that is truncated, foreign, or not what the plan said it would be."""

@@ -1,0 +1,142 @@
+"""Typed values of GGUF metadata and their bytes. Python has one int; the file has eight, so each value says which."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from edgetune_converters.errors import ArtifactError
+
+Scalar = str | int | float | bool
+Plain = Scalar | list[str] | list[int] | list[float] | list[bool]
+
+
+class Kind(IntEnum):
+    """Value types, numbered as in the file."""
+
+    U8 = 0
+    I8 = 1
+    U16 = 2
+    I16 = 3
+    U32 = 4
+    I32 = 5
+    F32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    U64 = 10
+    I64 = 11
+    F64 = 12
+
+
+# struct codes of the kinds of fixed width, little-endian
+FIXED = {
+    Kind.U8: "B",
+    Kind.I8: "b",
+    Kind.U16: "H",
+    Kind.I16: "h",
+    Kind.U32: "I",
+    Kind.I32: "i",
+    Kind.F32: "f",
+    Kind.BOOL: "?",
+    Kind.U64: "Q",
+    Kind.I64: "q",
+    Kind.F64: "d",
+}
+
+
+class Value(NamedTuple):
+    """A scalar of `kind`, or an array of values of `element` kind when `kind` is ARRAY."""
+
+    kind: Kind
+    data: Plain
+    element: Kind | None = None
+
+
+def u32(number: int) -> Value:
+    """An unsigned 32-bit integer."""
+    return Value(Kind.U32, number)
+
+
+def f32(number: float) -> Value:
+    """A 32-bit float."""
+    return Value(Kind.F32, number)
+
+
+def boolean(flag: bool) -> Value:
+    """A truth value."""
+    return Value(Kind.BOOL, flag)
+
+
+def string(text: str) -> Value:
+    """UTF-8 text."""
+    return Value(Kind.STRING, text)
+
+
+def strings(texts: Sequence[str]) -> Value:
+    """An array of UTF-8 texts."""
+    return Value(Kind.ARRAY, list(texts), Kind.STRING)
+
+
+def i32s(numbers: Sequence[int]) -> Value:
+    """An array of signed 32-bit integers."""
+    return Value(Kind.ARRAY, list(numbers), Kind.I32)
+
+
+def f32s(numbers: Sequence[float]) -> Value:
+    """An array of 32-bit floats."""
+    return Value(Kind.ARRAY, list(numbers), Kind.F32)
+
+
+def of_plain(value: Scalar) -> Value:
+    """The widest value that holds a Python scalar: text, bool, 64-bit integer or 64-bit float."""
+    if isinstance(value, bool):
+        return boolean(value)
+    if isinstance(value, int):
+        return Value(Kind.I64, value)
+    if isinstance(value, float):
+        return Value(Kind.F64, value)
+    return string(value)
+
+
+def encode_string(text: str) -> bytes:
+    """Length as u64, then UTF-8."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise ArtifactError(f"the text {text!r} cannot be written as UTF-8") from error
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def encode(value: Value) -> bytes:
+    """Kind and payload as they stand in the file."""
+    try:
+        return struct.pack("<I", value.kind) + _payload(value)
+    except (struct.error, OverflowError) as error:
+        raise ArtifactError(f"the value {value.data!r} does not fit into {value.kind.name.lower()}") from error
+
+
+def _payload(value: Value) -> bytes:
+    if value.kind is Kind.STRING:
+        return encode_string(str(value.data))
+    if value.kind is not Kind.ARRAY:
+        return struct.pack("<" + FIXED[value.kind], value.data)
+    assert isinstance(value.data, list)
+    assert value.element is not None
+    head = struct.pack("<IQ", value.element, len(value.data))
+    if value.element is Kind.STRING:
+        return head + b"".join(encode_string(str(text)) for text in value.data)
+    return head + struct.pack(f"<{len(value.data)}{FIXED[value.element]}", *value.data)
+
+
+def as_read(value: Value) -> Plain:
+    """What a reader gives back for `value`: floats of 32 bits come back rounded."""
+    if Kind.F32 not in (value.kind, value.element):
+        return value.data
+    if isinstance(value.data, list):
+        code = f"<{len(value.data)}f"
+        return list(struct.unpack(code, struct.pack(code, *value.data)))
+    rounded: float = struct.unpack("<f", struct.pack("<f", value.data))[0]
+    return rounded

@@ -1,0 +1,125 @@
+"""Writing a GGUF file so that it either appears whole or not at all.
+
+All offsets are known beforehand; the rows arrive in file order and go to NAME.partial. `verify` reads that file back
+and compares it with what was asked for; only then `publish` renames it. Leaving the `with` block otherwise removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune_converters.errors import ArtifactError
+from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
+from edgetune_converters.gguf.reader import GgufFile, read
+from edgetune_converters.gguf.values import Value, as_read
+
+
+class GgufWriter:
+    """One GGUF file being written. Use as a context manager; call `append` for each tensor's row blocks in order."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> None:
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self._metadata = metadata
+        self._tensors = tensors
+        self._layout = lay_out(metadata, tensors)
+        self._hash = hashlib.sha256()
+        self._current = 0  # index of the tensor whose rows come next
+        self._left = tensors[0].bytes if tensors else 0  # bytes of it still to come
+        self._file: BinaryIO | None = None
+        self._published = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the finished file."""
+        return self._layout.size
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.partial.open("wb")
+        self._put(self._layout.header)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        if not self._published:
+            self.partial.unlink(missing_ok=True)
+
+    def append(self, block: NDArray[np.generic]) -> None:
+        """Write the next rows of the current tensor, already in its storage type."""
+        if block.nbytes > self._left:
+            raise ArtifactError(f"{self.partial}: more rows for tensor {self._current} than its shape says")
+        self._put(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+        self._left -= block.nbytes
+        if self._left == 0:
+            self._next_tensor()
+
+    def verify(self) -> None:
+        """Force the file to disk, read it back and compare it with the plan. Errors: ArtifactError."""
+        assert self._file is not None
+        if self._current != len(self._tensors):
+            raise ArtifactError(f"{self.partial}: only {self._current} of {len(self._tensors)} tensors were written")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        differences = self._differences(read(self.partial))
+        if differences:
+            raise ArtifactError.of_many(f"differences between {self.path} and its plan", differences)
+
+    def publish(self) -> str:
+        """Give the file its name, replacing one that was there. Returns its SHA-256."""
+        self.partial.replace(self.path)
+        self._published = True
+        _sync_directory(self.path.parent)
+        return self._hash.hexdigest()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._hash.update(data)
+
+    def _next_tensor(self) -> None:
+        length = self._tensors[self._current].bytes
+        self._put(bytes(align(length) - length))
+        self._current += 1
+        if self._current < len(self._tensors):
+            self._left = self._tensors[self._current].bytes
+
+    def _differences(self, found: GgufFile) -> list[str]:
+        """What was read back and is not what was planned, a sentence each."""
+        wanted = [
+            (spec.name, spec.shape, spec.type.name, offset)
+            for spec, offset in zip(self._tensors, self._layout.offsets, strict=True)
+        ]
+        got = [(entry.name, entry.shape, entry.type, entry.offset) for entry in found.tensors]
+        problems = [f"planned tensor {a}, found {b}" for a, b in zip(wanted, got, strict=False) if a != b]
+        if len(wanted) != len(got):
+            problems.append(f"planned {len(wanted)} tensors, found {len(got)}")
+        if found.size != self.size:
+            problems.append(f"planned {self.size} bytes, found {found.size}")
+        plain = {key: as_read(value) for key, value in self._metadata.items()}
+        problems += [
+            f"metadata {key!r} differs"
+            for key in plain.keys() | found.metadata.keys()
+            if plain.get(key) != found.metadata.get(key)
+        ]
+        return problems
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

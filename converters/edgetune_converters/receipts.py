@@ -1,0 +1,95 @@
+"""The receipt of an artifact: what went into it and what came out, as JSON beside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+from edgetune_converters.checkpoint import read_json, sha256_of
+from edgetune_converters.errors import ArtifactError, CheckpointError
+
+SUFFIX = ".receipt.json"
+_TOOLS = ("edgetune", "llama-cpp-python", "numpy", "tokenizers")
+
+
+def receipt_path(artifact: Path) -> Path:
+    """Where the receipt of an artifact lies: model.gguf.receipt.json."""
+    return artifact.with_name(artifact.name + SUFFIX)
+
+
+@dataclass
+class Receipt:
+    """One exported file. Everything in it is JSON; hashes are SHA-256 in hexadecimal.
+
+    `base` and `adapter` map file names to hashes; `types` maps storage types to bytes and
+    `tensors` each tensor to its type; `survival` maps a tensor to
+    <Q(W+D)-Q(W), D>/|D|^2, which is 1 where the adapter's change came through quantization whole.
+    """
+
+    artifact: str
+    sha256: str
+    size: int
+    format: str
+    recipe: str
+    architecture: str
+    base: dict[str, str]
+    adapter: dict[str, str] | None
+    merge_base: str
+    types: dict[str, int]
+    tensors: dict[str, str]
+    weights: int
+    bits_per_weight: float
+    fallback_share: float
+    tokenizer: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    survival: dict[str, float] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self) -> Path:
+        """Write the receipt beside its artifact, whole or not at all, and return its path."""
+        path = receipt_path(Path(self.artifact))
+        stored = asdict(self) | {"artifact": Path(self.artifact).name}
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def read(cls, artifact: Path) -> Self:
+        """The receipt beside `artifact`. Errors: ArtifactError when it is missing or not a receipt."""
+        path = receipt_path(artifact)
+        try:
+            stored = read_json(path)
+        except CheckpointError as error:
+            raise ArtifactError(error.message, "A receipt is written beside each exported file") from error
+        known = {entry.name for entry in fields(cls)}
+        if missing := known - stored.keys() - {"notes", "survival", "versions"}:
+            raise ArtifactError(f"{path} is not a receipt: it lacks {', '.join(sorted(missing))}")
+        return cls(**{name: value for name, value in stored.items() if name in known} | {"artifact": str(artifact)})
+
+    def check(self) -> None:
+        """Errors: ArtifactError when the file is not the one that this receipt was written for."""
+        if sha256_of(Path(self.artifact)) != self.sha256:
+            raise ArtifactError(f"{self.artifact} is not the file of its receipt: its contents have changed")
+
+
+def combined_hash(files: Mapping[str, str]) -> str:
+    """One hash for several files: SHA-256 of the lines "name hash" in the order of names."""
+    lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what the bytes of an artifact may depend on."""
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

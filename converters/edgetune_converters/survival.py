@@ -1,0 +1,42 @@
+"""Does what was trained survive quantization? For each tensor <Q(W+D)-Q(W), D>/|D|^2: 1 whole, 0 vanished."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgetune_native
+from edgetune_converters.checkpoint import F32
+from edgetune_converters.merge import Block
+
+
+class Survival:
+    """Sums over the blocks of each tensor that an adapter changed."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, type_name: str, block: Block, stored: NDArray[Any], threads: int) -> None:
+        """Account for one block; `stored` is the block as it was written."""
+        assert block.delta is not None
+        base = block.rows - block.delta
+        if type_name == "f32":
+            moved = block.rows - base
+        else:
+            width = block.rows.shape[1]
+            before = edgetune_native.quantize(base, type_name, threads=threads)
+            moved = _restored(stored, type_name, width) - _restored(before, type_name, width)
+        along, norm = self._sums.get(name, (0.0, 0.0))
+        delta = block.delta.ravel().astype(np.float64)
+        self._sums[name] = along + float(delta @ moved.ravel()), norm + float(delta @ delta)
+
+    def ratios(self) -> dict[str, float]:
+        """The measure of each changed tensor."""
+        return {name: along / norm for name, (along, norm) in self._sums.items() if norm}
+
+
+def _restored(stored: NDArray[Any], type_name: str, width: int) -> F32:
+    restored: F32 = edgetune_native.dequantize(stored, type_name, width)
+    return restored

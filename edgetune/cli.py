@@ -1,0 +1,125 @@
+"""The command line: a click group that imports a command only when it is used.
+
+`edgetune --help` must be instant, so the one-line helps stand here, and neither numpy nor torch is imported; a test
+keeps them equal to the commands' own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+COMMANDS = {
+    "train": "Fine-tune a base model with QLoRA and store what it says.",
+    "preview": "Show how rows are rendered and which tokens are trained on.",
+    "merge-export": "Merge an adapter into its base and write quantized GGUF files.",
+    "run": "Answer a prompt with an exported file, on the CPU.",
+    "validate": "Prove an exported file against the model as it was trained.",
+    "inspect": "Show what is in an exported file or a run directory.",
+    "make-rules": "Write the pipeline of a configuration as rules for make.",
+    "doctor": "Check this machine: versions, CPU features, GPU, disk.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules `edgetune.commands.NAME`, each with a click command called `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the work, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module("edgetune.commands." + cmd_name.replace("-", "_"))
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table above, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgetune", prog_name="edgetune")
+def cli() -> None:
+    """Fine-tune where there is a GPU, ship where there is none, and prove that the file is what was trained.
+
+    \b
+    edgetune train config.yaml -o runs/mine
+    edgetune merge-export runs/mine --format gguf -q q4_k_m
+    edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
+    edgetune run runs/mine/artifacts/mine-q4_k_m.gguf -p "dim the bedroom lights"
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every expected failure becomes one sentence, what to do, and an exit code."""
+    try:
+        result = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - raised again unless the table below explains it
+        return _report(error)
+    except KeyboardInterrupt:
+        return _interrupted()
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, click.Abort):
+        return _interrupted()
+    for kind, explain in _explanations():
+        if isinstance(error, kind):
+            from edgetune import console
+
+            message, hint, code = explain(error)
+            console.fail(message, hint)
+            return code
+    raise error
+
+
+def _interrupted() -> int:
+    click.echo("\nstopped; nothing half-written is left behind", err=True)
+    return 130
+
+
+Explanation = tuple[str, str | None, int]
+
+
+def _explanations() -> list[tuple[type[Exception], Callable[..., Explanation]]]:
+    from edgetune.errors import EdgetuneError
+
+    return [
+        (EdgetuneError, lambda error: (error.message, error.hint, error.exit_code)),
+        (OSError, _explain_os_error),
+        (MemoryError, lambda error: ("there is not enough memory", "Close other programs, or use a smaller model.", 1)),
+    ]
+
+
+def _explain_os_error(error: OSError) -> Explanation:
+    import errno
+
+    hints = {
+        errno.ENOSPC: "Free some space, or write elsewhere with -o.",
+        errno.EACCES: "Check the permissions, or write elsewhere with -o.",
+        errno.EROFS: "Write elsewhere with -o.",
+        errno.EDQUOT: "Free some space, or write elsewhere with -o.",
+    }
+    where = f"{error.filename}: " if error.filename else ""
+    return where + (error.strerror or str(error)).lower(), hints.get(error.errno or 0), 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One thin module a verb; `edgetune.cli` imports the one that is asked for."""

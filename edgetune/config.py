@@ -1,0 +1,308 @@
+"""The typed configuration of a run: one declaration for each option, read from YAML and `--set key=value`.
+
+Every field says what it does where it stands; `edgetune train --help-config` prints this file's declarations, and
+docs/configuration.md is generated from them. Relative paths are relative to the configuration file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgetune.errors import ConfigError
+
+EXAMPLE_HINT = "Start from samples/smart-home/config.yaml."
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors: a misspelt option must not be silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which rows are trained on, held out and scored."""
+
+    train: str | list[str]
+    """Training rows: a .jsonl/.json/.parquet file, a list of them, or a Hugging Face dataset (`name#500`: 500 rows)."""
+    validation: str | None = None
+    """Held-out rows for the evaluation loss and the reference; else `validation_fraction` of the training rows."""
+    validation_fraction: Ratio = 0.05
+    """Share of the training rows held out when `validation` is not given (at least one row, at most 500)."""
+    test: str | None = None
+    """Rows with a checkable answer: greedy generation is scored against the last assistant turn."""
+    answer: Literal["exact", "json", "number", "regex"] = "exact"
+    """How a generated answer is compared: as a string, as a JSON value, by its last number, or against a regex."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
+    """The shape of a row; `auto` looks at its keys and says what it found."""
+    chat_template: str | None = None
+    """A .jinja file or a built-in name (chatml, alpaca, plain) to use in place of the base's own chat template."""
+    split: str = "train"
+    """The split of a Hugging Face dataset."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first so many training rows."""
+
+
+class AdapterConfig(Section):
+    """The trained change to the base: low-rank matrices beside its linear layers (LoRA, arXiv:2106.09685)."""
+
+    kind: Literal["lora"] = "lora"
+    """The PEFT method."""
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the first low-rank matrix, while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Which layers: `all-linear`, or names such as [q_proj, v_proj]."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv:2312.03732)."""
+
+
+class QuantizationConfig(Section):
+    """How the frozen base is held while training (QLoRA, arXiv:2305.14314)."""
+
+    bits: Literal[4, 16] = 4
+    """4: bitsandbytes 4-bit; 16: plain LoRA on the unquantized base."""
+    type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit code."""
+    double_quant: bool = True
+    """Quantize the block scales too."""
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """The type in which matrix products are computed."""
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimiser steps, whatever `epochs` says."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows per forward pass."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls."""
+    warmup_ratio: Ratio = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on the adapter."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    optimizer: Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"] = "paged_adamw_8bit"
+    """bitsandbytes' paged AdamW (its state moves to host memory when the GPU is full), or torch's."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass instead of keeping them."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longer rows are cut at this many tokens, and counted in the log."""
+    seed: int = 0
+    """Seed of everything random: initialisation, row order, dropout."""
+    eval_steps: Annotated[int, Field(ge=1)] = 100
+    """Evaluate on the held-out rows every so many steps (and at the end)."""
+    save_steps: Annotated[int, Field(ge=1)] = 100
+    """Write a checkpoint every so many steps (and at the end)."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints to keep."""
+    logging_steps: Annotated[int, Field(ge=1)] = 5
+    """Write metrics every so many steps."""
+
+
+class ReferenceConfig(Section):
+    """What is stored of the trained model, for exports to be compared with."""
+
+    rows: Annotated[int, Field(ge=1)] = 64
+    """Held-out rows whose log-probabilities are stored (base and trained)."""
+    full_vocabulary_limit: Annotated[int, Field(ge=0)] = 8192
+    """Up to this vocabulary size every log-probability is stored; above it, the `top_k` largest and the rest as one."""
+    top_k: Annotated[int, Field(ge=1)] = 1024
+    """Log-probabilities stored per position of a larger vocabulary."""
+    task_rows: Annotated[int, Field(ge=0)] = 200
+    """Rows of `data.test` that are answered by base and trained model."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest generated answer."""
+
+
+class ExportConfig(Section):
+    """Defaults of `edgetune merge-export`."""
+
+    types: list[str] = ["q4_k_m"]
+    """GGUF file types to write."""
+    allow_fallback: bool = False
+    """Accept another type where a row length does not divide the block of the wanted one."""
+
+
+class GateConfig(Section):
+    """Thresholds of `edgetune validate`; one that is not given is not checked."""
+
+    mean_kld_max: Annotated[float, Field(ge=0)] | None = None
+    """Largest mean KL divergence from the trained model, in nats per token."""
+    same_top_min: Ratio | None = None
+    """Smallest share of positions with the trained model's most likely token."""
+    perplexity_ratio_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest perplexity of the artifact over that of the trained model."""
+    recovery_min: float | None = None
+    """Smallest share of the trained gain (in cross-entropy over the base) that arrived."""
+    task_drop_max: Ratio | None = None
+    """Largest loss of task score against the trained model, as a share of the rows."""
+
+
+class Config(Section):
+    """One run: base, data, adapter, training, and what is done with the result."""
+
+    name: str = "run"
+    """Name of the run; its directory is runs/NAME unless `-o` says otherwise."""
+    base: str
+    """The model to fine-tune: a Hugging Face directory, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a base from the hub; the resolved commit is recorded in run.json."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base. Only for a base whose code you have read."""
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    training: TrainingConfig = TrainingConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_is_named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("base"), str) and not value["base"].strip():
+            raise ValueError("base is empty; name a Hugging Face directory or a model on the hub")
+        return value
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML configuration, apply `key=value` overrides (dotted keys, YAML values), check and resolve it.
+
+    Paths that exist relative to the file's folder become absolute. All problems are reported in one ConfigError.
+    """
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    return _resolve_paths(parse_config(raw, source=str(path)), path.resolve().parent)
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> Config:
+    """Validate a mapping as a Config; a ConfigError lists every problem, unknown keys with their nearest match."""
+    try:
+        return Config.model_validate(dict(raw))
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ConfigError.of_many(
+            f"problems in {source}",
+            [f"{source}: {p}" if len(problems) == 1 else p for p in problems],
+            "Every key and its default is listed in docs/configuration.md.",
+        ) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}", EXAMPLE_HINT) from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is not a YAML text file", "Give the path of a .yaml configuration.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{path}{where}: {problem}", "Mend the YAML there.") from None
+    if raw is None:
+        raise ConfigError(f"{path} is empty", EXAMPLE_HINT)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no mapping of options but {str(raw)[:40]!r}", EXAMPLE_HINT)
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r} is not of the form key=value", "For instance --set training.epochs=2")
+    *parents, leaf = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+    try:
+        place[leaf] = _yaml_value(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string, for want of a dot
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(location)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{key} is {problem['input']!r}: {message}" if key else message
+
+
+def _nearest(location: Sequence[str]) -> str:
+    """', did you mean training.epochs?' for a key near a known one, first among its siblings, then anywhere."""
+    *parents, leaf = location
+    known = list(option_names())
+    prefix = ".".join(parents)
+    siblings = {name: name.removeprefix(prefix + ".") for name in known if not prefix or name.startswith(prefix + ".")}
+    beside = {full: short for full, short in siblings.items() if "." not in short}
+    anywhere = {name: name.split(".")[-1] for name in known}
+    for candidates in (beside, anywhere):
+        match = difflib.get_close_matches(leaf, candidates.values(), n=1, cutoff=0.6)
+        if match:
+            return ", did you mean " + next(full for full, short in candidates.items() if short == match[0]) + "?"
+    return f" (known here: {', '.join(sorted(beside.values()))})"
+
+
+def option_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from option_names(field.annotation, prefix + name + ".")
+
+
+def _resolve_paths(config: Config, folder: Path) -> Config:
+    """Make local paths absolute, so that the run directory's copy of the configuration means the same anywhere."""
+
+    def local(value: str) -> str:
+        stem, mark, count = value.rpartition("#")  # name#500: the first 500 rows
+        if not (stem and count.isdigit()):
+            stem, mark, count = value, "", ""
+        path = folder / Path(stem).expanduser()
+        is_path = path.exists() or value.startswith((".", "/", "~"))
+        return f"{path.resolve()}{mark}{count}" if is_path else value
+
+    def resolve(value: Any) -> Any:
+        return [local(item) for item in value] if isinstance(value, list) else local(value) if value else value
+
+    data = config.data.model_copy(
+        update={key: resolve(getattr(config.data, key)) for key in ("train", "validation", "test", "chat_template")}
+    )
+    return config.model_copy(update={"base": local(config.base), "data": data})

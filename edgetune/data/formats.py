@@ -1,0 +1,216 @@
+"""Rows of the common fine-tuning formats -> conversations (lists of {"role", "content"} messages).
+
+A format is a row of the table FORMATS: how it is recognised by its keys, and how a row is converted. Problems of a file
+are collected and shown together, each with its row number, so that a file is mended in one go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgetune.errors import DataError
+
+Conversation = list[dict[str, str]]
+"""Messages in order: {"role": "system" | "user" | "assistant" | "tool", "content": text}."""
+
+SHOWN_PROBLEMS = 20
+
+_ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "function_call": "assistant",  # LLaMA-Factory's sharegpt: a tool call that the model writes, as JSON text
+    "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
+
+_PROMPT_COMPLETION_KEYS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
+)  # fmt: skip
+
+
+class RowProblem(ValueError):
+    """What is wrong with one row, without its place, which the caller knows."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape of rows."""
+
+    wanted: str
+    """Its keys, in words, for the message about a row in no known format."""
+    recognise: Callable[[Mapping[str, Any]], bool]
+    convert: Callable[[Mapping[str, Any]], Conversation]
+
+
+def detect(row: Mapping[str, Any]) -> str | None:
+    """The name of the first format that the row's keys fit."""
+    row = _present(row)
+    return next((name for name, form in FORMATS.items() if form.recognise(row)), None)
+
+
+def to_conversation(row: Any, form: str = "auto") -> Conversation:
+    """One row as a conversation that holds at least one assistant turn; RowProblem says what is wrong with it."""
+    if not isinstance(row, Mapping):
+        raise RowProblem(f"not an object but {type(row).__name__}")
+    row = _present(row)
+    name = detect(row) if form == "auto" else form if FORMATS[form].recognise(row) else None
+    if name is None:
+        looked_for = FORMATS.values() if form == "auto" else [FORMATS[form]]
+        raise RowProblem(
+            f"in no known format; its keys are {', '.join(map(str, row)) or 'none'}; looked for "
+            + "; or ".join(each.wanted for each in looked_for)
+        )
+    conversation = FORMATS[name].convert(row)
+    if not any(message["role"] == "assistant" for message in conversation):
+        raise RowProblem("has no assistant message, so there is nothing to learn from it")
+    return conversation
+
+
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without its nulls, with which tables fill absent columns."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def convert_rows(rows: Iterable[tuple[str, Any]], form: str = "auto") -> list[Conversation]:
+    """All rows, given as (place, row); one DataError lists the problems of the first rows that have any."""
+    problems = Problems()
+    conversations: list[Conversation] = []
+    for place, row in rows:
+        if isinstance(row, RowProblem):
+            problems.add(f"{place}: {row}")
+            continue
+        try:
+            conversations.append(to_conversation(row, form))
+        except RowProblem as problem:
+            problems.add(f"{place}: {problem}")
+    problems.raise_if_any()
+    return conversations
+
+
+@dataclass
+class Problems:
+    """Problems of a data file: the first ones in words, the others as a count."""
+
+    shown: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, problem: str) -> None:
+        """Note one; beyond the first twenty only the count is kept."""
+        self.count += 1
+        if len(self.shown) < SHOWN_PROBLEMS:
+            self.shown.append(problem)
+
+    def raise_if_any(self) -> None:
+        """One DataError for them all."""
+        if not self.count:
+            return
+        more = [f"... and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
+        raise DataError.of_many(
+            "problems in the data", [*self.shown, *more], "Mend or remove these rows; docs/train.md lists the formats."
+        )
+
+
+def _messages(row: Mapping[str, Any]) -> Conversation:
+    return [_message(each, "role", "content") for each in _turn_list(row, "messages")]
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Conversation:
+    key = "conversations" if "conversations" in row else "conversation"
+    turns = [_message(each, "from", "value") for each in _turn_list(row, key)]
+    return [*_system(row), *turns]
+
+
+def _alpaca(row: Mapping[str, Any]) -> Conversation:
+    instruction, extra = _text(row, "instruction"), _text(row, "input", default="")
+    conversation = _system(row)
+    for pair in row.get("history") or []:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise RowProblem("history is not a list of [instruction, output] pairs")
+        conversation += _exchange(str(pair[0]), str(pair[1]))
+    return conversation + _exchange(f"{instruction}\n{extra}" if extra else instruction, _text(row, "output"))
+
+
+def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
+    prompt_key, completion_key = next(pair for pair in _PROMPT_COMPLETION_KEYS if pair[0] in row and pair[1] in row)
+    return [*_system(row), *_side(row, prompt_key, "user"), *_side(row, completion_key, "assistant")]
+
+
+def _side(row: Mapping[str, Any], key: str, role: str) -> Conversation:
+    """A prompt or completion: one text, or a list of messages as TRL writes them."""
+    if isinstance(row[key], list):
+        return [_message(each, "role", "content") for each in _turn_list(row, key)]
+    return [{"role": role, "content": _text(row, key)}]
+
+
+def _exchange(user: str, assistant: str) -> Conversation:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def _system(row: Mapping[str, Any]) -> Conversation:
+    text = _text(row, "system", default="")
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _turn_list(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    turns = row[key]
+    if not isinstance(turns, list) or not turns:
+        raise RowProblem(f"{key} is not a list of messages" if turns else f"{key} is empty")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise RowProblem(f"message {number} of {key} is not an object")
+    return turns
+
+
+def _message(turn: Mapping[str, Any], role_key: str, text_key: str) -> dict[str, str]:
+    role = turn.get(role_key)
+    if role not in _ROLES:
+        raise RowProblem(f"{role_key} is {role!r}; known are {', '.join(_ROLES)}")
+    return {"role": _ROLES[role], "content": _text(turn, text_key)}
+
+
+def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """A text, or text parts ([{"type": "text", "text": ...}]) joined; a number or boolean becomes its JSON."""
+    value = row.get(key, default)
+    if value is None:
+        value = default
+    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+        return "".join(str(part.get("text", "")) for part in value)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise RowProblem(f"{key} is missing" if value is None else f"{key} is not a text but {type(value).__name__}")
+    return value
+
+
+def _has_pair(row: Mapping[str, Any]) -> bool:
+    return any(prompt in row and completion in row for prompt, completion in _PROMPT_COMPLETION_KEYS)
+
+
+FORMATS: Mapping[str, Format] = {
+    "messages": Format('messages [{"role", "content"}]', lambda row: "messages" in row, _messages),
+    "sharegpt": Format(
+        'sharegpt conversations [{"from", "value"}]',
+        lambda row: "conversations" in row or "conversation" in row,
+        _sharegpt,
+    ),
+    "alpaca": Format(
+        "alpaca instruction + output [+ input, system, history]",
+        lambda row: "instruction" in row and "output" in row,
+        _alpaca,
+    ),
+    "prompt-completion": Format("prompt + completion (or question + answer)", _has_pair, _prompt_completion),
+}
+
+
+def formats_found(rows: Iterable[Any]) -> Iterator[str]:
+    """The formats that occur, in order of first occurrence."""
+    seen: set[str] = set()
+    for row in rows:
+        name = detect(row) if isinstance(row, Mapping) else None
+        if name is not None and name not in seen:
+            seen.add(name)
+            yield name

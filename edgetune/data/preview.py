@@ -1,0 +1,52 @@
+"""Rows as the model sees them, with the tokens that are trained on set off from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from rich.text import Text
+
+from edgetune.data.dataset import Encoding
+from edgetune.data.masks import EncodedRow
+from edgetune.data.text_tokenizer import TextTokenizer
+
+TRAINED = "bold green"
+GIVEN = "dim"
+
+
+def segments(row: EncodedRow, tokenizer: TextTokenizer) -> Iterator[tuple[bool, str]]:
+    """(trained on, text) of each run of equal tokens; texts are differences of decoded prefixes, so they join up."""
+    done, text = 0, ""
+    for trained, run in groupby(row.supervised):
+        done += len(list(run))
+        upto = tokenizer.decode(row.input_ids[:done])
+        yield trained, upto[len(text) :]
+        text = upto
+
+
+def row_text(row: EncodedRow, tokenizer: TextTokenizer, *, colour: bool) -> Text:
+    """One row; without colour, what is trained on stands in ⟦brackets⟧."""
+    result = Text()
+    for trained, text in segments(row, tokenizer):
+        mark = trained and not colour
+        result.append(f"⟦{text}⟧" if mark else text, style=TRAINED if trained else GIVEN)
+    return result
+
+
+def row_heading(number: int, row: EncodedRow) -> str:
+    """'row 1: 57 tokens, 12 trained on (21 %)'."""
+    length, trained = len(row.input_ids), sum(row.supervised)
+    return f"row {number}: {length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
+
+
+def totals(encoding: Encoding) -> str:
+    """One line about all rows."""
+    share = encoding.supervised / max(1, encoding.tokens)
+    parts = [
+        f"{len(encoding.rows)} rows, {encoding.tokens} tokens, {share:.1%} trained on, longest {encoding.longest}",
+        f"{encoding.truncated} cut at max_length" if encoding.truncated else "",
+        f"{encoding.dropped} dropped, with nothing to train on" if encoding.dropped else "",
+        f"{encoding.split} split into one row for each turn" if encoding.split else "",
+    ]
+    return "; ".join(part for part in parts if part)

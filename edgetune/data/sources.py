@@ -1,0 +1,162 @@
+"""Where rows come from: .jsonl, .json and .parquet files, and datasets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.data.formats import Conversation, RowProblem, convert_rows, formats_found
+from edgetune.errors import DataError, EnvironmentProblem
+from edgetune.run_directory import sha256_file
+
+Place = str
+"""Where a row lies, in words: 'train.jsonl, line 3'."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows as conversations, and what identifies them."""
+
+    name: str
+    conversations: list[Conversation]
+    formats: list[str]
+    """Formats that occur in the rows."""
+    identity: dict[str, Any]
+    """What the manifest records: the path and sha256 of a file, or the name, split and revision of a hub dataset."""
+
+
+def read_source(name: str, *, form: str = "auto", split: str = "train", limit: int | None = None) -> Source:
+    """Read a file or a hub dataset; `name#500` takes the first 500 rows. DataError says what is wrong and where."""
+    location, count = _split_count(name)
+    limit = min((n for n in (count, limit) if n is not None), default=None)
+    if _is_hub_name(location):
+        rows, identity = _read_hub(location, split, limit)
+    else:
+        rows, identity = _read_path(Path(location).expanduser())
+    if limit is not None:
+        rows = rows[:limit]
+    if not rows:
+        raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row.")
+    conversations = convert_rows(rows, form)
+    formats = list(formats_found(row for _, row in rows)) if form == "auto" else [form]
+    return Source(name, conversations, formats, {**identity, "rows": len(rows)})
+
+
+def read_sources(names: str | list[str], **options: Any) -> list[Source]:
+    """Each of a list of sources."""
+    return [read_source(name, **options) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _split_count(name: str) -> tuple[str, int | None]:
+    stem, mark, count = name.rpartition("#")
+    if mark and count.isdigit() and int(count) > 0:
+        return stem, int(count)
+    return name, None
+
+
+def _is_hub_name(location: str) -> bool:
+    """A name that is no existing path and does not look like one."""
+    looks_like_file = location.startswith((".", "/", "~")) or Path(location).suffix in _READERS
+    return not looks_like_file and not Path(location).exists() and _HUB_NAME.fullmatch(location) is not None
+
+
+def _read_path(path: Path) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
+    if not path.exists():
+        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test.")
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_dir() or reader is None:
+        raise DataError(
+            f"{path} is {'a directory' if path.is_dir() else 'of an unknown kind'}",
+            f"Give a {', '.join(_READERS)} file, or the name of a Hugging Face dataset.",
+        )
+    try:
+        rows = list(reader(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from None
+    return rows, {"path": str(path), "sha256": sha256_file(path)}
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[Place, Any]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path.name}, line {number}", _parse(line)
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        start = line.strip()[:40]
+        column = min(error.pos, len(line.rstrip())) + 1
+        return RowProblem(f"not JSON: {error.msg} at column {column}; the line begins {start!r}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[Place, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # one object a line under the name .json, as many datasets have it
+            yield from _read_jsonl(path)
+            return
+        raise DataError(
+            f"{path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file."
+        ) from None
+    if isinstance(rows, dict):
+        rows = rows.get("data", [rows]) if set(rows) <= {"data", "version"} else [rows]
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds {type(rows).__name__}, not an array of rows", "Give a JSON array of objects.")
+    for number, row in enumerate(rows, 1):
+        yield f"{path.name}, row {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[Place, Any]]:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+    except ImportError:
+        raise EnvironmentProblem(f"reading {path} needs pyarrow", "pip install 'edgetune[train]'") from None
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a parquet file: {error}", "Check the file.") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{path.name}, row {number}", row
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+
+
+def _read_hub(name: str, split: str, limit: int | None) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
+    """A dataset of the hub, without running its code. `name:subset` picks a subset."""
+    try:
+        import datasets
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise EnvironmentProblem(f"the dataset {name} needs datasets", "pip install 'edgetune[train]'") from None
+    repository, _, subset = name.partition(":")
+    datasets.disable_progress_bars()
+    piece = f"{split}[:{limit}]" if limit else split
+    try:
+        revision = HfApi().dataset_info(repository).sha
+        table = datasets.load_dataset(repository, subset or None, split=piece, revision=revision)
+    except Exception as error:  # noqa: BLE001 - the hub's many errors all mean the same here
+        raise DataError(
+            f"{name} is neither a file nor a Hugging Face dataset that can be loaded: {_first_line(error)}",
+            "Check the path, the name, the split (data.split) and the network.",
+        ) from None
+    rows = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(table, 1)]
+    return rows, {"dataset": repository, "subset": subset or None, "split": split, "revision": revision}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,153 @@
+"""Text -> token ids with character offsets, with the tokenizer's own rule about BOS.
+
+A thin face over a Rust `tokenizers.Tokenizer`, be it read from tokenizer.json (preview, no torch needed) or taken from
+a transformers tokenizer (training).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgetune.data.chat import special_tokens
+from edgetune.errors import DataError
+
+Offset = tuple[int, int]
+"""First and one past the last character of a token's text; (-1, -1) for a BOS that is not in the text."""
+
+_UNUSED = re.compile(r"pad|reserved|unused", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """The tokenizer of a base, and what is known of its special tokens."""
+
+    backend: Tokenizer
+    named: dict[str, str]
+    """bos_token, eos_token, pad_token ... as texts."""
+    declared_stops: tuple[int, ...] = ()
+    """eos ids of config.json and generation_config.json."""
+    bos_wanted: bool | None = field(default=None)
+    """Whether a text must start with BOS; None: as the tokenizer's post-processor does."""
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> TextTokenizer:
+        """Read tokenizer.json; DataError when it is missing or damaged."""
+        file = directory / "tokenizer.json"
+        if not file.is_file():
+            raise DataError(
+                f"the base in {directory} has no tokenizer.json",
+                "Make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+            )
+        try:
+            backend = Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
+            raise DataError(f"{file} is not a tokenizer: {error}", "Restore the base's files.") from None
+        return cls.of(backend, directory)
+
+    @classmethod
+    def of(cls, backend: Tokenizer, directory: Path) -> TextTokenizer:
+        """A loaded tokenizer with what the files of its directory say about special tokens."""
+        backend.no_truncation()
+        backend.no_padding()
+        wanted = _read(directory / "tokenizer_config.json").get("add_bos_token")
+        return cls(backend, special_tokens(directory), _declared_stops(directory), wanted)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The id of BOS, if there is one."""
+        return self.id_of(self.named.get("bos_token"))
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens at which generation stops: the tokenizer's eos and those that the base's configs declare."""
+        eos = self.id_of(self.named.get("eos_token"))
+        return frozenset(self.declared_stops if eos is None else (*self.declared_stops, eos))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the added tokens that are special."""
+        return frozenset(id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def ending_ids(self) -> frozenset[int]:
+        """Tokens with which a template may end a turn: the stop tokens and all special ones (`<|im_end|>`)."""
+        return self.stop_ids | self.special_ids
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer's own rule is that a text starts with BOS."""
+        if self.bos_id is None:
+            return False
+        if self.bos_wanted is not None:
+            return self.bos_wanted
+        return self.backend.encode("a").ids[:1] == [self.bos_id]
+
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token given as text, None if it has none."""
+        found: int | None = self.backend.token_to_id(token) if token is not None else None
+        return found
+
+    def encode(self, text: str) -> tuple[list[int], list[Offset]]:
+        """Ids and offsets of a rendered text. Its BOS, if the tokenizer wants one, stands there exactly once."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return self._with_bos(encoding.ids, encoding.offsets)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[Offset]]]:
+        """`encode` for many texts, on all cores."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [self._with_bos(each.ids, each.offsets) for each in encodings]
+
+    def _with_bos(self, ids: list[int], offsets: list[Offset]) -> tuple[list[int], list[Offset]]:
+        if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids], [(-1, -1), *offsets]
+        return ids, offsets
+
+    def text_of(self, id_: int) -> str:
+        """The token as the vocabulary spells it."""
+        text: str | None = self.backend.id_to_token(id_)
+        return f"<{id_}>" if text is None else text
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of some ids."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def choose_pad(self) -> tuple[int, str]:
+        """(id, why) of a token to pad with, never one at which generation stops (DESIGN 7.2).
+
+        Padding is masked in loss and attention, so any token will do; the ones that never occur in text come first.
+        """
+        pad = self.id_of(self.named.get("pad_token"))
+        if pad is not None and pad not in self.stop_ids:
+            return pad, "the tokenizer's pad token"
+        reason = "the tokenizer has no pad token" if pad is None else "the tokenizer's pad token is a stop token"
+        texts = {id_: self.text_of(id_) for id_ in sorted(self.special_ids - self.stop_ids)}
+        unused = [id_ for id_, text in texts.items() if _UNUSED.search(text)]
+        named = [self.id_of(self.named.get(name)) for name in ("unk_token", "bos_token")]
+        candidates = [*unused, *named, *texts, *range(self.backend.get_vocab_size())]
+        chosen = next(id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids)
+        return chosen, f"{reason}, so {self.text_of(chosen)} pads"
+
+
+def _declared_stops(directory: Path) -> tuple[int, ...]:
+    found: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        value = _read(directory / name).get("eos_token_id")
+        found += [value] if isinstance(value, int) else value if isinstance(value, list) else []
+    return tuple(dict.fromkeys(found))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise DataError(f"{path} is not valid JSON", "Restore the base's files.") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,287 @@
+"""GGUF files through llama.cpp's C functions (llama.h, by way of llama-cpp-python's ctypes declarations).
+
+Not through llama-cpp-python's `Llama` class: it keeps n_ctx x n_vocab floats when asked for logits, copies every row of
+them, and prints. Here logits stay in llama.cpp's own buffer, at most `_OUTPUT_BYTES` of it, and are handed out as
+views.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgetune_native
+from edgetune import console
+from edgetune.data.chat import ChatTemplate
+from edgetune.runtime.interface import Finish, Generation, RuntimeProblem, Sampling
+from edgetune.runtime.interrupts import InterruptFlag
+from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.llama_vocabulary import LlamaVocabulary
+from edgetune.runtime.sampling import Sampler
+from edgetune.runtime.text import TextStream
+from edgetune.runtime.threads import default_threads
+from edgetune_converters.gguf import keys, reader
+
+_BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
+_OUTPUT_BYTES = 64 << 20  # of logits at a time: 512 rows up to a vocabulary of 32k, 110 at 152k
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+_DEFAULT_CONTEXT = 4096  # models made for 128k tokens would otherwise take gigabytes of cache for a one-line question
+_NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
+
+
+class LlamaRuntime:
+    """A GGUF file in llama.cpp. See `Runtime` for what it offers."""
+
+    _model: Any = None
+    _context: Any = None
+    _batch: Any = None
+    _interrupt: InterruptFlag | None = None
+
+    def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
+        """Raises ArtifactError for a damaged or foreign file, RuntimeProblem for one that llama.cpp cannot run."""
+        file = _checked(path)
+        self.path = path
+        self.threads = threads or default_threads(file.size)
+        self.metadata: Mapping[str, Any] = file.metadata
+        self._library = library()
+        try:
+            self._model = self._load()
+            self.trained_context: int = self._library.llama_model_n_ctx_train(self._model)
+            self._vocabulary = LlamaVocabulary(self._library, self._model)
+            self.vocabulary_size = self._vocabulary.size
+            self.bos_token = self._vocabulary.bos
+            self.stop_tokens = self._vocabulary.stop_tokens
+            self.chat_template = _chat_template(self.metadata)
+            self._normal_form = _normal_form(self.metadata)
+            self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> Any:
+        parameters = self._library.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = _extra_buffers_are_safe()
+        with collecting_errors() as errors:
+            model = self._library.llama_model_load_from_file(str(self.path).encode(), parameters)
+        if model is None:
+            raise RuntimeProblem(
+                f"llama.cpp cannot load {self.path}: {errors.cause}", "Look at it with `edgetune inspect`."
+            )
+        return model
+
+    def _start(self, context: int) -> None:
+        """The context (key-value cache and buffers) and a batch that is reused for every call."""
+        self._interrupt = self._flag = InterruptFlag()
+        self._outputs = max(1, min(_BATCH, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
+        parameters = self._library.llama_context_default_params()
+        parameters.n_ctx = context
+        parameters.n_batch = parameters.n_ubatch = _BATCH
+        parameters.n_outputs_max = self._outputs
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)
+        parameters.abort_callback_data = self._flag.data
+        with collecting_errors() as errors:
+            self._context = self._library.llama_init_from_model(self._model, parameters)
+        if self._context is None:
+            raise RuntimeProblem(
+                f"llama.cpp cannot make a context of {context} tokens: {errors.cause}", "Ask for less with --context."
+            )
+        self.context: int = context  # llama.cpp rounds up to 256; what was asked for is what is promised
+        self._memory: Any = self._library.llama_get_memory(self._context)
+        self._make_batch()
+
+    def _make_batch(self) -> None:
+        self._batch = batch = self._library.llama_batch_init(_BATCH, 0, 1)
+        self._tokens = np.ctypeslib.as_array(batch.token, (_BATCH,))
+        self._positions = np.ctypeslib.as_array(batch.pos, (_BATCH,))
+        self._wanted = np.ctypeslib.as_array(batch.logits, (_BATCH,))
+        np.ctypeslib.as_array(batch.n_seq_id, (_BATCH,))[:] = 1
+        for i in range(_BATCH):
+            batch.seq_id[i][0] = 0
+
+    def tokenize(self, text: str) -> list[int]:
+        """See Runtime. Normalized as the tokenizer of training did, which llama.cpp by itself does not."""
+        return self._vocabulary.tokenize(unicodedata.normalize(self._normal_form, text) if self._normal_form else text)
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """See Runtime."""
+        return self._vocabulary.token_bytes(token, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """See Runtime."""
+        stream = TextStream()
+        return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
+
+    def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """See Runtime. Tokens after the last scored one are not evaluated."""
+        if not len(positions):
+            return
+        self._check_ids(ids[: positions[-1]])
+        wanted = np.zeros(positions[-1], np.int8)
+        wanted[positions - 1] = 1
+        self._library.llama_memory_clear(self._memory, False)
+        for start, stop in _pieces(wanted, self._outputs):
+            self._decode(ids[start:stop], start, wanted[start:stop])
+            count = int(wanted[start:stop].sum())
+            if count:
+                yield self._logits(count)
+
+    def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
+        """See Runtime."""
+        prompt = np.asarray(ids, np.int32)
+        if not len(prompt):
+            raise RuntimeProblem("the prompt is empty", "Give some text.")
+        if len(prompt) >= self.context:
+            raise self._too_long(f"the prompt has {len(prompt)} tokens", len(prompt) + max_tokens)
+        self._check_ids(prompt)
+        return Generation(self._generate(prompt, sampling, max_tokens))
+
+    def _generate(
+        self, prompt: NDArray[np.int32], sampling: Sampling, max_tokens: int
+    ) -> Generator[int | Finish, None, None]:
+        sampler = Sampler(self._library, sampling)
+        try:
+            self._prefill(prompt)
+            for position in range(len(prompt), len(prompt) + max_tokens):
+                token = sampler.choose(self._context, self._logits(1)[0])
+                if token in self.stop_tokens:
+                    yield Finish.STOP
+                yield token
+                if position >= self.context:
+                    yield Finish.CONTEXT
+                self._step(token, position)
+            yield Finish.LENGTH
+        finally:
+            sampler.close()
+
+    def _prefill(self, prompt: NDArray[np.int32]) -> None:
+        self._library.llama_memory_clear(self._memory, False)
+        wanted = np.zeros(len(prompt), np.int8)
+        wanted[-1] = 1
+        for start in range(0, len(prompt), _BATCH):
+            stop = min(start + _BATCH, len(prompt))
+            self._decode(prompt[start:stop], start, wanted[start:stop])
+
+    def _decode(self, ids: NDArray[np.int32], start: int, wanted: NDArray[np.int8]) -> None:
+        """Evaluate ids [n <= _BATCH] at positions start.. and keep the logits of those that are wanted."""
+        count = len(ids)
+        self._batch.n_tokens = count
+        self._tokens[:count] = ids
+        self._positions[:count] = np.arange(start, start + count)
+        self._wanted[:count] = wanted
+        while True:
+            with self._flag.watching():
+                status = self._library.llama_decode(self._context, self._batch)
+            if status != _ABORTED:  # a KeyboardInterrupt is raised before we get here
+                break
+            self._library.llama_memory_seq_rm(self._memory, 0, start, -1)  # another signal: once more
+        if status:
+            raise self._stopped(start, status)
+
+    def _step(self, token: int, position: int) -> None:
+        """Evaluate one token; the shortest way, as this is all that generating does."""
+        batch = self._batch
+        batch.n_tokens = 1
+        batch.token[0] = token
+        batch.pos[0] = position
+        batch.logits[0] = 1
+        self._flag.lower()
+        status = self._library.llama_decode(self._context, batch)
+        if status:
+            raise self._stopped(position, status)
+
+    def _logits(self, count: int) -> NDArray[np.float32]:
+        """[count, V], llama.cpp's own buffer."""
+        pointer = self._library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (count, self.vocabulary_size))
+
+    def _check_ids(self, ids: NDArray[np.int32]) -> None:
+        if len(ids) > self.context:
+            raise self._too_long(f"a row has {len(ids)} tokens", len(ids))
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
+            outside = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
+            raise RuntimeProblem(f"token {outside} is outside the vocabulary of {self.vocabulary_size} of {self.path}")
+
+    def _stopped(self, position: int, status: int) -> RuntimeProblem:
+        reason = "there is no room in its context" if status == _NO_ROOM else f"status {status}"
+        return RuntimeProblem(f"llama.cpp stopped at token {position} of {self.path}: {reason}")
+
+    def _too_long(self, what: str, needed: int) -> RuntimeProblem:
+        hint = f"Ask for more with --context {needed}" if needed <= self.trained_context else "Shorten it"
+        return RuntimeProblem(
+            f"{what}, but the context is {self.context}", f"{hint}; the model was made for {self.trained_context}."
+        )
+
+    def close(self) -> None:
+        """See Runtime. Idempotent."""
+        frees = {"_batch": "llama_batch_free", "_context": "llama_free", "_model": "llama_model_free"}
+        for name, free in frees.items():
+            if (held := getattr(self, name)) is not None:
+                setattr(self, name, None)
+                getattr(self._library, free)(held)
+        if self._interrupt is not None:
+            self._interrupt.close()
+            self._interrupt = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pieces(wanted: NDArray[np.int8], outputs: int) -> Iterator[tuple[int, int]]:
+    """Cut 0..len(wanted) into pieces of at most `_BATCH` tokens and `outputs` wanted ones."""
+    so_far = np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])
+    start = 0
+    while start < len(wanted):
+        # the last `stop` up to which no more than `outputs` are wanted
+        stop = int(np.searchsorted(so_far, so_far[start] + outputs, side="right")) - 1
+        stop = min(stop, start + _BATCH, len(wanted))
+        yield start, stop
+        start = stop
+
+
+def _checked(path: Path) -> reader.GgufFile:
+    """Read by our own reader first: llama.cpp may crash on what it finds in a damaged file."""
+    file = reader.read(path)
+    if not file.tensors:
+        raise RuntimeProblem(f"{path} holds no tensors, only a vocabulary", "Give the file of a whole model.")
+    return file
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> ChatTemplate | None:
+    """The template in the file, with the special tokens that it may name."""
+    source = metadata.get("tokenizer.chat_template")
+    if not isinstance(source, str):
+        return None
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    texts: list[str] = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in names.items()}
+    named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
+    return ChatTemplate(source, named.pop("bos_token", None), named.pop("eos_token", None), named)
+
+
+def _normal_form(metadata: Mapping[str, Any]) -> NormalForm | None:
+    form = metadata.get(keys.NORMALIZER)
+    return form if form in get_args(NormalForm) else None
+
+
+@cache
+def _extra_buffers_are_safe() -> bool:
+    """False where AMX is advertised and faults: llama.cpp's extra buffer types would use it (DESIGN, section 6)."""
+    probe = edgetune_native.probe_amx()
+    if probe.usable or not probe.advertised:
+        return True
+    console.warn(f"{probe.reason}; running without AMX and without llama.cpp's repacked weights")
+    return False

@@ -1,0 +1,57 @@
+"""Text to token ids and back, by the vocabulary in a GGUF file as llama.cpp reads it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+from edgetune.runtime.interface import RuntimeProblem
+
+_PIECE_BYTES = 256
+
+
+class LlamaVocabulary:
+    """llama.cpp's vocabulary of a loaded model."""
+
+    def __init__(self, library: Any, model: Any) -> None:
+        self._library = library
+        self._vocabulary = library.llama_model_get_vocab(model)
+        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+        self.size: int = library.llama_vocab_n_tokens(self._vocabulary)
+        bos = library.llama_vocab_bos(self._vocabulary)
+        self.bos: int | None = bos if bos >= 0 else None
+        self._added_bos = self.bos if library.llama_vocab_get_add_bos(self._vocabulary) else None
+        self.stop_tokens = frozenset(self._stop_tokens())
+
+    def _stop_tokens(self) -> Iterator[int]:
+        is_stop = self._library.llama_vocab_is_eog
+        return (token for token in range(self.size) if is_stop(self._vocabulary, token))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids by the rule of training: BOS, if the model wants one, stands there once."""
+        raw = text.encode("utf-8", "surrogatepass")
+        room = len(raw) + 8
+        while True:
+            ids = (self._library.llama_token * room)()
+            count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), ids, room, False, True)
+            if count >= 0:
+                break
+            if -count <= room:
+                raise RuntimeProblem(f"a text of {len(raw)} bytes is too long to be tokenized", "Split it.")
+            room = -count
+        found: list[int] = list(ids[:count])
+        if self._added_bos is None or found[:1] == [self._added_bos]:
+            return found
+        return [self._added_bos, *found]
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token; ValueError for an id outside the vocabulary (llama.cpp would abort the process)."""
+        if not 0 <= token < self.size:
+            raise ValueError(f"{token} is not a token id; the vocabulary has {self.size}")
+        to_piece = self._library.llama_token_to_piece
+        count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
+        if count < 0:  # a token longer than any before
+            self._buffer = ctypes.create_string_buffer(-count)
+            count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
+        return self._buffer.raw[:count]

@@ -1,0 +1,88 @@
+"""Putting the adapter onto the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from edgetune.config import AdapterConfig
+from edgetune.errors import ConfigError
+
+
+def add_adapter(model: Any, config: AdapterConfig) -> Any:
+    """A PeftModel whose only trainable parameters are the new adapter's, in float32.
+
+    ConfigError names the layers there are when `target_modules` fits none.
+    """
+    _check_targets(model, config.target_modules)
+    _prepare(model)
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        use_rslora=config.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:  # a regular expression that fits nothing
+        raise ConfigError(
+            f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
+            f"The linear layers are {', '.join(layer_names(model))}.",
+        ) from None
+
+
+def load_adapter(model: Any, directory: Path) -> Any:
+    """The base with a trained adapter from disk."""
+    _prepare(model)
+    return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+
+
+def trainable_in_float32(model: Any) -> None:
+    """Undo TRL's cast of a quantized model's adapter to bfloat16, whose 8 bits swallow small updates."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def layer_names(model: Any) -> list[str]:
+    """The last parts of the names of the linear layers that can be adapted."""
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+
+
+def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
+    if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
+        return
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    known = layer_names(model)
+    unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
+    head = [each for each in targets if each in ("lm_head", "embed_out")]
+    if unmatched or head or not targets:
+        what = (
+            f"{', '.join(unmatched)} fit no linear layer"
+            if unmatched
+            else f"{', '.join(head) or 'nothing'} cannot be adapted"
+        )
+        raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear.")
+
+
+def _prepare(model: Any) -> None:
+    """Freeze the base; norms in float32 as in QLoRA (PEFT's own preparation also widens the embedding: memory)."""
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+        if parameter.ndim == 1 and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()

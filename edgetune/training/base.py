@@ -1,0 +1,113 @@
+"""Finding and checking the base before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgetune import console
+from edgetune.config import Config
+from edgetune.errors import DataError, EnvironmentProblem
+from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.errors import CheckpointError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Weights as safetensors only, tokenizer, templates and configuration.
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+_REST = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+_CODE = ["*.py"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model to fine-tune, on this machine."""
+
+    name: str
+    """As the configuration names it."""
+    path: Path
+    revision: str | None
+    """The commit on the hub, None for a local directory."""
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Its tensors, checked: CheckpointError for missing, damaged, pickled or already quantized weights."""
+        return Checkpoint(self.path)
+
+    def identity(self) -> dict[str, Any]:
+        """The `base` entry of the manifest: name, path, revision, and the SHA-256 of config.json and the weights."""
+        files = self.checkpoint.identity()
+        return {"name": self.name, "path": str(self.path), "revision": self.revision, "files": files}
+
+
+def find_base(config: Config, *, weights: bool = True) -> Base:
+    """The local directory that `config.base` names, or a snapshot of it from the hub.
+
+    With `weights=False` (preview) only the tokenizer is fetched. CheckpointError when there is no such model.
+    """
+    path = Path(config.base).expanduser()
+    if path.exists() or config.base.startswith((".", "/", "~")):
+        base = Base(config.base, path.resolve(), None)
+    elif _HUB_NAME.fullmatch(config.base):
+        base = _download(config, weights)
+    else:
+        raise CheckpointError(
+            f"base: {config.base!r} is neither a directory nor the name of a model on the hub",
+            "Set base: DIR or base: ORG/NAME.",
+        )
+    if weights:
+        _ = base.checkpoint
+    return base
+
+
+def _download(config: Config, weights: bool) -> Base:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*(_WEIGHTS if weights else []), *_REST, *(_CODE if config.trust_remote_code else [])]
+    try:
+        folder = snapshot_download(config.base, revision=config.revision, allow_patterns=patterns)
+    except Exception as error:  # noqa: BLE001 - the hub's many errors all mean the same here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"base: {config.base!r} is neither a directory here nor a model that can be fetched from the hub: {reason}",
+            "Check the path, the name, the revision and the network (private models need `hf auth login`).",
+        ) from None
+    path = Path(folder)
+    revision = path.name if _COMMIT.fullmatch(path.name) else config.revision
+    console.note(f"base {config.base}, revision {revision}")
+    return Base(config.base, path, revision)
+
+
+def check_exportable(base: Base, config: Config, chat_template: str) -> None:
+    """Nobody trains what cannot be exported: plan the export of the base now (DESIGN 7.4).
+
+    Maps every tensor and converts the tokenizer, and raises what `edgetune merge-export` would raise after training. A
+    storage type that does not fit the model's rows is a warning: another one can be chosen until then.
+    """
+    from edgetune_converters import tokenizers
+    from edgetune_converters.export import plan_export
+    from edgetune_converters.recipes import MAX_FALLBACK
+
+    for plan in plan_export(base.path, config.export.types):
+        if plan.fallback_share > MAX_FALLBACK and not config.export.allow_fallback:
+            console.warn(
+                f"{plan.recipe.name} does not fit this base: {plan.fallback_share:.0%} of its bytes would need another "
+                "type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
+            )
+    rows = int(base.checkpoint.config.get("vocab_size", 0))
+    tokenizers.convert(base.path, rows, base.checkpoint.config, chat_template=chat_template)
+
+
+def refuse_remote_code(name: str, error: Exception) -> Exception:
+    """The error for a base that transformers can load only by running its Python code."""
+    if "trust_remote_code" in str(error):
+        return EnvironmentProblem(
+            f"the base {name} comes with Python code of its own, which is not run unasked",
+            "Read that code; then set trust_remote_code: true, or use another base.",
+        )
+    return DataError(
+        f"the base {name} cannot be loaded: {str(error).strip().splitlines()[0]}", "Check its config.json."
+    )

@@ -1,0 +1,79 @@
+"""Golden conversations: what the exported file's template and tokenizer must reproduce, string by string, id by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from edgetune.data.chat import ChatTemplate
+from edgetune.data.formats import Conversation
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import DataError
+
+OWN_ROWS = 8
+"""How many of the user's rows join the golden conversations."""
+
+
+def _ask(text: str) -> Conversation:
+    return [{"role": "user", "content": text}]
+
+
+def _talk(*texts: str, system: str | None = None) -> Conversation:
+    """User and assistant in turn."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+GOLDEN: tuple[Conversation, ...] = (
+    _ask("Hello"),
+    _ask("Dim the bedroom lights to 30% at 7:05 pm, please."),
+    _ask("把卧室的灯调到三成亮。"),
+    _ask("naïve café — “quotes”, ½ × 3² ≠ ∞, Ångström, Straße"),
+    _ask("emoji 👍🏽 family 👨‍👩‍👧‍👦 flag 🇨🇭 zero\u200bwidth nbsp\u00a0end"),
+    _ask("مرحبا بالعالم, שלום, Привет, こんにちは, 안녕하세요, नमस्ते"),
+    _ask("e\u0301 and é differ in code points; ﬁ is a ligature; Ⅷ is a numeral"),
+    _ask("  leading and trailing spaces  "),
+    _ask("lines\nand\n\nblank lines\r\nand\ttabs\n"),
+    _ask("def f(x):\n    return {'a': [x ** 2 for x in range(10)]}  # comment\n\n\nprint(f(3))"),
+    _ask('{"action": "set", "device": "light", "value": 0.3, "list": [1, 2, 3]}'),
+    _ask("numbers 1 12 123 1234 12345 3.14159 1,000,000 0x1F -7 1e-9"),
+    _ask("text that looks special: <s> </s> <|im_end|> <|endoftext|> [INST] <unk> {{ x }} {% raw %}"),
+    _ask("I'm, you're, it's, WE'LL, don't; CamelCase snake_case kebab-case"),
+    _ask("a" * 70 + " " * 17 + "!?" * 9),
+    _talk("Hi", "Hello! How can I help?", "What is 2 + 2?"),
+    _talk("Hi", "Hello!", "And now?", "Now we stop.", "Fine", system="You are a terse assistant."),
+    _talk("Is an empty system message kept?", system=""),
+    _talk("A question", "An answer"),
+    _talk("One", "Two", "Three", "Four"),
+)
+
+
+def contract(
+    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[Conversation]
+) -> list[dict[str, Any]]:
+    """Golden and own conversations as transformers renders and tokenizes them; those the template refuses are left out.
+
+    `theirs` is the transformers tokenizer. DataError when our rendering differs from its own.
+    """
+    return list(_entries(template, tokenizer, theirs, [*GOLDEN, *own[:OWN_ROWS]]))
+
+
+def _entries(
+    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, conversations: Iterable[Conversation]
+) -> Iterable[dict[str, Any]]:
+    for messages in conversations:
+        prompt = messages[-1]["role"] != "assistant"
+        try:
+            text = template.render(messages, add_generation_prompt=prompt)
+        except DataError:  # no system role, strict alternation ...
+            continue
+        expected = theirs.apply_chat_template(
+            messages, chat_template=template.source, tokenize=False, add_generation_prompt=prompt
+        )
+        if text != expected:
+            raise DataError(
+                f"the chat template renders {text[:80]!r} here and {expected[:80]!r} in transformers",
+                "Please report this template; meanwhile use another one (data.chat_template).",
+            )
+        ids, _ = tokenizer.encode(text)
+        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids}

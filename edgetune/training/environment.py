@@ -1,0 +1,91 @@
+"""What is installed, on which device, and keeping third-party libraries from talking to the user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edgetune.errors import EnvironmentProblem
+
+EXTRA = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl")
+_RECORDED = ("edgetune", *EXTRA, "tokenizers", "safetensors", "numpy")
+_NOISY = ("transformers", "bitsandbytes", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub")
+
+# Set before the libraries are imported. TRL and huggingface_hub report use to a server unless told not to.
+_SETTINGS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Waiting threads of torch's OpenMP spin for milliseconds unless told otherwise. On a machine that does other work
+    # too, a step of a small model took 14.5 s so, and 0.7 s with this.
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
+def require_train_extra() -> None:
+    """EnvironmentProblem naming what is missing, without importing any of it."""
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(f"training needs {', '.join(missing)}", "pip install 'edgetune[train]'")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and log lines of the training libraries off the terminal; what matters is said in our words."""
+    before = {name: os.environ.get(name) for name in _SETTINGS}
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    os.environ.update({name: value for name, value in _SETTINGS.items() if before[name] is None})
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="(" + "|".join(_NOISY) + r")(\.|$)")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # shown as if our own line had caused them, whatever library they come from
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that has a say in the result."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> dict[str, Any]:
+    """The device that training uses, for the manifest: {"type": "cuda" | "cpu", "name": ...}. Imports torch."""
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return {"type": "cuda", "name": torch.cuda.get_device_name(0), "memory_bytes": memory}
+    return {"type": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - not a file of ours
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names and names[0] else platform.processor() or platform.machine()

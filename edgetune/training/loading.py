@@ -1,0 +1,100 @@
+"""Loading the base in 4 bits and its tokenizer, on a CUDA GPU or, by the same path, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
+
+from edgetune.config import Config, QuantizationConfig
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import ConfigError, DataError
+from edgetune.training.base import Base, refuse_remote_code
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """The type of matrix products; ConfigError where the device cannot train in it."""
+    name = config.quantization.compute_dtype
+    if name == "float16" and not torch.cuda.is_available():
+        raise ConfigError("quantization.compute_dtype: float16 needs a CUDA GPU", "Use bfloat16, or float32.")
+    return DTYPES[name]
+
+
+def load_model(base: Base, config: Config) -> Any:
+    """The base as a transformers model, its linear layers in 4 bits unless `quantization.bits` is 16.
+
+    What is not quantized (embedding, head, norms) is held in the compute type on a GPU, where memory is short, and in
+    float32 on the CPU.
+    """
+    disable_progress_bar()
+    on_gpu = torch.cuda.is_available()
+    products = compute_dtype(config)
+    dtype = products if on_gpu else torch.float32
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            dtype=dtype,
+            quantization_config=_bitsandbytes(config.quantization),
+            device_map={"": 0 if on_gpu else "cpu"},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (ValueError, KeyError) as error:
+        raise refuse_remote_code(base.name, error) from None
+    _keep_weights_as_quantized(model)
+    return model
+
+
+def _bitsandbytes(config: QuantizationConfig) -> BitsAndBytesConfig | None:
+    if config.bits == 16:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.type,
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=DTYPES[config.compute_dtype],
+    )
+
+
+def four_bit_layers(model: Any) -> list[Any]:
+    """The bitsandbytes layers of a model, inside adapters or not."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def _keep_weights_as_quantized(model: Any) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights when first used in evaluation, rounding the block
+    scales to bfloat16: the model would change in the middle of training, and differ from what is exported."""
+    for layer in four_bit_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def load_tokenizer(base: Base, config: Config) -> tuple[Any, TextTokenizer]:
+    """The base's tokenizer as transformers sees it, and our face over its backend."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
+    except (ValueError, KeyError) as error:
+        raise refuse_remote_code(base.name, error) from None
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"the base {base.name} has no fast tokenizer",
+            "Convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+        )
+    return tokenizer, TextTokenizer.of(tokenizer.backend_tokenizer, base.path)
+
+
+def check_same_tokenizer(ours: TextTokenizer, theirs: TextTokenizer, texts: list[str]) -> None:
+    """tokenizer.json, which is exported, and the class that transformers makes of it must give the same ids."""
+    for text, mine, other in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts), strict=True):
+        if mine[0] != other[0]:
+            at = next((i for i, (a, b) in enumerate(zip(mine[0], other[0], strict=False)) if a != b), -1)
+            raise DataError(
+                f"tokenizer.json and transformers' tokenizer class disagree at token {at} of {text[:60]!r}",
+                "Save the tokenizer anew: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+            )

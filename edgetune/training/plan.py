@@ -1,0 +1,81 @@
+"""Everything about a run that is known, and checked, before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetune import console
+from edgetune.config import Config
+from edgetune.data.chat import ChatTemplate
+from edgetune.data.dataset import Encoding, Splits, encode_all, read_splits
+from edgetune.data.formats import Conversation
+from edgetune.data.masks import EncodedRow
+from edgetune.data.preview import totals
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.training.base import Base, check_exportable, find_base
+from edgetune.validation.answers import answer_matches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first step."""
+
+    config: Config
+    base: Base
+    template: ChatTemplate
+    tokenizer: TextTokenizer
+    splits: Splits
+    train: Encoding
+    validation: Encoding
+    pad_id: int
+    pad_reason: str
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the base's stop tokens and those with which the template ends its turns."""
+        return self.tokenizer.stop_ids | self.train.turn_ends
+
+    @property
+    def reference_rows(self) -> list[EncodedRow]:
+        """Held-out rows whose log-probabilities are stored."""
+        return self.validation.rows[: self.config.reference.rows]
+
+    @property
+    def task_rows(self) -> list[Conversation]:
+        """Test rows up to the last assistant turn, which is the expected answer."""
+        found = []
+        for conversation in self.splits.test:
+            last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
+            found.append(conversation[: last + 1])
+        return found[: self.config.reference.task_rows]
+
+
+def prepare(config: Config) -> Plan:
+    """Read and check base, template, tokenizer and data. Imports no torch; any of edgetune's errors may be raised."""
+    base = find_base(config)
+    template = ChatTemplate.from_directory(base.path, config.data.chat_template)
+    check_exportable(base, config, template.source)
+    tokenizer = TextTokenizer.from_directory(base.path)
+    splits = read_splits(config.data, config.training.seed)
+    train = encode_all(template, tokenizer, splits.train, config.training.max_length)
+    validation = encode_all(template, tokenizer, splits.validation, config.training.max_length)
+    pad_id, pad_reason = tokenizer.choose_pad()
+    plan = Plan(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
+    for row in plan.task_rows:  # an expected answer that cannot be compared is found now, not after training
+        answer_matches(config.data.answer, row[-1]["content"], "")
+    return plan
+
+
+def describe(plan: Plan) -> None:
+    """Say what will be trained on."""
+    console.note(f"base {plan.base.name}; {', '.join(plan.splits.formats)} rows")
+    console.note(f"training: {totals(plan.train)}")
+    console.note(f"held out: {totals(plan.validation)}")
+    for encoding in (plan.train, plan.validation):
+        if encoding.rewritten:
+            console.note(f"each assistant turn became a row of its own, since {encoding.rewritten}")
+            break
+    unknown = plan.train.turn_ends - plan.tokenizer.stop_ids
+    if unknown:
+        names = ", ".join(plan.tokenizer.text_of(id_) for id_ in sorted(unknown))
+        console.warn(f"the template ends turns with {names}, which the base does not declare as a stop token")

@@ -1,0 +1,49 @@
+"""Will it fit? Disk space, estimated before the work starts (DESIGN 7.12)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgetune.config import Config
+from edgetune.data.masks import EncodedRow
+from edgetune.errors import EnvironmentProblem
+from edgetune_converters.checkpoint import Checkpoint
+
+MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what others write meanwhile
+_OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter
+_NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
+
+
+def adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
+    """Parameters of a rank-r adapter on every linear layer; fewer when only some are targeted."""
+    shapes = [
+        info.shape
+        for name, info in checkpoint.tensors.items()
+        if len(info.shape) == 2 and not any(part in name for part in _NOT_ADAPTED)
+    ]
+    return sum(rank * (rows + columns) for rows, columns in shapes)
+
+
+def bytes_needed(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
+    """Disk space that a run takes at most: adapter, checkpoints (one more than are kept), reference."""
+    parameters = adapter_parameters(checkpoint, config.adapter.r)
+    one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
+    vocabulary = int(checkpoint.config.get("vocab_size", 0))
+    full = vocabulary <= config.reference.full_vocabulary_limit
+    per_position = 2 * vocabulary if full else 8 * config.reference.top_k
+    positions = sum(len(row.scored) for row in reference_rows)
+    checkpoints = (config.training.keep_checkpoints + 1) * one_checkpoint
+    return parameters * 4 + checkpoints + positions * (per_position + 16) + MARGIN
+
+
+def check_disk(directory: Path, needed: int) -> None:
+    """EnvironmentProblem when the disk that `directory` lies or will lie on has less than `needed` bytes free."""
+    existing = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{directory} needs about {needed / 2**20:.0f} MiB, and its disk has {free / 2**20:.0f} MiB free",
+            "Free some space, write elsewhere with -o, or keep fewer checkpoints (training.keep_checkpoints).",
+        )

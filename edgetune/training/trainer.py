@@ -1,0 +1,134 @@
+"""TRL's SFTTrainer on the token ids and masks that edgetune.data makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from edgetune.config import Config
+from edgetune.data.masks import EncodedRow
+from edgetune.errors import DataError
+from edgetune.training.adapters import trainable_in_float32
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer without the model card that it writes into every checkpoint."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run directory's manifest says all that."""
+
+
+class Collator:
+    """TRL's padding collator, which keeps our labels; the first batch is checked (DESIGN 7.2)."""
+
+    def __init__(self, pad_id: int, stop_ids: frozenset[int]) -> None:
+        self._pad = DataCollatorForLanguageModeling(pad_token_id=pad_id)
+        self._pad_id = pad_id
+        self._stop_ids = stop_ids
+        self._checked = False
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rows of unequal lengths -> input_ids, attention_mask, labels, each int64 [rows, longest]."""
+        batch: dict[str, Any] = self._pad(rows)
+        if not self._checked:
+            check_batch(batch, self._pad_id, self._stop_ids)
+            self._checked = True
+        return batch
+
+
+def check_batch(batch: dict[str, Any], pad_id: int, stop_ids: frozenset[int]) -> None:
+    """DataError unless padding is not a stop token, padding is not trained on, and labels are the ids themselves."""
+    ids, labels, attended = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
+    trained = labels != -100
+    problems = {
+        f"the pad token {pad_id} is also a stop token": pad_id in stop_ids,
+        "padding is trained on": bool((trained & ~attended).any()),
+        "labels are not the tokens themselves": bool((labels[trained] != ids[trained]).any()),
+        "no token is trained on": not bool(trained.any()),
+        "the first token, which nothing predicts, is trained on": bool(trained[:, 0].any()),
+    }
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise DataError.of_many("problems in the first batch", found, "Look at the rows with `edgetune preview`.")
+
+
+def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    """Rows as the `datasets` table that TRL asks for."""
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+
+
+def arguments(config: Config, directory: Path) -> SFTConfig:
+    """Our options in TRL's names."""
+    training = config.training
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(directory),
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup_ratio,  # below 1: a share of the steps
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optimizer,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=training.seed,
+        data_seed=training.seed,
+        bf16=config.quantization.compute_dtype == "bfloat16",
+        fp16=config.quantization.compute_dtype == "float16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=0,
+        max_length=None,
+        shuffle_dataset=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        eval_strategy="steps",
+        eval_steps=training.eval_steps,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        save_total_limit=None,  # our own callback keeps the last complete ones
+        logging_steps=1,  # our own callback averages
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+    )
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    train_rows: Sequence[EncodedRow],
+    eval_rows: Sequence[EncodedRow],
+    collator: Collator,
+    config: Config,
+    directory: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """A trainer whose checkpoints go to `directory`."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer = Trainer(
+        model=model,
+        args=arguments(config, directory),
+        data_collator=collator,
+        train_dataset=to_dataset(train_rows),
+        eval_dataset=to_dataset(eval_rows),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # writes every log to standard output
+    trainable_in_float32(trainer.model)
+    return trainer

@@ -1,0 +1,134 @@
+"""The contract: the file renders, tokenizes and stops exactly as training did. One difference fails it.
+
+What training did is stored with the reference: golden conversations as transformers rendered and tokenized them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import DataError
+from edgetune.runtime import Runtime
+
+Golden = Mapping[str, Any]
+"""{"messages", "add_generation_prompt", "text", "ids"}"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing that differs in one respect."""
+
+    what: str
+    """template, rendering, BOS, tokens or stop: where along the line it was lost."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What came out."""
+
+    conversations: int
+    differences: list[Difference]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences
+
+
+def check(runtime: Runtime, golden: Sequence[Golden], tokenizer: Path) -> Contract:
+    """`golden` from the reference; `tokenizer` is the run's tokenizer directory, with the template of training."""
+    checks: list[Callable[[], str | None]] = [
+        lambda: template_difference(runtime, tokenizer),
+        lambda: first(rendering_difference(runtime, entry) for entry in golden),
+        lambda: first(bos_difference(runtime, entry) for entry in golden),
+        lambda: first(token_difference(runtime, entry) for entry in golden),
+        lambda: stop_difference(runtime, tokenizer),
+    ]
+    names = ("template", "rendering", "BOS", "tokens", "stop")
+    found = ((name, look()) for name, look in zip(names, checks, strict=True))
+    return Contract(len(golden), [Difference(name, detail) for name, detail in found if detail is not None])
+
+
+def first(details: Iterator[str | None]) -> str | None:
+    """The first that is not None."""
+    return next((detail for detail in details if detail is not None), None)
+
+
+def template_difference(runtime: Runtime, tokenizer: Path) -> str | None:
+    """The file's chat template is the one that training used, to the letter."""
+    path = tokenizer / "chat_template.jinja"
+    if not path.is_file():
+        return None
+    wanted = path.read_text(encoding="utf-8")
+    if runtime.chat_template is None:
+        return "the file has no chat template"
+    found = runtime.chat_template.source
+    return None if found == wanted else "the file's chat template is another: " + _first_difference(wanted, found)
+
+
+def rendering_difference(runtime: Runtime, entry: Golden) -> str | None:
+    """The conversation as text."""
+    if runtime.chat_template is None:
+        return None  # said by template_difference
+    try:
+        found = runtime.chat_template.render(entry["messages"], add_generation_prompt=entry["add_generation_prompt"])
+    except DataError as error:
+        return error.message
+    return None if found == entry["text"] else _first_difference(entry["text"], found)
+
+
+def bos_difference(runtime: Runtime, entry: Golden) -> str | None:
+    """How many BOS tokens the ids start with; the classical fault is none, or two."""
+    wanted, found = (_leading(ids, runtime.bos_token) for ids in (entry["ids"], runtime.tokenize(entry["text"])))
+    if wanted == found:
+        return None
+    return f"training starts {_quoted(entry['text'])} with {wanted} BOS, the file with {found}"
+
+
+def token_difference(runtime: Runtime, entry: Golden) -> str | None:
+    """The text as token ids."""
+    wanted, found = entry["ids"], runtime.tokenize(entry["text"])
+    for place, (theirs, ours) in enumerate(zip_longest(wanted, found)):
+        if theirs != ours:
+            return (
+                f"{_quoted(entry['text'])} differs at token {place}: {_token(runtime, theirs)} in training, "
+                f"{_token(runtime, ours)} in the file"
+            )
+    return None
+
+
+def stop_difference(runtime: Runtime, tokenizer: Path) -> str | None:
+    """Generation ends wherever it ended in training."""
+    if not (tokenizer / "tokenizer.json").is_file():
+        return None
+    missing = sorted(TextTokenizer.from_directory(tokenizer).stop_ids - runtime.stop_tokens)
+    return f"the file does not stop at {_token(runtime, missing[0])}" if missing else None
+
+
+def _leading(ids: Sequence[int], bos: int | None) -> int:
+    return next((place for place, token in enumerate(ids) if token != bos), len(ids))
+
+
+def _token(runtime: Runtime, token: int | None) -> str:
+    if token is None:
+        return "nothing"
+    if token >= runtime.vocabulary_size:
+        return f"{token} (not in the file)"
+    return f"{token} {runtime.token_bytes(token, special=True).decode('utf-8', 'replace')!r}"
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _first_difference(wanted: str, found: str) -> str:
+    pairs = enumerate(zip(wanted, found, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+    start = max(0, place - 15)
+    return f"at character {place} {wanted[start : place + 25]!r} in training, {found[start : place + 25]!r} in the file"

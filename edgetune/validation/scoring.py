@@ -1,0 +1,49 @@
+"""The held-out rows through a file, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.codings import Compared
+from edgetune.console import Progress
+from edgetune.errors import RunDirectoryError
+from edgetune.reference import Reference, Rows
+from edgetune.runtime import Runtime, RuntimeProblem
+from edgetune.validation.metrics import Scored
+
+
+def score(runtime: Runtime, reference: Reference, rows: Rows, progress: Progress) -> Scored:
+    """Compare `runtime` with the reference at the scored tokens of `rows` (the reference's first ones).
+
+    One block of logits exists at a time. RunDirectoryError when the reference is of another vocabulary.
+    """
+    check_vocabulary(runtime, reference)
+    found: list[Compared] = []
+    done = 0
+    for ids, positions, _ in rows:
+        for logits in runtime.score(ids, positions):
+            _check_finite(runtime, logits, done)
+            found.append(reference.compare(done, logits, threads=runtime.threads))
+            done += len(logits)
+            progress(done, len(rows.positions))
+    return Scored(*(np.concatenate([getattr(part, name) for part in found]) for name in ("kld", "top", "nll")))
+
+
+def _check_finite(runtime: Runtime, logits: NDArray[np.float32], done: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits.max(axis=1)))
+    if len(bad):
+        raise RuntimeProblem(
+            f"the output of {runtime.path} at scored token {done + int(bad[0])} is not a finite number",
+            "Its weights are damaged or out of range: export again, with another type if it stays.",
+        )
+
+
+def check_vocabulary(runtime: Runtime, reference: Reference) -> None:
+    """A file with another vocabulary was made from another base."""
+    if runtime.vocabulary_size != reference.vocab_size:
+        raise RunDirectoryError(
+            f"{runtime.path} has a vocabulary of {runtime.vocabulary_size} tokens, the reference one of "
+            f"{reference.vocab_size}: it was made from another base",
+            "Validate a file that was exported from this run.",
+        )

@@ -1,0 +1,63 @@
+"""The task: rows with a checkable answer, answered greedily by the file as the trained model answered them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.console import Progress
+from edgetune.runtime import Runtime, Sampling
+from edgetune.validation.answers import answer_matches
+
+Row = Mapping[str, Any]
+"""{"messages", "expected", "base", "trained"}"""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How many answers are right, and what went wrong first."""
+
+    rows: int
+    right: int
+    same_as_trained: int | None
+    """Answers that are the trained model's, character for character; None for the trained model itself."""
+    first_miss: dict[str, str] | None = None
+    """{"prompt", "expected", "got"} of the first row that the trained model has right and this one has not."""
+
+    @property
+    def share(self) -> float:
+        """Right answers per row."""
+        return self.right / self.rows
+
+
+def stored_score(task: Mapping[str, Any], which: str) -> TaskScore:
+    """The score of the `base` or `trained` model's stored answers."""
+    rows: Sequence[Row] = task["rows"]
+    right = sum(answer_matches(task["kind"], row["expected"], row[which]) for row in rows)
+    return TaskScore(len(rows), right, sum(row[which].strip() == row["trained"].strip() for row in rows))
+
+
+def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progress: Progress) -> TaskScore | None:
+    """Answer every row; None when the file has no chat template to ask with."""
+    if runtime.chat_template is None:
+        return None
+    rows: Sequence[Row] = task["rows"]
+    right = same = 0
+    miss: dict[str, str] | None = None
+    for done, row in enumerate(rows, 1):
+        got = answer(runtime, row["messages"], max_tokens)
+        matches = answer_matches(task["kind"], row["expected"], got)
+        right += matches
+        same += got.strip() == row["trained"].strip()
+        if miss is None and not matches and answer_matches(task["kind"], row["expected"], row["trained"]):
+            miss = {"prompt": str(row["messages"][-1]["content"]), "expected": row["expected"], "got": got}
+        progress(done, len(rows))
+    return TaskScore(len(rows), right, same, miss)
+
+
+def answer(runtime: Runtime, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
+    """The greedy answer to a conversation."""
+    assert runtime.chat_template is not None
+    prompt = runtime.tokenize(runtime.chat_template.render(messages, add_generation_prompt=True))
+    return runtime.detokenize(list(runtime.generate(prompt, Sampling(), max_tokens)))

@@ -1,0 +1,66 @@
+/* Rows of log-probabilities in 16 bits, as llama.cpp's --kl-divergence-base file holds them (DESIGN, section 3):
+ *
+ *   min_logit    = max(min, max - 16)
+ *   scale        = (max - min_logit) / 65535
+ *   min_log_prob = min_logit - max - log(sum exp(l - max))
+ *   code         = l > min_logit ? round((l - min_logit) / scale) : 0
+ *
+ * All of it in f32 except the sum, in llama.cpp's order of operations.
+ */
+#include "compare_rows.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { PIECE_ELEMENTS = 128 * 1024 };
+
+static enum et_status encode_one(const struct et_encode_job *job, int64_t row) {
+    const struct et_row_kernels *kernels = et_row_kernels();
+    const float *logits = job->logits + row * job->v; /* [v] */
+    uint16_t *codes = job->codes + row * job->v;      /* [v] */
+    struct et_extremes range = kernels->extremes(logits, job->v);
+    enum et_status status = et_check_logits(range);
+    if (status != ET_OK)
+        return status;
+
+    float max = range.high;
+    float min = range.low > max - 16.0f ? range.low : max - 16.0f;
+    float log_sum = (float)log(kernels->mass_sum(logits, job->v, max));
+    float scale = (max - min) / 65535.0f;
+    float inverse = 1.0f / scale;
+    job->scale[row] = isfinite(inverse) ? scale : 0.0f; /* a row that is flat, or flat to within 1e-34 */
+    job->min_log_prob[row] = min - max - log_sum;
+    if (isfinite(inverse))
+        kernels->encode(logits, job->v, min, inverse, codes);
+    else
+        memset(codes, 0, (size_t)job->v * sizeof *codes);
+    return ET_OK;
+}
+
+static enum et_status encode_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
+    for (int64_t row = begin; row < end; row++) {
+        enum et_status status = encode_one(argument, row);
+        if (status != ET_OK) {
+            *bad_row = row;
+            return status;
+        }
+    }
+    return ET_OK;
+}
+
+static enum et_status decode_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
+    const struct et_decode_job *job = argument;
+    (void)bad_row;
+    for (int64_t row = begin; row < end; row++)
+        et_row_kernels()->decode(job->codes + row * job->v, job->v, job->scale[row], job->min_log_prob[row],
+                                 job->out + row * job->v);
+    return ET_OK;
+}
+
+struct et_outcome et_encode(const struct et_encode_job *job, int threads) {
+    return et_parallel_rows(job->n, et_grain(job->v, PIECE_ELEMENTS), threads, encode_rows, job);
+}
+
+struct et_outcome et_decode(const struct et_decode_job *job, int threads) {
+    return et_parallel_rows(job->n, et_grain(job->v, PIECE_ELEMENTS), threads, decode_rows, job);
+}

@@ -1,0 +1,117 @@
+"""`edgetune validate`: the table, the JSON beside the file, and the gate's exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands.made import edgetune, sentence
+from tests.runtime import models
+
+
+@pytest.fixture
+def copy(file: Path, tmp_path: Path) -> Path:
+    """The file in a folder of its own, where its report appears."""
+    return Path(shutil.copy(file, tmp_path / "tiny.gguf"))
+
+
+def report_of(file: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(file.with_name(file.name + ".validation.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_table_and_the_report(run_directory: Path, copy: Path) -> None:
+    result = edgetune("validate", run_directory, copy, "--gate", "mean_kld_max=1e-6", "--gate", "recovery_min=0.999")
+    assert result.returncode == 0, result.stderr
+    table = result.stdout.decode()
+    assert max(map(len, table.splitlines())) <= 100
+    for word in ("base", "trained", "tiny", "recovery", "1.0000", "100.0%", "contract holds", "coding floor"):
+        assert word in table
+    assert result.stderr == b""
+    report = report_of(copy)
+    assert report["passed"] is True
+    rungs = report["rungs"]
+    assert isinstance(rungs, list)
+    assert [rung["name"] for rung in rungs] == ["base", "trained", "tiny.gguf"]
+    assert rungs[2]["figures"]["recovery"] == pytest.approx(1)
+    assert rungs[2]["contract"]["holds"] is True
+    assert rungs[2]["task"]["same_as_trained"] == rungs[2]["task"]["rows"]
+    assert {path.name for path in copy.parent.iterdir()} == {copy.name, copy.name + ".validation.json"}
+    assert str(copy.parent) not in json.dumps(report)
+
+
+def test_a_closed_gate_exits_with_3_and_still_reports(run_directory: Path, copy: Path, base: Path) -> None:
+    coarse = models.gguf(base, copy.with_name("q4.gguf"), "q4_0")
+    result = edgetune("validate", run_directory, copy, coarse, "--no-task", "--gate", "mean_kld_max=0.01")
+    assert result.returncode == 3
+    said = " ".join(result.stderr.decode().split())
+    assert "q4.gguf: mean KLD is 0." in said
+    assert "at most 0.01 was asked for" in said
+    assert "lost at: quantize" in said
+    assert b"q4" in result.stdout
+    assert report_of(copy)["passed"] is True
+    assert report_of(coarse)["passed"] is False
+
+
+def test_a_broken_contract_closes_the_gate_without_any_threshold(run_directory: Path, copy: Path) -> None:
+    copy.write_bytes(copy.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templote"))
+    result = edgetune("validate", run_directory, copy)
+    assert result.returncode == 3
+    assert b"no chat template" in result.stderr
+    assert b"contract broken: template" in result.stdout
+
+
+def test_the_thresholds_of_the_configuration_hold_unless_given(run_directory: Path, copy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["config"]["gate"]["recovery_min"] = 1.5
+    (run / "run.json").write_text(json.dumps(manifest))
+    assert edgetune("validate", run, copy, "--no-task").returncode == 3
+    assert edgetune("validate", run, copy, "--no-task", "--gate", "recovery_min=").returncode == 0
+
+
+def test_one_report_where_asked(run_directory: Path, copy: Path, tmp_path: Path) -> None:
+    place = tmp_path / "reports/all.json"
+    result = edgetune("validate", run_directory, copy, "--json", place, "--rows", "2", "--no-task", "--threads", "2")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(place.read_text())["reference"]["rows"] == 2
+    assert not copy.with_name(copy.name + ".validation.json").exists()
+
+
+def test_bad_files_are_one_sentence_and_leave_no_report(run_directory: Path, bad: Path) -> None:
+    result = edgetune("validate", run_directory, bad)
+    assert result.returncode == 1
+    assert "bad.gguf" in sentence(result).replace("\n", "")
+    assert not list(bad.parent.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["{run}", "{file}", "{file}"], 2, "two files are called"),
+        (["{run}", "{file}", "--gate", "mean_kld=1"], 2, "did you mean gate.mean_kld_max"),
+        (["{file}", "{file}"], 1, "not a run directory"),
+        (["{run}"], 2, "FILE..."),
+        (["{run}", "{run}"], 1, "is a directory"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    run_directory: Path, file: Path, arguments: list[str], code: int, what: str
+) -> None:
+    result = edgetune("validate", *(text.format(run=run_directory, file=file) for text in arguments))
+    assert result.returncode == code
+    assert what in sentence(result).replace("\n", " ")
+
+
+def test_a_damaged_reference_is_one_sentence(run_directory: Path, copy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    codes = run / "reference/trained.codes.npy"
+    codes.write_bytes(codes.read_bytes()[:-100])
+    result = edgetune("validate", run, copy)
+    assert result.returncode == 1
+    assert "is damaged" in sentence(result).replace("\n", " ")

@@ -1,0 +1,180 @@
+"""The delta of each tensor is PEFT's own, and every adapter that does not fit is named with all its faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgetune_converters.adapters import Adapter
+from edgetune_converters.errors import AdapterError
+from tests.converters.test_checkpoint import safetensors
+
+TARGETS = {"m.q.weight": (6, 4), "m.v.weight": (3, 4), "m.v.bias": (3,), "e.weight": (10, 4)}
+_CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8}
+_RANDOM = np.random.default_rng(0)
+A = _RANDOM.normal(size=(2, 4)).astype(np.float32)
+B = _RANDOM.normal(size=(6, 2)).astype(np.float32)
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def write(directory: Path, tensors: Tensors | None = None, **config: Any) -> Path:
+    """An adapter directory; by default one pair on m.q."""
+    if tensors is None:
+        tensors = pair("base_model.model.m.q")
+    directory.mkdir(exist_ok=True)
+    (directory / "adapter_config.json").write_text(json.dumps(_CONFIG | config))
+    entries = {name: ("F32", list(value.shape), value.astype("<f4").tobytes()) for name, value in tensors.items()}
+    safetensors(directory / "adapter_model.safetensors", entries)
+    return directory
+
+
+def pair(module: str, a: NDArray[Any] = A, b: NDArray[Any] = B) -> Tensors:
+    return {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+
+
+def delta(directory: Path, target: str = "m.q.weight") -> NDArray[np.float32]:
+    factors = Adapter(directory).changes(TARGETS)[target].factors
+    assert factors is not None
+    left, right = factors()
+    return left @ right
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({}, 8 / 2),
+        ({"use_rslora": True}, 8 / 2**0.5),
+        ({"alpha_pattern": {"q": 3}}, 3 / 2),
+        ({"alpha_pattern": {"m.q": 5, "q": 3}}, 5 / 2),
+        ({"alpha_pattern": {"other": 3}}, 8 / 2),
+        ({"r": 99, "rank_pattern": {"q": 2}, "use_rslora": True}, 8 / 2**0.5),
+    ],
+)
+def test_the_scale(config: dict[str, Any], scale: float, tmp_path: Path) -> None:
+    assert np.allclose(delta(write(tmp_path, **config)), scale * B @ A, rtol=1e-6)
+
+
+def test_fan_in_fan_out_transposes(tmp_path: Path) -> None:
+    tensors = pair("base_model.model.m.q", B.T[:, :6], A.T)
+    assert np.allclose(delta(write(tmp_path, tensors, fan_in_fan_out=True)), 4 * (A.T @ B.T).T, rtol=1e-5)
+
+
+def test_an_embedding_is_transposed(tmp_path: Path) -> None:
+    a, b = _RANDOM.normal(size=(2, 10)).astype(np.float32), _RANDOM.normal(size=(4, 2)).astype(np.float32)
+    tensors = {"base_model.model.e.lora_embedding_A": a, "base_model.model.e.lora_embedding_B": b}
+    assert np.allclose(delta(write(tmp_path, tensors), "e.weight"), 4 * (b @ a).T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("infix", ["", ".default"])
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_names_with_and_without_their_wrappings(prefix: str, infix: str, tmp_path: Path) -> None:
+    tensors = {f"{prefix}m.q.lora_A{infix}.weight": A, f"{prefix}m.q.lora_B{infix}.weight": B}
+    assert np.allclose(delta(write(tmp_path, tensors)), 4 * B @ A, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["m.v.weight", "m.v.base_layer.weight", "m.v.modules_to_save.default.weight"])
+def test_a_replacement(name: str, tmp_path: Path) -> None:
+    value = _RANDOM.normal(size=(3, 4)).astype(np.float32)
+    change = Adapter(write(tmp_path, {f"base_model.model.{name}": value})).changes(TARGETS)["m.v.weight"]
+    replaced = change.replaced(slice(1, 3))
+    assert replaced is not None
+    assert np.array_equal(replaced, value[1:3])
+
+
+def test_identity_names_both_files(tmp_path: Path) -> None:
+    first = Adapter(write(tmp_path / "a")).identity()
+    assert sorted(first) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert first == Adapter(write(tmp_path / "b")).identity()
+    assert first != Adapter(write(tmp_path / "c", lora_alpha=9)).identity()
+
+
+# -- adapters that do not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (pair("m.nothing"), "m.nothing is not a module of the base model"),
+        ({"m.q.lora_A.weight": A}, "m.q has no lora_B"),
+        ({"m.q.lora_B.weight": B}, "m.q has no lora_A"),
+        (pair("m.q", A[:, :3]), r"A \[2, 3\] and B \[6, 2\] do not fit \[6, 4\] at rank 2"),
+        (pair("m.q", A[:1], B[:, :1]), "at rank 2"),
+        (pair("m.q", A, B * 0), "change nothing: their product is zero"),
+        (pair("m.q", A * 0, B), "change nothing"),
+        (pair("m.q", A * np.nan, B), "hold NaN or infinity"),
+        (pair("m.q", A, B * np.inf), "hold NaN or infinity"),
+        (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is not a tensor of a LoRA adapter"),
+        (pair("m.q") | {"m.q.lora_B.bias": B[:, 0]}, "has a LoRA bias"),
+        (pair("m.q") | {"m.q.lora_A.default.weight": A}, "is there twice under different names"),
+        ({"z.weight": A}, "z.weight matches no tensor of the base model"),
+        ({"m.v.weight": A}, r"m.v.weight has the shape \[2, 4\], the base \[3, 4\]"),
+        ({}, "holds no tensors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")
+def test_tensors_that_do_not_fit(tensors: Tensors, message: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=message):
+        Adapter(write(tmp_path, tensors)).changes(TARGETS)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    tensors = pair("m.nothing") | {"m.q.lora_A.weight": A} | {"odd": B}
+    with pytest.raises(AdapterError, match=r"(?s)3 problems.*odd is not.*m.nothing is not.*m.q has no lora_B"):
+        Adapter(write(tmp_path, tensors)).changes(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "ADALORA"}, "of the kind ADALORA"),
+        ({"peft_type": "IA3"}, "of the kind IA3"),
+        ({"peft_type": "LOHA"}, "of the kind LOHA"),
+        ({"peft_type": None}, "of the kind None"),
+        ({"use_dora": True}, "DoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer replication"),
+        ({"target_parameters": ["x"]}, "bare parameters"),
+        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"init_lora_weights": "pissa"}, "initialised with 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialised with 'pissa_niter_4'"),
+        ({"init_lora_weights": "loftq"}, "initialised with 'loftq'"),
+        ({"init_lora_weights": "olora"}, "initialised with 'olora'"),
+        ({"init_lora_weights": "never heard of"}, "initialised with 'never heard of'"),
+        ({"r": 0}, "r is 0"),
+        ({"r": "two"}, "r is 'two'"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"rank_pattern": {"(": 3}}, "is not a pattern"),
+        ({"rank_pattern": [3]}, "must be objects"),
+    ],
+)
+def test_kinds_that_cannot_be_merged_are_named(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=message):
+        Adapter(write(tmp_path, **config)).changes(TARGETS)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
+def test_initialisations_that_leave_the_base_alone(start: object, tmp_path: Path) -> None:
+    assert Adapter(write(tmp_path, init_lora_weights=start)).changes(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "adapter_config.json").unlink(), "cannot read"),
+        (lambda d: (d / "adapter_config.json").write_text("{"), "is not JSON"),
+        (lambda d: (d / "adapter_model.safetensors").unlink(), "cannot read"),
+        (lambda d: (d / "adapter_model.safetensors").write_bytes(b"123"), "too few"),
+        (lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"), "pickled adapter_model.bin"),
+    ],
+)
+def test_damaged_directories(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    damage(write(tmp_path))
+    with pytest.raises(AdapterError, match=message):
+        Adapter(tmp_path)

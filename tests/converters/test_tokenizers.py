@@ -1,0 +1,241 @@
+"""Token ids of the exported vocabulary in llama.cpp are those of the Hugging Face tokenizer, on nasty text."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_converters import gguf, tokenizers
+from edgetune_converters.errors import TokenizerError
+from edgetune_converters.gguf.layout import TensorSpec
+from edgetune_converters.gguf.values import string
+from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.tokenizers import TokenType, Vocabulary
+from tests.converters import corpus, runtime, vocabularies
+
+NONE: list[TensorSpec] = []
+
+
+def _file(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vocabulary]:
+    """A GGUF file with the vocabulary of `directory` and no tensors."""
+    vocabulary = tokenizers.convert(directory, rows, {}, **options)
+    path = directory / "vocab.gguf"
+    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, NONE) as writer:
+        writer.verify()
+        writer.publish()
+    return path, vocabulary
+
+
+def _hf_ids(tokenizer: Any, *, special: bool = False) -> list[list[int]]:
+    return [tokenizer.encode(text, add_special_tokens=special).ids for text in corpus.TEXTS]
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    return dict(gguf.read(path).metadata)
+
+
+@pytest.mark.parametrize("cutter", vocabularies.CUTTERS)
+def test_byte_level_ids_are_the_same(cutter: str, tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path, cutter)
+    path, vocabulary = _file(tmp_path)
+    assert (vocabulary.model, vocabulary.pre) == ("gpt2", cutter)
+    assert runtime.token_ids(path, corpus.TEXTS) == _hf_ids(tokenizer)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+def test_sentencepiece_ids_are_the_same(prefix: bool, bos: bool, tmp_path: Path) -> None:
+    tokenizer = vocabularies.sentencepiece(tmp_path, prefix=prefix, bos=bos)
+    path, vocabulary = _file(tmp_path)
+    assert vocabulary.model == "llama"
+    assert runtime.token_ids(path, corpus.TEXTS, special=True) == _hf_ids(tokenizer, special=True)
+    assert _metadata(path)["tokenizer.ggml.add_bos_token"] is bos
+
+
+def test_token_types_and_padding_rows(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path)
+    path, _ = _file(tmp_path, rows=509)
+    found = _metadata(path)
+    texts, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    kinds = dict(zip(texts, types, strict=True))
+    assert kinds["<|im_end|>"] == TokenType.CONTROL
+    assert kinds["<tool>"] == TokenType.USER_DEFINED
+    assert kinds["a"] == TokenType.NORMAL
+    assert len(texts) == 509
+    assert texts[-1] == "[PAD508]"
+    assert types[tokenizer.get_vocab_size() :] == [TokenType.UNUSED] * (509 - tokenizer.get_vocab_size())
+
+
+def test_sentencepiece_token_types(tmp_path: Path) -> None:
+    vocabularies.sentencepiece(tmp_path)
+    path, _ = _file(tmp_path, rows=500)
+    found = _metadata(path)["tokenizer.ggml.token_type"]
+    assert found[:3] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    assert found[3:259] == [TokenType.BYTE] * 256
+    assert set(found[259:-1]) <= {TokenType.NORMAL, TokenType.UNUSED}
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path)
+    with pytest.raises(TokenizerError, match=r"the tokenizer has 503 tokens, the model only 400 rows"):
+        tokenizers.convert(tmp_path, 400, {})
+
+
+# -- special tokens ----------------------------------------------------------------------------------------------------
+
+
+def test_special_ids_by_text_as_transformers_4_and_5_write_them(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path, pad_token={"content": "<|endoftext|>", "special": True}, bos_token=None)
+    path, _ = _file(tmp_path)
+    found = _metadata(path)
+    assert found["tokenizer.ggml.eos_token_id"] == 501
+    assert found["tokenizer.ggml.padding_token_id"] == 0
+    assert "tokenizer.ggml.bos_token_id" not in found
+    assert found["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_special_ids_by_number_from_the_model_config(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path, eos_token=None)
+    found = tokenizers.convert(tmp_path, 600, {"bos_token_id": 7, "eos_token_id": [501, 0]}).metadata
+    assert (found["tokenizer.ggml.bos_token_id"].data, found["tokenizer.ggml.eos_token_id"].data) == (7, 501)
+
+
+def test_stop_tokens_of_the_generation_config_reach_the_file(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path)
+    stop = tokenizer.token_to_id("<tool>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [501, 0, stop]}))
+    assert tokenizers.convert(tmp_path, 600, {}).metadata["tokenizer.ggml.eot_token_id"].data == stop
+
+
+def test_no_end_of_sequence_token_is_refused(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path, eos_token=None)
+    with pytest.raises(TokenizerError, match="names no end-of-sequence token"):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_added_tokens_decoder_alone_is_enough(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path)
+    number = tokenizer.get_vocab_size()
+    decoder = {str(number): {"content": "<|extra|>", "special": True, "lstrip": False}}
+    vocabularies.save(tokenizer, tmp_path, eos_token="<|im_end|>", added_tokens_decoder=decoder)
+    found = tokenizers.convert(tmp_path, 600, {}).metadata
+    tokens, types = found["tokenizer.ggml.tokens"].data, found["tokenizer.ggml.token_type"].data
+    assert isinstance(tokens, list)
+    assert isinstance(types, list)
+    assert (tokens[number], types[number]) == ("<|extra|>", TokenType.CONTROL)
+
+
+# -- chat templates ----------------------------------------------------------------------------------------------------
+
+
+def test_the_chat_template_is_carried_and_can_be_replaced(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path)
+    key = "tokenizer.chat_template"
+    assert tokenizers.convert(tmp_path, 600, {}).metadata[key].data == vocabularies.TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    assert tokenizers.convert(tmp_path, 600, {}).metadata[key].data == "from the file"
+    assert tokenizers.convert(tmp_path, 600, {}, chat_template="mine").metadata[key].data == "mine"
+
+
+def test_several_templates_keep_their_names(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    vocabularies.byte_level(tmp_path, chat_template=named)
+    found = tokenizers.convert(tmp_path, 600, {}).metadata
+    assert found["tokenizer.chat_template"].data == "a"
+    assert found["tokenizer.chat_template.tool_use"].data == "b"
+    assert found["tokenizer.chat_templates"].data == ["tool_use"]
+
+
+# -- what cannot be carried --------------------------------------------------------------------------------------------
+
+
+def _edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = directory / "tokenizer.json"
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    change(loaded)
+    path.write_text(json.dumps(loaded), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "cuts text in a way"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "cuts text in a way"),
+        (lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizes text in a way"),
+        (lambda t: t["model"].update(type="WordPiece"), "of the kind WordPiece"),
+        (lambda t: t["model"].update(type="Unigram", vocab=[["a", -1.0]]), "of the kind Unigram"),
+        (lambda t: t["model"].update(end_of_word_suffix="</w>"), "uses end_of_word_suffix"),
+        (lambda t: t["model"].update(merges=["one", "two three"]), "is not valid"),
+        (lambda t: t["model"]["vocab"].update({"x": "y"}), "is not valid"),
+        (lambda t: t["added_tokens"].append({"id": 7}), "is not valid"),
+        (lambda t: t.update(model=None), "has no model"),
+    ],
+)
+def test_what_llama_cpp_cannot_reproduce_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path)
+    _edit(tmp_path, change)
+    with pytest.raises(TokenizerError, match=message):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_an_unreachable_token_under_other_merge_rules_is_refused(tmp_path: Path) -> None:
+    """llama-bpe ignores merges for whole words; a tokenizer that does not must be able to build every token."""
+    vocabularies.byte_level(tmp_path, "tekken")
+    _edit(tmp_path, lambda t: t["model"].update(ignore_merges=False))
+    assert tokenizers.convert(tmp_path, 600, {}).pre == "tekken"
+    _edit(tmp_path, lambda t: t["model"]["vocab"].update({"xyzzy": 550}))
+    with pytest.raises(TokenizerError, match="do not produce the token 'xyzzy'"):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_merges_that_are_no_scores_are_refused(tmp_path: Path) -> None:
+    vocabularies.sentencepiece(tmp_path)
+    _edit(tmp_path, lambda t: t["model"]["merges"].pop(len(t["model"]["merges"]) // 2))
+    with pytest.raises(TokenizerError, match="cannot be written as SentencePiece scores"):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_unicode_normalization_is_told_to_the_runtime(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path)
+    _edit(tmp_path, lambda t: t.update(normalizer={"type": "NFC"}))
+    path, vocabulary = _file(tmp_path)
+    assert _metadata(path)["edgetune.tokenizer.normalizer"] == "NFC"
+    assert any("NFC" in note for note in vocabulary.notes)
+    text = "combining e\u0301"
+    composed = unicodedata.normalize("NFC", text)
+    assert runtime.token_ids(path, [composed]) == [tokenizer.encode(composed).ids]
+
+
+def test_damaged_configurations_of_tokenizers(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path, added_tokens_decoder={"x": {"content": "y"}})
+    with pytest.raises(TokenizerError, match=r"added_tokens_decoder\['x'\] is no token"):
+        tokenizers.convert(tmp_path, 600, {})
+    vocabularies.byte_level(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TokenizerError, match="cannot read the chat template"):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_two_tokens_of_one_text_are_refused(tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path)
+    _edit(tmp_path, lambda t: t["added_tokens"][0].update(content="a"))
+    with pytest.raises(TokenizerError, match="are both 'a'"):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+@pytest.mark.parametrize("content", ["", "not json", "[]", "{}", '{"model": {"type": "BPE", "vocab": []}}'])
+def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError):
+        tokenizers.convert(tmp_path, 600, {})
+
+
+def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"has no tokenizer.json") as caught:
+        tokenizers.convert(tmp_path, 600, {})
+    assert "save_pretrained" in str(caught.value.hint)

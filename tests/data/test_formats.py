@@ -1,0 +1,87 @@
+"""Rows of each format become conversations; rows of none are named with their keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgetune.data.formats import SHOWN_PROBLEMS, RowProblem, convert_rows, detect, to_conversation
+from edgetune.errors import DataError
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+EXCHANGE = [USER, ASSISTANT]
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "expected"),
+    [
+        ("messages", {"messages": EXCHANGE, "id": 3}, EXCHANGE),
+        (
+            "messages",
+            {"messages": [{"role": "developer", "content": [{"type": "text", "text": "s"}]}, *EXCHANGE]},
+            [SYSTEM, *EXCHANGE],
+        ),
+        (
+            "sharegpt",
+            {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            [SYSTEM, *EXCHANGE],
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": "{}"}, {"from": "observation", "value": "5"}]},
+            [{"role": "assistant", "content": "{}"}, {"role": "tool", "content": "5"}],
+        ),
+        ("alpaca", {"instruction": "q", "input": "", "output": "a"}, EXCHANGE),
+        ("alpaca", {"instruction": "q", "input": None, "output": "a", "system": None}, EXCHANGE),
+        (
+            "alpaca",
+            {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["q", "a"]]},
+            [SYSTEM, *EXCHANGE, {"role": "user", "content": "q\ni"}, ASSISTANT],
+        ),
+        ("prompt-completion", {"prompt": "q", "completion": "a"}, EXCHANGE),
+        ("prompt-completion", {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, [SYSTEM, *EXCHANGE]),
+        ("prompt-completion", {"question": "q", "answer": "a"}, EXCHANGE),
+        ("prompt-completion", {"prompt": "q", "completion": 5}, [USER, {"role": "assistant", "content": "5"}]),
+    ],
+)
+def test_conversion(form: str, row: dict[str, Any], expected: list[dict[str, str]]) -> None:
+    assert detect(row) == form
+    assert to_conversation(row) == to_conversation(row, form) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ([], "not an object but list"),
+        ({}, "its keys are none"),
+        ({"text": "x"}, r"in no known format; its keys are text; looked for messages .*; or sharegpt .*; or alpaca"),
+        ({"messages": "hello"}, "messages is not a list"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": ["x"]}, "message 1 of messages is not an object"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "role is 'narrator'; known are system"),
+        ({"messages": [{"role": "user"}]}, "content is missing"),
+        ({"messages": [{"role": "user", "content": {}}]}, "content is not a text but dict"),
+        ({"messages": [USER]}, "no assistant message"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "history is not a list of"),
+    ],
+)
+def test_what_is_wrong_with_a_row(row: Any, problem: str) -> None:
+    with pytest.raises(RowProblem, match=problem):
+        to_conversation(row)
+
+
+def test_a_named_format_is_the_only_one_tried() -> None:
+    with pytest.raises(RowProblem, match=r"looked for alpaca instruction \+ output \[\+ input, system, history\]$"):
+        to_conversation({"prompt": "q", "completion": "a"}, "alpaca")
+
+
+def test_problems_are_collected_and_the_first_shown() -> None:
+    rows = [(f"f, row {number}", {"text": "x"}) for number in range(1, 31)]
+    with pytest.raises(DataError) as caught:
+        convert_rows(rows)
+    assert caught.value.message.startswith("21 problems in the data")
+    assert "f, row 20: in no known format" in caught.value.message
+    assert "row 21" not in caught.value.message
+    assert f"... and {30 - SHOWN_PROBLEMS} more" in caught.value.message

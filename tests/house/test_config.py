@@ -1,0 +1,98 @@
+"""The configuration: every problem at once, nearest matches, overrides, paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetune.config import Config, load_config, option_names, parse_config
+from edgetune.errors import ConfigError
+
+MINIMAL = {"base": "b", "data": {"train": "t.jsonl"}}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_minimal_configuration_has_the_documented_defaults() -> None:
+    config = parse_config(MINIMAL)
+    assert config.quantization.type == "nf4"
+    assert config.quantization.double_quant
+    assert config.training.optimizer == "paged_adamw_8bit"
+    assert config.export.types == ["q4_k_m"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"training": {"epoch": 2}}, "unknown key training.epoch, did you mean training.epochs?"),
+        ({"quantisation": {}}, "unknown key quantisation, did you mean quantization?"),
+        ({"learning_rate": 1}, "unknown key learning_rate, did you mean training.learning_rate?"),
+        ({"zzz": 1}, "known here: adapter, base"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: input should be greater than 0"),
+        ({"training": {"optimizer": "sgd"}}, "training.optimizer is 'sgd'"),
+        ({"base": ""}, "base is empty"),
+    ],
+)
+def test_each_problem_names_key_value_and_remedy(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, **change})
+    assert said in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_all_problems_are_shown_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"data": {"trian": "x"}, "trainig": {}})
+    for said in ("base is missing", "data.train is missing", "data.trian", "trainig"):
+        assert said in caught.value.message
+
+
+def test_overrides_reach_nested_options(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: b\ndata: {train: t.jsonl}\n")
+    config = load_config(path, ["training.learning_rate=2e-4", "export.types=[q8_0, f16]", "name=x"])
+    assert config.training.learning_rate == pytest.approx(2e-4)
+    assert config.export.types == ["q8_0", "f16"]
+    assert config.name == "x"
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", "base.x=1", "name=[", "training.epchs=2"])
+def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(write(tmp_path, "base: b\ndata: {train: t.jsonl}\n"), [override])
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "t.jsonl").touch()
+    config = load_config(write(tmp_path, "base: base\ndata: {train: t.jsonl, validation: org/set}\n"))
+    assert config.base == str((tmp_path / "base").resolve())
+    assert config.data.train == str((tmp_path / "t.jsonl").resolve())
+    assert config.data.validation == "org/set"  # not here, so a name on the hub
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert "config.yaml" in caught.value.message
+    assert caught.value.hint
+
+
+def test_every_option_is_documented_where_it_stands() -> None:
+    def undocumented(model: type, prefix: str = "") -> list[str]:
+        names = []
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            nested = field.annotation
+            if hasattr(nested, "model_fields"):
+                names += undocumented(nested, prefix + name + ".")
+            elif not field.description:
+                names.append(prefix + name)
+        return names
+
+    assert undocumented(Config) == []
+    assert len(set(option_names())) == len(list(option_names()))

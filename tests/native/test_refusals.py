@@ -1,0 +1,146 @@
+"""Wrong arguments are refused with the value found and the value expected, before a byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune_native import _native
+from edgetune_native.face import Face
+
+ROWS = np.ones((4, 512), np.float32)
+LOGITS = np.zeros((4, 10), np.float32)
+IDS = np.zeros(4, np.int64)
+
+
+def quantize_with(**changes: Any) -> Callable[[Face], object]:
+    arguments = {"rows": ROWS, "type": "q4_k", **changes}
+    return lambda face: face.quantize(**arguments)
+
+
+def compare_with(**changes: Any) -> Callable[[Face], object]:
+    arguments = {"reference": LOGITS, "other": LOGITS, "targets": IDS, **changes}
+    return lambda face: face.compare(**arguments)
+
+
+READ_ONLY = np.zeros((4, 288), np.uint8)
+READ_ONLY.flags.writeable = False
+
+REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
+    (quantize_with(rows=ROWS.astype(np.float64)), TypeError, "rows has dtype float64, expected .*float32"),
+    (quantize_with(rows=ROWS.astype(">f4")), TypeError, "rows has dtype >f4"),
+    (quantize_with(rows=[[1.0]]), TypeError, "rows has type list"),
+    (quantize_with(rows=ROWS[0]), ValueError, r"rows has shape \(512,\)"),
+    (quantize_with(rows=ROWS[:, ::2]), ValueError, "rows is not C-contiguous"),
+    (quantize_with(rows=ROWS.T), ValueError, "does not divide|not C-contiguous"),
+    (quantize_with(rows=np.ones((4, 300), np.float32)), ValueError, "300 weights does not divide into blocks of 256"),
+    (quantize_with(rows=np.ones((4, 0), np.float32)), ValueError, "0 weights"),
+    (quantize_with(type="q9_k"), ValueError, "'q9_k' is not known; known are f32, .*q4_k"),
+    (quantize_with(type="Q4_K"), ValueError, "'Q4_K' is not known"),
+    (quantize_with(type=12), TypeError, "must be a name"),
+    (quantize_with(weights=np.ones(511, np.float32)), ValueError, r"weights has shape \(511,\), expected \(512\)"),
+    (quantize_with(weights=np.ones(512)), TypeError, "weights has dtype float64, expected float32"),
+    (quantize_with(weights=np.full(512, np.nan, np.float32)), ValueError, r"weights\[0\] is nan"),
+    (quantize_with(weights=np.full(512, -1, np.float32)), ValueError, r"weights\[0\] is -1.0"),
+    (quantize_with(type="iq2_xs"), ValueError, "iq2_xs cannot be quantized without weights"),
+    (quantize_with(threads=-1), ValueError, "threads is -1"),
+    (quantize_with(threads=10**9), ValueError, "threads is 1000000000"),
+    (quantize_with(threads=1.5), TypeError, "threads must be an int"),
+    (quantize_with(threads=True), TypeError, "threads must be an int"),
+    (quantize_with(out=np.zeros((4, 287), np.uint8)), ValueError, r"out has shape \(4, 287\), expected \(4, 288\)"),
+    (quantize_with(out=np.zeros((4, 288), np.int8)), TypeError, "out has dtype int8, expected uint8"),
+    (quantize_with(out=READ_ONLY), ValueError, "read-only"),
+    (quantize_with(out=ROWS.view(np.uint8)[:, :288].copy().T.copy().T), ValueError, "out is not C-contiguous"),
+    (lambda face: face.dequantize(np.zeros((2, 143), np.uint8), "q4_k", 256), ValueError, r"expected \(any, 144\)"),
+    (lambda face: face.dequantize(np.zeros((2, 144), np.int8), "q4_k", 256), TypeError, "blocks has dtype int8"),
+    (lambda face: face.dequantize(np.zeros((2, 144), np.uint8), "q4_k", 255), ValueError, "blocks of 256"),
+    (lambda face: face.row_bytes("q8_0", -32), ValueError, "-32 weights"),
+    (compare_with(reference=LOGITS.astype(np.float16)), TypeError, "reference has dtype float16"),
+    (compare_with(other=LOGITS[:, :9].copy()), ValueError, r"other has shape \(4, 9\), expected \(4, 10\)"),
+    (compare_with(reference=LOGITS[:, :0].copy()), ValueError, "vocabulary is empty"),
+    (compare_with(targets=IDS[:3]), ValueError, r"targets has shape \(3,\)"),
+    (compare_with(targets=IDS + 10), ValueError, r"targets\[0\] is 10, expected 0 to 9"),
+    (compare_with(targets=IDS - 1), ValueError, r"targets\[0\] is -1"),
+    (compare_with(targets=IDS.astype(np.uint32)), TypeError, "targets has dtype uint32"),
+    (compare_with(targets=[0, 0, 0, 0]), TypeError, "targets has type list"),
+    (lambda face: face.encode_log_probs(LOGITS.astype(np.float64)), TypeError, "logits has dtype float64"),
+    (
+        lambda face: face.decode_log_probs(np.ones(3, np.float32), np.ones(4, np.float32), LOGITS.astype(np.uint16)),
+        ValueError,
+        r"scale has shape \(3,\), expected \(4\)",
+    ),
+    (
+        lambda face: face.decode_log_probs(np.ones(4, np.float32), np.ones(4, np.float32), LOGITS.astype(np.int16)),
+        TypeError,
+        "codes has dtype int16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
+def test_refused(face: Face, call: Callable[[Face], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call(face)
+
+
+def test_nothing_is_written(face: Face) -> None:
+    out = np.full((4, 288), 7, np.uint8)
+    for wrong in ({"weights": np.full(512, np.nan, np.float32)}, {"threads": -1}, {"rows": ROWS[:3]}):
+        with pytest.raises(ValueError):
+            quantize_with(out=out, **wrong)(face)
+    assert (out == 7).all()
+
+
+def test_overlapping_output(face: Face) -> None:
+    memory = np.zeros(4 * 512 * 4, np.uint8)
+    rows = memory.view(np.float32).reshape(4, 512)
+    with pytest.raises(ValueError, match="out overlaps rows"):
+        face.quantize(rows, "q4_k", out=memory[: 4 * 288].reshape(4, 288))
+
+
+# The door of the extension itself, past the face: what could corrupt memory is checked there once more.
+F4 = np.ones(512, np.float32)
+OUT = np.zeros(288, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((F4[:511], 0, 12, 1, 512, None, OUT, 1), "rows holds 2044 bytes, expected 2048"),
+        ((F4, 0, 12, 1, 512, None, OUT[:287], 1), "out holds 287 bytes, expected 288"),
+        ((F4, 0, 12, 1, 512, F4[:5].copy(), OUT, 1), "weights holds 20 bytes, expected 2048"),
+        ((F4, 7, 12, 1, 512, None, OUT, 1), "dtype 7"),
+        ((F4, 0, 999, 1, 512, None, OUT, 1), "ggml type 999"),
+        ((F4, 0, 9, 1, 512, None, OUT, 1), "ggml type 9 "),
+        ((F4, 0, 17, 1, 512, None, OUT, 1), "without weights"),
+        ((F4, 0, 12, 1, 500, None, OUT, 1), "whole number of blocks"),
+        ((F4, 0, 12, 2**60, 512, None, OUT, 1), "are not a size"),
+        ((F4, 0, 12, -1, 512, None, OUT, 1), "are not a size"),
+        ((F4, 0, 12, 2**62, 2**40, None, OUT, 1), "are not a size"),
+        ((np.frombuffer(bytes(2049), np.float32, offset=1, count=512), 0, 12, 1, 512, None, OUT, 1), "not aligned"),
+    ],
+)
+def test_the_door(compiled: Face, arguments: tuple[Any, ...], message: str) -> None:
+    compiled.ggml_library()
+    with pytest.raises(ValueError, match=message):
+        _native.quantize(*arguments)
+    assert not OUT.any()
+
+
+def test_the_door_refuses_what_is_no_buffer(compiled: Face) -> None:
+    compiled.ggml_library()
+    with pytest.raises(TypeError):
+        _native.quantize("rows", 0, 12, 1, 512, None, OUT, 1)  # type: ignore[arg-type]
+    with pytest.raises((BufferError, ValueError)):
+        _native.quantize(F4, 0, 12, 1, 512, None, READ_ONLY[0], 1)
+    with pytest.raises((BufferError, ValueError)):
+        _native.quantize(np.ones(1024, np.float32)[::2], 0, 12, 1, 512, None, OUT, 1)
+
+
+def test_the_door_checks_targets(compiled: Face) -> None:
+    outputs = (np.empty(4), np.empty(4, np.uint8), np.empty(4), np.empty(4))
+    with pytest.raises(ValueError, match="row 2: the target"):
+        _native.compare(LOGITS, LOGITS, np.array([0, 9, 10, -1]), 4, 10, *outputs, 1)

@@ -1,0 +1,39 @@
+"""Streaming never shows half a character and never loses one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.runtime.text import TextStream
+
+
+def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
+    places = [0, *sorted(place % (len(raw) + 1) for place in cuts), len(raw)]
+    return [raw[start:stop] for start, stop in itertools.pairwise(places)]
+
+
+@given(st.text(), st.lists(st.integers(0, 10**6), max_size=20))
+def test_any_text_in_any_pieces(text: str, cuts: list[int]) -> None:
+    raw = text.encode("utf-8", "surrogatepass") if text.isprintable() else text.encode("utf-8", "replace")
+    stream = TextStream()
+    shown = [stream.feed(piece) for piece in cut(raw, cuts)]
+    assert "".join(shown) + stream.finish() == raw.decode("utf-8", "replace")
+
+
+@given(st.binary(), st.lists(st.integers(0, 10**6), max_size=20))
+def test_bytes_that_are_no_text_are_shown_as_a_whole_decoder_would(raw: bytes, cuts: list[int]) -> None:
+    stream = TextStream()
+    assert "".join(map(stream.feed, cut(raw, cuts))) + stream.finish() == raw.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("character", ["灯", "é", "👍", "\u200b"])
+def test_a_character_appears_with_its_last_byte(character: str) -> None:
+    stream = TextStream()
+    *first, last = (bytes([byte]) for byte in character.encode())
+    assert [stream.feed(piece) for piece in first] == [""] * len(first)
+    assert stream.feed(last) == character
+    assert stream.finish() == ""

@@ -1,0 +1,158 @@
+"""Each bad input is one clear sentence, said before torch is imported, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgetune import cli
+from tests.training import runs
+
+Said = Any
+
+
+@pytest.fixture
+def train(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Said:
+    """Run `edgetune train` on a changed configuration that must fail; returns what was said."""
+
+    def call(code: int = 1, /, *flags: str, **sections: Any) -> str:
+        values = runs.settings(base, tmp_path)
+        for key, value in sections.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        config = runs.write_config(tmp_path / "config.yaml", values)
+        path = tmp_path / "run"
+        assert cli.run(["train", str(config), "-o", str(path), *flags]) == code
+        assert not path.exists()
+        written = capfd.readouterr()
+        assert written.out == ""
+        return written.err
+
+    return call
+
+
+def test_missing_base(train: Said, tmp_path: Path) -> None:
+    assert f"there is no model directory {tmp_path / 'nothing'}" in train(base=str(tmp_path / "nothing"))
+
+
+def test_empty_base(train: Said, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in train(base=str(tmp_path / "empty"))
+    assert "base is empty; name a Hugging Face directory" in train(2, base="")
+
+
+def test_pickles_are_refused(train: Said, base: Path, tmp_path: Path) -> None:
+    pickled = shutil.copytree(base, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    said = train(base=str(pickled))
+    assert "holds pickled weights (pytorch_model.bin); safetensors only" in said
+
+
+def test_damaged_weights(train: Said, base: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(base, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "is truncated" in train(base=str(damaged))
+
+
+def test_unknown_architecture(train: Said, base: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "hal", "architectures": ["HalForCausalLM"]}))
+    said = train(base=str(other))
+    assert "hal" in said.lower()
+    assert "LlamaForCausalLM" in said
+
+
+def test_base_without_template(train: Said, base: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(base, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    said = train(base=str(bare))
+    assert "has no chat template" in said
+    assert "data.chat_template: alpaca" in said
+
+
+def test_line_that_is_not_json(train: Said, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "q", "completion": "a"}\nhello\n')
+    assert "bad.jsonl, line 2: not JSON" in train(data={"train": str(tmp_path / "bad.jsonl")})
+
+
+def test_row_in_no_known_format(train: Said, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "q"}\n')
+    said = train(data={"train": str(tmp_path / "bad.jsonl")})
+    assert "bad.jsonl, line 1: in no known format; its keys are text; looked for messages" in said
+
+
+def test_missing_data(train: Said, tmp_path: Path) -> None:
+    assert "there is no data file" in train(data={"validation": str(tmp_path / "nothing.jsonl")})
+
+
+def test_expected_answers_are_checked_before_training(train: Said) -> None:
+    assert "the expected answer 'red' is not JSON" in train(data={"answer": "json"})
+
+
+def test_unknown_key(train: Said) -> None:
+    assert "unknown key training.learnin_rate, did you mean training.learning_rate?" in train(
+        2, training={"learnin_rate": 1}
+    )
+
+
+def test_unknown_export_type(train: Said) -> None:
+    assert "'q9_9' is not a storage type" in train(export={"types": ["q9_9"]})
+
+
+def test_full_disk(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune.training.planning.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    assert "MiB, and its disk has 1 MiB free" in train()
+
+
+def test_without_the_train_extra(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    absent = ("trl", "peft")
+    monkeypatch.setattr(
+        "edgetune.training.environment.importlib.util.find_spec",
+        lambda name: None if name in absent else found(name),
+    )
+    said = train()
+    assert "training needs peft, trl" in said
+    assert "pip install 'edgetune[train]'" in said
+
+
+def test_dry_run_checks_everything_and_writes_nothing(train: Said) -> None:
+    said = train(0, "--dry-run")
+    assert "training: 64 rows" in said
+    assert "nothing was written" in said
+
+
+def test_fails_fast_without_torch(base: Path, tmp_path: Path) -> None:
+    """What is wrong with a dataset is said before anything heavy is imported; so is a dry run."""
+    values = runs.settings(base, tmp_path)
+    config = runs.write_config(tmp_path / "config.yaml", values)
+    script = "import sys\nfrom edgetune import cli\ncode = cli.run(sys.argv[1:])\nprint(code, 'torch' in sys.modules)"
+    arguments = ["train", str(config), "-o", str(tmp_path / "run")]
+    dry = subprocess.run([sys.executable, "-c", script, *arguments, "--dry-run"], capture_output=True, text=True)
+    assert dry.stdout.split() == ["0", "False"], dry.stderr
+    (tmp_path / "train.jsonl").write_text("not json\n")
+    failed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert failed.stdout.split() == ["1", "False"], failed.stderr
+    assert "line 1: not JSON" in failed.stderr
+
+
+def test_preview_without_colour(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = runs.write_config(tmp_path / "config.yaml", runs.settings(base, tmp_path))
+    assert cli.run(["preview", str(config), "--rows", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "⟦red<|im_end|>⟧" in out
+    assert "⟦green<|im_end|>⟧" in out
+    assert "⟦blue" not in out
+    assert "messages: 64 rows" in out

@@ -1,0 +1,371 @@
+"""`edgetune train` on a tiny model with real bitsandbytes NF4: what it writes; kills and Ctrl-C cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgetune import cli
+from edgetune.config import load_config
+from edgetune.reference import Reference
+from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.training import adapters, capture, checkpoints, fitting, outputs
+from edgetune.training.callbacks import Metrics
+from edgetune.training.contract import GOLDEN
+from edgetune.training.loading import load_model
+from edgetune.training.plan import prepare
+from tests.training import runs
+
+STEPS, SAVE = 9, 4
+"""No multiple of one another, nor of the window of 2 steps that losses are averaged over."""
+
+
+@pytest.fixture(scope="module")
+def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    options = {"max_steps": STEPS, "save_steps": SAVE, "eval_steps": 5, "logging_steps": 2}
+    return runs.write_config(folder / "config.yaml", runs.settings(base, folder, **options))
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> RunDirectory:
+    """An uninterrupted run."""
+    path = config.parent / "finished"
+    assert cli.run(["train", str(config), "-o", str(path)]) == 0
+    return RunDirectory.open(path)
+
+
+def curve(run: RunDirectory) -> list[dict[str, float]]:
+    """The metrics without what depends on the clock."""
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+
+
+def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
+    assert curve(run) == curve(other)
+    assert sha256_file(run.adapter / "adapter_model.safetensors") == sha256_file(
+        other.adapter / "adapter_model.safetensors"
+    )
+
+
+def test_it_learns(finished: RunDirectory) -> None:
+    results = finished.stage("train")
+    assert results["steps"] == STEPS
+    assert results["loss_last"] < results["loss_first"] - 0.3
+    entropy = finished.stage("reference")["cross_entropy"]
+    assert entropy["trained"] < entropy["base"]
+
+
+def test_what_is_written(finished: RunDirectory, base: Path) -> None:
+    assert {path.name for path in finished.path.iterdir()} == {
+        "run.json", "adapter", "tokenizer", "reference", "checkpoints", "logs"
+    }  # fmt: skip
+    assert {path.name for path in finished.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert (finished.tokenizer / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert [checkpoints.step_of(path) for path in checkpoints.complete(finished.checkpoints)] == [8, STEPS]
+    assert any(path.name.startswith("events.out.tfevents") for path in finished.logs.iterdir())
+
+
+def test_metrics(finished: RunDirectory) -> None:
+    lines = [json.loads(line) for line in finished.metrics_file.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 9]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [5, 9]
+    assert all(line["tokens_per_second"] > 0 for line in lines if "loss" in line)
+    assert {"loss", "learning_rate", "grad_norm"} <= lines[0].keys()
+
+
+def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
+    manifest = finished.manifest
+    assert manifest["base"]["files"] == {
+        name: sha256_file(base / name) for name in ("config.json", "model.safetensors")
+    }
+    assert manifest["config"] == load_config(config).model_dump(mode="json")
+    assert manifest["data"]["train"][0]["sha256"] == sha256_file(config.parent / "train.jsonl")
+    assert manifest["data"]["formats"] == ["messages"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["device"]["type"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert manifest["stages"]["train"]["stop_tokens"] == ["<|im_end|>"]
+    assert manifest["stages"]["train"]["pad_token"] == "<|endoftext|>"
+    assert manifest["stages"]["train"]["rows"]["train"]["rows"] == 64
+
+
+def _model_of(run: RunDirectory, config: Path) -> Any:
+    options = load_config(config)
+    model = adapters.load_adapter(load_model(prepare(options).base, options), run.adapter)
+    outputs.prepare(model)
+    return model
+
+
+def test_reference_is_what_the_saved_adapter_says(finished: RunDirectory, config: Path) -> None:
+    reference = Reference.open(finished.reference)
+    model = _model_of(finished, config)
+    rows = prepare(load_config(config)).reference_rows
+    with torch.inference_mode():
+        logits = np.concatenate([np.concatenate(list(outputs.row_logits(model, row))) for row in rows])
+    compared = reference.compare(0, logits)
+    assert len(compared.kld) == sum(len(row.scored) for row in rows)
+    assert float(np.max(compared.kld)) < 1e-4
+    log_probs = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
+    np.testing.assert_allclose(reference.log_probs(0, len(logits)), log_probs, atol=1e-3)
+
+
+def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, config: Path) -> None:
+    task = json.loads((finished.reference / "reference.json").read_text())["task"]
+    plan = prepare(load_config(config))
+    model = _model_of(finished, config)
+    stop = sorted(plan.stop_ids)
+    for row, conversation in zip(task["rows"], plan.task_rows, strict=True):
+        text = plan.template.render(conversation[:-1], add_generation_prompt=True)
+        ids = torch.tensor([plan.tokenizer.encode(text)[0]])
+        with torch.inference_mode():
+            written = model.generate(
+                input_ids=ids, max_new_tokens=8, do_sample=False, eos_token_id=stop, pad_token_id=0
+            )
+        answer = [id_ for id_ in written[0, ids.shape[1] :].tolist() if id_ not in stop]
+        assert row["trained"] == plan.tokenizer.decode(answer, skip_special=True)
+        assert row["expected"] == conversation[-1]["content"]
+        assert row["messages"] == conversation[:-1]
+    scores = finished.stage("reference")["task"]
+    assert scores["trained"] == sum(row["trained"].strip() == row["expected"] for row in task["rows"]) / 6
+
+
+def test_contract_holds_golden_and_own_conversations(finished: RunDirectory, base: Path) -> None:
+    import transformers
+
+    contract = json.loads((finished.reference / "reference.json").read_text())["contract"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    assert len(contract) == len(GOLDEN) + 8
+    for entry in contract:
+        text = tokenizer.apply_chat_template(
+            entry["messages"], tokenize=False, add_generation_prompt=entry["add_generation_prompt"]
+        )
+        assert entry["text"] == text
+        assert entry["ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_logits_come_in_blocks(finished: RunDirectory, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model_of(finished, config)
+    row = prepare(load_config(config)).reference_rows[0]
+    with torch.inference_mode():
+        whole = np.concatenate(list(outputs.row_logits(model, row)))
+        monkeypatch.setattr(outputs, "BLOCK_BYTES", 4 * 512)
+        blocks = list(outputs.row_logits(model, row))
+    assert [len(block) for block in blocks] == [1] * len(row.scored)
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)
+
+
+def test_only_the_summary_on_stdout_and_no_noise(config: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a user runs it."""
+    command = [sys.executable, "-m", "edgetune.cli", "train", str(config), "-o", str(tmp_path / "run")]
+    result = subprocess.run([*command, "--set", "training.max_steps=2"], capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("run         ")
+    assert result.stdout.splitlines()[-1] == f"next        edgetune merge-export {tmp_path / 'run'}"
+    noise = [line for line in result.stderr.splitlines() if any(word in line for word in ("Warning", "it/s", "warn("))]
+    assert noise == []
+    assert "step 2/2: loss" in result.stderr
+    if not torch.cuda.is_available():
+        assert len([line for line in result.stderr.splitlines() if "paged" in line.lower()]) == 1
+
+
+KILLED_WHILE_SAVING = f"""
+import os, signal, sys
+from edgetune import cli
+from edgetune.training import checkpoints
+mark = checkpoints.mark_complete
+def killed(path):
+    if checkpoints.step_of(path) == {2 * SAVE}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(path)
+checkpoints.mark_complete = killed
+cli.main(sys.argv[1:])
+"""
+
+
+def test_resumed_after_sigkill_it_goes_on_as_if_nothing_had_happened(
+    finished: RunDirectory, config: Path, tmp_path: Path
+) -> None:
+    """Killed after step 8, while its checkpoint is being written: it goes on from step 4."""
+    path = tmp_path / "killed"
+    arguments = ["train", str(config), "-o", str(path)]
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *arguments], capture_output=True, timeout=180)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run = RunDirectory(path)
+    assert not run.is_finished
+    assert [checkpoints.step_of(each) for each in checkpoints.complete(run.checkpoints)] == [SAVE]
+    assert curve(run)[-1]["step"] == 2 * SAVE
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert_same_run(RunDirectory.open(path), finished)
+
+
+def _at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped = Metrics._stepped
+
+    def acting(self: Metrics, at: int, last: int, logs: Any) -> None:
+        stepped(self, at, last, logs)
+        if at == step:
+            act()
+
+    monkeypatch.setattr(Metrics, "_stepped", acting)
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_costs_nothing(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stopped"
+    arguments = ["train", str(config), "-o", str(path)]
+    with pytest.MonkeyPatch.context() as patch:
+        _at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+        assert cli.run(arguments) == 130
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert f"stopped after step 4; go on with `edgetune train {config} -o {path} --resume`" in written.err
+    assert not RunDirectory(path).is_finished
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert_same_run(RunDirectory.open(path), finished)
+
+
+def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "stopped"
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        _at_step(2, twice, patch)
+        assert cli.run(["train", str(config), "-o", str(path)]) == 130
+    assert "go on with `edgetune train" in capfd.readouterr().err
+    assert checkpoints.last_complete(RunDirectory(path).checkpoints) is None
+
+
+def test_a_failure_in_the_capture_does_not_cost_the_training(
+    finished: RunDirectory, config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "captured"
+    arguments = ["train", str(config), "-o", str(path)]
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "_capture_task", fail)
+        assert cli.run(arguments) == 130
+    run = RunDirectory(path)
+    assert not run.reference.exists()
+    assert not list(path.glob("*.partial"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_fit", fail)  # it is not trained again
+        assert cli.run([*arguments, "--resume"]) == 0
+    ours, theirs = Reference.open(run.reference), Reference.open(finished.reference)
+    np.testing.assert_array_equal(ours.log_probs(0, ours.size), theirs.log_probs(0, theirs.size))
+
+
+def test_stopped_between_the_last_step_and_the_end(finished: RunDirectory, config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "nearly"
+    arguments = ["train", str(config), "-o", str(path)]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_save_adapter", stop)
+        assert cli.run(arguments) == 130
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert_same_run(RunDirectory.open(path), finished)
+
+
+def test_divergence_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Metrics, "on_log", lambda self, args, state, *_, **__: self._stepped(2, 9, {"loss": float("nan")})
+        )
+        assert cli.run(["train", str(config), "-o", str(tmp_path / "run")]) == 2
+    assert "training has diverged: the loss after step 2 is nan" in capfd.readouterr().err
+
+
+def test_states_of_the_run_directory(
+    finished: RunDirectory, config: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str, code: int) -> str:
+        assert cli.run(["train", str(config), *arguments]) == code
+        return capfd.readouterr().err
+
+    run = str(finished.path)
+    before = finished.finished_file.read_bytes()
+    assert "holds a finished run" in said("-o", run, code=1)
+    assert "finished already; there is nothing to resume" in said("-o", run, "--resume", code=0)
+    assert finished.finished_file.read_bytes() == before
+
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(finished.finished_file, unfinished / "run.unfinished.json")
+    assert "holds an unfinished run" in said("-o", str(unfinished), code=1)
+    options = ["--resume", "--set", "adapter.r=4", "--set", "training.seed=3", "--set", "training.save_steps=1"]
+    assert "other inputs: adapter.r, training.seed differ" in said("-o", str(unfinished), *options, code=1)
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("x")
+    assert "exists and is not a run directory" in said("-o", str(foreign), code=1)
+    assert (foreign / "thesis.txt").exists()
+
+
+def test_resume_checks_the_base(
+    finished: RunDirectory, config: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    manifest = json.loads(finished.finished_file.read_text())
+    manifest["base"]["files"]["model.safetensors"] = "0" * 64
+    (unfinished / "run.unfinished.json").write_text(json.dumps(manifest))
+    assert cli.run(["train", str(config), "-o", str(unfinished), "--resume"]) == 1
+    assert "the base's model.safetensors differ" in capfd.readouterr().err
+
+
+def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(finished.path, unfinished)
+    (unfinished / "run.json").rename(unfinished / "run.unfinished.json")
+    arguments = ["train", str(config), "-o", str(unfinished), "--resume", "--overwrite"]
+    adapter = (finished.adapter / "adapter_model.safetensors").read_bytes()
+    assert cli.run(arguments) == 0  # trained already: only the capture is made again
+    assert "starting anew" not in capfd.readouterr().err
+    assert (unfinished / "adapter/adapter_model.safetensors").read_bytes() == adapter
+
+    run = RunDirectory(unfinished)
+    run.finished_file.rename(run.unfinished_file)
+    manifest = json.loads(run.unfinished_file.read_text())
+    manifest["data"]["train"] = []
+    run.unfinished_file.write_text(json.dumps(manifest))
+    assert cli.run(["train", str(config), "-o", str(unfinished), "--resume"]) == 1
+    assert "the rows of data.train differ" in capfd.readouterr().err
+    assert cli.run(arguments) == 0
+    assert "starting anew, since the rows of data.train changed" in capfd.readouterr().err
+
+
+def test_overwrite_replaces_a_run(finished: RunDirectory, config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(finished.path, path)
+    (path / "reference" / "stale").touch()
+    arguments = ["train", str(config), "-o", str(path), "--overwrite", "--set", "training.max_steps=1"]
+    assert cli.run(arguments) == 0
+    run = RunDirectory.open(path)
+    assert run.stage("train")["steps"] == 1
+    assert not (run.reference / "stale").exists()
+    assert [line["step"] for line in curve(run) if "loss" in line] == [1]

@@ -1,0 +1,91 @@
+"""Finished run directories whose "trained model" is an f32 GGUF file: what it says is the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.codings import F32
+from edgetune.config import parse_config
+from edgetune.reference import ReferenceWriter, Rows
+from edgetune.run_directory import RunDirectory
+from edgetune.runtime import Runtime, Sampling, load
+from edgetune_converters.checkpoint import Checkpoint
+from tests.converters import tiny
+from tests.runtime import models
+
+MAX_TOKENS = 6
+QUESTIONS = ("dim the lights", "把卧室的灯调暗", "two  spaces and 12 numbers")
+
+
+def held_out(count: int = 4, length: int = 40) -> Rows:
+    """Random rows of several lengths; the later two thirds of each are scored."""
+    lengths = [length + 3 * i for i in range(count)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    positions = [np.arange(start + size // 3, start + size) for start, size in zip(offsets, lengths, strict=False)]
+    return Rows(np.array(tiny.random_ids(offsets[-1])), offsets, np.concatenate(positions))
+
+
+def logits(runtime: Runtime, rows: Rows) -> Iterator[F32]:
+    for ids, positions, _ in rows:
+        for block in runtime.score(ids, positions):
+            yield block.copy()
+
+
+def make_run(
+    path: Path, base: Path, file: Path, *, rows: Rows | None = None, full_vocabulary_limit: int = 8192,
+    top_k: int = 64, gate: dict[str, float] | None = None,
+) -> RunDirectory:  # fmt: skip
+    """`file` is the f32 export of `base`; the "base model" of the ladder is the same with noisy logits."""
+    run = RunDirectory.create(path)
+    config = parse_config(
+        {"base": str(base), "data": {"train": "none"}, "reference": {"max_new_tokens": MAX_TOKENS}, "gate": gate or {}}
+    )
+    identity = {"name": str(base), "path": str(base), "files": Checkpoint(base).identity()}
+    run.update_manifest(config=config.model_dump(mode="json"), base=identity, data={}, stages={})
+    run.save_tokenizer(base, models.TEMPLATE)
+    with load(file) as runtime:
+        _write_reference(run, runtime, rows or held_out(), full_vocabulary_limit, top_k)
+    run.finish()
+    return run
+
+
+def _write_reference(run: RunDirectory, runtime: Runtime, rows: Rows, limit: int, top_k: int) -> None:
+    noise = np.random.default_rng(0)
+    writer = ReferenceWriter(
+        run.reference, rows, vocab_size=runtime.vocabulary_size, full_vocabulary_limit=limit, top_k=top_k,
+        info={"device": "cpu", "dtype": "float32"},
+    )  # fmt: skip
+    with writer:
+        for block in logits(runtime, rows):
+            writer.add_trained(block)
+            # towards the uniform distribution, away from the targets: the base is worse than the trained model
+            done = writer._trained
+            base = 0.3 * block + noise.normal(size=block.shape).astype(np.float32)
+            base[np.arange(len(block)), rows.targets[done - len(block) : done]] -= 3
+            writer.add_base(base)
+        writer.set_contract(golden(runtime))
+        writer.set_task("exact", answers(runtime))
+
+
+def golden(runtime: Runtime, questions: Sequence[str] = QUESTIONS) -> list[dict[str, object]]:
+    assert runtime.chat_template is not None
+    found = []
+    for question in questions:
+        messages = [{"role": "user", "content": question}]
+        text = runtime.chat_template.render(messages, add_generation_prompt=True)
+        found.append({"messages": messages, "add_generation_prompt": True, "text": text, "ids": runtime.tokenize(text)})
+    return found
+
+
+def answers(runtime: Runtime) -> list[dict[str, object]]:
+    """The trained model is right in all but the last row."""
+    rows = []
+    for entry in golden(runtime):
+        ids: list[int] = entry["ids"]  # type: ignore[assignment]
+        answer = runtime.detokenize(list(runtime.generate(ids, Sampling(), MAX_TOKENS)))
+        rows.append({"messages": entry["messages"], "expected": answer, "base": "no idea", "trained": answer})
+    rows[-1]["expected"] = "something else"
+    return rows
