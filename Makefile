@@ -14,12 +14,13 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-slow test-all test-c lint docs bench-native bench-startup clean distclean env
+.PHONY: help demo pipeline test test-slow test-all test-c test-neon lint docs bench-native bench-startup bench-export clean distclean env
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 10 minutes)'
 	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
+	@echo 'make test-neon run the NEON kernels under qemu-user (needs a cross compiler)'
 	@echo 'make lint      ruff, mypy --strict, generated documentation up to date'
 	@echo 'make docs      write the generated pages of docs/ again'
 	@echo 'make clean     remove runs and build products; distclean removes .venv too'
@@ -35,7 +36,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 env: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt native/CMakeLists.txt $(wildcard native/src/*)
+# The editable installation maps each module to its file, so it has to be renewed when modules come, go or move.
+PACKAGES := edgetune converters/edgetune_converters native/edgetune_native
+$(VENV)/.modules: FORCE
+	@mkdir -p $(VENV)
+	@find $(PACKAGES) -name '*.py' | sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+FORCE:
+
+$(VENV)/.ready: pyproject.toml constraints.txt native/CMakeLists.txt $(wildcard native/src/*) $(VENV)/.modules
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'edgetune needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
@@ -81,15 +90,37 @@ test-slow: $(VENV)/.ready
 
 test-all: test test-slow
 
-# The C kernels by themselves, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The C kernels by themselves, under AddressSanitizer and UndefinedBehaviorSanitizer, beside libggml.
+C_TESTS = $(BIN)/cmake -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEDGETUNE_C_TESTS=ON \
+  -DPython_EXECUTABLE=$(abspath $(BIN))/python
+LIBGGML = $$($(BIN)/python -c 'import edgetune_native; print(edgetune_native.ggml_library().path)')
+
 test-c: $(VENV)/.ready
-	$(BIN)/cmake -S native -B build/test-c -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DEDGETUNE_C_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(C_TESTS) -B build/test-c
 	$(BIN)/cmake --build build/test-c
-	build/test-c/test_kernels $$($(BIN)/python -c 'import edgetune_native; print(edgetune_native.ggml_library().path)')
+	build/test-c/test_kernels $(LIBGGML)
+	build/test-c/test_bits $(LIBGGML) > build/test-c/bits.txt || { cat build/test-c/bits.txt; exit 1; }
+
+# The NEON kernels, which cannot run here: built with Debian's cross compiler and run under qemu-user. They must give the
+# bits that the kernels of this machine give.
+CROSS := aarch64-linux-gnu
+test-neon: $(VENV)/.ready
+	@command -v $(CROSS)-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo 'test-neon needs a cross compiler and an emulator; on Debian and Ubuntu:' \
+	    'apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user' >&2; exit 1; }
+	$(C_TESTS) -B build/test-here -DEDGETUNE_SANITIZE=OFF
+	$(C_TESTS) -B build/test-neon -DEDGETUNE_SANITIZE=OFF -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_C_COMPILER=$(CROSS)-gcc
+	$(BIN)/cmake --build build/test-here
+	$(BIN)/cmake --build build/test-neon
+	build/test-here/test_bits $(LIBGGML) > build/test-here/bits.txt || { cat build/test-here/bits.txt; exit 1; }
+	qemu-aarch64 -L /usr/$(CROSS) build/test-neon/test_bits > build/test-neon/bits.txt || \
+	  { cat build/test-neon/bits.txt; exit 1; }
+	diff build/test-here/bits.txt build/test-neon/bits.txt
+	@echo "test-neon: $$(wc -l < build/test-neon/bits.txt) digests are equal on this machine and on AArch64"
 
 # Ours and the peer's side by side in one process; for reading, never a test.
-bench-native bench-startup: bench-%: $(VENV)/.ready
+bench-native bench-startup bench-export: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$*
 
 lint: $(VENV)/.ready

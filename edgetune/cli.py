@@ -15,9 +15,10 @@ import click
 COMMANDS = {
     "train": "Fine-tune a base model with QLoRA and store what it says.",
     "preview": "Show how rows are rendered and which tokens are trained on.",
-    "merge-export": "Merge an adapter into its base and write quantized GGUF files.",
+    "merge-export": "Merge an adapter into its base and write it as GGUF or safetensors.",
     "run": "Answer a prompt with an exported file, on the CPU.",
     "validate": "Prove an exported file against the model as it was trained.",
+    "card": "Write a Hugging Face model card for exported files.",
     "inspect": "Show what is in an exported file or a run directory.",
     "make-rules": "Write the pipeline of a configuration as rules for make.",
     "doctor": "Check this machine: versions, CPU features, GPU, disk.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgetune.errors import ConfigError
 
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml."
+Parsed = TypeVar("Parsed", bound=BaseModel)
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -136,10 +137,30 @@ class ReferenceConfig(Section):
 class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
+    formats: list[Literal["gguf", "safetensors", "gguf-lora"]] = ["gguf"]
+    """What to write: gguf, safetensors (a merged model directory), gguf-lora (the adapter alone), in one read."""
     types: list[str] = ["q4_k_m"]
-    """GGUF file types to write."""
+    """File types: q4_k_m, q8_0, f16, ...; those of f32, f16 and bf16 also hold for safetensors and gguf-lora."""
+    tensor_types: list[str] = []
+    """Another type for the tensors whose name matches, such as `attn_v=q8_0` (the first match counts)."""
+    output_tensor_type: str | None = None
+    """Type of the output matrix, or of the embedding where that serves as the output."""
+    token_embedding_type: str | None = None
+    """Type of the token embedding."""
+    imatrix: str | None = None
+    """An importance matrix of llama-imatrix (GGUF or .dat): the same bits are spent on the columns that matter."""
+    split_max_size: str | None = None
+    """Write GGUF in several files of at most this size, such as 2G."""
+    max_shard_size: str = "5GB"
+    """Largest file of a safetensors directory."""
+    modelfile: bool = False
+    """Write an Ollama Modelfile beside each GGUF file."""
+    card: bool = False
+    """Write a Hugging Face model card, README.md, beside the files or into the model directory."""
     allow_fallback: bool = False
     """Accept another type where a row length does not divide the block of the wanted one."""
+    merge_base: Literal["original", "nf4"] = "original"
+    """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training."""
 
 
 class GateConfig(Section):
@@ -183,6 +204,12 @@ class Config(Section):
             raise ValueError("base is empty; name a Hugging Face directory or a model on the hub")
         return value
 
+    @model_validator(mode="after")
+    def _nf4_was_trained(self) -> Self:
+        if self.export.merge_base == "nf4" and self.quantization.bits != 4:
+            raise ValueError("export.merge_base is nf4, but quantization.bits: 16 trains no 4-bit base to merge into")
+        return self
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration, apply `key=value` overrides (dotted keys, YAML values), check and resolve it.
@@ -197,8 +224,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> Config:
     """Validate a mapping as a Config; a ConfigError lists every problem, unknown keys with their nearest match."""
+    return parse_section(Config, raw, source)
+
+
+def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> Parsed:
+    """Validate a mapping as a section of its own; errors as in `parse_config`."""
     try:
-        return Config.model_validate(dict(raw))
+        return model.model_validate(dict(raw))
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
         raise ConfigError.of_many(
@@ -305,4 +337,5 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
     data = config.data.model_copy(
         update={key: resolve(getattr(config.data, key)) for key in ("train", "validation", "test", "chat_template")}
     )
-    return config.model_copy(update={"base": local(config.base), "data": data})
+    export = config.export.model_copy(update={"imatrix": resolve(config.export.imatrix)})
+    return config.model_copy(update={"base": local(config.base), "data": data, "export": export})

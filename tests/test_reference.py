@@ -92,7 +92,7 @@ def test_full_vocabulary_divergence_is_the_oracles(tmp_path: Path) -> None:
     found = reference.compare(10, BASE[10:30])
     np.testing.assert_allclose(found.kld, kld(TRAINED, BASE)[10:30], atol=2e-4)
     np.testing.assert_allclose(reference.base_kld, kld(TRAINED, BASE), atol=2e-4)
-    np.testing.assert_allclose(found.nll, nll(BASE)[10:30], rtol=1e-9)
+    np.testing.assert_allclose(found.nll, nll(BASE)[10:30], atol=2.5e-6)  # the f32 sums of edgetune_native.compare
     decoded, exact = reference.log_probs(3, 9), log_softmax(TRAINED)[3:9]
     likely = exact > exact.max(axis=1, keepdims=True) - 16
     np.testing.assert_allclose(decoded[likely], exact[likely], atol=16 / 65535)

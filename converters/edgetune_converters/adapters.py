@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgetune_converters.checkpoint import F32, Rows, SafetensorsFile, TensorInfo, read_json, sha256_of
+from edgetune_converters.checkpoint import ALL, F32, SafetensorsFile, TensorInfo, read_json, sha256_of
 from edgetune_converters.errors import AdapterError, CheckpointError
 
 _MAX_ALPHA = 1e9  # no one means more, and products of f32 stay finite
@@ -35,7 +36,6 @@ _REFUSED: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA (monteclora_config)",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
     "layer_replication": "layer replication (layer_replication)",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
     "trainable_token_indices": "trainable tokens (trainable_token_indices)",
 }
 
@@ -50,7 +50,8 @@ _REPLACEMENT = re.compile(_PREFIX + r"(?:\.base_layer|\.modules_to_save(?:\.[^.]
 class Change:
     """What the adapter does to one tensor of shape (n, k): W becomes (replacement or W) + left @ right.
 
-    `left` is f32 [n, r]; `right` is f32 [r, k] and holds the scale. They are read when they are asked for.
+    `left` is f32 [n, r]; `right` is f32 [r, k] and holds the scale. For a parameter of all experts both have the
+    experts as a first axis. They are read when they are asked for.
     """
 
     file: SafetensorsFile
@@ -58,9 +59,36 @@ class Change:
     factors: Callable[[], tuple[F32, F32]] | None = None
     names: list[str] = field(default_factory=list)
 
-    def replaced(self, rows: Rows) -> F32 | None:
-        """Rows of the replacement, None where the base stays."""
-        return None if self.replacement is None else self.file.rows(self.replacement, rows)
+    def of_expert(self, number: int, first: int, count: int) -> Change:
+        """What of a change to all experts concerns rows first..first+count of one."""
+        whole = self.factors
+        assert whole is not None
+
+        def part() -> tuple[F32, F32]:
+            left, right = whole()
+            return left[number, first : first + count], right[number]
+
+        return Change(self.file, factors=part, names=self.names)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the base: shapes by target, and which are stored transposed."""
+
+    targets: Mapping[str, tuple[int, ...]]
+    turned: Collection[str] | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a pair belongs: `shapes` are those that A and B must have."""
+
+    target: str
+    rank: int
+    scale: float
+    transposed: bool
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    experts: int | None = None
 
 
 class Adapter:
@@ -79,17 +107,27 @@ class Adapter:
         """SHA-256 of the adapter's two files, by file name."""
         return {name: sha256_of(self.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
 
-    def changes(self, targets: Mapping[str, tuple[int, ...]]) -> dict[str, Change]:
+    def changes(
+        self,
+        targets: Mapping[str, tuple[int, ...]],
+        renamed: Callable[[str], str] = str,
+        turned: Collection[str] | None = None,
+    ) -> dict[str, Change]:
         """The change of each base tensor that the adapter touches; `targets` are the base's tensors and shapes.
+
+        `renamed` brings a module's name to the spelling of the targets. `turned` are the targets that the base holds
+        transposed, which is for what PEFT has `fan_in_fan_out`; that is believed where nothing else is known.
 
         Errors: AdapterError listing every tensor that matches nothing, lacks its partner, has a wrong shape, is not
         finite or changes nothing.
         """
-        factors, replacements, problems = self._sorted()
+        factors, saved, problems = self._sorted()
+        replacements = {renamed(target): info for target, info in saved.items()}
         changes = {target: Change(self._file, replacement=info) for target, info in replacements.items()}
         problems += [text for target, info in replacements.items() for text in _bad_replacement(target, info, targets)]
         for module, roles in factors.items():
-            problems += self._add_factors(module, roles, targets, changes)
+            known = _Known(targets, turned)
+            problems += self._add_factors(module, renamed(module), roles, known, changes)
         if not problems:
             problems = [text for target, change in changes.items() for text in _vacuous(target, change)]
         if not changes and not problems:
@@ -122,34 +160,64 @@ class Adapter:
         return factors, replacements, problems
 
     def _add_factors(
-        self,
-        module: str,
-        roles: Mapping[str, TensorInfo],
-        targets: Mapping[str, tuple[int, ...]],
-        changes: dict[str, Change],
+        self, module: str, renamed: str, roles: Mapping[str, TensorInfo], known: _Known, changes: dict[str, Change]
     ) -> Iterator[str]:
         """Attach one module's pair to its target, or say why not."""
-        target = f"{module}.weight"
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(roles) != set(wanted):
             yield _unpaired(module, roles, wanted)
             return
-        if target not in targets:
+        a, b = (roles[role] for role in wanted)
+        found = self._linear(module, renamed, embedding, known) or self._experts(renamed, a, b, known)
+        if found is None:
             yield f"{module} is not a module of the base model"
             return
-        a, b = (roles[role] for role in wanted)
-        transposed = embedding or bool(self.config.get("fan_in_fan_out"))
-        rank, scale = self._rank_and_scale(module)
-        shapes = (rank, targets[target][-1]), (targets[target][0], rank)
-        if transposed:
-            shapes = (rank, targets[target][0]), (targets[target][-1], rank)
-        if (a.shape, b.shape) != shapes:
-            yield f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit {list(targets[target])} at rank {rank}"
+        if (a.shape, b.shape) != found.shapes:
+            shape = list(known.targets[found.target])
+            yield f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit {shape} at rank {found.rank}"
             return
-        change = changes.setdefault(target, Change(self._file))
+        change = changes.setdefault(found.target, Change(self._file))
+        if change.factors is not None:
+            yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
-        change.factors = _Factors(self._file, a, b, scale, transposed)
+        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts)
+
+    def _linear(self, module: str, renamed: str, embedding: bool, known: _Known) -> _Place | None:
+        """Where the pair of a linear layer or an embedding belongs."""
+        target = f"{renamed}.weight"
+        shape = known.targets.get(target)
+        if shape is None:
+            return None
+        stated = bool(self.config.get("fan_in_fan_out"))
+        transposed = embedding or (stated if known.turned is None else target in known.turned)
+        # a parameter that is named as such is named in the patterns as well
+        as_parameter = any(target.endswith(name) for name in self.config.get("target_parameters") or ())
+        rank, scale = self._rank_and_scale(target if as_parameter else module)
+        rows, columns = (shape[-1], shape[0]) if transposed else (shape[0], shape[-1])
+        return _Place(target, rank, scale, transposed, ((rank, columns), (rows, rank)))
+
+    def _experts(self, renamed: str, a: TensorInfo, b: TensorInfo, known: _Known) -> _Place | None:
+        """Where the pair of a parameter of all experts belongs.
+
+        PEFT wraps the module once for each of its parameters, and only the shapes tell them apart.
+        """
+        module = re.sub(r"(\.base_layer)+$", "", renamed)
+        fitting = []
+        for target, shape in known.targets.items():
+            if len(shape) != 3 or target.rpartition(".")[0] != module:
+                continue
+            rank, scale = self._rank_and_scale(target)
+            count, rows, columns = shape
+            for transposed in (False, True):
+                place = _Place(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
+                rows, columns = columns, rows
+                if (a.shape, b.shape) == place.shapes:
+                    fitting.append(place)
+        known_turned = known.turned or ()
+        # of two ways to read a square matrix the one in which it is stored
+        fitting.sort(key=lambda place: place.transposed != (place.target in known_turned))
+        return fitting[0] if len({place.target for place in fitting}) == 1 else None
 
     def _rank_and_scale(self, module: str) -> tuple[int, float]:
         """r and the factor of B @ A for one module: alpha/r, or alpha/sqrt(r) for rsLoRA, by its patterns."""
@@ -169,12 +237,29 @@ class _Factors:
     b: TensorInfo
     scale: float
     transposed: bool
+    experts: int | None = None
 
     def __call__(self) -> tuple[F32, F32]:
-        a = self.file.rows(self.a, slice(None))
-        b = self.file.rows(self.b, slice(None))
+        if self.experts is not None:
+            return _read_stack(self)
+        a, b = self.file.rows(self.a, ALL), self.file.rows(self.b, ALL)
         left, right = (a.T, b.T) if self.transposed else (b, a)
         return np.ascontiguousarray(left), np.ascontiguousarray(right) * np.float32(self.scale)
+
+
+@lru_cache(maxsize=2)
+def _read_stack(factors: _Factors) -> tuple[F32, F32]:
+    """A stack of pairs. It is asked for once for each expert, and kept as long as one layer takes.
+
+    PEFT has A as [experts * r, columns] and B as [rows, r * experts], the experts running fastest in B.
+    """
+    assert factors.experts is not None
+    a, b = factors.file.rows(factors.a, ALL), factors.file.rows(factors.b, ALL)
+    right = a.reshape(factors.experts, -1, a.shape[1]) * np.float32(factors.scale)
+    left = b.reshape(b.shape[0], -1, factors.experts).transpose(2, 0, 1)
+    if factors.transposed:
+        left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
+    return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
 def _weights(path: Path) -> Path:
@@ -244,8 +329,10 @@ def _vacuous(target: str, change: Change) -> Iterator[str]:
 
 
 def _squared_norm(left: F32, right: F32) -> float:
-    """|left @ right|^2."""
+    """|left @ right|^2, over all experts of a stack."""
     if not left.any() or not right.any():
         return 0.0
+    if left.ndim == 3:
+        return sum(_squared_norm(one, other) for one, other in zip(left, right, strict=True))
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     return max(0.0, float(np.sum((wide_left.T @ wide_left) * (wide_right @ wide_right.T))))

@@ -19,22 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_converters import quantized
 from edgetune_converters.errors import CheckpointError
+from edgetune_converters.float8 import TABLES
 
 F32 = NDArray[np.float32]
 Rows = slice | NDArray[np.intp]
+ALL = slice(None)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
 _DAMAGED = "the file is damaged or was not downloaded completely: fetch it again"
 
-# dtypes that hold weights -> the numpy dtype of their bytes
-_FLOATS: Mapping[str, np.dtype[Any]] = {
+# dtypes that hold weights, or what explains them -> the numpy dtype of their bytes
+_STORED: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "F64": np.dtype("<f8"),
+    **dict.fromkeys(("U8", *TABLES), np.dtype(np.uint8)),
+    "I8": np.dtype(np.int8),
 }
 # every dtype of the format -> bytes of an element
 _SIZES = {
@@ -68,12 +73,13 @@ class SafetensorsFile:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         self.metadata, self.tensors = _parse_header(path, self._map, self.size)
 
-    def rows(self, info: TensorInfo, rows: Rows) -> F32:
+    def rows(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> F32:
         """Rows of a tensor in f32, a fresh array [n, columns]; a tensor of one dimension has rows of one column."""
         first, last = _span(rows, _count(info.shape))
         stored = self.raw(info, first, last)
         if not isinstance(rows, slice):
             stored = stored[rows - first]
+        stored = stored[:, columns]
         converted = to_f32(stored, info.dtype)
         self.forget(info, first, last)
         return converted
@@ -81,7 +87,7 @@ class SafetensorsFile:
     def raw(self, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
         """Rows first..last of a tensor as they are stored, a view of the map of shape [last-first, columns]."""
         assert self._map is not None
-        dtype, columns = _FLOATS[info.dtype], _columns(info.shape)
+        dtype, columns = _STORED[info.dtype], _columns(info.shape)
         start = info.start + first * columns * dtype.itemsize
         view = np.frombuffer(self._map, dtype, (last - first) * columns, start)
         return view.reshape(last - first, columns)
@@ -102,14 +108,29 @@ class Checkpoint:
         self.path = path
         _check_directory(path)
         self.config = read_json(path / "config.json")
-        _check_not_quantized(path, self.config)
+        quantized.check_method(path, self.config)
         self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
-        self.tensors = _collect(path, self._files)
+        stored = _collect(path, self._files)
+        self._decoders = quantized.decoders(stored, self.config, self._view)
+        self.tensors = quantized.folded(stored, self._decoders)
+        # tensors by slot that are written as they are, for bases without the config that gives them
+        self.carried: list[tuple[str, F32]] = []
 
-    def rows(self, name: str, rows: Rows) -> F32:
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are stored in a coding of few bits, or config.json says so."""
+        return bool(self._decoders or self.config.get("quantization_config"))
+
+    def rows(self, tensor: str | TensorInfo, rows: Rows, columns: Rows = ALL) -> F32:
         """Rows of a tensor in f32, a fresh array [n, columns]; a tensor of one dimension has rows of one column."""
-        info = self.tensors[name]
-        return self._files[info.file].rows(info, rows)
+        info = self.tensors[tensor] if isinstance(tensor, str) else tensor
+        if info.name not in self._decoders:
+            return self._files[info.file].rows(info, rows, columns)
+        first, last = _span(rows, _count(info.shape))
+        decoded = self._decoders[info.name].rows(first, last)
+        if info.file in self._files:
+            self._files[info.file].forget(info, first, last)
+        return decoded[:, columns] if isinstance(rows, slice) else decoded[rows - first][:, columns]
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers in the same dtype."""
@@ -117,12 +138,19 @@ class Checkpoint:
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             return False
         count = _count(a.shape)
+        if one in self._decoders or other in self._decoders:
+            blocks = (slice(first, min(first + 1024, count)) for first in range(0, count, 1024))
+            return all(np.array_equal(self.rows(one, block), self.rows(other, block)) for block in blocks)
         return all(
             np.array_equal(self._raw(a, first, count), self._raw(b, first, count)) for first in range(0, count, 1024)
         )
 
     def _raw(self, info: TensorInfo, first: int, count: int) -> NDArray[Any]:
         return self._files[info.file].raw(info, first, min(first + 1024, count))
+
+    def _view(self, info: TensorInfo) -> NDArray[Any]:
+        """All elements of a tensor as they are stored, a view of the map."""
+        return self._files[info.file].raw(info, 0, _count(info.shape)).reshape(info.shape)
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of config.json and of every weight file, by file name."""
@@ -131,7 +159,10 @@ class Checkpoint:
 
 
 def to_f32(stored: NDArray[Any], dtype: str) -> F32:
-    """A fresh f32 array of stored weights; bf16 comes as uint16 and is exact."""
+    """A fresh f32 array of stored weights; bf16 comes as uint16, f8 as uint8; both are exact."""
+    if dtype in TABLES:
+        widened: F32 = TABLES[dtype][stored]
+        return widened
     if dtype != "BF16":
         return stored.astype(np.float32)
     wide = stored.astype(np.uint32)
@@ -184,17 +215,6 @@ def _check_directory(path: Path) -> None:
         raise CheckpointError(
             f"{path} has no config.json", "A Hugging Face model directory holds config.json beside its weights"
         )
-
-
-def _check_not_quantized(path: Path, config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return
-    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-    raise CheckpointError(
-        f"the checkpoint {path} is already quantized ({method}); merging into quantized weights is not yet supported",
-        "Give the original 16-bit or 32-bit model that it was made from",
-    )
 
 
 def _weight_files(path: Path) -> list[Path]:

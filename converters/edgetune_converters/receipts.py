@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
@@ -24,11 +24,13 @@ def receipt_path(artifact: Path) -> Path:
 
 @dataclass
 class Receipt:
-    """One exported file. Everything in it is JSON; hashes are SHA-256 in hexadecimal.
+    """One exported artifact. Everything in it is JSON; hashes are SHA-256 in hexadecimal.
 
-    `base` and `adapter` map file names to hashes; `types` maps storage types to bytes and
-    `tensors` each tensor to its type; `survival` maps a tensor to
-    <Q(W+D)-Q(W), D>/|D|^2, which is 1 where the adapter's change came through quantization whole.
+    `base` and `adapter` map file names to hashes; `types` maps storage types to bytes and `tensors` each tensor to its
+    type; `overrides` are types set by hand, as they were written. `survival` maps a tensor to
+    <Q(W+D)-Q(W), D>/|D|^2, which is 1 where the adapter's change came through quantization whole. `files` maps names
+    to hashes where the artifact is several files: a directory, or the parts of a split GGUF, of which `artifact` and
+    `sha256` are the first.
     """
 
     artifact: str
@@ -48,6 +50,9 @@ class Receipt:
     tokenizer: dict[str, str]
     notes: list[str] = field(default_factory=list)
     survival: dict[str, float] | None = None
+    overrides: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    imatrix: dict[str, str] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> Path:
@@ -68,14 +73,20 @@ class Receipt:
         except CheckpointError as error:
             raise ArtifactError(error.message, "A receipt is written beside each exported file") from error
         known = {entry.name for entry in fields(cls)}
-        if missing := known - stored.keys() - {"notes", "survival", "versions"}:
+        optional = {entry.name for entry in fields(cls) if (entry.default, entry.default_factory) != (MISSING, MISSING)}
+        if missing := known - stored.keys() - optional:
             raise ArtifactError(f"{path} is not a receipt: it lacks {', '.join(sorted(missing))}")
         return cls(**{name: value for name, value in stored.items() if name in known} | {"artifact": str(artifact)})
 
     def check(self) -> None:
         """Errors: ArtifactError when the file is not the one that this receipt was written for."""
-        if sha256_of(Path(self.artifact)) != self.sha256:
-            raise ArtifactError(f"{self.artifact} is not the file of its receipt: its contents have changed")
+        artifact = Path(self.artifact)
+        folder = artifact if artifact.is_dir() else artifact.parent
+        for name, digest in (self.files or {artifact.name: self.sha256}).items():
+            if not (folder / name).is_file():
+                raise ArtifactError(f"{folder / name}, which belongs to {artifact}, is missing")
+            if sha256_of(folder / name) != digest:
+                raise ArtifactError(f"{folder / name} is not the file of its receipt: its contents have changed")
 
 
 def combined_hash(files: Mapping[str, str]) -> str:

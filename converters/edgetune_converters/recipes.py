@@ -9,28 +9,29 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.gguf.types import BY_NAME, StorageType
+from edgetune_converters.overrides import NONE, Overrides
 
 MAX_FALLBACK = 0.05  # share of the bytes past which an export refuses
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the model a tensor stands: `index` is its number among the `layers` blocks."""
+    """Where a tensor stands: `index` is its number among the `count` of its kind."""
 
     index: int
-    layers: int
+    count: int
     heads_per_kv: int
 
 
 Rule = Callable[[Place], str | None]
 
 
-def _always(name: str) -> Rule:
+def _always(name: str | None) -> Rule:
     return lambda place: name
 
 
@@ -39,7 +40,15 @@ def _first(count: int, name: str, rest: str | None = None) -> Rule:
 
 
 def _first_part(share: int, name: str, rest: str | None = None) -> Rule:
-    return lambda place: name if place.index < place.layers // share else rest
+    return lambda place: name if place.index < place.count // share else rest
+
+
+def _never(place: Place) -> str | None:
+    return None
+
+
+def _first_part_or(share: int, name: str, otherwise: Rule) -> Rule:
+    return lambda place: name if place.index < place.count // share else otherwise(place)
 
 
 def _grouped(name: str, otherwise: str | None = None) -> Rule:
@@ -51,28 +60,40 @@ def _more_bits(name: str) -> Rule:
     """The first and last eighth of the layers, and every third between."""
 
     def rule(place: Place) -> str | None:
-        eighth = place.layers // 8
-        at_ends = place.index < eighth or place.index >= 7 * place.layers // 8
+        eighth = place.count // 8
+        at_ends = place.index < eighth or place.index >= 7 * place.count // 8
         return name if at_ends or (place.index - eighth) % 3 == 2 else None
 
     return rule
 
 
-V, DOWN, ATTENTION_OUTPUT = "attention_v", "ffn_down", "attention_output"
+V, K, DOWN, ATTENTION_OUTPUT = "attention_v", "attention_k", "ffn_down", "attention_output"
+
+# slots that a mix treats alike -> the name under which a mix speaks of them
+_KINDS = {
+    V: V, "attention_qkv": V, K: K, ATTENTION_OUTPUT: ATTENTION_OUTPUT,
+    DOWN: DOWN, "expert_down": DOWN, "shared_down": DOWN,
+}  # fmt: skip
+# matrices that no recipe touches: small, and everything depends on them
+_KEPT = ("expert_router", "position_embedding", "convolution")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file type: its number in `general.file_type`, the usual storage type, and the slots that differ."""
+    """A file type: its number in `general.file_type`, the usual storage type, and the slots that differ.
+
+    `measured` are rules that hold instead where there is an importance matrix.
+    """
 
     name: str
     file_type: int
     base: str
     mix: Mapping[str, Rule] = field(default_factory=dict)
+    measured: Mapping[str, Rule] = field(default_factory=dict)
 
 
-def _of(name: str, file_type: int, base: str, **mix: Rule) -> Recipe:
-    return Recipe(name, file_type, base, mix)
+def _of(name: str, file_type: int, base: str, measured: Rule | None = None, **mix: Rule) -> Recipe:
+    return Recipe(name, file_type, base, mix, {} if measured is None else {DOWN: measured})
 
 
 _RECIPES = (
@@ -80,9 +101,9 @@ _RECIPES = (
     _of("f16", 1, "f16"),
     _of("bf16", 32, "bf16"),
     _of("q8_0", 7, "q8_0"),
-    _of("q4_0", 2, "q4_0"),
+    _of("q4_0", 2, "q4_0", measured=_first_part(8, "q4_1")),
     _of("q4_1", 3, "q4_1"),
-    _of("q5_0", 8, "q5_0"),
+    _of("q5_0", 8, "q5_0", measured=_first_part(8, "q5_1")),
     _of("q5_1", 9, "q5_1"),
     _of("q2_k", 10, "q2_k",
         attention_v=_grouped("q4_k", "q3_k"), ffn_down=_always("q3_k"), attention_output=_always("q3_k")),
@@ -97,16 +118,40 @@ _RECIPES = (
     _of("q5_k_s", 16, "q5_k"),
     _of("q5_k_m", 17, "q5_k", attention_v=_more_bits("q6_k"), ffn_down=_more_bits("q6_k")),
     _of("q6_k", 18, "q6_k"),
-    _of("iq4_nl", 25, "iq4_nl", attention_v=_grouped("q5_k"), ffn_down=_first_part(8, "q5_k")),
-    _of("iq4_xs", 30, "iq4_xs", attention_v=_grouped("q5_k"), ffn_down=_first_part(8, "q5_k")),
+    _of("iq4_nl", 25, "iq4_nl", measured=_always(None), attention_v=_grouped("q5_k"), ffn_down=_first_part(8, "q5_k")),
+    _of("iq4_xs", 30, "iq4_xs", measured=_always(None), attention_v=_grouped("q5_k"), ffn_down=_first_part(8, "q5_k")),
 )  # fmt: skip
+
+# llama-quantize gives models with exactly eight experts more bits where they cost little: kind -> recipe -> type
+_EIGHT_EXPERTS: Mapping[str, Mapping[str, str]] = {
+    V: dict.fromkeys([recipe.name for recipe in _RECIPES], "q8_0"),
+    K: dict.fromkeys([recipe.name for recipe in _RECIPES], "q8_0"),
+    ATTENTION_OUTPUT: dict.fromkeys(["q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"], "q5_k"),
+}
+# architectures whose mixes differ: architecture -> recipe -> kind -> rule
+_OF_ARCHITECTURE: Mapping[str, Mapping[str, Mapping[str, Rule]]] = {
+    "falcon": {
+        "q2_k": {ATTENTION_OUTPUT: _never},
+        "q3_k_m": {ATTENTION_OUTPUT: _never, DOWN: _first_part_or(16, "q5_k", _more_bits("q4_k"))},
+        "q3_k_l": {ATTENTION_OUTPUT: _always("q4_k"), DOWN: _always("q4_k")},
+        "q4_k_s": {DOWN: _never},
+        "q4_k_m": {DOWN: _first_part_or(16, "q6_k", _more_bits("q5_k"))},
+    }
+}
+_OUTPUT_OF_ARCHITECTURE = {"falcon": "q8_0"}
+# architectures -> layers of their 70 B, whose small value matrices get more bits
+_LAYERS_OF_70B = {"llama": 80, "qwen2": 80}
 
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 ALIASES = {"q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m"}
 
 _NOT_QUANTIZED = ("f32", "f16", "bf16")
 # what llama.cpp takes for rows that are no multiple of 256; then, for rows that are no multiple of 32, f16
-_FALLBACK = {"iq4_xs": "iq4_nl", "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+_FALLBACK = {
+    "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "tq1_0": "q4_0", "tq2_0": "q4_0",
+    "q2_0": "q4_0", "iq4_xs": "iq4_nl", "iq3_s": "iq4_nl", "iq3_xxs": "iq4_nl", "iq2_s": "iq4_nl", "iq2_xs": "iq4_nl",
+    "iq2_xxs": "iq4_nl", "iq1_m": "iq4_nl", "iq1_s": "iq4_nl",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,11 +162,18 @@ class Shape:
     heads: int
     kv_heads: int
     gguf: str
+    experts: int = 0
 
     @property
-    def is_llama_70b(self) -> bool:
-        """Llama 2 and 3 of 70 B: their small value matrices get more bits."""
-        return self.gguf == "llama" and self.layers == 80 and self.heads != self.kv_heads
+    def heads_per_kv(self) -> int:
+        """How many query heads share a key head in the first layer; none where that has no attention."""
+        return self.heads // self.kv_heads if self.kv_heads else 0
+
+    @property
+    def is_70b(self) -> bool:
+        """Llama 2 and 3 of 70 B and their like; Llama 1 of 65 B shares no key heads."""
+        same = self.gguf == "llama" and self.heads == self.kv_heads
+        return _LAYERS_OF_70B.get(self.gguf) == self.layers and not same
 
 
 @dataclass(frozen=True)
@@ -199,17 +251,38 @@ def recipe_named(name: str) -> Recipe:
     return recipe
 
 
-def plan(recipe: Recipe, tensors: Sequence[Tensor], model: Shape) -> Plan:
-    """Decide about every tensor."""
+def plan(
+    recipe: Recipe, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
+) -> Plan:
+    """Decide about every tensor; `measured` says that there is an importance matrix.
+
+    Errors: RecipeError for an override that matches nothing.
+    """
+    names = [[tensor.name for tensor in tensors if (len(tensor.shape) > 1) is matrix] for matrix in (True, False)]
+    overrides.check_matches(*names)
     tied = not any(tensor.slot == slots.OUTPUT for tensor in tensors)
-    return Plan(recipe, tuple(_row(recipe, tensor, model, tied) for tensor in tensors))
+    mix = {
+        **recipe.mix,
+        **(recipe.measured if measured else {}),
+        **_OF_ARCHITECTURE.get(model.gguf, {}).get(recipe.name, {}),
+    }
+    counts = Counter(_kind(tensor) for tensor in tensors)
+    decider = _Decider(replace(recipe, mix=mix), model, overrides, tied, counts)
+    return Plan(recipe, tuple(decider.row(tensor) for tensor in tensors))
 
 
-def check_fallback(wanted: Plan, tensors: Sequence[Tensor], model: Shape) -> None:
+def _kind(tensor: Tensor) -> str | None:
+    return _KINDS.get(tensor.slot) if tensor.part == "weight" else None
+
+
+def check_fallback(
+    wanted: Plan, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
+) -> None:
     """Errors: RecipeError when more than 5 % of the bytes cannot have the type they were meant to have."""
     if wanted.fallback_share <= MAX_FALLBACK:
         return
-    fitting = [name for name in RECIPES if plan(RECIPES[name], tensors, model).fallback_share <= MAX_FALLBACK]
+    plans = [plan(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
+    fitting = [other.recipe.name for other in plans if other.fallback_share <= MAX_FALLBACK]
     widths = sorted({row.shape[-1] for row in wanted.rows if row.fallback})
     raise RecipeError(
         f"{wanted.recipe.name} does not fit this model: {wanted.fallback_share:.0%} of the bytes would be stored in "
@@ -227,30 +300,75 @@ def _list(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
-def _row(recipe: Recipe, tensor: Tensor, model: Shape, tied: bool) -> Row:
-    wanted, reason = _wanted(recipe, tensor, model, tied)
-    chosen = _fitting(wanted, tensor.shape[-1])
-    if chosen != wanted:
-        reason = f"rows of {tensor.shape[-1]} are no multiple of {BY_NAME[wanted].block}, which {wanted} needs"
-    storage = BY_NAME[chosen]
-    size = math.prod(tensor.shape[:-1]) * storage.row_bytes(tensor.shape[-1])
-    return Row(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
+class _Decider:
+    """Decides about the tensors of a model in the order of the file.
 
+    A mix counts the tensors of a kind that were left to it, as llama-quantize does: with an override on the value
+    matrix of layer 0, that of layer 1 is the mix's first.
+    """
 
-def _wanted(recipe: Recipe, tensor: Tensor, model: Shape, tied: bool) -> tuple[str, str]:
-    """The type that the mix gives when all rows fit, and why."""
-    if len(tensor.shape) < 2:
-        return "f32", "vectors stay in f32"
-    if recipe.base in _NOT_QUANTIZED:
-        return recipe.base, "the recipe"
-    if tensor.slot == slots.OUTPUT or (tied and tensor.slot == slots.EMBEDDING):
-        return _output_type(recipe, tensor.shape[-1])
-    rule = recipe.mix.get(tensor.slot)
-    place = Place(tensor.layer or 0, model.layers, model.heads // model.kv_heads)
-    special = rule(place) if rule else None
-    if tensor.slot == V and model.is_llama_70b and (special or recipe.base) in ("q3_k", "q4_k"):
-        special = "q5_k"
-    return (special, "the mix") if special else (recipe.base, "the recipe")
+    def __init__(
+        self, recipe: Recipe, model: Shape, overrides: Overrides, tied: bool, counts: Mapping[str | None, int]
+    ) -> None:
+        self._recipe = recipe
+        self._model = model
+        self._overrides = overrides
+        self._tied = tied
+        self._counts = counts
+        self._seen: Counter[str] = Counter()  # tensors of each kind that were left to the mix
+
+    def row(self, tensor: Tensor) -> Row:
+        """The decision about one tensor."""
+        wanted, reason = self._wanted(tensor)
+        chosen = _fitting(wanted, tensor.shape[-1])
+        if chosen != wanted:
+            reason = f"rows of {tensor.shape[-1]} are no multiple of {BY_NAME[wanted].block}, which {wanted} needs"
+        storage = BY_NAME[chosen]
+        size = math.prod(tensor.shape[:-1]) * storage.row_bytes(tensor.shape[-1])
+        return Row(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
+
+    def _wanted(self, tensor: Tensor) -> tuple[str, str]:
+        """The type that is asked for when all rows fit, and why."""
+        if len(tensor.shape) < 2 or tensor.part != "weight" or tensor.slot.endswith("_norm"):
+            return "f32", "vectors stay in f32"
+        if tensor.slot in _KEPT:
+            return "f32", "small, and everything depends on it"
+        override = self._overrides.find(tensor.slot, tensor.name, self._tied)
+        if override is not None:
+            return override.type, override.said
+        if self._recipe.base in _NOT_QUANTIZED:
+            return self._recipe.base, "the recipe"
+        if tensor.slot == slots.OUTPUT or (self._tied and tensor.slot == slots.EMBEDDING):
+            special = _OUTPUT_OF_ARCHITECTURE.get(self._model.gguf)
+            kept = (special, "the output matrix keeps more bits") if special else None
+            return kept or _output_type(self._recipe, tensor.shape[-1])
+        kind = _kind(tensor)
+        special = None if kind is None else self._special(tensor, kind)
+        return (special, "the mix") if special else (self._recipe.base, "the recipe")
+
+    def _special(self, tensor: Tensor, kind: str) -> str | None:
+        """The type of the mix, where it has one of its own for this tensor."""
+        recipe, model = self._recipe, self._model
+        place = self._place(tensor, kind)
+        if model.experts == 8 and kind in _EIGHT_EXPERTS:
+            return _EIGHT_EXPERTS[kind].get(recipe.name)
+        special = recipe.mix[kind](place) if kind in recipe.mix else None
+        if kind == V and model.is_70b and (special or recipe.base) in ("q3_k", "q4_k"):
+            return "q5_k"
+        return special
+
+    def _place(self, tensor: Tensor, kind: str) -> Place:
+        """Its place among its kind.
+
+        Matrices back from the feed-forward layer count as many as there are layers; with experts by the layer's
+        number, because a layer has several.
+        """
+        index, count = self._seen[kind], self._counts[kind]
+        self._seen[kind] += 1
+        if kind == DOWN:
+            count = self._model.layers
+            index = (tensor.layer or 0) if self._model.experts > 1 else index
+        return Place(index, count, self._model.heads_per_kv)
 
 
 def _output_type(recipe: Recipe, width: int) -> tuple[str, str]:

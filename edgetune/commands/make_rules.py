@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from edgetune.config import Config, load_config
+from edgetune.errors import ConfigError
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.
@@ -55,6 +56,11 @@ def command(config: Path, run: Path | None, target: str) -> None:
 
 def make_rules(path: Path, config: Config, run: Path | None = None, target: str = "pipeline") -> str:
     """The rules as text; `path` is where `config` was read from."""
+    if config.export.split_max_size is not None:
+        raise ConfigError(
+            f"{path}: export.split_max_size gives files whose number is not known before the export",
+            "Leave it out, and give --split-max-size to `edgetune merge-export` afterwards.",
+        )
     run = run or Path("runs", config.name)
     folder = run / "artifacts"
     artifacts = [folder / f"{config.name}-{type_}.gguf" for type_ in config.export.types]

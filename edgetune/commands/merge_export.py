@@ -1,19 +1,23 @@
-"""`edgetune merge-export`: adapter and base in, GGUF files with their receipts out."""
+"""`edgetune merge-export`: adapter and base in, GGUF files and other outputs with their receipts out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune import console
+from edgetune.commands.export_options import byte_count, options, resolve
+from edgetune.commands.export_paths import Outputs, outputs_of, refuse_existing, refuse_foreign_cards, refuse_plan
 from edgetune.errors import ConfigError
 from edgetune.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from edgetune.config import ExportConfig
+    from edgetune_converters.overrides import Overrides
     from edgetune_converters.receipts import Receipt
     from edgetune_converters.recipes import Plan
 
@@ -30,58 +34,119 @@ class Source:
     adapter: Path | None
     tokenizer: Path
     expected_base: Mapping[str, str] | None
-    default_types: tuple[str, ...]
     default_folder: Path
-    allow_fallback: bool = False
+    manifest: Mapping[str, Any]
+    """The run's, {} without a run."""
+
+    @property
+    def trained_on(self) -> Mapping[str, Any] | None:
+        """What the run says of its 4-bit base."""
+        record: Mapping[str, Any] | None = self.manifest.get("quantized")
+        return record
+
+    @property
+    def export(self) -> Mapping[str, Any]:
+        """The `export:` section of the run."""
+        section: Mapping[str, Any] = self.manifest.get("config", {}).get("export", {})
+        return section
 
 
-@click.command(name="merge-export", short_help="Merge an adapter into its base and write quantized GGUF files.")
+@click.command(name="merge-export", short_help="Merge an adapter into its base and write it as GGUF or safetensors.")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
+@options
 @click.option(
-    "--format", "format_", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="File format."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .gguf file, a directory for safetensors, or a folder for several outputs.",
 )
-@click.option("-q", "--type", "types", help="File types, comma separated: q4_k_m,q8_0,f16,... Default: the run's own.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A .gguf file, or a folder for several types.")
-@click.option("--base", type=click.Path(path_type=Path), help="Base model directory, in place of the run's.")
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Base model directory or GGUF file, in place of the run's."
+)
 @click.option("--adapter", type=click.Path(path_type=Path), help="PEFT adapter directory, with --base.")
-@click.option("--allow-fallback", is_flag=True, help="Accept another type where rows do not divide a block.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Worker threads; 0 takes every core.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show type and size of every tensor, then stop.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def command(
     run: Path | None,
-    format_: str,
-    types: str | None,
     output: Path | None,
     base: Path | None,
     adapter: Path | None,
-    allow_fallback: bool,
     threads: int,
     plan_only: bool,
     overwrite: bool,
+    **flags: Any,
 ) -> None:
-    """Merge the adapter of RUN into its base, quantize, and write GGUF files, in one streaming pass.
+    """Merge the adapter of RUN into its base, quantize, and write it, in one streaming pass.
 
     \b
     edgetune merge-export runs/mine -q q4_k_m,q8_0
+    edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --plan
+    edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
     edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
+
+    Options that are not given are those of the run's configuration, under `export:`.
     """
     source = find_source(run, base, adapter)
-    wanted = tuple(part.strip().lower() for part in types.split(",") if part.strip()) if types else source.default_types
-    outputs = output_paths(source, wanted, output)
-    allow = allow_fallback or source.allow_fallback
+    config = resolve(source.export, flags)
+    outputs = outputs_of(config, source.name, source.default_folder, output, flags["types"] is not None)
     if plan_only:
+        refuse_plan(outputs)
         from edgetune_converters.export import plan_export
 
-        for plan in plan_export(source.base, wanted, adapter=source.adapter):
+        wanted: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
+        for plan in plan_export(source.base, tuple(outputs.gguf), adapter=source.adapter, **wanted):
             print_plan(plan)
         return
-    refuse_existing(outputs, overwrite)
-    for receipt in run_export(source, outputs, allow, threads):
+    refuse_existing(outputs.paths, overwrite)
+    refuse_foreign_cards(outputs, config.card, overwrite)
+    receipts = run_export(source, outputs, config, threads)
+    for receipt in receipts:
         receipt.write()
         for text in receipt.notes:
             console.warn(text)
         click.echo(f"{receipt.artifact}  {receipt.size / 1e6:.2f} MB, {receipt.bits_per_weight:.2f} bits per weight")
+
+    write_documents(source, config, receipts)
+
+
+def write_documents(source: Source, config: ExportConfig, receipts: Sequence[Receipt]) -> None:
+    """The Modelfiles and cards that were asked for."""
+    if config.modelfile:
+        for receipt in receipts:
+            write_modelfile(receipt)
+    if config.card:
+        from edgetune import model_card
+
+        for path in model_card.write(source.name, receipts, source.base, source.manifest):
+            click.echo(str(path))
+
+
+def write_modelfile(receipt: Receipt) -> None:
+    """For one GGUF file; Ollama opens neither parts nor, by this file, other formats."""
+    from edgetune import modelfile
+
+    if receipt.format != "gguf":
+        return
+    if receipt.files:
+        console.warn(f"no Modelfile for {Path(receipt.artifact).name}: Ollama does not open a file in parts")
+        return
+    path, derived = modelfile.write(Path(receipt.artifact))
+    click.echo(str(path))
+    if derived.template is None or derived.note:
+        console.warn(f"{path.name}: {derived.note or 'no TEMPLATE: ' + derived.reason}")
+
+
+def overrides_of(config: ExportConfig) -> Overrides:
+    """The types set by hand."""
+    from edgetune_converters import overrides
+
+    return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
+
+
+def imatrix_of(config: ExportConfig) -> Path | None:
+    """The importance matrix."""
+    return None if config.imatrix is None else Path(config.imatrix)
 
 
 def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> Source:
@@ -92,8 +157,8 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         raise ConfigError(f"both a run ({run}) and an adapter ({adapter}) were given", "Give one of them.")
     if run is None:
         assert base is not None
-        name = (adapter or base).resolve().name
-        return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, ("q4_k_m",), Path.cwd())
+        name = (adapter or base).resolve().name.removesuffix(".gguf")
+        return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, Path.cwd(), {})
     directory = RunDirectory.open(run)
     manifest = directory.manifest
     config = manifest["config"]
@@ -103,9 +168,8 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         adapter=directory.adapter,
         tokenizer=directory.tokenizer,
         expected_base=manifest["base"]["files"],
-        default_types=tuple(config["export"]["types"]),
         default_folder=directory.artifacts,
-        allow_fallback=config["export"]["allow_fallback"],
+        manifest=manifest,
     )
 
 
@@ -114,40 +178,29 @@ def adapter_tokenizer(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
 
 
-def output_paths(source: Source, types: tuple[str, ...], output: Path | None) -> dict[str, Path]:
-    """Storage type -> file to write."""
-    if not types:
-        raise ConfigError("-q names no type", "For instance -q q4_k_m, or -q q4_k_m,q8_0.")
-    if output is not None and output.suffix == ".gguf":
-        if len(types) > 1:
-            raise ConfigError(f"{len(types)} types cannot be written to one file {output}", "Give a folder with -o.")
-        return {types[0]: output}
-    folder = output or source.default_folder
-    return {type_: folder / f"{source.name}-{type_}.gguf" for type_ in types}
-
-
-def refuse_existing(outputs: Mapping[str, Path], overwrite: bool) -> None:
-    """An export that took an hour is not overwritten by a slip of the hand."""
-    existing = [str(path) for path in outputs.values() if path.exists()]
-    if existing and not overwrite:
-        raise ConfigError(f"{', '.join(existing)} exists already", "Add --overwrite, or write elsewhere with -o.")
-
-
-def run_export(source: Source, outputs: Mapping[str, Path], allow_fallback: bool, threads: int) -> list[Receipt]:
+def run_export(source: Source, outputs: Outputs, config: ExportConfig, threads: int) -> list[Receipt]:
     """The export, with a progress bar."""
     from edgetune_converters.export import export
 
     with console.byte_progress("export") as progress:
         return export(
             source.base,
-            outputs,
+            outputs.gguf,
+            safetensors=outputs.safetensors,
+            lora=outputs.lora,
+            max_shard_size=byte_count(config.max_shard_size, "--max-shard-size"),
             adapter=source.adapter,
             tokenizer=source.tokenizer,
-            allow_fallback=allow_fallback,
+            overrides=overrides_of(config),
+            imatrix=imatrix_of(config),
+            split_max_size=byte_count(config.split_max_size, "--split-max-size"),
+            allow_fallback=config.allow_fallback,
             threads=threads,
             name=source.name,
             progress=progress,
             expected_base=source.expected_base,
+            merge_base=config.merge_base,
+            trained_on=source.trained_on,
         )
 
 

@@ -36,6 +36,9 @@ _CLASS_TOKENS = {
 }
 
 
+_GGUF_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A Jinja template and the special tokens that it may name."""
@@ -61,6 +64,17 @@ class ChatTemplate:
             raise DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
         named = {name: token for name, token in tokens.items() if name not in ("bos_token", "eos_token")}
         return cls(source, tokens.get("bos_token"), tokens.get("eos_token"), named)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> ChatTemplate | None:
+        """The template in a GGUF file's metadata, with the special tokens that it may name; None without one."""
+        source = metadata.get("tokenizer.chat_template")
+        if not isinstance(source, str):
+            return None
+        texts: list[str] = metadata.get("tokenizer.ggml.tokens", [])
+        ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in _GGUF_TOKENS.items()}
+        named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
+        return cls(source, named.pop("bos_token", None), named.pop("eos_token", None), named)
 
     def render(
         self,

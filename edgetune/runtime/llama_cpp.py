@@ -7,12 +7,11 @@ views.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +23,15 @@ from edgetune.runtime.interface import Finish, Generation, RuntimeProblem, Sampl
 from edgetune.runtime.interrupts import InterruptFlag
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.llama_vocabulary import LlamaVocabulary
+from edgetune.runtime.long_runs import long_run
 from edgetune.runtime.sampling import Sampler
 from edgetune.runtime.text import TextStream
 from edgetune.runtime.threads import default_threads
-from edgetune_converters.gguf import keys, reader
+from edgetune_converters.gguf import reader
+from edgetune_converters.preparation import Preparation
 
 _BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
 _OUTPUT_BYTES = 64 << 20  # of logits at a time: 512 rows up to a vocabulary of 32k, 110 at 152k
-NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 _DEFAULT_CONTEXT = 4096  # models made for 128k tokens would otherwise take gigabytes of cache for a one-line question
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
 
@@ -58,8 +58,8 @@ class LlamaRuntime:
             self.vocabulary_size = self._vocabulary.size
             self.bos_token = self._vocabulary.bos
             self.stop_tokens = self._vocabulary.stop_tokens
-            self.chat_template = _chat_template(self.metadata)
-            self._normal_form = _normal_form(self.metadata)
+            self.chat_template = ChatTemplate.from_gguf(self.metadata)
+            self._preparation = Preparation.of(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
         except BaseException:
             self.close()
@@ -108,8 +108,16 @@ class LlamaRuntime:
             batch.seq_id[i][0] = 0
 
     def tokenize(self, text: str) -> list[int]:
-        """See Runtime. Normalized as the tokenizer of training did, which llama.cpp by itself does not."""
-        return self._vocabulary.tokenize(unicodedata.normalize(self._normal_form, text) if self._normal_form else text)
+        """See Runtime. Prepared as the tokenizer of training did, which llama.cpp by itself does not."""
+        prepared = self._preparation.apply(text)
+        run = long_run(self.metadata, prepared)
+        if run is not None:
+            raise RuntimeProblem(
+                f"the text has {len(run)} characters and more without a space or full stop in between "
+                f"({run[:20]!r}...), which ends llama.cpp for this model",
+                "Put spaces in.",
+            )
+        return self._vocabulary.tokenize(prepared)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """See Runtime."""
@@ -258,23 +266,6 @@ def _checked(path: Path) -> reader.GgufFile:
     if not file.tensors:
         raise RuntimeProblem(f"{path} holds no tensors, only a vocabulary", "Give the file of a whole model.")
     return file
-
-
-def _chat_template(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template in the file, with the special tokens that it may name."""
-    source = metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str):
-        return None
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    texts: list[str] = metadata.get("tokenizer.ggml.tokens", [])
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in names.items()}
-    named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
-    return ChatTemplate(source, named.pop("bos_token", None), named.pop("eos_token", None), named)
-
-
-def _normal_form(metadata: Mapping[str, Any]) -> NormalForm | None:
-    form = metadata.get(keys.NORMALIZER)
-    return form if form in get_args(NormalForm) else None
 
 
 @cache

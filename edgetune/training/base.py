@@ -34,7 +34,7 @@ class Base:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Its tensors, checked: CheckpointError for missing, damaged, pickled or already quantized weights."""
+        """Its tensors, checked: CheckpointError for missing, damaged or pickled weights."""
         return Checkpoint(self.path)
 
     def identity(self) -> dict[str, Any]:
@@ -58,8 +58,12 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             f"base: {config.base!r} is neither a directory nor the name of a model on the hub",
             "Set base: DIR or base: ORG/NAME.",
         )
-    if weights:
-        _ = base.checkpoint
+    if weights and base.checkpoint.is_quantized:
+        raise CheckpointError(
+            f"the base {base.name} is stored quantized already; training takes the original weights and quantizes them "
+            "itself",
+            "Give the 16-bit or 32-bit model that it was made from (merge-export also takes quantized bases).",
+        )
     return base
 
 
@@ -89,9 +93,12 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     """
     from edgetune_converters import tokenizers
     from edgetune_converters.export import plan_export
+    from edgetune_converters.overrides import overrides_of
     from edgetune_converters.recipes import MAX_FALLBACK
 
-    for plan in plan_export(base.path, config.export.types):
+    wanted = config.export
+    overrides = overrides_of(wanted.tensor_types, wanted.output_tensor_type, wanted.token_embedding_type)
+    for plan in plan_export(base.path, wanted.types, overrides=overrides):
         if plan.fallback_share > MAX_FALLBACK and not config.export.allow_fallback:
             console.warn(
                 f"{plan.recipe.name} does not fit this base: {plan.fallback_share:.0%} of its bytes would need another "

@@ -12,7 +12,7 @@ from transformers import TrainerState, set_seed
 
 from edgetune import console
 from edgetune.run_directory import RunDirectory
-from edgetune.training import adapters, checkpoints
+from edgetune.training import adapters, checkpoints, quantized
 from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.plan import Plan
@@ -28,6 +28,7 @@ def trained_model(run: RunDirectory, plan: Plan) -> Any:
     done = run.manifest.get("stages", {}).get("train")
     set_seed(plan.config.training.seed)
     model = load_model(plan.base, plan.config)
+    run.update_manifest(quantized=quantized.record(model))
     if done:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AmxProbe", "Comparison", "Cpu", "GgmlLibrary", "GgmlType", "LogProbCodes"]
+__all__ = [
+    "AmxProbe",
+    "Comparison",
+    "Cpu",
+    "FourBit",
+    "GgmlLibrary",
+    "GgmlType",
+    "LogProbCodes",
+    "NBits",
+    "NestedAbsmax",
+]
 
 
 class Comparison(NamedTuple):
@@ -21,6 +31,15 @@ class Comparison(NamedTuple):
     """[n] -log p_reference(target)."""
     nll: NDArray[np.float64]
     """[n] -log p_other(target)."""
+    reverse_kld: NDArray[np.float64]
+    """[n] KL(other || reference), never negative; +inf where the reference gives no mass to what the other allows."""
+    entropy_reference: NDArray[np.float64]
+    """[n] -sum p_reference log p_reference."""
+    entropy: NDArray[np.float64]
+    """[n] -sum p_other log p_other."""
+    top_k_overlap: NDArray[np.float64]
+    """[n] share of the k largest of the reference that are among the k largest of the other, 0 to 1; of equal logits
+    the lower index counts as the larger, as in a stable sort."""
 
 
 class LogProbCodes(NamedTuple):
@@ -32,6 +51,20 @@ class LogProbCodes(NamedTuple):
     """[n] what code 0 stands for: the smallest log-probability, but at most 16 nats below the largest."""
     codes: NDArray[np.uint16]
     """[n, v]."""
+
+
+class NBits(NamedTuple):
+    """Rows of weights in blocks of 4- or 8-bit codes, as com.microsoft.MatMulNBits reads them: w = scale * (q - zero).
+
+    k_blocks = ceil(k / block_size).
+    """
+
+    codes: NDArray[np.uint8]
+    """[n, k_blocks, block_size * bits // 8]; of two 4-bit codes the first is in the low half of the byte."""
+    scales: NDArray[np.float32] | NDArray[np.float16]
+    """[n, k_blocks]; may be negative in symmetric blocks."""
+    zero_points: NDArray[np.uint8] | None
+    """[n, ceil(k_blocks * bits / 8)], packed as the codes; None if symmetric: 8 (4 bits) or 128 (8 bits)."""
 
 
 class Cpu(NamedTuple):
@@ -74,3 +107,39 @@ class GgmlLibrary(NamedTuple):
 
     path: str
     version: str
+
+
+class NestedAbsmax(NamedTuple):
+    """How the absmax of 4-bit blocks are themselves coded: absmax = quant_map[code] * nested absmax + offset.
+
+    The fields are those of a saved checkpoint: `nested_absmax` and `nested_quant_map` are tensors beside the weight,
+    `nested_offset` and `nested_blocksize` stand in the JSON of its `quant_state.bitsandbytes__nf4`.
+    """
+
+    absmax: NDArray[np.float32]
+    """[ceil(blocks / blocksize)] `nested_absmax`."""
+    quant_map: NDArray[np.float32]
+    """[256] `nested_quant_map`."""
+    offset: float
+    """`nested_offset`: the mean of the absmax; a float32 in value."""
+    blocksize: int = 256
+    """`nested_blocksize`: absmax per nested block."""
+
+
+class FourBit(NamedTuple):
+    """A tensor in bitsandbytes' 4-bit blocks: its bytes and its quant_state."""
+
+    packed: NDArray[np.uint8]
+    """[ceil(elements / 2)] the code of the even element in the high half of a byte."""
+    absmax: NDArray[np.uint8] | NDArray[np.float32]
+    """[blocks] the scales: float32, or with `nested` their 8-bit codes."""
+    nested: NestedAbsmax | None
+    quant_map: NDArray[np.float32]
+    """[16] what the codes stand for."""
+    shape: tuple[int, ...]
+    quant_type: str
+    """`nf4` or `fp4`."""
+    blocksize: int
+    """Elements per block."""
+    dtype: str
+    """What the tensor was and what it is dequantized to: `f32`, `f16` or `bf16`."""

@@ -7,16 +7,17 @@
  *
  * All of it in f32 except the sum, in llama.cpp's order of operations.
  */
+#include "compare_math.h"
 #include "compare_rows.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PIECE_ELEMENTS = 128 * 1024 };
 
-static enum et_status encode_one(const struct et_encode_job *job, int64_t row) {
+static enum et_status encode_one(const struct et_encode_job *job, const float *logits /* [v] */, int64_t row) {
     const struct et_row_kernels *kernels = et_row_kernels();
-    const float *logits = job->logits + row * job->v; /* [v] */
     uint16_t *codes = job->codes + row * job->v;      /* [v] */
     struct et_extremes range = kernels->extremes(logits, job->v);
     enum et_status status = et_check_logits(range);
@@ -25,7 +26,7 @@ static enum et_status encode_one(const struct et_encode_job *job, int64_t row) {
 
     float max = range.high;
     float min = range.low > max - 16.0f ? range.low : max - 16.0f;
-    float log_sum = (float)log(kernels->mass_sum(logits, job->v, max));
+    float log_sum = (float)logarithm(kernels->mass_sum(logits, job->v, max));
     float scale = (max - min) / 65535.0f;
     float inverse = 1.0f / scale;
     job->scale[row] = isfinite(inverse) ? scale : 0.0f; /* a row that is flat, or flat to within 1e-34 */
@@ -38,14 +39,16 @@ static enum et_status encode_one(const struct et_encode_job *job, int64_t row) {
 }
 
 static enum et_status encode_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
-    for (int64_t row = begin; row < end; row++) {
-        enum et_status status = encode_one(argument, row);
-        if (status != ET_OK) {
-            *bad_row = row;
-            return status;
-        }
+    const struct et_encode_job *job = argument;
+    float *widened = job->dtype == ET_F32 ? NULL : malloc((size_t)job->v * sizeof *widened); /* [v] */
+    enum et_status status = job->dtype == ET_F32 || widened ? ET_OK : ET_NO_MEMORY;
+    *bad_row = begin;
+    for (int64_t row = begin; status == ET_OK && row < end; row++) {
+        status = encode_one(job, et_as_floats(job->logits, job->dtype, row * job->v, job->v, widened), row);
+        *bad_row = row;
     }
-    return ET_OK;
+    free(widened);
+    return status;
 }
 
 static enum et_status decode_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {

@@ -19,6 +19,8 @@ enum et_status {
     ET_BAD_TARGET,     /* a target id outside 0..V-1 */
     ET_GGML_REFUSED,   /* libggml stopped on an assertion while quantizing */
     ET_GGML_SIZE,      /* libggml wrote another number of bytes than its own row size promises */
+    ET_NOT_FINITE,     /* a NaN or an infinity where a weight is expected */
+    ET_SCALE_TOO_LARGE, /* a block that needs a scale beyond float16 */
 };
 
 /* How a call over rows ended; row is the first row that failed, for any number of threads. */
@@ -121,17 +123,57 @@ size_t et_dtype_bytes(enum et_dtype dtype);
 struct et_outcome et_quantize(const struct et_quantize_job *job, int threads);
 struct et_outcome et_dequantize(const struct et_dequantize_job *job, int threads);
 
+/* ---- nbits.c, nbits_<isa>.c -------------------------------------------------------------------------------------- */
+
+/* Blocks along k as com.microsoft.MatMulNBits reads them. The last block of a row may be short: its codes are filled up
+ * with the zero point. k_blocks = ceil(k / block_size). */
+struct et_nbits_format {
+    int bits;         /* 4 or 8 */
+    int block_size;   /* 16, 32, 64, 128 or 256 */
+    bool symmetric;   /* the zero point is 8 or 128, and not stored */
+    bool half_scales; /* scales are float16 bits, not f32 */
+};
+
+struct et_nbits_quantize_job {
+    struct et_nbits_format format;
+    bool search; /* for the scale of the least error; otherwise the scale that takes in the whole block */
+    enum et_dtype dtype;
+    const void *rows;     /* [n, k] of dtype, contiguous */
+    const float *weights; /* [k], finite and not negative, or NULL */
+    uint8_t *codes;       /* [n, k_blocks, block_size * bits / 8], of two 4-bit codes the first in the low half */
+    void *scales;         /* [n, k_blocks] */
+    uint8_t *zero_points; /* [n, ceil(k_blocks * bits / 8)], packed as the codes; NULL if symmetric */
+    int64_t n, k;
+};
+
+struct et_nbits_dequantize_job {
+    struct et_nbits_format format;
+    const uint8_t *codes;
+    const void *scales;
+    const uint8_t *zero_points;
+    float *out; /* [n, k] */
+    int64_t n, k;
+};
+
+struct et_outcome et_nbits_quantize(const struct et_nbits_quantize_job *job, int threads);
+struct et_outcome et_nbits_dequantize(const struct et_nbits_dequantize_job *job, int threads);
+
 /* ---- compare.c, compare_<isa>.c ----------------------------------------------------------------------------------- */
 
 struct et_compare_job {
-    const float *reference; /* [n, v] logits or log-probabilities */
-    const float *other;     /* [n, v] */
-    const int64_t *targets; /* [n], each 0..v-1 */
-    double *kld;            /* [n] nats, KL(reference || other) */
-    uint8_t *same_top;      /* [n] 1 where both have the same arg-max (the lowest index of equals) */
-    double *nll_reference;  /* [n] nats */
-    double *nll;            /* [n] nats */
-    int64_t n, v;
+    const void *reference; /* [n, v] logits or log-probabilities */
+    const void *other;     /* [n, v] */
+    enum et_dtype reference_dtype, other_dtype;
+    const int64_t *targets;    /* [n], each 0..v-1 */
+    double *kld;               /* [n] nats, KL(reference || other) */
+    uint8_t *same_top;         /* [n] 1 where both have the same arg-max (the lowest index of equals) */
+    double *nll_reference;     /* [n] nats */
+    double *nll;               /* [n] nats */
+    double *reverse_kld;       /* [n] nats, KL(other || reference) */
+    double *entropy_reference; /* [n] nats */
+    double *entropy;           /* [n] nats */
+    double *top_k_overlap;     /* [n] share of the k largest of the reference that are among those of the other */
+    int64_t n, v, top_k;       /* 1 <= top_k <= v */
 };
 
 struct et_outcome et_compare(const struct et_compare_job *job, int threads);
@@ -139,7 +181,8 @@ struct et_outcome et_compare(const struct et_compare_job *job, int threads);
 /* ---- codes.c ------------------------------------------------------------------------------------------------------ */
 
 struct et_encode_job {
-    const float *logits; /* [n, v] */
+    const void *logits; /* [n, v] */
+    enum et_dtype dtype;
     float *scale;        /* [n] */
     float *min_log_prob; /* [n] */
     uint16_t *codes;     /* [n, v] */
@@ -156,5 +199,91 @@ struct et_decode_job {
 
 struct et_outcome et_encode(const struct et_encode_job *job, int threads);
 struct et_outcome et_decode(const struct et_decode_job *job, int threads);
+
+/* ---- bnb_absmax.c, bnb_4bit.c, bnb_int8.c: the formats of bitsandbytes, with its CPU arithmetic ------------------- */
+
+enum { ET_LARGEST_BLOCK = 4096, ET_NEAREST_SIZE = 65536 };
+
+/* A 4-bit data type: what the codes stand for. The rank of a value is the number of bounds below it. */
+struct et_four_bit {
+    float values[16];  /* by code */
+    float bounds[20];  /* 15 ascending, halfway between the values of neighbouring ranks; the rest is there to be read */
+    uint8_t codes[16]; /* by rank */
+    bool ascending;    /* codes[rank] == rank */
+};
+
+/* Weights in blocks of `blocksize` (even, at most ET_LARGEST_BLOCK) that run on over the ends of rows. */
+struct et_absmax_job {
+    enum et_dtype dtype;
+    const void *rows; /* [count] of dtype */
+    float *absmax;    /* [blocks] the largest |weight|; at least 1e-38 in a last block that is not whole */
+    int64_t count, blocksize;
+    int64_t k; /* weights per row, to name the row at fault */
+};
+
+/* Numbers around `offset` to 8-bit codes of a 256-entry map, in blocks with an absmax of their own. */
+struct et_nest_job {
+    const float *absmax;    /* [count] */
+    const uint8_t *nearest; /* [ET_NEAREST_SIZE] the code for each step from -1 to 1 */
+    uint8_t *codes;         /* [count] */
+    float *nested_absmax;   /* [blocks] */
+    int64_t count, blocksize;
+    float offset;
+};
+
+struct et_unnest_job {
+    const uint8_t *codes;       /* [count] */
+    const float *map;           /* [256] */
+    const float *nested_absmax; /* [blocks] */
+    float *absmax;              /* [count] */
+    int64_t count, blocksize;
+    float offset;
+};
+
+struct et_quantize_4bit_job {
+    const struct et_four_bit *type;
+    enum et_dtype dtype;
+    const void *rows;    /* [count] of dtype */
+    const float *absmax; /* [blocks] from et_absmax */
+    uint8_t *packed;     /* [(count + 1) / 2] */
+    int64_t count, blocksize;
+};
+
+struct et_dequantize_4bit_job {
+    const struct et_four_bit *type;
+    const uint8_t *packed; /* [(count + 1) / 2] */
+    const float *absmax;   /* [blocks] */
+    enum et_dtype dtype;   /* what the products are rounded to */
+    float *out;            /* [count] */
+    int64_t count, blocksize;
+};
+
+/* Both at once, without packed codes in between: `from` may have other absmax than `to`. Their packed are not used. */
+struct et_roundtrip_4bit_job {
+    struct et_quantize_4bit_job from;
+    struct et_dequantize_4bit_job to;
+};
+
+struct et_dequantize_int8_job {
+    const int8_t *codes; /* [n, k] */
+    const float *scb;    /* [n] the largest |weight| of each row */
+    enum et_dtype dtype; /* what the weights are rounded to */
+    float *out;          /* [n, k] */
+    int64_t n, k;
+};
+
+void et_four_bit_of(const float *values /* [16] */, struct et_four_bit *type);
+int64_t et_blocks(int64_t count, int64_t blocksize);
+
+/* The mean as PyTorch's CPU kernel takes it with that many threads: its order of additions decides the last bits. */
+float et_torch_mean(const float *values /* [count] */, int64_t count, int threads);
+
+struct et_outcome et_absmax(const struct et_absmax_job *job, int threads);
+struct et_outcome et_nest(const struct et_nest_job *job, int threads);
+struct et_outcome et_unnest(const struct et_unnest_job *job, int threads);
+struct et_outcome et_quantize_4bit(const struct et_quantize_4bit_job *job, int threads);
+struct et_outcome et_dequantize_4bit(const struct et_dequantize_4bit_job *job, int threads);
+struct et_outcome et_roundtrip_4bit(const struct et_roundtrip_4bit_job *job, int threads);
+struct et_outcome et_dequantize_int8(const struct et_dequantize_int8_job *job, int threads);
 
 #endif

@@ -137,6 +137,8 @@ void et_ggml_prepare(int id) {
 enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n, int64_t k, size_t row_bytes,
                                 const float *weights) {
     jmp_buf here;
+    if (!ggml.quantize_chunk)
+        return ET_GGML_REFUSED;
     if (setjmp(here) != 0) {
         way_back = NULL;
         return ET_GGML_REFUSED;

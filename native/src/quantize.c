@@ -1,46 +1,37 @@
-/* Rows of weights -> GGUF blocks. The format is libggml's affair; ours are the threads and the element type. */
+/* Rows of weights -> GGUF blocks: our own kernels where there are some, else libggml; on many threads, from any element type. */
 #include "edgetune.h"
+#include "half.h"
+#include "quantize_lanes.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* 128 KiB of f32: a converted tile stays in the second-level cache until it is quantized. */
-enum { TILE_ELEMENTS = 32 * 1024 };
+enum {
+    TILE_ELEMENTS = 32 * 1024,  /* 128 KiB of f32: a converted tile stays in the second-level cache until it is quantized */
+    PIECE_ELEMENTS = 16 * 1024, /* what a thread takes at once from the kernels' work */
+    SIGMA_ROWS = 8              /* rows whose squares are added up side by side */
+};
 
 size_t et_dtype_bytes(enum et_dtype dtype) {
     return dtype == ET_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
-static float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+static const float *floats_at(const struct et_quantize_job *job, int64_t element) {
+    return (const float *)job->rows + element;
 }
 
-static void widen_bf16(const uint16_t *source /* [count] */, float *out /* [count] */, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        out[i] = float_of_bits((uint32_t)source[i] << 16);
+static const uint16_t *halves_at(const struct et_quantize_job *job, int64_t element) {
+    return (const uint16_t *)job->rows + element;
 }
 
-/* Exact for every one of the 65536 patterns (tested). Branch-free, so that the compiler makes it a vector loop. */
-static void widen_f16(const uint16_t *source /* [count] */, float *out /* [count] */, int64_t count) {
-    const float magic = float_of_bits((uint32_t)(254 - 15) << 23); /* 2^112: from the exponent bias of f16 to f32's */
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t sign = (uint32_t)(source[i] & 0x8000) << 16;
-        uint32_t rest = (uint32_t)(source[i] & 0x7fff) << 13;
-        float scaled = float_of_bits(rest) * magic; /* also right for denormals: the product is exact */
-        uint32_t bits;
-        memcpy(&bits, &scaled, sizeof bits);
-        uint32_t not_finite = rest >= 0x0f800000 ? 0x7f800000 | rest : 0;
-        out[i] = float_of_bits(sign | bits | not_finite);
-    }
-}
+/* --- libggml ------------------------------------------------------------------------------------------------------- */
 
 /* f32 rows[count, k], which are rows begin.. of the job. If libggml stops in them, one by one finds the row at fault. */
-static enum et_status quantize_floats(const struct et_quantize_job *job, const float *rows, int64_t begin,
-                                      int64_t count, int64_t *bad_row) {
+static enum et_status ggml_floats(const struct et_quantize_job *job, const float *rows, int64_t begin, int64_t count,
+                                  int64_t *bad_row) {
     uint8_t *out = job->out + (size_t)begin * job->row_bytes;
     enum et_status status = et_ggml_quantize(job->type, rows, out, count, job->k, job->row_bytes, job->weights);
+    *bad_row = begin;
     if (status != ET_GGML_REFUSED || count == 1)
         return status;
     for (int64_t i = 0; i < count; i++) {
@@ -52,31 +43,173 @@ static enum et_status quantize_floats(const struct et_quantize_job *job, const f
     return ET_GGML_REFUSED;
 }
 
-static enum et_status quantize_halves(const struct et_quantize_job *job, int64_t begin, int64_t rows,
-                                      int64_t *bad_row) {
-    int64_t count = rows * job->k;
-    float *tile = malloc((size_t)count * sizeof *tile); /* [rows, k] */
+static enum et_status ggml_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
+    const struct et_quantize_job *job = argument;
+    if (job->dtype == ET_F32)
+        return ggml_floats(job, floats_at(job, begin * job->k), begin, end - begin, bad_row);
+    int64_t count = (end - begin) * job->k;
+    float *tile = malloc((size_t)count * sizeof *tile); /* [end - begin, k] */
     if (!tile)
         return ET_NO_MEMORY;
-    const uint16_t *source = (const uint16_t *)job->rows + begin * job->k;
-    if (job->dtype == ET_F16)
-        widen_f16(source, tile, count);
-    else
-        widen_bf16(source, tile, count);
-    enum et_status status = quantize_floats(job, tile, begin, rows, bad_row);
+    et_widen(job->dtype, halves_at(job, begin * job->k), tile, count);
+    enum et_status status = ggml_floats(job, tile, begin, end - begin, bad_row);
     free(tile);
     return status;
 }
 
-static enum et_status quantize_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
-    const struct et_quantize_job *job = argument;
-    if (job->dtype != ET_F32)
-        return quantize_halves(job, begin, end - begin, bad_row);
-    return quantize_floats(job, (const float *)job->rows + begin * job->k, begin, end - begin, bad_row);
+/* --- our own kernels ------------------------------------------------------------------------------------------------- */
+
+static const struct et_quantizers *quantizers(void) {
+#ifdef __x86_64__
+    if (et_isa_in_use == ET_AVX512)
+        return &et_quantizers_avx512;
+    if (et_isa_in_use == ET_AVX2)
+        return &et_quantizers_avx2;
+#endif
+#ifdef __aarch64__
+    if (et_isa_in_use == ET_NEON)
+        return &et_quantizers_neon;
+#endif
+    return &et_quantizers_scalar;
 }
 
-/* Rows are never split: with weights the legacy types take a variance over the whole row. */
+static const struct et_group_kernels *kernels_of(int type) {
+    const struct et_quantizers *table = quantizers();
+    for (int i = 0; i < table->count; i++)
+        if (table->kernels[i].type == type)
+            return &table->kernels[i];
+    return NULL;
+}
+
+/* What one thread works with. */
+struct work {
+    const struct et_quantize_job *job;
+    const struct et_group_kernels *kernels;
+    int64_t row_blocks;         /* blocks of a row */
+    const float *sigma2;        /* of rows from sigma_row on; NULL where it is not needed */
+    int64_t sigma_row;
+    uint8_t nowhere[ET_MAX_BLOCK_BYTES];
+};
+
+static void start_work(struct work *work, const struct et_quantize_job *job) {
+    work->job = job;
+    work->kernels = kernels_of(job->type);
+    work->row_blocks = job->k / work->kernels->block_size;
+    work->sigma2 = NULL;
+    work->sigma_row = 0;
+}
+
+/* Points the group at `count` blocks from `first` on, counted through all rows of the job. */
+static void gather(struct work *work, int64_t first, int count, struct et_group *group) {
+    const struct et_quantize_job *job = work->job;
+    const int64_t size = work->kernels->block_size;
+    group->dtype = job->dtype;
+    for (int b = 0; b < work->kernels->group; b++) {
+        int64_t block = first + (b < count ? b : count - 1), row = block / work->row_blocks;
+        group->x[b] = (const char *)job->rows + (size_t)(block * size) * et_dtype_bytes(job->dtype);
+        group->w[b] = job->weights ? job->weights + block % work->row_blocks * size : NULL;
+        group->sigma2[b] = work->sigma2 ? work->sigma2[row - work->sigma_row] : 0;
+        group->out[b] = b < count ? job->out + block * work->kernels->block_bytes : work->nowhere;
+    }
+}
+
+/* What to do with block b of a group, which the kernel could not prove. */
+typedef enum et_status (*redo_fn)(const struct work *work, const struct et_group *group, int b, int64_t row, void *redo);
+
+static enum et_status quantize_blocks(struct work *work, int64_t begin, int64_t end, redo_fn redo, void *redo_data,
+                                      int64_t *bad_row) {
+    et_group_fn quantize = work->job->weights ? work->kernels->weighted : work->kernels->plain;
+    const int64_t whole = work->kernels->group;
+    for (int64_t first = begin; first < end; first += whole) {
+        struct et_group group;
+        int count = (int)(end - first < whole ? end - first : whole);
+        gather(work, first, count, &group);
+        uint64_t left = quantize(&group);
+        for (int b = 0; b < count && left >> b; b++) {
+            *bad_row = (first + b) / work->row_blocks;
+            enum et_status status = left >> b & 1 ? redo(work, &group, b, *bad_row, redo_data) : ET_OK;
+            if (status != ET_OK)
+                return status;
+        }
+    }
+    return ET_OK;
+}
+
+/* --- blocks that do not hang on their row ----------------------------------------------------------------------------- */
+
+/* Lets libggml write the block. */
+static enum et_status redo_block(const struct work *work, const struct et_group *group, int b, int64_t row, void *data) {
+    const struct et_quantize_job *job = work->job;
+    float converted[ET_MAX_BLOCK];
+    const float *x = group->x[b];
+    (void)row, (void)data;
+    if (job->dtype != ET_F32) {
+        et_widen(job->dtype, group->x[b], converted, work->kernels->block_size);
+        x = converted;
+    }
+    return et_ggml_quantize(job->type, x, group->out[b], 1, work->kernels->block_size,
+                            (size_t)work->kernels->block_bytes, group->w[b]);
+}
+
+static enum et_status block_range(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
+    struct work work;
+    start_work(&work, argument);
+    return quantize_blocks(&work, begin, end, redo_block, NULL, bad_row);
+}
+
+/* --- blocks whose weights depend on the mean square of the row --------------------------------------------------------- */
+
+/* Of rows begin .. begin + count - 1: added up from left to right as in libggml, side by side to hide the latency. */
+static void find_sigma2(const struct et_quantize_job *job, int64_t begin, int64_t count, float *sigma2) {
+    float sum[SIGMA_ROWS] = {0}, part[SIGMA_ROWS][64];
+    for (int64_t i = 0; i < job->k; i += 64) {
+        int64_t width = job->k - i < 64 ? job->k - i : 64;
+        for (int64_t r = 0; r < SIGMA_ROWS; r++) {
+            int64_t element = (begin + (r < count ? r : 0)) * job->k + i;
+            if (job->dtype == ET_F32)
+                memcpy(part[r], floats_at(job, element), (size_t)width * sizeof(float));
+            else
+                et_widen(job->dtype, halves_at(job, element), part[r], width);
+        }
+        for (int64_t j = 0; j < width; j++)
+            for (int r = 0; r < SIGMA_ROWS; r++)
+                sum[r] += part[r][j] * part[r][j];
+    }
+    for (int r = 0; r < SIGMA_ROWS; r++)
+        sigma2[r] = sum[r] / (float)job->k;
+}
+
+static enum et_status mark_row(const struct work *work, const struct et_group *group, int b, int64_t row, void *marked) {
+    (void)group, (void)b;
+    ((bool *)marked)[row - work->sigma_row] = true;
+    return ET_OK;
+}
+
+/* At most SIGMA_ROWS rows; those with a block that is not proven are left to libggml as a whole. */
+static enum et_status row_range(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
+    struct work work;
+    float sigma2[SIGMA_ROWS];
+    bool marked[SIGMA_ROWS] = {false};
+    start_work(&work, argument);
+    find_sigma2(work.job, begin, end - begin, sigma2);
+    work.sigma2 = sigma2;
+    work.sigma_row = begin;
+    enum et_status status =
+        quantize_blocks(&work, begin * work.row_blocks, end * work.row_blocks, mark_row, marked, bad_row);
+    for (int64_t row = begin; row < end && status == ET_OK; row++)
+        if (marked[row - begin])
+            status = ggml_rows(work.job, row, row + 1, bad_row);
+    return status;
+}
+
 struct et_outcome et_quantize(const struct et_quantize_job *job, int threads) {
-    et_ggml_prepare(job->type);
-    return et_parallel_rows(job->n, et_grain(job->k, TILE_ELEMENTS), threads, quantize_rows, job);
+    const struct et_group_kernels *kernels = kernels_of(job->type);
+    if (!kernels) {
+        et_ggml_prepare(job->type);
+        return et_parallel_rows(job->n, et_grain(job->k, TILE_ELEMENTS), threads, ggml_rows, job);
+    }
+    if (kernels->row_sigma2 && job->weights)
+        return et_parallel_rows(job->n, SIGMA_ROWS, threads, row_range, job);
+    int64_t groups = et_grain((int64_t)kernels->group * kernels->block_size, PIECE_ELEMENTS);
+    return et_parallel_rows(job->n * (job->k / kernels->block_size), groups * kernels->group, threads, block_range, job);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ def _model(path: Path, vocab_only: bool = False) -> Iterator[Any]:
         llama_cpp.llama_model_free(model)
 
 
-def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Logits after each token, [len(ids), vocabulary]; the cache is kept in f32 so that it adds no error."""
+def logits(path: Path, ids: Sequence[int], lora: Path | None = None) -> NDArray[np.float32]:
+    """Logits after each token, [len(ids), vocabulary]; the cache is kept in f32 so that it adds no error.
+
+    `lora` is a GGUF adapter that llama.cpp lays over the model.
+    """
     with _model(path) as model:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
@@ -40,9 +43,18 @@ def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
         params.n_threads = params.n_threads_batch = 2
         context = llama_cpp.llama_init_from_model(model, params)
         try:
+            if lora is not None:
+                _apply(model, context, lora)
             return _forward(model, context, ids)
         finally:
             llama_cpp.llama_free(context)
+
+
+def _apply(model: Any, context: Any, lora: Path) -> None:
+    adapter = llama_cpp.llama_adapter_lora_init(model, str(lora).encode())
+    assert adapter, f"llama.cpp does not load {lora}"
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+    assert llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)) == 0
 
 
 def _forward(model: Any, context: Any, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -73,8 +85,63 @@ def _tokenize(vocab: Any, text: bytes, special: bool) -> list[int]:
     return list(room[:count])
 
 
-def quantize(source: Path, target: Path, file_type: int) -> None:
-    """llama-quantize's own code, from one GGUF file to another."""
+class Vocabulary:
+    """The vocabulary of a file, loaded once for many texts."""
+
+    def __init__(self, path: Path) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        assert self._model, f"llama.cpp does not load {path}"
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids without BOS and EOS; special tokens in the text are recognised."""
+        return _tokenize(self._vocab, text.encode(), False)
+
+    def text(self, ids: Sequence[int]) -> bytes:
+        """The bytes of some tokens, those of special ones too."""
+        room = ctypes.create_string_buffer(256)
+        lengths = (llama_cpp.llama_token_to_piece(self._vocab, id_, room, len(room), 0, True) for id_ in ids)
+        return b"".join(room.raw[:length] for length in lengths)
+
+
+class _TypeOverride(ctypes.Structure):
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
+class _Importance(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
+
+
+def _array(kind: Any, entries: Sequence[tuple[Any, ...]]) -> Any:
+    """A C array that ends with an entry of zeros."""
+    return (kind * (len(entries) + 1))(*entries)
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    file_type: int,
+    *,
+    tensor_types: Sequence[tuple[str, int]] = (),
+    output_type: int | None = None,
+    embedding_type: int | None = None,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """llama-quantize's own code, from one GGUF file to another; types are numbers of ggml."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 2
+    overrides = _array(_TypeOverride, [(name.encode(), kind) for name, kind in tensor_types])
+    if tensor_types:
+        params.tt_overrides = ctypes.cast(overrides, type(params.tt_overrides))
+    if output_type is not None:
+        params.output_tensor_type = output_type
+    if embedding_type is not None:
+        params.token_embedding_type = embedding_type
+    floats = ctypes.POINTER(ctypes.c_float)
+    entries = [(name.encode(), data.ctypes.data_as(floats), data.size) for name, data in (imatrix or {}).items()]
+    importance = _array(_Importance, entries)
+    if entries:
+        params.imatrix = ctypes.cast(importance, type(params.imatrix))
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0

@@ -123,8 +123,8 @@ def test_blocks_are_bounded_and_add_up(base: Path, adapter: Path, limit: int, tm
     family = family_of(config)
     bound = bind(family, config, checkpoint.tensors)
     for tensor in merge.merged_tensors(family, config, checkpoint, bound, {}):
-        whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint, config.head_dim)])
-        pieces = [block.rows for block in tensor.blocks(checkpoint, config.head_dim, limit)]
+        whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint)])
+        pieces = [block.rows for block in tensor.blocks(checkpoint, limit)]
         assert np.array_equal(np.concatenate(pieces), whole)
         smallest = 4 * tensor.shape[-1]  # a row is never cut
         assert max(piece.nbytes for piece in pieces) <= max(limit, smallest)

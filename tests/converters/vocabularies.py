@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from edgetune_converters.tokenizers import pretokenizers
 from tests.converters import corpus
 
 QWEN2 = (
@@ -53,8 +54,13 @@ def byte_level(directory: Path, cutter: str = "qwen2", size: int = 500, **config
     return tokenizer
 
 
-def sentencepiece(directory: Path, size: int = 500, *, prefix: bool = False, bos: bool = False) -> Tokenizer:
-    """A BPE with byte fallback like the ones converted from SentencePiece: every way of merging a token is listed."""
+def sentencepiece(
+    directory: Path, size: int = 500, *, prefix: bool = False, bos: bool = False, over_lines: bool = True
+) -> Tokenizer:
+    """A BPE with byte fallback like the ones converted from SentencePiece: every way of merging a token is listed.
+
+    `over_lines`: with tokens in which a line end stands beside other text.
+    """
     normalizer: list[Any] = [normalizers.Replace(" ", "\u2581")]
     if prefix:
         normalizer.insert(0, normalizers.Prepend("\u2581"))
@@ -62,7 +68,9 @@ def sentencepiece(directory: Path, size: int = 500, *, prefix: bool = False, bos
     trained.normalizer = normalizers.Sequence(normalizer)
     trained.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     trained.train_from_iterator(corpus.TRAINING, trainers.BpeTrainer(vocab_size=size - 259, show_progress=False))
-    tokenizer = Tokenizer(_all_merges(json.loads(trained.to_str())["model"]["vocab"]))
+    vocab = json.loads(trained.to_str())["model"]["vocab"]
+    kept = {text: number for text, number in vocab.items() if over_lines or not text.strip("\n") or "\n" not in text}
+    tokenizer = Tokenizer(_all_merges(kept))
     tokenizer.normalizer = normalizers.Sequence(normalizer)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -72,6 +80,15 @@ def sentencepiece(directory: Path, size: int = 500, *, prefix: bool = False, bos
     )
     save(tokenizer, directory, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     return tokenizer
+
+
+def without_a_merge(directory: Path) -> Tokenizer:
+    """The tokenizer of `directory` with one merge fewer, so that merging by score is not merging by rank."""
+    path = directory / "tokenizer.json"
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    loaded["model"]["merges"].pop(len(loaded["model"]["merges"]) // 2)
+    path.write_text(json.dumps(loaded), encoding="utf-8")
+    return Tokenizer.from_file(str(path))
 
 
 def _all_merges(trained: dict[str, int]) -> models.BPE:
@@ -86,6 +103,58 @@ def _all_merges(trained: dict[str, int]) -> models.BPE:
         if piece[:cut] in trained and piece[cut:] in trained
     ]
     return models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+
+
+def cut_by(directory: Path, row: pretokenizers.Row, size: int = 3000) -> Tokenizer:
+    """A byte-level BPE that cuts by the steps of a row of the table, trained on the very text it is proven on."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=row.ignore_merges))
+    loaded = json.loads(tokenizer.to_str()) | {"pre_tokenizer": _cutter(row.steps)}
+    tokenizer = Tokenizer.from_str(json.dumps(loaded))
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([*corpus.TRAINING, *corpus.TEXTS, *corpus.TEXTS], trainer)
+    save(tokenizer, directory, eos_token="<|endoftext|>")
+    return tokenizer
+
+
+def _cutter(steps: tuple[str, ...]) -> dict[str, Any]:
+    """Steps of the table as tokenizer.json writes them."""
+    parts: list[dict[str, Any]] = []
+    for step in steps:
+        plain = step.removeprefix("after bytes: ")
+        if plain.startswith("Punctuation:"):
+            parts.append({"type": "Punctuation", "behavior": plain.removeprefix("Punctuation:")})
+        elif plain == pretokenizers.GPT2:
+            parts.append(_BYTES | {"use_regex": True})
+        else:
+            parts.append({"type": "Split", "pattern": {"Regex": plain}, "behavior": "Isolated", "invert": False})
+    if not any(part["type"] == "ByteLevel" for part in parts):
+        parts.append(_BYTES | {"use_regex": False})
+    return {"type": "Sequence", "pretokenizers": parts}
+
+
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def unigram(directory: Path, size: int = 400, **model: Any) -> Tokenizer:
+    """A unigram tokenizer as XLM-R and T5 have it: cut at white space, a mark before each word."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()  # the trainer sees what the table of replacements would make
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, show_progress=False, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+    )
+    tokenizer.train_from_iterator(corpus.TRAINING, trainer)
+    loaded = json.loads(tokenizer.to_str()) | {"normalizer": None}
+    loaded["model"] |= model
+    tokenizer = Tokenizer.from_str(json.dumps(loaded))
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    save(tokenizer, directory, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    return tokenizer
 
 
 def save(tokenizer: Tokenizer, directory: Path, **config: Any) -> None:

@@ -96,3 +96,8 @@ def test_every_option_is_documented_where_it_stands() -> None:
 
     assert undocumented(Config) == []
     assert len(set(option_names())) == len(list(option_names()))
+
+
+def test_a_base_that_is_not_rounded_cannot_be_the_merge_base() -> None:
+    with pytest.raises(ConfigError, match=r"export\.merge_base is nf4, but quantization.bits: 16"):
+        parse_config({**MINIMAL, "quantization": {"bits": 16}, "export": {"merge_base": "nf4"}})

@@ -10,6 +10,7 @@ import pytest
 
 from edgetune_native import _native
 from edgetune_native.face import Face
+from edgetune_native.results import Comparison
 
 ROWS = np.ones((4, 512), np.float32)
 LOGITS = np.zeros((4, 10), np.float32)
@@ -24,6 +25,10 @@ def quantize_with(**changes: Any) -> Callable[[Face], object]:
 def compare_with(**changes: Any) -> Callable[[Face], object]:
     arguments = {"reference": LOGITS, "other": LOGITS, "targets": IDS, **changes}
     return lambda face: face.compare(**arguments)
+
+
+def encode_with(logits: Any) -> Callable[[Face], object]:
+    return lambda face: face.encode_log_probs(logits)
 
 
 READ_ONLY = np.zeros((4, 288), np.uint8)
@@ -58,7 +63,12 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (lambda face: face.dequantize(np.zeros((2, 144), np.int8), "q4_k", 256), TypeError, "blocks has dtype int8"),
     (lambda face: face.dequantize(np.zeros((2, 144), np.uint8), "q4_k", 255), ValueError, "blocks of 256"),
     (lambda face: face.row_bytes("q8_0", -32), ValueError, "-32 weights"),
-    (compare_with(reference=LOGITS.astype(np.float16)), TypeError, "reference has dtype float16"),
+    (compare_with(reference=LOGITS.astype(np.float64)), TypeError, "reference has dtype float64, expected .*float16"),
+    (compare_with(other=LOGITS.astype(np.int16)), TypeError, "other has dtype int16"),
+    (compare_with(other=[[0.0]]), TypeError, "other has type list"),
+    (compare_with(top_k=0), ValueError, "top_k is 0, expected 1 or more"),
+    (compare_with(top_k=2.0), TypeError, "top_k must be an int, not float"),
+    (compare_with(top_k=True), TypeError, "top_k must be an int"),
     (compare_with(other=LOGITS[:, :9].copy()), ValueError, r"other has shape \(4, 9\), expected \(4, 10\)"),
     (compare_with(reference=LOGITS[:, :0].copy()), ValueError, "vocabulary is empty"),
     (compare_with(targets=IDS[:3]), ValueError, r"targets has shape \(3,\)"),
@@ -66,7 +76,7 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (compare_with(targets=IDS - 1), ValueError, r"targets\[0\] is -1"),
     (compare_with(targets=IDS.astype(np.uint32)), TypeError, "targets has dtype uint32"),
     (compare_with(targets=[0, 0, 0, 0]), TypeError, "targets has type list"),
-    (lambda face: face.encode_log_probs(LOGITS.astype(np.float64)), TypeError, "logits has dtype float64"),
+    (encode_with(LOGITS.astype(np.float64)), TypeError, "logits has dtype float64"),
     (
         lambda face: face.decode_log_probs(np.ones(3, np.float32), np.ones(4, np.float32), LOGITS.astype(np.uint16)),
         ValueError,
@@ -140,7 +150,20 @@ def test_the_door_refuses_what_is_no_buffer(compiled: Face) -> None:
         _native.quantize(np.ones(1024, np.float32)[::2], 0, 12, 1, 512, None, OUT, 1)
 
 
-def test_the_door_checks_targets(compiled: Face) -> None:
-    outputs = (np.empty(4), np.empty(4, np.uint8), np.empty(4), np.empty(4))
+def test_the_door_of_compare(compiled: Face) -> None:
+    def call(targets: list[int], dtype: int = 0, k: int = 1, short: int = -1) -> None:
+        outputs = tuple(np.empty(4 - (i == short), np.uint8 if i == 1 else np.float64) for i in range(8))
+        _native.compare(LOGITS, dtype, LOGITS, 0, np.array(targets), 4, 10, k, outputs, 1)
+
     with pytest.raises(ValueError, match="row 2: the target"):
-        _native.compare(LOGITS, LOGITS, np.array([0, 9, 10, -1]), 4, 10, *outputs, 1)
+        call([0, 9, 10, -1])
+    for k in (0, 11, -1):
+        with pytest.raises(ValueError, match=f"top_k is {k}, expected 1 to 10"):
+            call([0, 0, 0, 0], k=k)
+    with pytest.raises(ValueError, match="dtype 3"):
+        call([0, 0, 0, 0], dtype=3)
+    with pytest.raises(ValueError, match="reference holds 160 bytes, expected 80"):
+        call([0, 0, 0, 0], dtype=1)
+    for i in range(8):
+        with pytest.raises(ValueError, match=f"{Comparison._fields[i]} holds"):
+            call([0, 0, 0, 0], short=i)

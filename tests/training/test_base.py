@@ -91,3 +91,12 @@ def test_disk_space_grows_with_rank_optimizer_and_reference(base: Path, tmp_path
     assert needed(adapter={"r": 8}, training={"optimizer": "paged_adamw_32bit"}) > small
     checkpoint = find_base(_config(tmp_path, base=str(base))).checkpoint
     assert planning.adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
+
+
+def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (own / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="stored quantized already; training takes the original weights"):
+        find_base(_config(tmp_path, base=str(own)))

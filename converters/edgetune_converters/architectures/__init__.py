@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
-from edgetune_converters.architectures.table import Bound, Family, bind
+from edgetune_converters.architectures.table import Bound, Family, Head, Piece, bind, stored_turned, targets
 from edgetune_converters.errors import ArchitectureError
 
-__all__ = ["Bound", "Family", "ModelConfig", "bind", "family_of", "known"]
+__all__ = [
+    "FAMILIES",
+    "Bound",
+    "Family",
+    "Head",
+    "ModelConfig",
+    "Piece",
+    "bind",
+    "family_of",
+    "known",
+    "stored_turned",
+    "targets",
+]
 
 
 def known() -> list[str]:

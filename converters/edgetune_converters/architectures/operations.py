@@ -1,44 +1,147 @@
-"""The closed set of things that can happen to a tensor on its way: each says which source rows make an output row.
+"""The closed set of things that can happen to a tensor on its way from a checkpoint into a file.
 
-Working on row numbers keeps the stream in blocks: base and delta are gathered with the same index, nothing is moved in
-memory twice, and the storage type never matters.
+`Take` and `Pair` say which source row makes an output row, `turn` transposes slabs of the source, `add` adds a
+constant, `unit` gives every row the length 1.
+The same view is laid over the base and over the adapter's delta, so both undergo the same operation, and it is
+evaluated for any range of rows, so the stream stays in blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.checkpoint import Rows
+from edgetune_converters.checkpoint import F32, Rows
 
-Operation = Callable[[int, int, int], Rows]
-
-
-def copy(first: int, last: int, head_dim: int) -> Rows:
-    """Rows as they are."""
-    return slice(first, last)
+Index = NDArray[np.intp]
+Read = Callable[[Rows, Rows], F32]  # rows and columns of a matrix
 
 
-def rope_permute(first: int, last: int, head_dim: int) -> Rows:
+@dataclass(frozen=True)
+class Take:
+    """From each group of `size` rows the `count` rows that begin at `first`: a part of a fused tensor."""
+
+    size: int
+    first: int
+    count: int
+
+    def problem(self, rows: int) -> str | None:
+        """Why this cannot be done with so many rows, or None."""
+        return f"{rows} rows are not whole groups of {self.size}" if rows % self.size else None
+
+    def rows(self, rows: int) -> int:
+        """How many rows are left of so many."""
+        return rows // self.size * self.count
+
+    def source(self, rows: Index) -> Index:
+        """The source row of each output row."""
+        group, inside = np.divmod(rows, self.count)
+        found: Index = group * self.size + self.first + inside
+        return found
+
+
+@dataclass(frozen=True)
+class Pair:
     """Hugging Face keeps the two halves of a rotated pair half a head apart; llama.cpp's "llama" wants them adjacent.
 
     Output row 2*i+p of a head is source row p*head_dim/2+i of it.
     """
-    row = np.arange(first, last)
-    head, inside = np.divmod(row, head_dim)
-    pair, half = np.divmod(inside, 2)
-    source: NDArray[np.intp] = head * head_dim + half * (head_dim // 2) + pair
-    return source
+
+    head_dim: int
+
+    def problem(self, rows: int) -> str | None:
+        """Why this cannot be done with so many rows, or None."""
+        if self.head_dim % 2 or rows % self.head_dim:
+            return f"{rows} rows are not whole heads of an even size ({self.head_dim})"
+        return None
+
+    def rows(self, rows: int) -> int:
+        """None is lost."""
+        return rows
+
+    def source(self, rows: Index) -> Index:
+        """The source row of each output row."""
+        head, inside = np.divmod(rows, self.head_dim)
+        pair, half = np.divmod(inside, 2)
+        found: Index = head * self.head_dim + half * (self.head_dim // 2) + pair
+        return found
 
 
-OPERATIONS: Mapping[str, Operation] = {"copy": copy, "rope_permute": rope_permute}
+Step = Take | Pair
 
 
-def check(operation: str, rows: int, config: ModelConfig) -> str | None:
-    """Why `operation` cannot be done on a tensor of so many rows, or None."""
-    if operation == "rope_permute" and (config.head_dim % 2 or rows % config.head_dim):
-        return f"{rows} rows are not whole heads of an even size ({config.head_dim})"
-    return None
+@dataclass(frozen=True)
+class View:
+    """A source tensor as an output sees it: turned where asked, then the steps on its rows in order, then the values.
+
+    `turn` cuts the source rows into slabs as `Take` does and transposes each: a slab gives as many rows as the tensor
+    has columns, one below the other. A bias is not turned, but follows the same steps.
+    """
+
+    steps: tuple[Step, ...] = ()
+    turn: Take | None = None
+    add: float = 0.0
+    unit: bool = False
+
+    def of_bias(self) -> View:
+        """What happens to the bias of a weight that is seen so."""
+        return View(self.steps)
+
+    def problem(self, rows: int, columns: int) -> str | None:
+        """Why this cannot be done with a source of this shape, or None."""
+        if self.turn and (text := self.turn.problem(rows)):
+            return text
+        count = self._turned_rows(rows, columns)
+        for step in self.steps:
+            if text := step.problem(count):
+                return text
+            count = step.rows(count)
+        return None
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns of the view of a source."""
+        count = self._turned_rows(rows, columns)
+        for step in self.steps:
+            count = step.rows(count)
+        return count, self.turn.count if self.turn else columns
+
+    def read(self, read: Read, columns: int, first: int, last: int) -> F32:
+        """Rows first..last of the view; `read` gives rows and columns of the source, which has so many `columns`."""
+        rows = self._source(first, last)
+        if self.turn is None:
+            return read(rows, slice(None))
+        return np.concatenate(list(self._slabs(self.turn, read, columns, rows)))
+
+    def finished(self, rows: F32) -> F32:
+        """Merged rows with the constant, or of the length 1, changed in place. A delta alone does not undergo this."""
+        if self.add:
+            rows += np.float32(self.add)
+        if self.unit:
+            # as torch's normalize, which leaves rows of zeros alone
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        return rows
+
+    def _turned_rows(self, rows: int, columns: int) -> int:
+        return rows // self.turn.size * columns if self.turn else rows
+
+    def _source(self, first: int, last: int) -> Rows:
+        if not self.steps:
+            return slice(first, last)
+        rows: Index = np.arange(first, last)
+        for step in reversed(self.steps):
+            rows = step.source(rows)
+        return rows
+
+    @staticmethod
+    def _slabs(turn: Take, read: Read, columns: int, rows: Rows) -> Iterator[F32]:
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        slab, column = np.divmod(numbers, columns)
+        for number in np.unique(slab):
+            start = int(number) * turn.size + turn.first
+            yield np.ascontiguousarray(read(slice(start, start + turn.count), column[slab == number]).T)
+
+
+COPY = View()

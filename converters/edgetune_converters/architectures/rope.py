@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.table import Check, Generated
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.values import Value, f32, string, u32
 
@@ -17,7 +19,7 @@ Rows = tuple[tuple[str, Callable[[ModelConfig], Value | None]], ...]
 
 
 def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """Llama 3.1's scaling as divisors of the head_dim/2 frequencies, f32 [head_dim/2]; None for another rope type.
+    """Llama 3.1's scaling as divisors of the rope_dim/2 frequencies, f32 [rope_dim/2]; None for another rope type.
 
     Long wavelengths are stretched by `factor`, short ones kept, and those between are blended (transformers,
     `_compute_llama3_parameters`).
@@ -27,7 +29,7 @@ def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
         return None
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = _number(rope, "original_max_position_embeddings")
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
     wavelength = 2 * np.pi * float(rope["rope_theta"]) ** exponents
     blend = (original / wavelength - low) / (high - low)
     factors = 1 / ((1 - blend) / factor + blend)
@@ -36,12 +38,47 @@ def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
     return factors.astype(np.float32)
 
 
-def yarn_attention(config: ModelConfig) -> Value | None:
+def _long_factors(name: str) -> Callable[[ModelConfig], NDArray[np.float32] | None]:
+    """One of LongRoPE's two lists of divisors: short up to the original context, long beyond."""
+
+    def factors(config: ModelConfig) -> NDArray[np.float32] | None:
+        if config.rope["rope_type"] not in LONGROPE:
+            return None
+        found = config.rope.get(name)
+        if not isinstance(found, list) or len(found) != config.rope_dim // 2:
+            raise ArchitectureError(f"config.json: rope {name} must be a list of {config.rope_dim // 2} numbers")
+        return np.array([_number({name: number}, name) for number in found], np.float32)
+
+    return factors
+
+
+def attention_factor(config: ModelConfig) -> Value | None:
+    """What query and key are multiplied with beyond what llama.cpp does by itself."""
+    make = _ATTENTION.get(config.rope["rope_type"])
+    return None if make is None else make(config)
+
+
+def _yarn_attention(config: ModelConfig) -> Value | None:
     """llama.cpp multiplies YaRN's usual 1 + 0.1 ln(factor) itself: only a deviation from it is stored."""
     rope = config.rope
-    if rope["rope_type"] != "yarn" or rope.get("attention_factor") is None:
+    log = math.log(_number(rope, "factor"))
+    scales = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
+    if rope.get("attention_factor") is not None:
+        return f32(_number(rope, "attention_factor") / (1 + 0.1 * log))
+    if not all(scales):
         return None
-    return f32(_number(rope, "attention_factor") / (1 + 0.1 * math.log(_number(rope, "factor"))))
+    one, other = (1 + 0.1 * _number(rope, key) * log for key in ("mscale", "mscale_all_dim"))
+    return f32(one / other / (1 + 0.1 * log))
+
+
+def _long_attention(config: ModelConfig) -> Value | None:
+    """LongRoPE's factor follows from how far the context was stretched."""
+    rope, original = config.rope, _number(config.rope, "original_max_position_embeddings")
+    stated = rope.get("attention_factor")
+    if stated is not None:
+        return f32(_number(rope, "attention_factor"))
+    stretch = rope.get("factor") or config.integer("max_position_embeddings") / original
+    return f32(math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0)
 
 
 def _number(rope: Mapping[str, Any], key: str) -> float:
@@ -61,27 +98,69 @@ def _when(kinds: tuple[str, ...], key: str, make: Callable[[Any], Value]) -> Cal
     return value
 
 
+LONGROPE = ("longrope", "su")
+_ATTENTION = {"yarn": _yarn_attention, "longrope": _long_attention, "su": _long_attention}
+
+
+def _kind(config: ModelConfig) -> Value | None:
+    names = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
+    name = names.get(config.rope["rope_type"])
+    return None if name is None else string(name)
+
+
 METADATA: Rows = (
     ("rope.freq_base", lambda config: f32(_number(config.rope, "rope_theta"))),
-    ("rope.dimension_count", lambda config: u32(config.head_dim)),
-    ("rope.scaling.type", _when(("linear", "yarn"), "rope_type", string)),
+    ("rope.dimension_count", lambda config: u32(config.rope_dim)),
+    ("rope.scaling.type", _kind),
     ("rope.scaling.factor", _when(("linear", "yarn"), "factor", f32)),
-    ("rope.scaling.original_context_length", _when(("yarn",), "original_max_position_embeddings", u32)),
+    (
+        "rope.scaling.original_context_length",
+        _when(("yarn", *LONGROPE), "original_max_position_embeddings", u32),
+    ),
     ("rope.scaling.yarn_beta_fast", _when(("yarn",), "beta_fast", f32)),
     ("rope.scaling.yarn_beta_slow", _when(("yarn",), "beta_slow", f32)),
-    ("rope.scaling.attn_factor", yarn_attention),
+    ("rope.scaling.attn_factor", attention_factor),
+)
+LOCAL_METADATA: Rows = (("rope.freq_base_swa", lambda config: f32(_number(config.local_rope, "rope_theta"))),)
+
+LLAMA3_FACTORS = Generated(slots.ROPE_FACTORS, llama3_factors)
+LONG_FACTORS = (
+    Generated(slots.ROPE_FACTORS_LONG, _long_factors("long_factor")),
+    Generated(slots.ROPE_FACTORS_SHORT, _long_factors("short_factor")),
 )
 
 
-def supported(*kinds: str) -> Callable[[ModelConfig], str | None]:
-    """A requirement: the rope type is one that this family's GGUF form can carry, over the whole head."""
+def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> Check:
+    """A requirement: the rope type is one that this GGUF form can carry.
+
+    `partial` allows a part of the head, `untruncated` a YaRN that does not round the range that it blends.
+    """
 
     def check(config: ModelConfig) -> str | None:
-        kind, share = config.rope["rope_type"], config.rope.get("partial_rotary_factor", 1.0)
+        kind = config.rope["rope_type"]
         if kind not in kinds:
             return f"rope type {kind!r}: only {', '.join(kinds)} can be carried"
-        if share not in (None, 1, 1.0):
-            return f"partial_rotary_factor {share}: only whole heads are rotated in this family"
+        if kind in ("linear", "yarn") and config.rope.get("factor") is None:
+            return f"rope type {kind!r} without a factor"
+        if kind == "yarn" and config.rope.get("truncate") is False and not untruncated:
+            return "rope truncate False: llama.cpp rounds the range of frequencies that YaRN blends"
+        if config.rope_dim % 2:
+            return f"{config.rope_dim} rotated dimensions: they come in pairs"
+        if config.rope_dim != config.head_dim and not partial:
+            share = config.rope_dim / config.head_dim
+            return f"partial_rotary_factor {share:g}: only whole heads are rotated in this family"
         return None
 
     return check
+
+
+def local_unscaled(config: ModelConfig) -> str | None:
+    """A requirement: the layers with a window have plain RoPE; llama.cpp scales only the others."""
+    kind = config.local_rope["rope_type"]
+    return None if kind == "default" else f"rope type {kind!r} in the layers with a sliding window"
+
+
+def one_theta(config: ModelConfig) -> str | None:
+    """A requirement: one base frequency for all layers, the only way that llama.cpp runs this family."""
+    one, other = config.rope["rope_theta"], config.local_rope["rope_theta"]
+    return None if one == other else f"rope_theta {other} in the layers with a sliding window and {one} in the others"

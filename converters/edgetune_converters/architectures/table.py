@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.architectures import operations, slots
+from edgetune_converters import quantized
+from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.operations import COPY, View
 from edgetune_converters.checkpoint import TensorInfo
 from edgetune_converters.errors import ArchitectureError
+from edgetune_converters.gguf.types import BY_ID
 from edgetune_converters.gguf.values import Value
 
-WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64")
+WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *quantized.DTYPES, *(kind.name.upper() for kind in BY_ID.values()))
+
+Shape = Callable[[ModelConfig], tuple[int, ...]]
+Views = Callable[[ModelConfig], Sequence[View]]
+When = Callable[[ModelConfig, int], bool]
+Check = Callable[[ModelConfig], str | None]
+
+
+def copied(config: ModelConfig) -> Sequence[View]:
+    """The rows as they are."""
+    return (COPY,)
+
+
+def _always(config: ModelConfig, layer: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """Transformers holds the module in a parameter of all experts, from row `first` on: adapters speak of that."""
+
+    parameter: str
+    shape: Shape
+    first: Callable[[ModelConfig], int]
 
 
 @dataclass(frozen=True)
 class TensorRow:
     """One module of the family: its Hugging Face name, its slot, and what happens to its weight (and bias).
 
-    `shape` gives the expected shape of the weight from the config. A bias, where the checkpoint has one, has the rows
-    of its weight. A module that is `tied_to` another may be absent from a checkpoint whose config ties the two.
+    `shape` gives the expected shape of the weight from the config; `views` says which parts of it stand below one
+    another in the output. A bias, where the checkpoint has one, has the rows of its weight. A module with `{n}` in its
+    name is there `stacked` times, and all are put into one tensor with a first axis more. `out` is the shape of the
+    output where it does not follow from the views. `when` says in which layers the module is there. A module that is
+    `tied_to` another may be absent from a checkpoint whose config ties the two. `weight` and `bias_name` are what
+    follows the module's name.
+
+    Two rows of one slot are two ways in which checkpoints store it: the first that is found is taken.
     """
 
     module: str
     slot: str
-    shape: Callable[[ModelConfig], tuple[int, ...]]
-    operation: str = "copy"
+    shape: Shape
+    views: Views = copied
     bias: bool = False
     tied_to: str | None = None
+    out: Shape | None = None
+    when: When = _always
+    weight: str = ".weight"
+    bias_name: str = ".bias"
+    part: str = "weight"
+    stacked: Callable[[ModelConfig], int] | None = None
+    part_of: PartOf | None = None
 
 
 @dataclass(frozen=True)
@@ -45,9 +87,23 @@ class Generated:
 MetadataRow = tuple[str, Callable[[ModelConfig], Value | None]]
 
 
+class Head(Enum):
+    """What a GGUF reader of the family makes of an output matrix that is the embedding."""
+
+    OPTIONAL = "left out when it equals the embedding"
+    NEVER = "never read: the embedding is the head"
+    ALWAYS = "always read, equal or not"
+
+
 @dataclass(frozen=True)
 class Family:
-    """A model family: rows, no code. `metadata` keys are given without the architecture's prefix."""
+    """A model family: rows, no code. `metadata` keys are given without the architecture's prefix.
+
+    `renames` bring names of checkpoints (and adapters) to those of the rows, as (pattern, replacement) in order.
+    `defaults` are what transformers assumes where config.json says nothing. `requirements` say why a setting has no
+    place in the GGUF form; `notes` say what a reader should know. `extra_layers` stand behind the last in a checkpoint
+    and are passed over.
+    """
 
     name: str
     hf: tuple[str, ...]
@@ -55,25 +111,69 @@ class Family:
     tensors: tuple[TensorRow, ...]
     metadata: tuple[MetadataRow, ...]
     generated: tuple[Generated, ...] = ()
-    requirements: tuple[Callable[[ModelConfig], str | None], ...] = ()
-    notes: tuple[Callable[[ModelConfig], str | None], ...] = ()
+    requirements: tuple[Check, ...] = ()
+    notes: tuple[Check, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    head: Head = Head.OPTIONAL
+    extra_layers: bool = False
     # tensors that old checkpoints carry and that hold nothing of the model
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
 
+    def renamed(self, name: str) -> str:
+        """The name of a tensor or module as the rows spell it."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
 
 @dataclass(frozen=True)
-class Bound:
-    """A tensor of this model: where it comes from and what becomes of it. `layer` is None outside the blocks.
+class Slab:
+    """Rows from `first` on of one expert of a parameter [experts, rows, columns], of which the checkpoint has parts."""
+
+    target: str
+    shape: tuple[int, ...]
+    number: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of an output tensor: a source tensor and how it is seen.
 
     `target` is the name by which an adapter speaks of it; a tied head is read from the embedding, but has its own name.
     """
 
+    target: str
+    source: TensorInfo
+    view: View = COPY
+    part_of: Slab | None = None
+
+    @property
+    def stored_turned(self) -> bool:
+        """Whether the checkpoint holds the whole matrix transposed."""
+        return self.view.turn is not None and self.view.turn.size == self.view.turn.count
+
+    @property
+    def columns(self) -> int:
+        """Columns of the source when it is read as a matrix; a vector is a column."""
+        return self.source.shape[-1] if len(self.source.shape) > 1 else 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that the piece gives."""
+        return self.view.shape(math.prod(self.source.shape) // max(1, self.columns), self.columns)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A tensor of this model: the pieces below one another. `layer` is None outside the blocks."""
+
     slot: str
     layer: int | None
     part: str
-    target: str
-    source: TensorInfo
-    operation: str
+    pieces: tuple[Piece, ...]
+    shape: tuple[int, ...]
 
     @property
     def gguf_name(self) -> str:
@@ -89,60 +189,158 @@ def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo])
     problems = [text for check in family.requirements if (text := check(config))]
     if problems:
         raise ArchitectureError.of_many(f"settings of this {family.name} model that cannot be exported", problems)
-    bound, missing = _bound(family, config, tensors)
-    known = {item.source.name for item in bound}
-    ignored = re.compile("|".join(family.ignored))
-    unknown = [name for name in tensors if name not in known and not ignored.fullmatch(name)]
-    problems = [f"{name} is missing" for name in missing]
-    problems += [f"{name} is not known in the {family.name} family" for name in sorted(unknown)]
-    problems += [text for row, item in _with_rows(family, bound) for text in _misfits(row, item, config)]
-    if problems:
+    binder = _Binder(family, config, tensors)
+    bound = binder.bind()
+    if binder.problems:
         raise ArchitectureError.of_many(
-            f"tensors that do not fit the {family.name} family", problems, "Is config.json the one of these weights?"
+            f"tensors that do not fit the {family.name} family",
+            binder.problems,
+            "Is config.json the one of these weights?",
         )
     return bound
 
 
-def _bound(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[list[Bound], list[str]]:
-    bound, missing = [], []
-    for row, layer in _places(family, config):
-        module = row.module.format(layer=layer)
-        weight = tensors.get(f"{module}.weight")
-        bias = tensors.get(f"{module}.bias") if row.bias else None
-        if weight is not None:
-            bound.append(Bound(row.slot, layer, "weight", weight.name, weight, row.operation))
-        elif row.tied_to and config.get("tie_word_embeddings", False) and f"{row.tied_to}.weight" in tensors:
-            source = tensors[f"{row.tied_to}.weight"]
-            bound.append(Bound(row.slot, layer, "weight", f"{module}.weight", source, row.operation))
-        else:
-            missing.append(f"{module}.weight")
-        if bias is not None:
-            bound.append(Bound(row.slot, layer, "bias", bias.name, bias, row.operation))
-    return bound, missing
+class _Binder:
+    """One matching: collects problems, so that all are reported at once."""
+
+    def __init__(self, family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        self._family = family
+        self._config = config
+        self._tensors = {family.renamed(name): info for name, info in tensors.items()}
+        self._used: set[str] = set()
+        self._tied = bool(config.get("tie_word_embeddings", False))
+        self.problems: list[str] = []
+
+    def bind(self) -> list[Bound]:
+        bound = [item for rows, layer in self._places() for item in self._slot(rows, layer)]
+        ignored = re.compile("|".join([*self._family.ignored, *self._extra_layers()]))
+        known = self._used
+        unknown = [name for name in self._tensors if name not in known and not ignored.fullmatch(name)]
+        self.problems += [f"{name} is not known in the {self._family.name} family" for name in sorted(unknown)]
+        return bound
+
+    def _extra_layers(self) -> list[str]:
+        """A pattern for the tensors of the layers past the last that counts, as many as config.json says."""
+        if not self._family.extra_layers:
+            return []
+        first, count = self._config.layers, int(self._config.get("num_nextn_predict_layers", 0))
+        return [rf"model\.layers\.{layer}\..*" for layer in range(first, first + count)]
+
+    def _places(self) -> Iterator[tuple[list[TensorRow], int | None]]:
+        """Each slot with its rows, in each layer where it is."""
+        by_slot: dict[tuple[str, str], list[TensorRow]] = {}
+        for row in self._family.tensors:
+            by_slot.setdefault((row.slot, row.part), []).append(row)
+        for rows in by_slot.values():
+            once = "{layer}" not in rows[0].module
+            for layer in [None] if once else range(self._config.layers):
+                if here := [row for row in rows if row.when(self._config, layer or 0)]:
+                    yield here, layer
+
+    def _slot(self, rows: list[TensorRow], layer: int | None) -> Iterator[Bound]:
+        row = next((row for row in rows if self._names(row, layer, row.weight)[0] in self._tensors), rows[0])
+        for made in self._weight(row, layer):
+            yield made
+            if row.bias and self._names(row, layer, row.bias_name)[0] in self._tensors:
+                yield from self._bias(row, layer, made.shape[:-1] or made.shape)
+
+    def _names(self, row: TensorRow, layer: int | None, ending: str) -> list[str]:
+        count = row.stacked(self._config) if row.stacked else 1
+        return [row.module.format(layer=layer, n=number) + ending for number in range(count)]
+
+    def _weight(self, row: TensorRow, layer: int | None) -> Iterator[Bound]:
+        names = self._names(row, layer, row.weight)
+        sources = self._sources(names, None if row.tied_to is None else row.tied_to + row.weight)
+        wanted = row.shape(self._config)
+        fitting = [self._fits(source, wanted) for source in sources.values()]
+        if len(sources) < len(names) or not all(fitting):
+            return
+        yield from self._made(row, layer, row.part, sources, [*row.views(self._config)], row.out)
+
+    def _bias(self, row: TensorRow, layer: int | None, out: tuple[int, ...]) -> Iterator[Bound]:
+        sources = self._sources(self._names(row, layer, row.bias_name), None)
+        views = row.views(self._config)
+        shape = row.shape(self._config)
+        turned = any(view.turn for view in views)
+        wanted = (*shape[:-2], shape[-1]) if turned else shape[:-1] or shape
+        fitting = [self._fits(source, wanted) for source in sources.values()]
+        if all(fitting):
+            flat = {name: replace(info, shape=(math.prod(info.shape),)) for name, info in sources.items()}
+            yield from self._made(row, layer, "bias", flat, [view.of_bias() for view in views], lambda config: out)
+
+    def _sources(self, names: list[str], tied_to: str | None) -> dict[str, TensorInfo]:
+        """The tensors of these names; a name without one is a problem unless it is tied."""
+        found = {name: self._tensors[name] for name in names if name in self._tensors}
+        if not found and tied_to in self._tensors and self._tied:
+            found = {names[0]: self._tensors[tied_to]}
+        self.problems += [f"{name} is missing" for name in names if name not in found]
+        self._used.update(found)
+        return found
+
+    def _fits(self, source: TensorInfo, wanted: tuple[int, ...]) -> bool:
+        """Whether a tensor has the shape that the config asks for, and floats."""
+        before = len(self.problems)
+        if source.shape != wanted:
+            self.problems.append(
+                f"{source.name} has the shape {list(source.shape)}, config.json asks for {list(wanted)}"
+            )
+        if source.dtype not in WEIGHT_DTYPES:
+            self.problems.append(f"{source.name} is stored as {source.dtype}; {', '.join(WEIGHT_DTYPES)} are read")
+        return len(self.problems) == before
+
+    def _slab(self, row: TensorRow, layer: int | None, number: int) -> Slab | None:
+        if row.part_of is None:
+            return None
+        whole = row.part_of
+        name = whole.parameter.format(layer=layer)
+        return Slab(name, whole.shape(self._config), number, whole.first(self._config))
+
+    def _made(
+        self,
+        row: TensorRow,
+        layer: int | None,
+        part: str,
+        sources: Mapping[str, TensorInfo],
+        views: Sequence[View],
+        out: Shape | None,
+    ) -> Iterator[Bound]:
+        pieces = [
+            Piece(name, info, view, self._slab(row, layer, number))
+            for number, (name, info) in enumerate(sources.items())
+            for view in views
+        ]
+        reasons = [f"{piece.source.name}: {text}" for piece in pieces if (text := _misfit(piece))]
+        self.problems += reasons
+        if reasons:
+            return
+        shape = out(self._config) if out else _shape(pieces, stacked=row.stacked is not None)
+        held = sum(math.prod(piece.shape) for piece in pieces)
+        if math.prod(shape) != held:
+            self.problems.append(f"{pieces[0].source.name} gives {held} weights, {row.slot} has {list(shape)}")
+            return
+        yield Bound(row.slot, layer, part, tuple(pieces), shape)
 
 
-def _places(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRow, int | None]]:
-    for row in family.tensors:
-        if "{layer}" not in row.module:
-            yield row, None
-            continue
-        for layer in range(config.layers):
-            yield row, layer
+def targets(bound: Sequence[Bound]) -> dict[str, tuple[int, ...]]:
+    """What an adapter can speak of, with its shape: the tensors, and the parameters of which they are parts."""
+    pieces = [piece for item in bound for piece in item.pieces]
+    found = {piece.part_of.target: piece.part_of.shape for piece in pieces if piece.part_of}
+    return found | {piece.target: piece.source.shape for piece in pieces}
 
 
-def _with_rows(family: Family, bound: list[Bound]) -> Iterator[tuple[TensorRow, Bound]]:
-    by_slot = {row.slot: row for row in family.tensors}
-    for item in bound:
-        yield by_slot[item.slot], item
+def stored_turned(bound: Sequence[Bound]) -> frozenset[str]:
+    """The targets that a checkpoint holds transposed."""
+    return frozenset(piece.target for item in bound for piece in item.pieces if piece.stored_turned)
 
 
-def _misfits(row: TensorRow, item: Bound, config: ModelConfig) -> Iterator[str]:
-    """What is wrong with a tensor that was found."""
-    wanted = row.shape(config) if item.part == "weight" else row.shape(config)[:1]
-    name, shape = item.source.name, item.source.shape
-    if shape != wanted:
-        yield f"{name} has the shape {list(shape)}, config.json asks for {list(wanted)}"
-    elif reason := operations.check(item.operation, shape[0], config):
-        yield f"{name}: {reason}"
-    if item.source.dtype not in WEIGHT_DTYPES:
-        yield f"{name} is stored as {item.source.dtype}; {', '.join(WEIGHT_DTYPES)} are read"
+def _misfit(piece: Piece) -> str | None:
+    return piece.view.problem(math.prod(piece.source.shape) // max(1, piece.columns), piece.columns)
+
+
+def _shape(pieces: Sequence[Piece], *, stacked: bool) -> tuple[int, ...]:
+    """The shape of an output tensor: that of its pieces, with the experts as the first axis."""
+    first = pieces[0].source.shape
+    rows, columns = sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]
+    batch = (len({piece.source.name for piece in pieces}),) if stacked else first[:-2]
+    whole = (rows // math.prod(batch), columns)
+    return (*batch, *(whole if len(first) > 1 else whole[:1]))

@@ -90,6 +90,11 @@ def f32s(numbers: Sequence[float]) -> Value:
     return Value(Kind.ARRAY, list(numbers), Kind.F32)
 
 
+def booleans(flags: Sequence[bool]) -> Value:
+    """An array of truth values."""
+    return Value(Kind.ARRAY, list(flags), Kind.BOOL)
+
+
 def of_plain(value: Scalar) -> Value:
     """The widest value that holds a Python scalar: text, bool, 64-bit integer or 64-bit float."""
     if isinstance(value, bool):

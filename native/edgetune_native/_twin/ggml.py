@@ -1,9 +1,4 @@
-"""The numpy twin of the C extension (`EDGETUNE_PURE=1`): the same functions without compiled code of ours.
-
-Quantizing and dequantizing call the same libggml through ctypes, one thread, so the bytes are the same; the types on
-which libggml may stop the process run in a child process. The comparison and the 16-bit codes are written in numpy from
-their formulas. `threads` is accepted and has no effect.
-"""
+"""Quantization through libggml and ctypes. On some types libggml may stop the process: those run in a child process."""
 
 from __future__ import annotations
 
@@ -11,13 +6,11 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._kernels import BF16, F16, F32, Buffer
+from edgetune_native._kernels import BF16, F16, F32, Buffer
 
 # The types that ggml_quantize_chunk of the pinned version writes; it stops the process on any other (ggml_bridge.c).
 _QUANTIZABLE = (0, 1, 30, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 21, 18, 22, 17, 16, 29, 19, 34, 35, 39, 40, 41, 42)
@@ -104,10 +97,8 @@ def ggml_types() -> list[tuple[str, int, int, int, bool]]:
     return rows
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def _widen(rows: Buffer, dtype: int) -> NDArray[np.float32]:
+def widen(rows: Buffer, dtype: int) -> NDArray[np.float32]:
+    """rows in float32."""
     if dtype == F32:
         return rows
     if dtype == F16:
@@ -120,7 +111,7 @@ def quantize(
     rows: Buffer, dtype: int, type_id: int, n: int, k: int, weights: Buffer | None, out: Buffer, threads: int, /
 ) -> None:
     """rows[n, k] -> out[n, row bytes]."""
-    wide = _widen(rows, dtype)
+    wide = widen(rows, dtype)
     if type_id in _MAY_ABORT:
         _quantize_in_child(wide, type_id, weights, out)
         return
@@ -176,107 +167,3 @@ def dequantize(blocks: Buffer, type_id: int, n: int, k: int, out: Buffer, thread
         return
     for row in range(n):
         to_float(blocks[row].ctypes.data, out[row].ctypes.data, k)
-
-
-# --- logits ----------------------------------------------------------------------------------------------------------
-
-
-def _check_logits(rows: Buffer) -> None:
-    """Raise for the first row that is no distribution."""
-    top = rows.max(axis=1)  # NaN if the row has one
-    for row in np.flatnonzero(~np.isfinite(top)):
-        if top[row] == -np.inf:
-            raise ValueError(f"row {row} has no finite logit, so it is no distribution")
-        raise ValueError(f"row {row} holds a NaN or +inf, which is no logit")
-
-
-def _shifted(rows: Buffer) -> NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    shifted: NDArray[np.float64] = wide - wide.max(axis=1, keepdims=True)
-    return shifted
-
-
-def _mass(shifted: NDArray[Any]) -> NDArray[np.float64]:
-    mass: NDArray[np.float64] = np.where(shifted > -708.0, np.exp(np.maximum(shifted, -708.0)), 0.0)
-    return mass
-
-
-def compare(
-    reference: Buffer,
-    other: Buffer,
-    targets: Buffer,
-    n: int,
-    v: int,
-    kld: Buffer,
-    same_top: Buffer,
-    nll_reference: Buffer,
-    nll: Buffer,
-    threads: int,
-    /,
-) -> None:
-    """reference[n, v], other[n, v] f32, targets[n] i64 -> kld, nll_reference, nll [n] f64, same_top [n] u8."""
-    if n == 0:
-        return
-    _check_logits(reference)
-    _check_logits(other)
-    a, b = _shifted(reference), _shifted(other)
-    mass = _mass(a)
-    sum_a, sum_b = mass.sum(axis=1), _mass(b).sum(axis=1)
-    some = mass > 0.0
-    difference = np.subtract(a, b, out=np.zeros_like(a), where=some)
-    cross = np.multiply(mass, difference, out=difference, where=some).sum(axis=1)
-    kld[...] = np.maximum(cross / sum_a - (np.log(sum_a) - np.log(sum_b)), 0.0)
-    same_top[...] = reference.argmax(axis=1) == other.argmax(axis=1)
-    rows = np.arange(n)
-    nll_reference[...] = np.log(sum_a) - a[rows, targets]
-    nll[...] = np.log(sum_b) - b[rows, targets]
-
-
-def encode_log_probs(
-    logits: Buffer, n: int, v: int, scale: Buffer, min_log_prob: Buffer, codes: Buffer, threads: int, /
-) -> None:
-    """logits[n, v] f32 -> scale[n], min_log_prob[n] f32, codes[n, v] u16."""
-    if n == 0:
-        return
-    _check_logits(logits)
-    top = logits.max(axis=1, keepdims=True)
-    low = np.maximum(logits.min(axis=1, keepdims=True), top - np.float32(16))
-    terms = _mass((logits - top).astype(np.float64)).astype(np.float32)
-    log_sum = np.log(terms.sum(axis=1, dtype=np.float64, keepdims=True)).astype(np.float32)
-    step = (top - low) / np.float32(65535)
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / step
-    usable = np.isfinite(inverse)
-    inverse = np.where(usable, inverse, np.float32(0))
-    above = np.where(logits > low, logits - low, np.float32(0))
-    codes[...] = np.rint(inverse * above).astype(np.uint16)
-    scale[...] = np.where(usable, step, np.float32(0))[:, 0]
-    min_log_prob[...] = (low - top - log_sum)[:, 0]
-
-
-def decode_log_probs(
-    scale: Buffer, min_log_prob: Buffer, codes: Buffer, n: int, v: int, out: Buffer, threads: int, /
-) -> None:
-    """scale[n], min_log_prob[n] f32, codes[n, v] u16 -> out[n, v] f32."""
-    np.multiply(scale[:, None], codes.astype(np.float32), out=out)
-    np.add(out, min_log_prob[:, None], out=out)
-
-
-# --- the machine -----------------------------------------------------------------------------------------------------
-
-
-def cpu() -> tuple[str, str, str]:
-    """(isa, reason, features separated by spaces)."""
-    reason = "EDGETUNE_PURE=1 asks for the numpy twin" if os.environ.get("EDGETUNE_PURE") == "1" else "the numpy twin"
-    return "numpy", reason, ""
-
-
-def probe_amx(force: bool, /) -> tuple[bool, bool, str]:
-    """(advertised, usable, reason); without compiled code nothing can be tried, so an advertisement is not trusted."""
-    try:
-        advertised = "amx_int8" in Path("/proc/cpuinfo").read_text("ascii", "replace")
-    except OSError:
-        return False, False, "not applicable: AMX exists on x86-64 and is looked for on Linux"
-    if advertised:
-        return True, False, "the CPU advertises AMX; the numpy twin cannot try it, so it counts as unusable"
-    return False, False, "this CPU does not advertise AMX"

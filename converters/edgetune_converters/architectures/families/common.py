@@ -1,0 +1,276 @@
+"""Pieces that many families share: shapes, rows, metadata, and reasons for which a model cannot be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgetune_converters.architectures import rope, slots
+from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.operations import Pair, Take, View
+from edgetune_converters.architectures.table import Check, MetadataRow, Shape, TensorRow, Views, When, copied
+from edgetune_converters.gguf.values import Value, boolean, booleans, f32, u32
+
+LAYER = "model.layers.{layer}."
+
+# -- shapes of weights, (rows, columns) --------------------------------------------------------------------------------
+
+
+def embedding(config: ModelConfig) -> tuple[int, ...]:
+    """The embedding, and the head."""
+    return config.vocab_size, config.hidden
+
+
+def hidden(config: ModelConfig) -> tuple[int, ...]:
+    """A norm over the residual stream."""
+    return (config.hidden,)
+
+
+def head(config: ModelConfig) -> tuple[int, ...]:
+    """A norm over a head."""
+    return (config.head_dim,)
+
+
+def query(config: ModelConfig) -> tuple[int, ...]:
+    """The query matrix."""
+    return config.heads * config.head_dim, config.hidden
+
+
+def key_value(config: ModelConfig) -> tuple[int, ...]:
+    """The key or the value matrix."""
+    return config.kv_heads * config.head_dim, config.hidden
+
+
+def query_key_value(config: ModelConfig) -> tuple[int, ...]:
+    """All three in one."""
+    return (config.heads + 2 * config.kv_heads) * config.head_dim, config.hidden
+
+
+def attention_output(config: ModelConfig) -> tuple[int, ...]:
+    """The matrix after the attention."""
+    return config.hidden, config.heads * config.head_dim
+
+
+def up(config: ModelConfig) -> tuple[int, ...]:
+    """From the residual stream into the feed-forward layer."""
+    return config.ffn, config.hidden
+
+
+def gate_up(config: ModelConfig) -> tuple[int, ...]:
+    """Two of them in one."""
+    return 2 * config.ffn, config.hidden
+
+
+def down(config: ModelConfig) -> tuple[int, ...]:
+    """And back."""
+    return config.hidden, config.ffn
+
+
+def turned(shape: Shape) -> Shape:
+    """The shape of a matrix that a checkpoint stores transposed."""
+    return lambda config: (*shape(config)[:-2], *reversed(shape(config)[-2:]))
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def paired(config: ModelConfig) -> tuple[View, ...]:
+    """Heads whose rotated halves become neighbours."""
+    return (View((Pair(config.head_dim),)),)
+
+
+def plus_one(config: ModelConfig) -> tuple[View, ...]:
+    """A norm that is stored as its difference from one."""
+    return (View(add=1.0),)
+
+
+def grouped_qkv(config: ModelConfig) -> tuple[View, ...]:
+    """Query, key and value below one another, from groups of the query heads of a key head, that and its value."""
+    return tuple(View((take,)) for take in qkv_groups(config))
+
+
+def qkv_groups(config: ModelConfig) -> tuple[Take, Take, Take]:
+    """The three parts of a tensor that is fused group by group."""
+    width, queries = config.head_dim, config.heads // config.kv_heads
+    size = (queries + 2) * width
+    return Take(size, 0, queries * width), Take(size, queries * width, width), Take(size, size - width, width)
+
+
+def turned_views(config: ModelConfig, shape: Shape) -> tuple[View, ...]:
+    """A matrix that is stored transposed; `shape` is that of the checkpoint."""
+    rows = shape(config)[-2]
+    return (View(turn=Take(rows, 0, rows)),)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def norm(module: str, slot: str, shape: Shape = hidden, **options: Any) -> TensorRow:
+    """A norm."""
+    return TensorRow(module, slot, shape, **options)
+
+
+def trunk(
+    *, bias: bool = False, norms: Views = copied, attention_norm: bool = True, ffn_norm: bool = True
+) -> tuple[TensorRow, ...]:
+    """Embedding, head and norms as in Llama; `norms` is what happens to the norms, `bias` whether they have one."""
+    inner = (
+        (attention_norm, norm(LAYER + "input_layernorm", "attention_norm", bias=bias, views=norms)),
+        (ffn_norm, norm(LAYER + "post_attention_layernorm", "ffn_norm", bias=bias, views=norms)),
+    )
+    return (
+        TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
+        norm("model.norm", "output_norm", bias=bias, views=norms),
+        TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="model.embed_tokens"),
+        *(row for wanted, row in inner if wanted),
+    )
+
+
+def attention(
+    views: Views = copied, *, qkv_bias: bool = False, output_bias: bool = False, output: str = "o_proj"
+) -> tuple[TensorRow, ...]:
+    """Separate matrices as in Llama; `views` is what happens to query and key."""
+    name = LAYER + "self_attn."
+    return (
+        TensorRow(name + "q_proj", "attention_q", query, views, qkv_bias),
+        TensorRow(name + "k_proj", "attention_k", key_value, views, qkv_bias),
+        TensorRow(name + "v_proj", "attention_v", key_value, bias=qkv_bias),
+        TensorRow(name + output, "attention_output", attention_output, bias=output_bias),
+    )
+
+
+def head_norms(views: Views = copied, **shapes: Shape) -> tuple[TensorRow, ...]:
+    """Norms of query and key."""
+    name = LAYER + "self_attn."
+    return (
+        norm(name + "q_norm", "attention_q_norm", shapes.get("q", head), views=views),
+        norm(name + "k_norm", "attention_k_norm", shapes.get("k", head), views=views),
+    )
+
+
+def gated_ffn(*, bias: bool = False, when: When | None = None, name: str = "mlp.") -> tuple[TensorRow, ...]:
+    """Gate, up and down as in Llama."""
+    options: dict[str, Any] = {"bias": bias} | ({"when": when} if when else {})
+    return (
+        TensorRow(LAYER + name + "gate_proj", "ffn_gate", up, **options),
+        TensorRow(LAYER + name + "up_proj", "ffn_up", up, **options),
+        TensorRow(LAYER + name + "down_proj", "ffn_down", down, **options),
+    )
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+
+
+def integer(field: str) -> Callable[[ModelConfig], Value | None]:
+    """A field of config.json as an unsigned integer."""
+    return lambda config: u32(config.integer(field))
+
+
+def number(field: str) -> Callable[[ModelConfig], Value | None]:
+    """A field of config.json as a float."""
+    return lambda config: f32(config.number(field))
+
+
+def flag(field: str, default: bool) -> Callable[[ModelConfig], Value | None]:
+    """A field of config.json as a truth value."""
+    return lambda config: boolean(bool(config.get(field, default)))
+
+
+def window(config: ModelConfig) -> int | None:
+    """The sliding window in tokens, where the model uses one. Qwen states a window and whether it is used."""
+    used = config.get("use_sliding_window", True)
+    found = config.get("sliding_window")
+    return found if used and isinstance(found, int) and found > 0 else None
+
+
+def _context_in_window(config: ModelConfig) -> Value:
+    """The length over which the runtime agrees with the model where a GGUF form has no sliding window."""
+    return u32(min(config.integer("max_position_embeddings"), window(config) or 2**31))
+
+
+def window_note(config: ModelConfig) -> str | None:
+    """What a reader should know about a window that cannot be carried."""
+    found, stated = window(config), config.integer("max_position_embeddings")
+    if found is None or found >= stated:
+        return None
+    return (
+        f"llama.cpp has no sliding window for this family: the context length is stated as the window, {found} tokens "
+        f"(not {stated}), because up to there both attend to the same tokens"
+    )
+
+
+CONTEXT: MetadataRow = ("context_length", integer("max_position_embeddings"))
+CONTEXT_IN_WINDOW: MetadataRow = ("context_length", _context_in_window)
+DIMENSIONS: tuple[MetadataRow, ...] = (
+    ("block_count", integer("num_hidden_layers")),
+    ("embedding_length", integer("hidden_size")),
+    ("feed_forward_length", lambda config: u32(config.ffn)),
+    ("attention.head_count", integer("num_attention_heads")),
+    ("attention.head_count_kv", lambda config: u32(config.kv_heads)),
+    ("attention.key_length", lambda config: u32(config.head_dim)),
+    ("attention.value_length", lambda config: u32(config.head_dim)),
+    ("vocab_size", integer("vocab_size")),
+)
+RMS: MetadataRow = ("attention.layer_norm_rms_epsilon", number("rms_norm_eps"))
+LAYER_NORM: MetadataRow = ("attention.layer_norm_epsilon", number("layer_norm_eps"))
+# families with a window in some layers: its width, and in which
+WINDOW: tuple[MetadataRow, ...] = (
+    ("attention.sliding_window", integer("sliding_window")),
+    (
+        "attention.sliding_window_pattern",
+        lambda config: booleans([config.slides(layer) for layer in range(config.layers)]),
+    ),
+)
+LLAMA_METADATA = (*DIMENSIONS, CONTEXT_IN_WINDOW, RMS, *rope.METADATA)
+
+# Granite scales what goes into and out of the layers
+GRANITE_SCALES: tuple[MetadataRow, ...] = (
+    ("attention.scale", number("attention_multiplier")),
+    ("embedding_scale", number("embedding_multiplier")),
+    ("residual_scale", number("residual_multiplier")),
+    ("logit_scale", number("logits_scaling")),
+)
+
+# -- requirements ------------------------------------------------------------------------------------------------------
+
+
+def only(field: str, *values: Any) -> Check:
+    """A requirement: the field has one of `values`, or is absent; llama.cpp runs nothing else."""
+
+    def check(config: ModelConfig) -> str | None:
+        found = config.get(field)
+        if found is None or found in values:
+            return None
+        return f"{field} {found!r}: only {' or '.join(repr(value) for value in values)} can be carried"
+
+    return check
+
+
+SILU = only("hidden_act", "silu", "swish")
+# llama.cpp has one GELU, by the tanh formula and a table; the exact one differs from it by less than 1e-3
+GELU = only("hidden_act", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+CAUSAL = only("use_bidirectional_attention", False)
+
+
+def even_heads(config: ModelConfig) -> str | None:
+    """A requirement: heads share out the hidden size, the only width that llama.cpp has for this family."""
+    if config.heads * config.head_dim == config.hidden:
+        return None
+    return f"{config.heads} heads of {config.head_dim} for a hidden size of {config.hidden}: only equal can be carried"
+
+
+# -- models that also see ----------------------------------------------------------------------------------------------
+
+# names of the text part inside such a model, as transformers 5 and 4 have them, and the tensors of the rest
+TEXT_PART = (
+    (r"^language_model\.lm_head\b", "lm_head"),
+    (r"^(model\.)?language_model\.(model\.)?", "model."),
+)
+OTHER_PARTS = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*",)
+
+
+def text_only_note(config: ModelConfig) -> str | None:
+    """What a reader should know where only a part of the model was exported."""
+    if config.get("vision_config") is None:
+        return None
+    return "only the text part is exported: the file does not hold what the model needs to see pictures"

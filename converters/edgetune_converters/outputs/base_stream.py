@@ -1,0 +1,63 @@
+"""The merged model under the base's own names and in its own layout: what a safetensors directory is written from.
+
+What the architecture does to tensors for GGUF (rows of rotated heads, parts of fused matrices, constants) is not done
+here: each source is seen as it is, with the same change and the same merge base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgetune_converters.adapters import Change
+from edgetune_converters.architectures import Bound, Family, slots
+from edgetune_converters.architectures.operations import COPY
+from edgetune_converters.checkpoint import Checkpoint, TensorInfo
+from edgetune_converters.merge import BLOCK_BYTES, Block, MergedTensor, Part
+
+
+@dataclass(frozen=True)
+class BaseTensor:
+    """A tensor to be written: `name` and `shape` as in the base, `part` its source and what is done to it."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: Part
+
+    @property
+    def source(self) -> TensorInfo:
+        """Where its weights are."""
+        return self.part.piece.source
+
+    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[Block]:
+        """The rows in order, at most `limit` bytes of f32 at a time. Errors: CheckpointError for NaN or infinity."""
+        return self.part.blocks(checkpoint, limit)
+
+
+def base_tensors(
+    family: Family,
+    stored: Mapping[str, TensorInfo],
+    tensors: Sequence[MergedTensor],
+    bound: Sequence[Bound],
+    changes: Mapping[str, Change],
+) -> list[BaseTensor]:
+    """Every tensor of the base once, and the head that it takes from its embedding where the two now differ.
+
+    `stored` are the tensors of the checkpoint: the table sees some of them in another shape.
+    """
+    parts: dict[tuple[str, str], Part] = {}
+    for part in (part for tensor in tensors for part in tensor.parts):
+        parts.setdefault((part.piece.source.name, part.piece.target), part)
+    untied = any(tensor.slot == slots.OUTPUT for tensor in tensors)
+    for item in bound:
+        for piece in item.pieces:
+            own = family.renamed(piece.source.name) == piece.target
+            if own or untied:  # a head that GGUF need not have, but the base has
+                parts.setdefault((piece.source.name, piece.target), Part(piece, changes.get(piece.target)))
+    return [_as_stored(family, part, stored[part.piece.source.name].shape) for part in parts.values()]
+
+
+def _as_stored(family: Family, part: Part, shape: tuple[int, ...]) -> BaseTensor:
+    own = family.renamed(part.piece.source.name) == part.piece.target
+    seen = replace(part, piece=replace(part.piece, view=COPY))
+    return BaseTensor(part.piece.source.name if own else part.piece.target, shape, seen)

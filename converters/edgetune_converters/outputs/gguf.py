@@ -1,0 +1,139 @@
+"""A model as one GGUF file, or as several that llama.cpp loads through the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune_converters import recipes
+from edgetune_converters.checkpoint import F32
+from edgetune_converters.gguf.layout import TensorSpec
+from edgetune_converters.gguf.split import SplitWriter
+from edgetune_converters.gguf.values import Value, string, strings, u32
+from edgetune_converters.importance import Importance, check_needed
+from edgetune_converters.merge import Block
+from edgetune_converters.outputs import Summary
+from edgetune_converters.outputs.storing import store
+from edgetune_converters.recipes import Plan
+from edgetune_converters.survival import Survival
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+
+
+class GgufOutput:
+    """The file or files of one plan. `metadata` are the keys that do not depend on the plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        path: Path,
+        metadata: Mapping[str, Value],
+        *,
+        overrides: tuple[str, ...] = (),
+        importance: Importance | None = None,
+        measure_survival: bool = False,
+        split_max_size: int | None = None,
+    ) -> None:
+        self._plan = plan
+        self._overrides = overrides
+        self._importance = importance
+        self._notes = _check_importance(plan, importance)
+        self._at = (0, 0)  # tensor and row of the next block
+        specs = [TensorSpec(row.name, row.shape, recipes.storage_of(row)) for row in plan.rows]
+        complete = _complete(metadata, plan, overrides) | (importance.metadata if importance else {})
+        self._writer = SplitWriter(path, complete, specs, split_max_size)
+        self._survival = Survival() if measure_survival else None
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of several."""
+        return self._writer.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self._writer.size
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+        """A block of tensor `index` of the plan, quantized."""
+        row = self._plan.rows[index]
+        stored = self._store(index, block.rows, threads)
+        if self._survival is not None and block.delta is not None:
+            self._survival.add(row.name, row.type, block, stored, threads)
+        return stored
+
+    def _store(self, index: int, rows: F32, threads: int) -> NDArray[Any]:
+        row = self._plan.rows[index]
+        if self._importance is None or len(row.shape) < 2:
+            return store(rows, row.type, row.name, threads)
+        first = self._at[1] if self._at[0] == index else 0
+        self._at = (index, first + len(rows))
+        pieces = self._importance.pieces(row.name, row.shape, first, rows)
+        stored = [store(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
+        return stored[0] if len(stored) == 1 else np.concatenate(stored)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows."""
+        self._writer.append(rows)
+
+    def verify(self) -> None:
+        """Read the headers back and compare. Errors: ArtifactError."""
+        self._writer.verify()
+
+    def publish(self) -> Summary:
+        """Rename, the first file last."""
+        files = self._writer.publish()
+        plan = self._plan
+        return Summary(
+            artifact=self.path,
+            sha256=files[self.path.name],
+            size=self.size,
+            format="gguf",
+            recipe=plan.recipe.name,
+            types=plan.bytes_by_type,
+            tensors={row.name: row.type for row in plan.rows},
+            weights=plan.weights,
+            bits_per_weight=round(plan.bits_per_weight, 4),
+            fallback_share=round(plan.fallback_share, 4),
+            survival=self._survival.ratios() if self._survival else None,
+            files=files if len(files) > 1 else {},
+            overrides=self._overrides,
+            notes=tuple(self._notes),
+            imatrix=_named(self._importance),
+        )
+
+
+def _check_importance(plan: Plan, importance: Importance | None) -> list[str]:
+    """What is to be said of the importance matrix. Errors: RecipeError when it does not fit, or is needed."""
+    if importance is None:
+        check_needed((row.name, row.type) for row in plan.rows)
+        return []
+    return importance.check((row.name, row.shape, row.type) for row in plan.rows)
+
+
+def _named(importance: Importance | None) -> dict[str, str] | None:
+    return None if importance is None else {"file": importance.path.name, "sha256": importance.sha256}
+
+
+def _complete(metadata: Mapping[str, Value], plan: Plan, overrides: tuple[str, ...]) -> dict[str, Value]:
+    """The metadata of one file: general keys first, as readers expect the architecture early."""
+    own = {
+        "general.file_type": u32(plan.recipe.file_type),
+        "general.quantization_version": u32(_QUANTIZATION_VERSION),
+        "edgetune.recipe": string(plan.recipe.name),
+    }
+    return {**metadata, **own, **({"edgetune.overrides": strings(overrides)} if overrides else {})}

@@ -1,0 +1,195 @@
+"""An adapter as a GGUF file that llama.cpp lays over a base (`llama-cli -m base.gguf --lora adapter.gguf`).
+
+The scale is folded into the factors and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": its own
+alpha/rank knows neither rsLoRA nor an alpha of single modules. Facts from llama.cpp's src/llama-adapter.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune_converters.adapters import Change
+from edgetune_converters.architectures import Bound, Piece, slots
+from edgetune_converters.architectures.operations import View
+from edgetune_converters.checkpoint import F32, Checkpoint, Rows
+from edgetune_converters.errors import AdapterError, RecipeError
+from edgetune_converters.gguf.layout import TensorSpec
+from edgetune_converters.gguf.types import BY_NAME
+from edgetune_converters.gguf.values import Value, f32, string
+from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.merge import Block
+from edgetune_converters.outputs import Summary
+from edgetune_converters.outputs.storing import store
+
+TYPES = ("f32", "f16", "bf16")
+_ROWS = 1024  # compared at a time
+_HINT = "Write the merged model instead: --format gguf"
+
+
+class Factor(NamedTuple):
+    """One tensor of the file, computed when it is written."""
+
+    name: str
+    values: F32
+
+
+def check_type(name: str) -> str:
+    """A type that an adapter can have, in lower case. Errors: RecipeError."""
+    if name.lower() in TYPES:
+        return name.lower()
+    raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
+
+
+def factors_of(bound: Sequence[Bound], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
+    """A and B of every changed tensor. Errors: AdapterError listing what llama.cpp's adapters have no place for."""
+    tied = _tied(bound, checkpoint)
+    factors: list[Factor] = []
+    problems: list[str] = []
+    for item in bound:
+        touched = [piece for piece in item.pieces if _change(piece, changes) is not None]
+        if not touched:
+            continue
+        reason = _refused(item, changes, checkpoint, tied)
+        problems += [f"{touched[0].target}: {reason}"] if reason else []
+        factors += [] if reason else _pair(item, changes)
+    if problems:
+        raise AdapterError.of_many("changes that a GGUF adapter has no place for", problems, _HINT)
+    return sorted(factors)
+
+
+def _change(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
+    """What the adapter does to a piece, or to the parameter of which it is a part."""
+    return changes.get(piece.target) or (changes.get(piece.part_of.target) if piece.part_of else None)
+
+
+def _tied(bound: Sequence[Bound], checkpoint: Checkpoint) -> bool:
+    """Whether the base's GGUF file has one matrix for both ends."""
+    ends = [item.pieces[0].source.name for item in bound if item.slot in (slots.EMBEDDING, slots.OUTPUT)]
+    return len(ends) == 1 or ends[0] == ends[1] or checkpoint.equal(ends[0], ends[1])
+
+
+def _refused(item: Bound, changes: Mapping[str, Change], checkpoint: Checkpoint, tied: bool) -> str | None:
+    first = item.pieces[0]
+    change = changes.get(first.target)
+    if change is None or len({piece.target for piece in item.pieces}) > 1 or _is_stack(change):
+        return "it is one of several that make one tensor in GGUF, such as experts"
+    if _replaces(first, change, checkpoint):
+        return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
+    if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):
+        return "the embedding is also the output matrix, which llama.cpp cannot change on one side"
+    if any(piece.view.unit or (piece.view.turn and not piece.stored_turned) for piece in item.pieces):
+        return "its rows are made in a way that A and B do not follow"
+    return None
+
+
+def _is_stack(change: Change) -> bool:
+    """Whether A and B are there for each of several experts."""
+    return change.factors is not None and change.factors()[0].ndim > 2
+
+
+def _replaces(piece: Piece, change: Change, checkpoint: Checkpoint) -> bool:
+    """Whether the adapter holds other weights than the base: PEFT also saves ends that it did not train."""
+    if change.replacement is None:
+        return False
+    count = math.prod(piece.source.shape) // piece.columns
+    for first in range(0, count, _ROWS):
+        rows = slice(first, min(first + _ROWS, count))
+        if not np.array_equal(change.file.rows(change.replacement, rows), checkpoint.rows(piece.source, rows)):
+            return True
+    return False
+
+
+def _pair(item: Bound, changes: Mapping[str, Change]) -> list[Factor]:
+    """A [r, k] and B [n, r]; B follows the rows of its tensor. An embedding is looked up, so its pair is the other way
+    round: A [n, r] is looked up and B [k, r] multiplied."""
+    change = changes[item.pieces[0].target]
+    if change.factors is None:
+        return []
+    left, right = change.factors()
+    if item.pieces[0].stored_turned:
+        left, right = right.T, left.T
+    rows = np.concatenate([_seen(piece, left) for piece in item.pieces])
+    a, b = (rows, right.T) if item.slot == slots.EMBEDDING else (right, rows)
+    name = item.gguf_name
+    return [
+        Factor(f"{name}.lora_a", np.ascontiguousarray(a)),
+        Factor(f"{name}.lora_b", np.ascontiguousarray(b)),
+    ]
+
+
+def _seen(piece: Piece, left: F32) -> F32:
+    """B through the view that is laid over the rows of its matrix."""
+
+    def read(rows: Rows, columns: Rows) -> F32:
+        found: F32 = left[rows][:, columns]
+        return found
+
+    view = View(piece.view.steps)
+    return view.read(read, left.shape[1], 0, view.shape(*left.shape)[0])
+
+
+class LoraOutput:
+    """The file. An adapter is small: it is written at the end of the pass, and takes nothing from the stream."""
+
+    def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
+        self._type = type_name
+        self._factors = factors
+        specs = [TensorSpec(item.name, item.values.shape, BY_NAME[type_name]) for item in factors]
+        own = {"general.type": string("adapter"), "adapter.type": string("lora"), "adapter.lora.alpha": f32(0.0)}
+        self._writer = GgufWriter(path, {**general, **own}, specs)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._writer.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._writer.size
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+        """Never asked: the adapter is not part of a stream."""
+        raise AssertionError("an adapter takes nothing from the stream")
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next factor."""
+        self._writer.append(rows)
+
+    def verify(self) -> None:
+        """Write the factors, read the header back and compare. Errors: ArtifactError."""
+        for item in self._factors:
+            self.append(store(item.values, self._type, item.name, 0))
+        self._writer.verify()
+
+    def publish(self) -> Summary:
+        """Rename."""
+        weights = sum(item.values.size for item in self._factors)
+        size = weights * BY_NAME[self._type].bytes
+        return Summary(
+            artifact=self.path,
+            sha256=self._writer.publish(),
+            size=self.size,
+            format="gguf-lora",
+            recipe=self._type,
+            types={self._type: size},
+            tensors={item.name: self._type for item in self._factors},
+            weights=weights,
+            bits_per_weight=size * 8 / weights,
+        )

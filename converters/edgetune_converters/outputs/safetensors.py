@@ -1,0 +1,303 @@
+"""A merged model as a Hugging Face directory that transformers loads: weights in shards, index, config, tokenizer.
+
+The directory is written under another name beside its place and renamed when it is whole, so it is there or it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune_converters.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
+from edgetune_converters.errors import ArtifactError, CheckpointError, EdgetuneError, RecipeError, TokenizerError
+from edgetune_converters.merge import Block
+from edgetune_converters.outputs import Summary
+from edgetune_converters.outputs.base_stream import BaseTensor
+from edgetune_converters.outputs.storing import store
+from edgetune_converters.receipts import combined_hash, tool_versions
+
+BASE_TYPE = "base"
+_MADE_BY = "edgetune.version"  # in the free metadata of the weights
+TYPES = ("bf16", "f16", "f32")
+DEFAULT_SHARD = 5 * 10**9
+_TAGS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_HINT = "Put the tokenizer's files beside the base"
+_TEMPLATE_FILE = "chat_template.jinja"
+_GENERATION_FILE = "generation_config.json"
+
+
+class Documents(NamedTuple):
+    """What stands beside the weights: the base's directory and config, the tokenizer's, and a template in its place."""
+
+    base: Path
+    config: Mapping[str, Any]
+    tokenizer: Path
+    chat_template: str | None
+    tied: bool
+
+
+class _Entry(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * _BYTES[self.type]
+
+
+def check_type(name: str) -> str:
+    """A type that a safetensors directory can have, in lower case. Errors: RecipeError."""
+    if name.lower() in (*TYPES, BASE_TYPE):
+        return name.lower()
+    raise RecipeError(f"safetensors cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
+
+
+class SafetensorsOutput:
+    """The directory. `type_name` "base" keeps the type of each tensor."""
+
+    def __init__(
+        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], documents: Documents, shard: int | None
+    ) -> None:
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._type = type_name
+        self._documents = documents
+        _check_tokenizer(documents.tokenizer)
+        self._entries = [_Entry(tensor.name, tensor.shape, _type(tensor, type_name)) for tensor in tensors]
+        self._shards = _shards(self._entries, shard or DEFAULT_SHARD)
+        self._names = _shard_names(len(self._shards))
+        self._headers = [_header(entries) for entries in self._shards]
+        self._hashes: dict[str, str] = {}
+        self._open: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._at, self._left = -1, 0  # the shard that is open, and what it still expects
+        self._published = False
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(len(header) for header in self._headers) + sum(entry.bytes for entry in self._entries)
+
+    def __enter__(self) -> Self:
+        if self._partial.is_dir():  # of a pass that was killed
+            shutil.rmtree(self._partial)
+        self._partial.mkdir(parents=True)
+        self._next_shard()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None:
+            self._open.close()
+        if not self._published:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+        """A block of tensor `index` in its type."""
+        entry = self._entries[index]
+        rows = block.rows if len(entry.shape) > 1 else block.rows.reshape(1, -1)
+        return store(rows, entry.type, entry.name, threads)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows; a shard that is full is closed."""
+        if rows.nbytes > self._left:
+            raise ArtifactError(f"{self._partial}: more rows than the plan says")
+        self._put(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        self._left -= rows.nbytes
+        if not self._left:
+            self._close_shard()
+            if self._at + 1 < len(self._shards):
+                self._next_shard()
+
+    def verify(self) -> None:
+        """Write the documents, then read the shards' headers back. Errors: ArtifactError."""
+        if self._open is not None or len(self._hashes) != len(self._shards):
+            raise ArtifactError(f"{self._partial}: not all tensors were written")
+        self._write_documents()
+        for name, entries in zip(self._names, self._shards, strict=True):
+            found = SafetensorsFile(self._partial / name).tensors
+            wanted = {entry.name: (_TAGS[entry.type], entry.shape) for entry in entries}
+            if {info.name: (info.dtype, info.shape) for info in found.values()} != wanted:
+                raise ArtifactError(f"{self._partial / name} does not hold what was planned")
+
+    def publish(self) -> Summary:
+        """Rename the directory; one that was exported before gives way."""
+        for path in self._partial.rglob("*"):
+            if path.is_file() and path.name not in self._hashes:
+                self._hashes[path.relative_to(self._partial).as_posix()] = sha256_of(path)
+        _replace_directory(self._partial, self._path)
+        self._published = True
+        return self._summary()
+
+    def _summary(self) -> Summary:
+        weights = sum(math.prod(entry.shape) for entry in self._entries)
+        size = sum(entry.bytes for entry in self._entries)
+        types: dict[str, int] = {}
+        for entry in self._entries:
+            types[entry.type] = types.get(entry.type, 0) + entry.bytes
+        return Summary(
+            artifact=self._path,
+            sha256=combined_hash(self._hashes),
+            size=self.size,
+            format="safetensors",
+            recipe=self._type,
+            types=types,
+            tensors={entry.name: entry.type for entry in self._entries},
+            weights=weights,
+            bits_per_weight=round(size * 8 / weights, 4),
+            files=dict(sorted(self._hashes.items())),
+        )
+
+    def _next_shard(self) -> None:
+        self._at += 1
+        self._open = (self._partial / self._names[self._at]).open("wb")
+        self._hash = hashlib.sha256()
+        self._left = sum(entry.bytes for entry in self._shards[self._at])
+        self._put(self._headers[self._at])
+
+    def _close_shard(self) -> None:
+        assert self._open is not None
+        self._open.flush()
+        os.fsync(self._open.fileno())
+        self._open.close()
+        self._open = None
+        self._hashes[self._names[self._at]] = self._hash.hexdigest()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        assert self._open is not None
+        self._open.write(data)
+        self._hash.update(data)
+
+    def _write_documents(self) -> None:
+        documents = self._documents
+        _write_json(self._partial / "config.json", _config(documents, self._type))
+        for name in _TOKENIZER_FILES:
+            _copy(documents.tokenizer / name, self._partial / name)
+        if documents.chat_template is not None:
+            (self._partial / _TEMPLATE_FILE).write_text(documents.chat_template, encoding="utf-8")
+        stated = next((d for d in (documents.tokenizer, documents.base) if (d / _GENERATION_FILE).is_file()), None)
+        if stated is not None:
+            _copy(stated / _GENERATION_FILE, self._partial / _GENERATION_FILE)
+        if len(self._shards) > 1:
+            _write_json(self._partial / INDEX_FILE, _index(self._names, self._shards))
+
+
+def check_replaceable(path: Path) -> None:
+    """Errors: EdgetuneError when `path` is something that an export must not remove."""
+    if path.is_dir() and any(path.iterdir()) and not _is_exported(path):
+        raise EdgetuneError(
+            f"{path} is a directory that was not made by an export: it is not replaced", "Choose another name with -o"
+        )
+    if path.is_file():
+        raise EdgetuneError(f"{path} is a file; a safetensors model is a directory", "Choose another name with -o")
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether the weights say so themselves: a pass that was killed may have left no receipt."""
+    try:
+        return any(_MADE_BY in SafetensorsFile(file).metadata for file in sorted(path.glob("*.safetensors"))[:1])
+    except CheckpointError:
+        return False
+
+
+def _check_tokenizer(directory: Path) -> None:
+    """Found before the pass: a model without its tokenizer is of no use."""
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        raise TokenizerError(f"{directory} has no tokenizer to go with the merged model", _TOKENIZER_HINT)
+
+
+def _type(tensor: BaseTensor, wanted: str) -> str:
+    return _OF_BASE.get(tensor.source.dtype, "bf16") if wanted == BASE_TYPE else wanted
+
+
+def _shards(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
+    """The tensors of each file: as many as fit into `limit` bytes, at least one."""
+    shards: list[list[_Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.bytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _header(entries: Sequence[_Entry]) -> bytes:
+    described: dict[str, Any] = {"__metadata__": {"format": "pt", _MADE_BY: tool_versions()["edgetune"]}}
+    position = 0
+    for entry in entries:
+        offsets = [position, position + entry.bytes]
+        described[entry.name] = {"dtype": _TAGS[entry.type], "shape": list(entry.shape), "data_offsets": offsets}
+        position += entry.bytes
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _index(names: Sequence[str], shards: Sequence[Sequence[_Entry]]) -> dict[str, Any]:
+    total = sum(entry.bytes for entries in shards for entry in entries)
+    places = {entry.name: name for name, entries in zip(names, shards, strict=True) for entry in entries}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+
+
+def _config(documents: Documents, type_name: str) -> dict[str, Any]:
+    """config.json of the merged model: no longer quantized, tied only while the two ends are equal."""
+    config = dict(documents.config)
+    config.pop("quantization_config", None)
+    if type_name != BASE_TYPE:
+        named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(named, _TORCH[type_name])
+    return config if documents.tied else config | {"tie_word_embeddings": False}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        shutil.copyfile(source, target)
+
+
+def _replace_directory(new: Path, path: Path) -> None:
+    """Rename `new` to `path`. A directory cannot be replaced in one step: the old one is first put aside."""
+    check_replaceable(path)
+    aside = path.with_name(path.name + ".replaced")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    if path.is_dir():
+        path.rename(aside)
+    new.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)

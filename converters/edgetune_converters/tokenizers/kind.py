@@ -1,0 +1,24 @@
+"""One way of writing a tokenizer as a vocabulary of llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgetune_converters.gguf.values import Value
+from edgetune_converters.preparation import NormalForm, Space
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model and pre-tokenizer of llama.cpp, its metadata, and what is done to a text beforehand.
+
+    `limits` are known reasons why some ids may differ; without one, a difference is an error.
+    """
+
+    model: str
+    pre: str
+    metadata: dict[str, Value] = field(default_factory=dict)
+    form: NormalForm = ""
+    space: Space = ""
+    limits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

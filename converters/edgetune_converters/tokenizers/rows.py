@@ -1,0 +1,150 @@
+"""Text and type of every row of the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from edgetune_converters.errors import TokenizerError
+from edgetune_converters.tokenizers.files import Files
+
+MARK = "\u2581"
+"""SentencePiece's visible space."""
+
+
+class TokenType(IntEnum):
+    """What llama.cpp does with a token, numbered as in the file."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Text and type of each row; rows without a token are padding and typed UNUSED."""
+
+    tokens: list[str]
+    types: list[TokenType]
+    scores: dict[int, float]
+    """Of a unigram model, by id."""
+
+    def of_type(self, *kinds: TokenType) -> list[int]:
+        """The ids of these types."""
+        return [number for number, kind in enumerate(self.types) if kind in kinds]
+
+
+def read(files: Files, rows: int) -> Rows:
+    """The tokens of a tokenizer for an embedding of `rows` rows. Errors: TokenizerError."""
+    texts, scores = _vocabulary(files)
+    merged = frozenset(texts)
+    texts |= {number: entry["content"] for number, entry in files.added.items()}
+    largest = max(texts, default=-1)
+    if largest >= rows:
+        raise TokenizerError(
+            f"the tokenizer has {largest + 1} tokens, the model only {rows} rows of embeddings",
+            "Give the tokenizer that belongs to this model, or resize the model's embeddings",
+        )
+    unknown = _unknown(files)
+    has_bytes = bool(files.model.get("byte_fallback"))
+    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
+    types = [
+        _type(number, texts.get(number), files.added.get(number), unknown, has_bytes=has_bytes)
+        for number in range(rows)
+    ]
+    if _spaces_are_marks(files):
+        _marked_as_typed(tokens, types, merged)
+    _check_texts(tokens, files)
+    return Rows(tokens, types, scores)
+
+
+def _vocabulary(files: Files) -> tuple[dict[int, str], dict[int, float]]:
+    """Texts by id. Where one id has two texts (a tab and <0x09> in Gemma), the byte's name is kept: it stands for both.
+
+    Of a unigram model also the scores.
+    """
+    vocab = files.model["vocab"]
+    if isinstance(vocab, list):
+        return dict(enumerate(text for text, _ in vocab)), dict(enumerate(score for _, score in vocab))
+    texts: dict[int, str] = {}
+    for text, number in vocab.items():
+        if number not in texts or byte_value(text) is not None:
+            texts[number] = text
+    return texts, {}
+
+
+def _unknown(files: Files) -> str | int | None:
+    """Text or, of a unigram model, id of the unknown token, where text can become it."""
+    if "unk_id" in files.model:
+        number: int | None = files.model["unk_id"]
+        return number
+    text: str | None = files.model.get("unk_token")
+    return text if files.model.get("byte_fallback") else None
+
+
+def _type(
+    number: int, text: str | None, added: Mapping[str, Any] | None, unknown: str | int | None, *, has_bytes: bool
+) -> TokenType:
+    if text is None:
+        return TokenType.UNUSED
+    if unknown is not None and unknown in (number, text):
+        return TokenType.UNKNOWN
+    if has_bytes and byte_value(text) is not None:
+        return TokenType.BYTE
+    if added is None:
+        return TokenType.NORMAL
+    return TokenType.CONTROL if added.get("special") or _looks_special(text) else TokenType.USER_DEFINED
+
+
+def _looks_special(text: str) -> bool:
+    """<|...|> and its full-width twin are control tokens to llama.cpp even where the tokenizer does not say so."""
+    return (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
+
+
+def byte_value(text: str) -> int | None:
+    """The byte of a token such as <0x0A>."""
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        try:
+            return int(text[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def _spaces_are_marks(files: Files) -> bool:
+    return bool(files.model.get("byte_fallback")) or files.model.get("type") == "Unigram"
+
+
+def _marked_as_typed(tokens: list[str], types: list[TokenType], merged: frozenset[int]) -> None:
+    """Added tokens with marks in them, such as Gemma's runs of spaces.
+
+    In tokenizer.json they are found only where the text itself has marks, which nobody writes; runs of spaces become
+    these tokens by merging. So those that the model can merge are normal tokens. Others are user-defined, and llama.cpp
+    looks for them before spaces become marks.
+    """
+    for number, kind in enumerate(types):
+        if kind == TokenType.USER_DEFINED and MARK in tokens[number]:
+            if number in merged:
+                types[number] = TokenType.NORMAL
+            else:
+                tokens[number] = tokens[number].replace(MARK, " ")
+
+
+def _check_texts(tokens: Sequence[str], files: Files) -> None:
+    """llama.cpp aborts the process when two tokens have the same text."""
+    seen: dict[str, int] = {}
+    for number, text in enumerate(tokens):
+        if text in seen:
+            raise TokenizerError(f"the tokens {seen[text]} and {number} are both {text!r}, which GGUF cannot hold")
+        if not text:
+            raise TokenizerError(f"the token {number} of the tokenizer in {files.path} has no text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the token {number} is {text!r}, which is not Unicode text") from error
+        seen[text] = number

@@ -1,0 +1,68 @@
+"""The options of an export: declared once in the configuration, and taken from there by the command line.
+
+A flag's help is the description of its field, and a flag that is given goes before the field of the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from edgetune.config import ExportConfig
+from edgetune.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# field -> flags and what click must know beside the help
+_FLAGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "formats": (("--format",), {"metavar": "LIST"}),
+    "types": (("-q", "--type"), {"metavar": "LIST"}),
+    "tensor_types": (("--tensor-type",), {"metavar": "REGEX=TYPE", "multiple": True}),
+    "output_tensor_type": (("--output-tensor-type", "--output-type"), {"metavar": "TYPE"}),
+    "token_embedding_type": (("--token-embedding-type",), {"metavar": "TYPE"}),
+    "imatrix": (("--imatrix",), {"metavar": "FILE"}),
+    "split_max_size": (("--split-max-size",), {"metavar": "SIZE"}),
+    "max_shard_size": (("--max-shard-size",), {"metavar": "SIZE"}),
+    "modelfile": (("--modelfile",), {"is_flag": True}),
+    "card": (("--card",), {"is_flag": True}),
+    "allow_fallback": (("--allow-fallback",), {"is_flag": True}),
+    "merge_base": (("--merge-base",), {"type": click.Choice(["original", "nf4"])}),
+}
+_LISTS = ("formats", "types")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def options(command: Command) -> Command:
+    """Decorate a command with a flag for every field of the `export:` section."""
+    for field, (names, details) in reversed(list(_FLAGS.items())):
+        described = ExportConfig.model_fields[field].description
+        command = click.option(*names, field, help=described, **details)(command)
+    return command
+
+
+def resolve(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportConfig:
+    """The run's section with the flags over it. Errors: ConfigError for a value that no field takes."""
+    from edgetune.config import parse_section
+
+    given = {field: _value(field, value) for field, value in flags.items() if value not in (None, (), False)}
+    return parse_section(ExportConfig, {**stored, **given}, "the export's options")
+
+
+def _value(field: str, value: Any) -> Any:
+    if field in _LISTS:
+        return list(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def byte_count(text: str | None, option: str) -> int | None:
+    """Bytes of a size such as 2G, 500MB or 1000000. Errors: ConfigError when it is none."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size <= 0:
+        raise ConfigError(f"{option} {text!r} is not a size", "For instance 2G, 500M, or a number of bytes.")
+    return size

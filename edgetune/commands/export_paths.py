@@ -1,0 +1,97 @@
+"""What an export writes and where: each format with the types that it can have, and the names of the files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune.config import ExportConfig
+from edgetune.errors import ConfigError
+
+_FLOATS = ("f32", "f16", "bf16")  # the types of a safetensors directory and of an adapter
+_BASE_TYPE = "base"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Type -> path, for each format."""
+
+    gguf: dict[str, Path]
+    safetensors: dict[str, Path]
+    lora: dict[str, Path]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them."""
+        return [*self.gguf.values(), *self.safetensors.values(), *self.lora.values()]
+
+
+def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | None, types_given: bool) -> Outputs:
+    """The outputs of an export of the model `name`, in `folder` unless `output` says otherwise.
+
+    Each type goes to every format that has it; `types_given` says that the user asked for these very types.
+    """
+    if not config.types:
+        raise ConfigError("-q names no type", "For instance -q q4_k_m, or -q q4_k_m,q8_0.")
+    floats = [type_ for type_ in config.types if type_ in _FLOATS]
+    if types_given and "gguf" not in config.formats and len(floats) < len(config.types):
+        other = next(type_ for type_ in config.types if type_ not in _FLOATS)
+        raise ConfigError(f"{other} is a type of gguf, not of {config.formats[0]}", f"Give {', '.join(_FLOATS)}.")
+    names = {
+        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in config.types},
+        "safetensors": {type_: f"{name}-{type_}" for type_ in floats} or {_BASE_TYPE: f"{name}-merged"},
+        "gguf-lora": {type_: f"{name}-lora-{type_}.gguf" for type_ in floats} or {"f32": f"{name}-lora.gguf"},
+    }
+    placed = {format_: names[format_] if format_ in config.formats else {} for format_ in names}
+    single = _single(placed, output)
+    if single is not None:
+        format_, type_, path = single
+        return Outputs(*({type_: path} if format_ == other else {} for other in names))
+    where = output or folder
+    return Outputs(*({type_: where / file for type_, file in files.items()} for files in placed.values()))
+
+
+def _single(placed: dict[str, dict[str, str]], output: Path | None) -> tuple[str, str, Path] | None:
+    """The one output of an export that names it whole: a .gguf file, or a directory for safetensors alone."""
+    wanted = [(format_, type_) for format_, types in placed.items() for type_ in types]
+    if output is None:
+        return None
+    if output.suffix == ".gguf":
+        if len(wanted) > 1:
+            raise ConfigError(f"{len(wanted)} types cannot be written to one file {output}", "Give a folder with -o.")
+        if wanted[0][0] == "safetensors":
+            raise ConfigError(f"{output} is the name of a file; safetensors is a directory", "Give a folder with -o.")
+        return *wanted[0], output
+    return (*wanted[0], output) if len(wanted) == 1 and wanted[0][0] == "safetensors" else None
+
+
+def refuse_plan(outputs: Outputs) -> None:
+    """Only GGUF files have types that differ from tensor to tensor."""
+    if not outputs.gguf:
+        raise ConfigError("--plan shows the types of GGUF files, and none is asked for", "Add --format gguf.")
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    """An export that took an hour is not overwritten by a slip of the hand."""
+    existing = [str(path) for output in paths for path in (output, *parts_of(output)) if path.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"{', '.join(existing)} exists already", "Add --overwrite, or write elsewhere with -o.")
+
+
+def refuse_foreign_cards(outputs: Outputs, card: bool, overwrite: bool) -> None:
+    """A README.md that someone wrote is not replaced by a model card unless that is asked for."""
+    from edgetune import model_card
+
+    folders = {path.parent for path in (*outputs.gguf.values(), *outputs.lora.values())}
+    for path in (folder / model_card.FILE for folder in sorted(folders)):
+        if card and not overwrite and path.exists() and not model_card.is_ours(path):
+            raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite, or write elsewhere with -o.")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a split GGUF that lie there already."""
+    if path.suffix != ".gguf":
+        return []
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}-?????-of-?????.gguf"))

@@ -1,0 +1,232 @@
+"""A Hugging Face model card (README.md) for exported files: what they are, how they were made and what was measured.
+
+Everything in it is read from receipts, from the run's manifest and from the reports of `edgetune validate`; what is not
+known is not mentioned. No path of this machine gets into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import edgetune
+from edgetune.validation.report import json_path
+from edgetune_converters.receipts import Receipt, receipt_path
+
+FILE = "README.md"
+_MARK = "<!-- made by edgetune: a new export replaces this file -->"
+_LIBRARY = {"gguf": "gguf", "safetensors": "transformers", "gguf-lora": "gguf"}
+_RELATION = {"gguf": "quantized", "safetensors": "finetune", "gguf-lora": "adapter"}
+_RUN = {
+    "gguf": 'edgetune run {file} -p "..."\nllama-cli -m {file}',
+    "safetensors": 'transformers chat ./{file}   # or AutoModelForCausalLM.from_pretrained("./{file}")',
+    "gguf-lora": "llama-cli -m BASE.gguf --lora {file}",
+}
+_TRAINING = (
+    "epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "scheduler", "optimizer", "seed",
+)  # fmt: skip
+# (title, key of a rung's figures) of the table of measurements
+_FIGURES = (("mean KLD", "kld"), ("same top", "same_top"), ("perplexity", "perplexity"), ("recovery", "recovery"))
+
+
+def card_path(receipt: Receipt) -> Path:
+    """In a model directory, or beside the file."""
+    artifact = Path(receipt.artifact)
+    return (artifact if receipt.format == "safetensors" else artifact.parent) / FILE
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a README.md was made here."""
+    try:
+        return _MARK in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> list[Path]:
+    """One card for each folder that something was written to; `manifest` is the run's, or {} without one."""
+    by_path: dict[Path, list[Receipt]] = {}
+    for receipt in receipts:
+        by_path.setdefault(card_path(receipt), []).append(receipt)
+    for path, group in by_path.items():
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(card(name, group, base, manifest), encoding="utf-8")
+        partial.replace(path)
+    return list(by_path)
+
+
+def card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+    """The text."""
+    sections = [
+        _front_matter(receipts, base, manifest),
+        _MARK,
+        f"# {name}",
+        _introduction(receipts, base, manifest),
+        _files(receipts),
+        _how_to_run(receipts),
+        _training(manifest),
+        _measurements(receipts),
+        _receipts(receipts),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+def _front_matter(receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+    formats = [receipt.format for receipt in receipts]
+    own = _base_front_matter(base)
+    hub = _hub_name(base, manifest)
+    adapted = receipts[0].adapter is not None
+    tags = ["edgetune", *dict.fromkeys(formats), *(["lora"] if adapted else []), receipts[0].architecture]
+    entries = {
+        "base_model": hub,
+        "base_model_relation": _RELATION[formats[0]] if hub else None,
+        "license": own.get("license"),
+        "license_name": own.get("license_name"),
+        "license_link": own.get("license_link"),
+        "language": own.get("language"),
+        "library_name": _LIBRARY[formats[0]],
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
+    known = {key: value for key, value in entries.items() if value is not None}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---"
+
+
+def _base_front_matter(base: Path | None) -> dict[str, Any]:
+    """What the base's own card states; {} where it has none."""
+    if base is None:
+        return {}
+    try:
+        head, _, rest = (base / FILE).read_text(encoding="utf-8").partition("---\n")
+        stated = yaml.safe_load(rest.partition("\n---")[0]) if not head.strip() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
+def _hub_name(base: Path | None, manifest: Mapping[str, Any]) -> str | None:
+    """owner/name on the hub: from the manifest, from config.json, or from the folder of the hub's cache."""
+    stated = manifest.get("base", {}).get("name")
+    base = base or Path()
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    cached = [part.removeprefix("models--").replace("--", "/") for part in base.parts if part.startswith("models--")]
+    for name in (stated, config.get("_name_or_path"), *cached):
+        if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return name
+    return None
+
+
+def _introduction(receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+    hub = _hub_name(base, manifest)
+    shown = f"[{hub}](https://huggingface.co/{hub})" if hub else f"`{base.resolve().name}`" if base else "its base"
+    change = "with a LoRA adapter merged in" if receipts[0].adapter is not None else "as it is"
+    if {receipt.format for receipt in receipts} == {"gguf-lora"}:
+        change = "has to be there beside it: this is the adapter alone"
+    return f"Made by edgetune {edgetune.__version__} from {shown}, {change}."
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def _files(receipts: Sequence[Receipt]) -> str:
+    rows = [
+        (f"`{Path(receipt.artifact).name}`", receipt.format, receipt.recipe, f"{receipt.size / 1e6:,.1f} MB",
+         f"{receipt.bits_per_weight:.2f}")
+        for receipt in receipts
+    ]  # fmt: skip
+    return "## Files\n\n" + _table(("file", "format", "type", "size", "bits per weight"), rows)
+
+
+def _how_to_run(receipts: Sequence[Receipt]) -> str:
+    commands = [_RUN[receipt.format].format(file=Path(receipt.artifact).name) for receipt in receipts]
+    return "## How to run it\n\n```\n" + "\n".join(commands) + "\n```"
+
+
+def _training(manifest: Mapping[str, Any]) -> str:
+    rows = [(name, str(value)) for name, value in _training_facts(manifest) if value not in (None, "", {}, [])]
+    return "## How it was trained\n\n" + _table(("", ""), rows) if rows else ""
+
+
+def _training_facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    config, stages = manifest.get("config", {}), manifest.get("stages", {})
+    adapter, training, train = (source.get(key, {}) for source, key in (
+        (config, "adapter"), (config, "training"), (stages, "train")
+    ))  # fmt: skip
+    if adapter:
+        scale = "rsLoRA" if adapter.get("use_rslora") else "LoRA"
+        yield "adapter", f"{scale}, r {adapter.get('r')}, alpha {adapter.get('alpha')}"
+    quantization = config.get("quantization", {})
+    if quantization.get("bits") == 4:
+        yield "base while training", f"{quantization.get('type')}, 4 bits"
+    for part in ("train", "validation", "test"):
+        files = manifest.get("data", {}).get(part, [])
+        yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)
+    for name in _TRAINING:
+        yield name.replace("_", " "), training.get(name)
+    for name in ("steps", "loss_first", "loss_last", "eval_loss"):
+        value = train.get(name)
+        yield name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value
+    yield "device", manifest.get("device", {}).get("name") or manifest.get("device", {}).get("type")
+    yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+
+
+def _measurements(receipts: Sequence[Receipt]) -> str:
+    """From the reports beside the files, where there are any."""
+    rungs: dict[str, Mapping[str, Any]] = {}
+    for receipt in receipts:
+        for rung in _report(Path(receipt.artifact)).get("rungs", []):
+            rungs.setdefault(str(rung.get("name")), rung)
+    if not rungs:
+        return ""
+    rows = [(f"`{name}`", *(_figure(rung, key) for _, key in _FIGURES)) for name, rung in rungs.items()]
+    text = "Against the model as it was trained, on held-out rows (KLD in nats per token):"
+    return f"## What was measured\n\n{text}\n\n" + _table(("", *(title for title, _ in _FIGURES)), rows)
+
+
+def _report(artifact: Path) -> dict[str, Any]:
+    """The report, unless it was made for an earlier file of this name."""
+    path = json_path(artifact)
+    try:
+        if path.stat().st_mtime < artifact.stat().st_mtime:
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _figure(rung: Mapping[str, Any], key: str) -> str:
+    value = rung.get("figures", {}).get(key)
+    value = value.get("value") if isinstance(value, Mapping) else value
+    if not isinstance(value, (int, float)):
+        return ""
+    return f"{value:.1%}" if key == "same_top" else f"{value:.4g}"
+
+
+def _receipts(receipts: Sequence[Receipt]) -> str:
+    """Hashes, and where the whole receipt is."""
+    first = receipts[0]
+    rows = [(f"base `{name}`", f"`{digest}`") for name, digest in first.base.items()]
+    rows += [(f"adapter `{name}`", f"`{digest}`") for name, digest in (first.adapter or {}).items()]
+    for receipt in receipts:
+        files = receipt.files or {Path(receipt.artifact).name: receipt.sha256}
+        rows += [(f"`{name}`", f"`{digest}`") for name, digest in files.items()]
+    where = ", ".join(f"`{receipt_path(Path(receipt.artifact)).name}`" for receipt in receipts)
+    text = f"SHA-256 of what went in and what came out; type of every tensor and versions are in {where}."
+    return f"## Receipt\n\n{text}\n\n" + _table(("file", "SHA-256"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,26 @@
+"""Texts that would end the process: llama.cpp cuts for some models by std::regex, which recurses once a character."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# 10,000 characters in a row are still well on a stack of 8 MiB, 50,000 are not
+_RUN = re.compile(r"[^\s.,!?…。，、]{8192}|[\W_]{8192}")
+# pre-tokenizers that llama.cpp has written out in C++, or whose expressions do not repeat
+_WRITTEN_OUT = frozenset((
+    "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "granite-docling", "gigachat",
+    "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
+    "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "pixtral", "smaug-bpe", "dbrx", "chatglm-bpe",
+    "glm4", "qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open", "qwen35", "laguna",
+    "gemma4", "sarvam-moe",
+))  # fmt: skip
+
+
+def long_run(metadata: Mapping[str, Any], text: str) -> str | None:
+    """The beginning of a run of characters, cut by neither space nor full stop, that is too long for this model."""
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or metadata.get("tokenizer.ggml.pre") in _WRITTEN_OUT:
+        return None
+    found = _RUN.search(text)
+    return found[0] if found else None

@@ -1,0 +1,88 @@
+/* One lane: the plain C that the vectors of simd_<isa>.h must equal, bit for bit. What each function does is said here. */
+#ifndef EDGETUNE_SIMD_H
+#define EDGETUNE_SIMD_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "half.h"
+
+enum {
+    LANES = 1,  /* floats in a vector */
+    STREAMS = 2 /* independent sums that are interleaved, so that none waits for the latency of its own addition */
+};
+
+typedef float vf;    /* LANES floats */
+typedef uint32_t vi; /* LANES integers of 32 bits; signed where a function says so */
+typedef bool vm;     /* LANES truth values */
+
+static inline vf vf_load(const float *p) { return *p; }
+static inline vf vf_load_f16(const uint16_t *p) { return float_of_f16(*p); }
+static inline vf vf_load_bf16(const uint16_t *p) { return float_of_bf16(*p); }
+static inline void vf_store(float *p, vf a) { *p = a; }
+static inline vf vf_set(float a) { return a; }
+static inline vf vf_add(vf a, vf b) { return a + b; }
+static inline vf vf_sub(vf a, vf b) { return a - b; }
+static inline vf vf_mul(vf a, vf b) { return a * b; }
+static inline vf vf_div(vf a, vf b) { return a / b; }
+static inline vf vf_sqrt(vf a) { return sqrtf(a); }
+static inline vf vf_abs(vf a) { return fabsf(a); }
+static inline vf vf_neg(vf a) { return -a; }
+static inline vf vf_min(vf a, vf b) { return a < b ? a : b; } /* b where one is NaN */
+static inline vf vf_max(vf a, vf b) { return a > b ? a : b; } /* b where one is NaN */
+static inline vm vf_lt(vf a, vf b) { return a < b; }
+static inline vm vf_le(vf a, vf b) { return a <= b; }
+static inline vm vf_eq(vf a, vf b) { return a == b; }
+static inline vf vf_select(vm m, vf a, vf b) { return m ? a : b; }
+
+static inline vm vm_and(vm a, vm b) { return a && b; }
+static inline vm vm_or(vm a, vm b) { return a || b; }
+static inline vm vm_not(vm a) { return !a; }
+static inline vm vm_all(void) { return true; }
+static inline uint32_t vm_bits(vm a) { return a; } /* bit l: lane l */
+
+static inline vi vi_load(const int32_t *p) { return (uint32_t)*p; }
+static inline vi vi_set(int32_t a) { return (uint32_t)a; }
+static inline vi vi_add(vi a, vi b) { return a + b; }
+static inline vi vi_sub(vi a, vi b) { return a - b; }
+static inline vi vi_and(vi a, vi b) { return a & b; }
+static inline vi vi_or(vi a, vi b) { return a | b; }
+static inline vi vi_min(vi a, vi b) { return (int32_t)a < (int32_t)b ? a : b; } /* signed */
+static inline vi vi_max(vi a, vi b) { return (int32_t)a > (int32_t)b ? a : b; } /* signed */
+static inline vi vi_shl(vi a, int n) { return a << n; }
+static inline vi vi_shr(vi a, int n) { return a >> n; } /* zeros come in */
+static inline vm vi_eq(vi a, vi b) { return a == b; }
+static inline vi vi_select(vm m, vi a, vi b) { return m ? a : b; }
+static inline vf vf_of_vi(vi a) { return (float)(int32_t)a; } /* by value */
+static inline vi vi_trunc(vf a) { return (uint32_t)(int32_t)a; } /* towards zero; the caller knows that it fits */
+
+static inline vi vi_bits_of(vf a) { /* by representation */
+    vi b;
+    memcpy(&b, &a, sizeof b);
+    return b;
+}
+
+/* out[i] lane l = in[l] lane i. */
+static inline void vf_transpose(const vf *in /* [LANES] */, vf *out /* [LANES] */) { out[0] = in[0]; }
+
+/* rows[l] + offset + 4 i gets lane l of words[i]; `count` of the LANES words are wanted. */
+static inline void vi_transpose_store(const vi *words, int count, uint8_t *const *rows, int64_t offset) {
+    if (count)
+        memcpy(rows[0] + offset, words, sizeof *words);
+}
+
+/* The level of IQ4 nearest to a, as a float: one of iq4_values. At a midpoint the upper one; the highest for a NaN. */
+#include "iq4_levels.h"
+
+static inline vi vi_iq4_index(vf a) { /* its index, 0 to 15 */
+    uint32_t index = 0;
+    for (int i = 0; i < 15; i++)
+        index += !(a < IQ4_MIDPOINTS[i]);
+    return index;
+}
+
+static inline vf vf_iq4_nearest(vf a) { return IQ4_VALUES[vi_iq4_index(a)]; }
+
+#endif

@@ -1,0 +1,226 @@
+"""Types set by hand and importance matrices: the bytes of llama-quantize, and a sentence for what cannot be meant."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf as gguf_package
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgetune_converters import gguf
+from edgetune_converters.errors import RecipeError
+from edgetune_converters.export import export, plan_export
+from edgetune_converters.gguf.types import BY_NAME
+from edgetune_converters.importance import Importance, read_importance
+from edgetune_converters.overrides import overrides_of
+from edgetune_converters.recipes import RECIPES
+from tests.converters import runtime, tiny
+
+_DEEP: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 17, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.02,
+}  # fmt: skip
+Weights = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.base("llama", tmp_path_factory.mktemp("untied"), **_DEEP)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.base("qwen3", tmp_path_factory.mktemp("tied"), **_DEEP)
+
+
+# overrides: tensor types, output, embedding
+CHOICES: dict[str, tuple[list[str], str | None, str | None]] = {
+    "ends": ([], "q5_0", "q8_0"),
+    "output only": ([], "q4_0", None),
+    "embedding only": ([], None, "q2_k"),
+    "by name": (["attn_v=q8_0", r"blk\.(1|3)\.ffn_down=f16", "attn=iq4_nl"], None, None),
+    # the mix counts what is left to it
+    "the mix is shifted": ([r"blk\.0\.attn_v=q4_0", r"blk\.2\.ffn_down=q4_0"], None, None),
+    "all three": (["token_embd=q4_0", "output=q4_1", "ffn=q5_1"], "q6_k", "q3_k"),
+    "tied by name": (["token_embd=q4_1"], "q6_k", None),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("model", ["untied", "tied"])
+def test_overrides_give_the_bytes_of_llama_quantize(
+    model: str, choice: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base: Path = request.getfixturevalue(model)
+    patterns, output, embedding = CHOICES[choice]
+    files = {name: tmp_path / f"ours.{name}.gguf" for name in ("q4_k_m",)}
+    export(base, {"f32": tmp_path / "f32.gguf"})
+    (receipt,) = export(base, files, overrides=overrides_of(patterns, output, embedding), allow_fallback=True)
+    pairs = [(text.rpartition("=")[0], BY_NAME[text.rpartition("=")[2]].id) for text in patterns]
+    runtime.quantize(
+        tmp_path / "f32.gguf", tmp_path / "theirs.gguf", RECIPES["q4_k_m"].file_type, tensor_types=pairs,
+        output_type=_number(output), embedding_type=_number(embedding),
+    )  # fmt: skip
+    _assert_equal(files["q4_k_m"], tmp_path / "theirs.gguf")
+    assert len(receipt.overrides) == len(patterns) + (output is not None) + (embedding is not None)
+    assert gguf.read(files["q4_k_m"]).metadata["edgetune.overrides"] == receipt.overrides
+
+
+def _number(name: str | None) -> int | None:
+    return None if name is None else BY_NAME[name].id
+
+
+def _assert_equal(ours: Path, theirs: Path) -> None:
+    one, other = gguf.read(ours), gguf.read(theirs)
+    assert {entry.name: entry.type for entry in one.tensors} == {entry.name: entry.type for entry in other.tensors}
+    for entry in one.tensors:
+        assert np.array_equal(one.tensor(entry.name), other.tensor(entry.name)), entry.name
+
+
+def test_the_plan_names_the_override(untied: Path) -> None:
+    overrides = overrides_of(["attn_v=Q8_0"], "f16", None)
+    (plan,) = plan_export(untied, ["f16"], overrides=overrides)
+    reasons = {row.name: (row.type, row.reason) for row in plan.rows}
+    assert reasons["blk.3.attn_v.weight"] == ("q8_0", "--tensor-type attn_v=Q8_0")
+    assert reasons["output.weight"] == ("f16", "--output-tensor-type f16")
+    assert reasons["blk.3.attn_k.weight"] == ("f16", "the recipe")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("attn_v", "is not of the form REGEX=TYPE"),
+        ("=q8_0", "is not of the form REGEX=TYPE"),
+        ("attn_v=", "is not of the form REGEX=TYPE"),
+        ("attn_(v=q8_0", "'attn_\\(v' is not a regular expression: missing"),
+        ("attn_v=q9_9", "'q9_9' is not a type of a tensor"),
+        ("attn_v=q4_k_m", "'q4_k_m' is not a type of a tensor"),
+        ("attn_w=q8_0", "it matches no tensor of this model"),
+        ("attn_norm=q8_0", "it matches only vectors such as blk.0.attn_norm.weight"),
+        ("attn_v=iq2_xxs", "without an importance matrix"),
+    ],
+)
+def test_what_cannot_be_meant(text: str, message: str, untied: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        export(untied, {"q8_0": tmp_path / "x.gguf"}, overrides=overrides_of([text]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_override_that_fits_no_block_is_a_fallback(tmp_path: Path) -> None:
+    base = tiny.base("llama", tmp_path / "base")
+    with pytest.raises(RecipeError, match="rows of 160 weights"):
+        export(base, {"q8_0": tmp_path / "x.gguf"}, overrides=overrides_of(["ffn_down=q4_k"]))
+
+
+# -- importance matrices -----------------------------------------------------------------------------------------------
+
+
+def _weights(base: Path, seed: int = 3) -> Weights:
+    (plan,) = plan_export(base, ["q4_k_m"])
+    random = np.random.default_rng(seed)
+    matrices = [row for row in plan.rows if len(row.shape) == 2 and not row.name.startswith("token_embd")]
+    return {row.name: random.gamma(0.3, 2, row.shape[-1]).astype(np.float32) for row in matrices}
+
+
+def _write_gguf(path: Path, weights: Weights, count: int = 3) -> Path:
+    writer = gguf_package.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["calibration.txt"])
+    writer.add_uint32("imatrix.chunk_count", 7)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, values in weights.items():
+        writer.add_tensor(f"{name}.in_sum2", (values * count).reshape(1, -1))
+        writer.add_tensor(f"{name}.counts", np.array([[count]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_legacy(path: Path, weights: Weights, calls: int = 5) -> Path:
+    parts = [struct.pack("<i", len(weights))]
+    for name, values in weights.items():
+        sums = values * np.float32(calls)
+        parts.append(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values)))
+        parts.append(sums.tobytes())
+    parts.append(struct.pack("<ii", 11, 4) + b"data")
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize("model", ["untied", "tied"])
+def test_an_importance_matrix_gives_the_bytes_of_llama_quantize(
+    model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base: Path = request.getfixturevalue(model)
+    names = ["q4_k_m", "q4_0", "q5_0", "iq4_xs", "iq4_nl", "q3_k_s"]
+    imatrix = _write_gguf(tmp_path / "imatrix.gguf", _weights(base))
+    read = read_importance(imatrix)
+    files = {name: tmp_path / f"{name}.gguf" for name in names}
+    receipts = export(base, {**files, "f32": tmp_path / "f32.gguf"}, imatrix=imatrix)
+    plain = export(base, {"q4_k_m": tmp_path / "plain.gguf"})
+    assert plain[0].sha256 != receipts[0].sha256
+    for name in names:
+        theirs = tmp_path / "theirs.gguf"
+        runtime.quantize(tmp_path / "f32.gguf", theirs, RECIPES[name].file_type, imatrix=read.entries)
+        _assert_equal(files[name], theirs)
+    metadata = gguf.read(files["q4_k_m"]).metadata
+    assert metadata["quantize.imatrix.file"] == "imatrix.gguf"
+    assert metadata["quantize.imatrix.dataset"] == "calibration.txt"
+    assert metadata["quantize.imatrix.chunks_count"] == 7
+    assert receipts[0].imatrix == {"file": "imatrix.gguf", "sha256": read.sha256}
+    assert any("says nothing of 1 matrices, such as token_embd" in note for note in receipts[0].notes)
+
+
+def test_types_that_need_an_importance_matrix(untied: Path, tmp_path: Path) -> None:
+    imatrix = _write_gguf(tmp_path / "imatrix.gguf", _weights(untied))
+    overrides = overrides_of(["ffn_up=iq2_xxs", "ffn_gate=iq3_xxs", "attn_q=iq2_s", "attn_k=iq1_m"])
+    export(untied, {"q4_k_m": tmp_path / "x.gguf", "f32": tmp_path / "f.gguf"}, imatrix=imatrix, overrides=overrides)
+    assert {"iq2_xxs", "iq3_xxs", "iq2_s", "iq1_m"} < {e.type for e in gguf.read(tmp_path / "x.gguf").tensors}
+    runtime.logits(tmp_path / "x.gguf", tiny.random_ids(8))
+
+
+def test_both_formats_hold_the_same(untied: Path, tmp_path: Path) -> None:
+    weights = _weights(untied)
+    new = read_importance(_write_gguf(tmp_path / "new.gguf", weights))
+    old = read_importance(_write_legacy(tmp_path / "old.dat", weights))
+    assert new.entries.keys() == old.entries.keys() == weights.keys()
+    for name in weights:
+        np.testing.assert_allclose(new.entries[name], weights[name], rtol=1e-6)
+        np.testing.assert_allclose(old.entries[name], weights[name], rtol=1e-6)
+    assert (old.dataset, old.chunks, new.chunks) == ("data", 11, 7)
+
+
+def test_experts_have_weights_of_their_own() -> None:
+    weights = np.arange(8, dtype=np.float32)
+    rows = np.zeros((4, 4), np.float32)
+    importance = Importance(Path("x"), "", {"e": weights}, None, 0)
+    pieces = [
+        (len(part), [] if chosen is None else list(chosen))
+        for part, chosen in importance.pieces("e", (2, 3, 4), 1, rows)
+    ]
+    assert pieces == [(2, [0, 1, 2, 3]), (2, [4, 5, 6, 7])]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "negative", "foreign", "narrow"])
+def test_importance_matrices_that_cannot_be_used(damage: str, untied: Path, tmp_path: Path) -> None:
+    path, weights = tmp_path / "imatrix.dat", _weights(untied)
+    if damage == "negative":
+        weights["output.weight"][0] = -1
+    if damage == "foreign":
+        weights = {"other." + name: values for name, values in weights.items()}
+    if damage == "narrow":
+        weights["output.weight"] = weights["output.weight"][:-1]
+    whole = _write_legacy(path, weights).read_bytes()
+    contents = {"empty": b"", "text": b"hello, this is no matrix" * 9, "truncated": whole[:5000]}
+    path.write_bytes(contents.get(damage, whole))
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(RecipeError):
+        export(untied, {"q4_k_m": tmp_path / "x.gguf"}, imatrix=path)
+    assert not (tmp_path / "x.gguf").exists()

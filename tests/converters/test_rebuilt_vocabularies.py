@@ -1,0 +1,56 @@
+"""Real vocabularies, rebuilt as tokenizer.json and converted by us: the ids that llama.cpp's own tests state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from edgetune_converters import tokenizers
+from edgetune_converters.gguf.values import string
+from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.preparation import Preparation
+from tests.converters import corpus, rebuilt, runtime
+
+pytestmark = pytest.mark.slow
+_TOKENS_A_TEXT = 64
+# The tokenizers library loses combining marks that follow one another; SentencePiece and llama.cpp do not.
+KNOWN = {"nomic-bert-moe": 4}
+
+
+@pytest.fixture(scope="module")
+def models() -> Path:
+    found = rebuilt.models()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def _all_tokens(tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of every token, many to a line."""
+    ids = range(tokenizer.get_vocab_size())
+    for start in range(0, len(ids), _TOKENS_A_TEXT):
+        yield tokenizer.decode(list(ids[start : start + _TOKENS_A_TEXT]))
+
+
+@pytest.mark.parametrize("name", rebuilt.SOURCES)
+def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
+    made = rebuilt.rebuild(models, name, tmp_path)
+    vocabulary = tokenizers.convert(tmp_path, made.rows, {})
+    assert vocabulary.pre == rebuilt.SOURCES[name].pre
+    path = tmp_path / "vocab.gguf"
+    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
+        writer.publish()
+    texts = [text for text, _ in made.stated]
+    assert runtime.token_ids(path, texts) == [ids for _, ids in made.stated]
+    hf = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    nasty = [*corpus.TEXTS, *_all_tokens(hf), *texts]
+    prepare = Preparation.of({key: value.data for key, value in vocabulary.metadata.items()}).apply
+    found = runtime.token_ids(path, [prepare(text) for text in nasty])
+    expected = [encoding.ids for encoding in hf.encode_batch(nasty, add_special_tokens=False)]
+    wrong = [text for text, ours, theirs in zip(nasty, found, expected, strict=True) if ours != theirs]
+    print(json.dumps({"name": name, "stated": len(texts), "texts": len(nasty), "ids": sum(map(len, expected))}))
+    assert len(wrong) <= KNOWN.get(name, 0), wrong[0]

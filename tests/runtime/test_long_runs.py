@@ -1,0 +1,22 @@
+"""Texts that would end llama.cpp are refused; long texts of words are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgetune.runtime.long_runs import long_run
+
+
+@pytest.mark.parametrize("run", ["a", "中", " ", "\n", "=", "क़", "0"])
+def test_runs(run: str) -> None:
+    by_regex = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}
+    text = "Hello. " + run * 8192
+    assert long_run(by_regex, text) is not None
+    assert long_run(by_regex, "Hello. " + run * 4000) is None
+    assert long_run(by_regex | {"tokenizer.ggml.pre": "qwen2"}, text) is None
+    assert long_run({"tokenizer.ggml.model": "llama"}, text) is None
+
+
+@pytest.mark.parametrize("text", ["word " * 9000, "中文没有空格，也不短。" * 3000, "x = [1, 2]\n" * 9000])
+def test_long_texts(text: str) -> None:
+    assert long_run({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}, text) is None
