@@ -14,12 +14,13 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-slow test-all test-c test-neon lint docs bench-native bench-startup bench-export clean distclean env
+.PHONY: help demo pipeline test test-slow test-all test-c test-neon lint docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 10 minutes)'
 	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
+	@echo '               (the report is looked at in a browser: apt-get install chromium; left out where there is none)'
 	@echo 'make test-neon run the NEON kernels under qemu-user (needs a cross compiler)'
 	@echo 'make lint      ruff, mypy --strict, generated documentation up to date'
 	@echo 'make docs      write the generated pages of docs/ again'
@@ -79,6 +80,8 @@ demo: $(DEMO)
 	@$(EDGETUNE) run $(DEMO) -p '把卧室的灯调到三成亮'
 	@echo; echo '$$ edgetune validate runs/smart-home $(DEMO)'
 	@$(EDGETUNE) validate runs/smart-home $(DEMO) --json $(DEMO).validation.json
+	@echo; echo '$$ edgetune report runs/smart-home     # a page to look at in a browser'
+	@$(EDGETUNE) report runs/smart-home
 
 # --- tests -------------------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ test-neon: $(VENV)/.ready
 	@echo "test-neon: $$(wc -l < build/test-neon/bits.txt) digests are equal on this machine and on AArch64"
 
 # Ours and the peer's side by side in one process; for reading, never a test.
-bench-native bench-startup bench-export: bench-%: $(VENV)/.ready
+bench-native bench-startup bench-export bench-onnx bench-validate: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$*
 
 lint: $(VENV)/.ready

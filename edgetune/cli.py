@@ -15,9 +15,12 @@ import click
 COMMANDS = {
     "train": "Fine-tune a base model with QLoRA and store what it says.",
     "preview": "Show how rows are rendered and which tokens are trained on.",
-    "merge-export": "Merge an adapter into its base and write it as GGUF or safetensors.",
+    "merge-export": "Merge an adapter into its base and write it as GGUF, ONNX or safetensors.",
     "run": "Answer a prompt with an exported file, on the CPU.",
+    "reference": "Write what the trained model says anew: other rows, more of it, merged.",
     "validate": "Prove an exported file against the model as it was trained.",
+    "report": "Show a run and its validated files on one HTML page.",
+    "verify": "Check an exported file from itself alone, on the machine where it will run.",
     "card": "Write a Hugging Face model card for exported files.",
     "inspect": "Show what is in an exported file or a run directory.",
     "make-rules": "Write the pipeline of a configuration as rules for make.",

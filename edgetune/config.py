@@ -38,8 +38,11 @@ class DataConfig(Section):
     """Share of the training rows held out when `validation` is not given (at least one row, at most 500)."""
     test: str | None = None
     """Rows with a checkable answer: greedy generation is scored against the last assistant turn."""
-    answer: Literal["exact", "json", "number", "regex"] = "exact"
-    """How a generated answer is compared: as a string, as a JSON value, by its last number, or against a regex."""
+    answer: Literal["exact", "json", "number", "regex", "choice"] = "exact"
+    """How an answer is compared: as a string, as a JSON value, by its last number, against a regex; or `choice`: the
+    likeliest of `choices`, by their log-likelihood."""
+    choices: list[str] = []
+    """The possible answers where `answer` is `choice`, such as [A, B, C, D]."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
     """The shape of a row; `auto` looks at its keys and says what it found."""
     chat_template: str | None = None
@@ -48,6 +51,12 @@ class DataConfig(Section):
     """The split of a Hugging Face dataset."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many training rows."""
+
+    @model_validator(mode="after")
+    def _choices_are_there(self) -> Self:
+        if self.answer == "choice" and len(set(self.choices)) < 2:
+            raise ValueError("data.answer is choice, but data.choices names fewer than two answers")
+        return self
 
 
 class AdapterConfig(Section):
@@ -132,15 +141,17 @@ class ReferenceConfig(Section):
     """Rows of `data.test` that are answered by base and trained model."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Longest generated answer."""
+    long: bool = False
+    """Add rows as long as the original context, and past it where the model allows: they show wrong RoPE scaling."""
 
 
 class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
-    formats: list[Literal["gguf", "safetensors", "gguf-lora"]] = ["gguf"]
-    """What to write: gguf, safetensors (a merged model directory), gguf-lora (the adapter alone), in one read."""
+    formats: list[Literal["gguf", "safetensors", "gguf-lora", "onnx"]] = ["gguf"]
+    """What to write: gguf, safetensors (a merged model directory), gguf-lora (the adapter alone), onnx; in one read."""
     types: list[str] = ["q4_k_m"]
-    """File types: q4_k_m, q8_0, f16, ...; those of f32, f16 and bf16 also hold for safetensors and gguf-lora."""
+    """File types: q4_k_m, q8_0, f16, ...; safetensors and gguf-lora take f32, f16, bf16; onnx int4, int8, f16, f32."""
     tensor_types: list[str] = []
     """Another type for the tensors whose name matches, such as `attn_v=q8_0` (the first match counts)."""
     output_tensor_type: str | None = None
@@ -157,8 +168,18 @@ class ExportConfig(Section):
     """Write an Ollama Modelfile beside each GGUF file."""
     card: bool = False
     """Write a Hugging Face model card, README.md, beside the files or into the model directory."""
+    survival: bool = False
+    """Measure for each tensor how much of the adapter's change survives quantization (quantizes it twice)."""
     allow_fallback: bool = False
     """Accept another type where a row length does not divide the block of the wanted one."""
+    block_size: Literal[32, 64, 128] | None = None
+    """Weights per block of int4 and int8 in ONNX, in place of the mix: fewer cost more bits and lose less."""
+    symmetric: bool = False
+    """Do without zero points in int4 in ONNX: an eighth of a bit less in blocks of 32."""
+    tune: bool = False
+    """Choose the blocks of int4 in ONNX by errors measured on the run's rows: about twenty trial exports."""
+    portable: bool = False
+    """Write ONNX with standard operators alone, for other runtimes than ONNX Runtime: larger and slower there."""
     merge_base: Literal["original", "nf4"] = "original"
     """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training."""
 
@@ -176,6 +197,10 @@ class GateConfig(Section):
     """Smallest share of the trained gain (in cross-entropy over the base) that arrived."""
     task_drop_max: Ratio | None = None
     """Largest loss of task score against the trained model, as a share of the rows."""
+    agreement_min: Ratio | None = None
+    """Smallest share of the trained model's greedy answers, from their start, that the artifact repeats exactly."""
+    long_kld_max: Annotated[float, Field(ge=0)] | None = None
+    """Largest mean KL divergence on a row as long as the original context or longer; without it, `mean_kld_max`."""
 
 
 class Config(Section):

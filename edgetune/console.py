@@ -59,7 +59,10 @@ def fail(message: str, hint: str | None = None) -> None:
 
 @contextmanager
 def byte_progress(description: str) -> Iterator[Progress]:
-    """A bar with bytes, bytes per second and time left; on a pipe, nothing."""
+    """A bar with bytes, bytes per second and time left; on a pipe, nothing, and for that no library is loaded."""
+    if not (sys.stderr.isatty() or "FORCE_COLOR" in os.environ):
+        yield lambda done, total: None
+        return
     from rich import progress
 
     columns = (

@@ -23,6 +23,7 @@ MIN_PYTHON = (3, 11)
 LOW_MEMORY = 2 << 30
 LOW_DISK = 5 << 30
 KLD_LIMIT = 0.3  # the self-test gives 0.044 at q4_k and 0.0003 at q8_0; a kernel that is wrong gives several nats
+NBITS_LIMIT = 0.03  # of the product; rounding activations to 8 bits takes 0.006
 REBUILD = (
     "Rebuild it for this machine: CMAKE_ARGS=\"-DCMAKE_C_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' "
     "-DCMAKE_CXX_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'\" pip install --force-reinstall --no-deps "
@@ -186,13 +187,41 @@ def llama_cpp() -> Finding:
         died = signal.Signals(-result.returncode).name
         return Finding("llama.cpp", Status.FAIL, f"the self-test died of {died}", REBUILD)
     if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding("llama.cpp", Status.FAIL, f"the self-test failed: {last}", REBUILD)
+        return Finding("llama.cpp", Status.FAIL, f"the self-test failed: {_last(result)}", REBUILD)
     divergences: dict[str, float] = json.loads(result.stdout)
     said = ", ".join(f"KLD {value:.2g} at {type_}" for type_, value in divergences.items())
     if not all(value < KLD_LIMIT for value in divergences.values()):
         return Finding("llama.cpp", Status.FAIL, f"it computes wrongly: {said}", REBUILD)
     return _ok("llama.cpp", f"runs a test model: {said}")
+
+
+def onnx_runtime() -> Finding:
+    """A matrix product in codes through ONNX Runtime, in a process that may die."""
+    upgrade = "pip install --upgrade onnxruntime"
+    result = _child([sys.executable, "-m", "edgetune.runtime.onnx_self_test"], 120)
+    if result is None:
+        return Finding("onnxruntime", Status.FAIL, "the self-test did not end within two minutes", upgrade)
+    if result.returncode:
+        died = (
+            f"died of {signal.Signals(-result.returncode).name}"
+            if result.returncode < 0
+            else "failed: " + _last(result)
+        )
+        return Finding("onnxruntime", Status.FAIL, f"the self-test {died}", upgrade)
+    found = json.loads(result.stdout)
+    said = ", ".join(f"error {value:.2%} in {bits} bits" for bits, value in found["errors"].items())
+    if not all(value < NBITS_LIMIT for value in found["errors"].values()):
+        return Finding("onnxruntime", Status.FAIL, f"{found['version']} computes wrongly: {said}", upgrade)
+    if found["missing"]:
+        wanted = max(found["missing"].values(), key=lambda text: tuple(map(int, text.split("."))))
+        detail = f"{found['version']} lacks {', '.join(found['missing'])}, which some exports use"
+        return Finding("onnxruntime", Status.WARN, detail, f"pip install 'onnxruntime>={wanted}'")
+    return _ok("onnxruntime", f"{found['version']} multiplies in codes: {said}")
+
+
+def _last(result: subprocess.CompletedProcess[str]) -> str:
+    """The last line of what a child said on standard error."""
+    return (result.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 # -- machine -----------------------------------------------------------------------------------------------------------
@@ -262,5 +291,5 @@ def _child(command: Sequence[str], timeout: float) -> subprocess.CompletedProces
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python, package, dependencies, training_extra, cpu, cores, amx, ggml, llama_cpp, gpu, memory, disk,
+    python, package, dependencies, training_extra, cpu, cores, amx, ggml, llama_cpp, onnx_runtime, gpu, memory, disk,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.run_directory import RunDirectory
+from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation.report import json_path
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry
@@ -181,6 +182,12 @@ def source_facts(sources: Any) -> Any:
 def artifact_facts(run: RunDirectory) -> dict[str, Any]:
     """File -> bytes, and the headline of its report."""
     return {
-        file.name: {"bytes": file.stat().st_size, **validation_facts(file)}
-        for file in sorted(run.artifacts.glob("*.gguf"))
+        path.name: {"bytes": size_on_disk(path), **validation_facts(path)}
+        for path in sorted(run.artifacts.glob("*"))
+        if path.suffix == ".gguf" or is_onnx(path)
     }
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgetune import merged
 from edgetune.codings import F32, F64
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import Reference, ReferenceWriter, Rows
@@ -250,3 +252,104 @@ def test_an_empty_row_set_and_foreign_tokens(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="outside the vocabulary of 2"):
         ReferenceWriter(tmp_path / "reference", foreign, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+# -- taken up again ----------------------------------------------------------------------------------------------------
+
+
+def keyed(directory: Path, key: str = "k", limit: int = 8192) -> ReferenceWriter:
+    return ReferenceWriter(
+        directory, rows(), vocab_size=VOCAB, full_vocabulary_limit=limit, top_k=40, info={}, key=key
+    )  # fmt: skip
+
+
+def add(open_writer: ReferenceWriter, start: int, stop: int) -> None:
+    open_writer.add_trained(TRAINED[start:stop])
+    open_writer.add_base(BASE[start:stop])
+
+
+@pytest.mark.parametrize("limit", [8192, 10], ids=["u16", "top_k"])
+def test_a_killed_writer_is_taken_up_where_it_was_safe(tmp_path: Path, limit: int) -> None:
+    """What came after the last checkpoint, whole or torn, is written again; the result is that of one writer."""
+    killed = keyed(tmp_path / "reference", limit=limit)
+    add(killed, 0, 12)
+    killed.checkpoint()
+    add(killed, 12, 20)
+    killed.add_trained(TRAINED[20:23])
+    killed._close_files()  # as far as the kernel has it, which outlives the process
+    with keyed(tmp_path / "reference", limit=limit) as again:
+        assert again.done == 12
+        add(again, 12, len(TRAINED))
+    with writer(tmp_path / "whole", limit) as other:
+        fill(other)
+    ours, theirs = Reference.open(tmp_path / "reference"), Reference.open(tmp_path / "whole")
+    np.testing.assert_array_equal(ours.trained_nll, theirs.trained_nll)
+    np.testing.assert_array_equal(ours.base_kld, theirs.base_kld)
+    np.testing.assert_array_equal(ours.compare(0, BASE).kld, theirs.compare(0, BASE).kld)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reference", "whole"]
+    assert not (tmp_path / "reference/progress.json").exists()
+
+
+def test_an_interrupted_writer_is_taken_up(tmp_path: Path) -> None:
+    open_writer = keyed(tmp_path / "reference")
+    add(open_writer, 0, 5)
+    open_writer.checkpoint()
+    open_writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not (tmp_path / "reference").exists()
+    again = keyed(tmp_path / "reference")
+    assert again.done == 5
+    again.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["another key", "torn progress", "short column", "missing column", "other column"])
+def test_what_cannot_be_taken_up_is_begun_anew(tmp_path: Path, damage: str) -> None:
+    killed = keyed(tmp_path / "reference")
+    add(killed, 0, 12)
+    killed.checkpoint()
+    killed._close_files()
+    partial = next(tmp_path.glob("*.partial"))
+    column = partial / "trained.codes.npy"
+    changes: dict[str, Callable[[], object]] = {
+        "another key": lambda: None,
+        "torn progress": lambda: (partial / "progress.json").write_text('{"key": "k", "posi'),
+        "short column": lambda: column.write_bytes(column.read_bytes()[:-700]),
+        "missing column": column.unlink,
+        "other column": lambda: column.write_bytes(b"no column at all, but bytes enough" * 999),
+    }
+    changes[damage]()
+    with keyed(tmp_path / "reference", "other" if damage == "another key" else "k") as again:
+        assert again.done == 0
+        add(again, 0, len(TRAINED))
+    assert Reference.open(tmp_path / "reference").vocab_size == VOCAB
+
+
+def test_a_model_that_diverged_leaves_nothing_to_take_up(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="finite"), keyed(tmp_path / "reference") as open_writer:
+        open_writer.add_trained(np.full_like(TRAINED, np.nan))
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the merged model beside it ----------------------------------------------------------------------------------------
+
+
+def test_a_merged_model_belongs_to_one_reference(tmp_path: Path) -> None:
+    for name, logits_of_base in (("one", BASE), ("other", TRAINED)):
+        with writer(tmp_path / name) as open_writer:
+            open_writer.add_trained(TRAINED)
+            open_writer.add_base(logits_of_base)
+    one, other = Reference.open(tmp_path / "one"), Reference.open(tmp_path / "other")
+    assert merged.read(one, "w16") is None
+    said = one.compare(0, BASE)
+    path = merged.write(one, "w16", said)
+    found = merged.read(one, "w16")
+    assert found is not None
+    np.testing.assert_array_equal(found.kld, said.kld)
+    np.testing.assert_array_equal(found.top, said.top)
+    (other.directory / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(RunDirectoryError, match="belongs to another reference"):
+        merged.read(other, "w16")
+    for damaged in (path.read_bytes()[:-40], b"", b"PK no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(RunDirectoryError, match=r"is damaged.*"):
+            merged.read(one, "w16")

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ _REPLACEMENT = re.compile(_PREFIX + r"(?:\.base_layer|\.modules_to_save(?:\.[^.]
 class Change:
     """What the adapter does to one tensor of shape (n, k): W becomes (replacement or W) + left @ right.
 
-    `left` is f32 [n, r]; `right` is f32 [r, k] and holds the scale. For a parameter of all experts both have the
-    experts as a first axis. They are read when they are asked for.
+    `left` is f32 [n, r], `right` f32 [r, k]; the scale is in the one of them that is made of B. For a parameter of all
+    experts both have the experts as a first axis. They are read when they are asked for.
     """
 
     file: SafetensorsFile
@@ -100,6 +99,7 @@ class Adapter:
             self.config = read_json(path / CONFIG_FILE)
             _check_kind(self.config)
             self._file = SafetensorsFile(_weights(path))
+            self._recent = _Recent()
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
 
@@ -181,7 +181,7 @@ class Adapter:
         if change.factors is not None:
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
-        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts)
+        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._recent)
 
     def _linear(self, module: str, renamed: str, embedding: bool, known: _Known) -> _Place | None:
         """Where the pair of a linear layer or an embedding belongs."""
@@ -230,36 +230,50 @@ class Adapter:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Reads A and B and turns them into left [n, r] and right [r, k] with the scale folded into right."""
+    """Reads A and B and turns them into left [n, r] and right [r, k] with the scale folded into B."""
 
     file: SafetensorsFile
     a: TensorInfo
     b: TensorInfo
     scale: float
     transposed: bool
-    experts: int | None = None
+    experts: int | None
+    recent: _Recent
 
     def __call__(self) -> tuple[F32, F32]:
         if self.experts is not None:
-            return _read_stack(self)
-        a, b = self.file.rows(self.a, ALL), self.file.rows(self.b, ALL)
+            return self.recent(self.b.name, self._read_stack)
+        a, b = self._read()
         left, right = (a.T, b.T) if self.transposed else (b, a)
-        return np.ascontiguousarray(left), np.ascontiguousarray(right) * np.float32(self.scale)
+        return np.ascontiguousarray(left), np.ascontiguousarray(right)
+
+    def _read(self) -> tuple[F32, F32]:
+        return self.file.rows(self.a, ALL), self.file.rows(self.b, ALL) * np.float32(self.scale)
+
+    def _read_stack(self) -> tuple[F32, F32]:
+        """PEFT has A as [experts * r, columns] and B as [rows, r * experts], the experts running fastest in B."""
+        assert self.experts is not None
+        a, b = self._read()
+        right = a.reshape(self.experts, -1, a.shape[1])
+        left = b.reshape(b.shape[0], -1, self.experts).transpose(2, 0, 1)
+        if self.transposed:
+            left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
+        return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
-@lru_cache(maxsize=2)
-def _read_stack(factors: _Factors) -> tuple[F32, F32]:
-    """A stack of pairs. It is asked for once for each expert, and kept as long as one layer takes.
+class _Recent:
+    """The last two stacks of pairs: one is asked for once for each expert, so they are kept as long as a layer takes.
 
-    PEFT has A as [experts * r, columns] and B as [rows, r * experts], the experts running fastest in B.
+    It belongs to its adapter, and what it holds goes with that.
     """
-    assert factors.experts is not None
-    a, b = factors.file.rows(factors.a, ALL), factors.file.rows(factors.b, ALL)
-    right = a.reshape(factors.experts, -1, a.shape[1]) * np.float32(factors.scale)
-    left = b.reshape(b.shape[0], -1, factors.experts).transpose(2, 0, 1)
-    if factors.transposed:
-        left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
-    return np.ascontiguousarray(left), np.ascontiguousarray(right)
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[F32, F32]] = {}
+
+    def __call__(self, name: str, read: Callable[[], tuple[F32, F32]]) -> tuple[F32, F32]:
+        found = self._kept.pop(name, None) or read()
+        self._kept = {**dict(list(self._kept.items())[-1:]), name: found}
+        return found
 
 
 def _weights(path: Path) -> Path:

@@ -41,6 +41,7 @@ _STORED: Mapping[str, np.dtype[Any]] = {
     **dict.fromkeys(("U8", *TABLES), np.dtype(np.uint8)),
     "I8": np.dtype(np.int8),
 }
+NARROW = ("F16", "BF16")  # dtypes that kernels take as they are stored
 # every dtype of the format -> bytes of an element
 _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -81,8 +82,25 @@ class SafetensorsFile:
             stored = stored[rows - first]
         stored = stored[:, columns]
         converted = to_f32(stored, info.dtype)
-        self.forget(info, first, last)
+        self.forget(info, rows)
         return converted
+
+    def stored(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> NDArray[Any]:
+        """As `rows`, but weights of 16 bits stay as they are (bf16 as uint16): a view of the map, or a copy of parts.
+
+        What is left in memory of a view is let go by `forget`.
+        """
+        if info.dtype not in NARROW:
+            return self.rows(info, rows, columns)
+        first, last = _span(rows, _count(info.shape))
+        view = self.raw(info, first, last)
+        whole = isinstance(columns, slice) and columns == ALL
+        if isinstance(rows, slice) and whole:
+            return view
+        chosen = view if isinstance(rows, slice) else view[rows - first]
+        copied = chosen if whole else np.ascontiguousarray(chosen[:, columns])
+        self.forget(info, rows)
+        return copied
 
     def raw(self, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
         """Rows first..last of a tensor as they are stored, a view of the map of shape [last-first, columns]."""
@@ -92,9 +110,11 @@ class SafetensorsFile:
         view = np.frombuffer(self._map, dtype, (last - first) * columns, start)
         return view.reshape(last - first, columns)
 
-    def forget(self, info: TensorInfo, first: int, last: int) -> None:
-        """Let the system drop the pages of rows first..last, so that a large model does not count as memory in use."""
-        width = info.bytes // max(1, _count(info.shape))
+    def forget(self, info: TensorInfo, rows: Rows) -> None:
+        """Let the system drop the pages of these rows, so that a large model does not count as memory in use."""
+        count = _count(info.shape)
+        first, last = _span(rows, count)
+        width = info.bytes // max(1, count)
         start = (info.start + first * width) // mmap.PAGESIZE * mmap.PAGESIZE
         length = min(self.size, info.start + last * width) - start
         if self._map is not None and length > 0:
@@ -129,8 +149,19 @@ class Checkpoint:
         first, last = _span(rows, _count(info.shape))
         decoded = self._decoders[info.name].rows(first, last)
         if info.file in self._files:
-            self._files[info.file].forget(info, first, last)
+            self._files[info.file].forget(info, rows)
         return decoded[:, columns] if isinstance(rows, slice) else decoded[rows - first][:, columns]
+
+    def stored(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> NDArray[Any]:
+        """As `rows`, but weights that are stored in 16 bits stay as they are: f16, or bf16 as uint16."""
+        if info.name in self._decoders:
+            return self.rows(info, rows, columns)
+        return self._files[info.file].stored(info, rows, columns)
+
+    def forget(self, info: TensorInfo, rows: Rows) -> None:
+        """Let the system drop what was read of these rows."""
+        if info.file in self._files:
+            self._files[info.file].forget(info, rows)
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers in the same dtype."""
@@ -152,10 +183,14 @@ class Checkpoint:
         """All elements of a tensor as they are stored, a view of the map."""
         return self._files[info.file].raw(info, 0, _count(info.shape)).reshape(info.shape)
 
+    @property
+    def identity_files(self) -> list[Path]:
+        """The files by which a base is recognised: config.json and the weights."""
+        return sorted([self.path / "config.json", *self._files])
+
     def identity(self) -> dict[str, str]:
-        """SHA-256 of config.json and of every weight file, by file name."""
-        names = [self.path / "config.json", *self._files]
-        return {path.name: sha256_of(path) for path in sorted(names)}
+        """SHA-256 of these files, by file name."""
+        return {path.name: sha256_of(path) for path in self.identity_files}
 
 
 def to_f32(stored: NDArray[Any], dtype: str) -> F32:
@@ -168,6 +203,11 @@ def to_f32(stored: NDArray[Any], dtype: str) -> F32:
     wide = stored.astype(np.uint32)
     np.left_shift(wide, 16, out=wide)
     return wide.view(np.float32)
+
+
+def widened(rows: NDArray[Any]) -> F32:
+    """Rows as `stored` gives them in f32; f32 are the same array."""
+    return rows if rows.dtype == np.float32 else to_f32(rows, "BF16" if rows.dtype == np.uint16 else "F16")
 
 
 def sha256_of(path: Path) -> str:

@@ -11,8 +11,10 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune_converters.checkpoint import F32, sha256_of
 from edgetune_converters.errors import ArtifactError, RecipeError
@@ -59,7 +61,9 @@ class Importance:
             return []
         return [f"the importance matrix says nothing of {len(missing)} matrices, such as {missing[0]}"]
 
-    def pieces(self, name: str, shape: tuple[int, ...], first: int, rows: F32) -> Iterator[tuple[F32, F32 | None]]:
+    def pieces(
+        self, name: str, shape: tuple[int, ...], first: int, rows: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[Any], F32 | None]]:
         """The rows, which begin at row `first` of the tensor, with their weights: a piece for each expert."""
         entry = self.entries.get(name)
         if entry is None or entry.size != _columns(shape):
@@ -72,6 +76,11 @@ class Importance:
             count = min(height - inside, len(rows) - done)
             yield rows[done : done + count], by_expert[expert]
             done += count
+
+    @property
+    def named(self) -> dict[str, str]:
+        """How a receipt speaks of it."""
+        return {"file": self.path.name, "sha256": self.sha256}
 
     @property
     def metadata(self) -> dict[str, Value]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+import edgetune_native
 from edgetune_converters.adapters import Change
 from edgetune_converters.architectures import Bound, Family, Head, ModelConfig, Piece, slots
-from edgetune_converters.architectures.operations import Read
-from edgetune_converters.checkpoint import F32, Checkpoint, Rows, TensorInfo
+from edgetune_converters.architectures.operations import Pair, Read
+from edgetune_converters.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo, widened
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
 
-BLOCK_BYTES = 8 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
+
+# dtype of stored rows -> the bits of its exponent
+_EXPONENTS = {np.dtype(np.uint16): np.uint16(0x7F80), np.dtype(np.float16): np.uint16(0x7C00)}
 
 # makes, for one source, what reads it other than as it is stored (merge_base.py)
 Reader = Callable[[Checkpoint, TensorInfo], Read]
@@ -23,10 +29,25 @@ Reader = Callable[[Checkpoint, TensorInfo], Read]
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a merged tensor, f32 [n, k]; `delta` is the part that the adapter added, None without one."""
+    """Rows of a merged tensor, [n, k], from row `first` of it on.
 
-    rows: F32
-    delta: F32 | None = None
+    They are f32, or as the base stores them (f16, or the bits of bf16 in uint16) where nothing is done to them. `delta`
+    computes the part that the adapter added; `release` is to be called when the rows are no longer needed.
+    """
+
+    rows: NDArray[Any]
+    first: int = 0
+    delta: Callable[[], F32] | None = None
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def floats(self) -> F32:
+        """The rows in f32."""
+        return widened(self.rows)
+
+
+# makes a block on so many threads (0: one per core)
+MakeBlock = Callable[[int], Block]
 
 
 @dataclass(frozen=True)
@@ -37,39 +58,92 @@ class Part:
     change: Change | None = None
     reader: Reader | None = None
 
-    def blocks(self, checkpoint: Checkpoint, limit: int) -> Iterator[Block]:
-        """The rows of the piece in order; base and delta are seen through the same view."""
-        view, (count, width) = self.piece.view, self.piece.shape
-        factors = self.change.factors() if self.change and self.change.factors else None
+    @property
+    def unpaired(self) -> Part:
+        """The same without what only llama.cpp's order of rotated rows needs."""
+        view = self.piece.view
+        steps = tuple(step for step in view.steps if not isinstance(step, Pair))
+        return replace(self, piece=replace(self.piece, view=replace(view, steps=steps)))
+
+    def pieces(self, checkpoint: Checkpoint, limit: int) -> Iterator[MakeBlock]:
+        """What makes the blocks of its rows, in order; base and delta are seen through the same view."""
+        count, width = self.piece.shape
         # a vector is read at once: it is one row of the file
         step = count if width == 1 else max(1, limit // (4 * width))
-        read = self._base(checkpoint)
+        source = _Source(self, checkpoint)
         for first in range(0, count, step):
-            last = min(first + step, count)
-            base = view.read(read, self.piece.columns, first, last)
-            delta = None
-            if factors is not None:
-                delta = view.read(partial(_product, *factors), self.piece.columns, first, last)
-                base += delta
-            check_finite(self.piece.source.name, base)
-            yield Block(view.finished(base), delta)
+            yield partial(source.block, slice(first, min(first + step, count)))
 
-    def _base(self, checkpoint: Checkpoint) -> Read:
-        """What gives rows and columns of the source before the delta."""
-        if self.change and (replacement := self.change.replacement):
-            return partial(self.change.file.rows, replacement)
-        source = self.piece.source
-        return partial(checkpoint.rows, source) if self.reader is None else self.reader(checkpoint, source)
+
+class _Source:
+    """Where the blocks of a part come from; the factors of its change are read once for all of them."""
+
+    def __init__(self, part: Part, checkpoint: Checkpoint) -> None:
+        self._piece = part.piece
+        change = part.change
+        self._factors = change.factors() if change and change.factors else None
+        self._forget: Callable[[Rows], None] = lambda rows: None
+        if change and change.replacement:
+            self._read: Read = partial(change.file.stored, change.replacement)
+            self._forget = partial(change.file.forget, change.replacement)
+        elif part.reader:
+            self._read = part.reader(checkpoint, part.piece.source)
+        else:
+            self._read = partial(checkpoint.stored, part.piece.source)
+            self._forget = partial(checkpoint.forget, part.piece.source)
+
+    def block(self, rows: slice, threads: int) -> Block:
+        view = self._piece.view
+        base = view.read(self._read, self._piece.columns, rows.start, rows.stop)
+        if self._factors is None:
+            check_finite(self._piece.source.name, base, self._bad_in_all)
+            return Block(view.finished(base), rows.start, release=partial(self._release, rows))
+        merged = view.finished(self._merged(base, rows, threads))
+        self._release(rows)
+        return Block(merged, rows.start, partial(self._delta, rows))
+
+    def _bad_in_all(self) -> int:
+        """Weights of the whole tensor that are NaN or infinite, for the message."""
+        count = math.prod(self._piece.source.shape) // max(1, self._piece.columns)
+        blocks = (slice(first, min(first + 4096, count)) for first in range(0, count, 4096))
+        return sum(count_bad(self._read(block, ALL)) for block in blocks)
+
+    def _release(self, rows: slice) -> None:
+        if self._piece.view.copies:
+            self._forget(rows)
+
+    def _merged(self, base: NDArray[Any], rows: slice, threads: int) -> F32:
+        assert self._factors is not None
+        left, right = self._factors
+        if self._piece.view.turn or left.ndim > 2:
+            merged: F32 = widened(base) + self._delta(rows)
+            check_finite(self._piece.source.name, merged, self._bad_in_all)
+            return merged
+        own = np.ascontiguousarray(left[self._piece.view.source(rows.start, rows.stop)])
+        try:
+            merged = edgetune_native.add_product(np.ascontiguousarray(base), own, right, threads=threads)
+        except ValueError:
+            check_finite(self._piece.source.name, widened(base) + own @ right, self._bad_in_all)
+            raise
+        return merged
+
+    def _delta(self, rows: slice) -> F32:
+        assert self._factors is not None
+        delta: F32 = self._piece.view.read(
+            partial(_product, *self._factors), self._piece.columns, rows.start, rows.stop
+        )
+        return delta
 
 
 def _product(left: F32, right: F32, rows: Rows, columns: Rows) -> F32:
     """Rows and columns of left @ right; for a stack of experts the rows of all are counted through."""
     if left.ndim == 2:
-        product: F32 = left[rows] @ right[:, columns]
+        own, other = np.ascontiguousarray(left[rows]), np.ascontiguousarray(right[:, columns])
+        product: F32 = edgetune_native.add_product(np.zeros((len(own), other.shape[1]), np.float16), own, other)
         return product
     numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     expert, inside = np.divmod(numbers, left.shape[1])
-    found = [left[one][inside[expert == one]] @ right[one][:, columns] for one in np.unique(expert)]
+    found = [_product(left[one], right[one], inside[expert == one], columns) for one in np.unique(expert)]
     return np.concatenate(found)
 
 
@@ -91,6 +165,18 @@ class MergedTensor:
         return slots.gguf_name(self.slot, self.layer, self.part)
 
     @property
+    def unpaired(self) -> MergedTensor:
+        """The same with the rows of rotated heads in the base's own order; itself where they are so anyway."""
+        if not any(isinstance(step, Pair) for part in self.parts for step in part.piece.view.steps):
+            return self
+        return replace(self, parts=tuple(part.unpaired for part in self.parts))
+
+    @property
+    def sources(self) -> set[str]:
+        """The base's tensors from which it is made."""
+        return {part.piece.source.name for part in self.parts}
+
+    @property
     def source_bytes(self) -> int:
         """Bytes that are read for it."""
         read = 0
@@ -99,21 +185,30 @@ class MergedTensor:
             read += source.bytes * math.prod(part.piece.shape) // math.prod(source.shape)
         return read
 
-    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[Block]:
-        """The rows in order, at most `limit` bytes of f32 at a time (at least one row).
+    def pieces(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[MakeBlock]:
+        """What makes its blocks, in order, of at most `limit` bytes of f32 (at least one row). They may be made on
+        several threads.
 
-        Errors: CheckpointError when a weight is NaN or infinite.
+        Errors, when a block is made: CheckpointError when a weight is NaN or infinite.
         """
         if self.values is not None:
-            yield Block(self.values.reshape(1, -1))
+            values = self.values.reshape(1, -1)
+            yield lambda threads: Block(values)
+        before = 0
         for part in self.parts:
-            for block in part.blocks(checkpoint, limit):
-                delta = None if block.delta is None else self._as_rows(block.delta)
-                yield Block(self._as_rows(block.rows), delta)
+            for make in part.pieces(checkpoint, limit):
+                yield partial(self._block, make, before)
+            before += part.piece.shape[0]
 
-    def _as_rows(self, values: F32) -> F32:
+    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[Block]:
+        """The blocks, one after the other."""
+        return (make(0) for make in self.pieces(checkpoint, limit))
+
+    def _block(self, make: MakeBlock, before: int, threads: int) -> Block:
         """Rows of the file: a vector was read as a column, but is a row or several of them."""
-        return values.reshape(1, -1) if len(self.shape) == 1 else values.reshape(-1, self.shape[-1])
+        block = make(threads)
+        rows = block.rows.reshape(1, -1) if len(self.shape) == 1 else block.rows.reshape(-1, self.shape[-1])
+        return replace(block, rows=rows, first=before + block.first)
 
 
 def merged_tensors(
@@ -178,14 +273,28 @@ def _tied(item: Bound, bound: Sequence[Bound], checkpoint: Checkpoint, changes: 
 
 def _same_numbers(one: MergedTensor, other: MergedTensor, checkpoint: Checkpoint) -> bool:
     pairs = zip(one.blocks(checkpoint), other.blocks(checkpoint), strict=True)
-    return one.shape == other.shape and all(np.array_equal(a.rows, b.rows) for a, b in pairs)
+    return one.shape == other.shape and all(np.array_equal(a.floats, b.floats) for a, b in pairs)
 
 
-def check_finite(name: str, rows: F32) -> None:
-    """A sum is finite unless a weight is not (or it overflows, and then the weights are counted for certain)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(rows.sum()):
-            return
-    bad = int(np.count_nonzero(~np.isfinite(rows)))
+def check_finite(name: str, rows: NDArray[Any], in_all: Callable[[], int] = int) -> None:
+    """Errors: CheckpointError with the number of weights that are NaN or infinite, `in_all` where that gives one."""
+    if _looks_finite(rows):
+        return
+    bad = count_bad(rows)
     if bad:
+        bad = max(bad, in_all())
         raise CheckpointError(f"{name} holds {bad} weights that are NaN or infinite", "The base model is damaged")
+
+
+def count_bad(rows: NDArray[Any]) -> int:
+    """How many weights are NaN or infinite."""
+    return int(np.count_nonzero(~np.isfinite(widened(rows))))
+
+
+def _looks_finite(rows: NDArray[Any]) -> bool:
+    """In 16 bits an exponent of ones says no. A sum of f32 is finite unless a weight is not, or it overflows."""
+    if rows.dtype != np.float32:
+        ones = _EXPONENTS[rows.dtype]
+        return bool(np.bitwise_and(rows.view(np.uint16), ones).max(initial=0) != ones)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(rows.sum()))

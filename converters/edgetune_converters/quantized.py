@@ -1,8 +1,9 @@
 """Checkpoints that are quantized already: their weights as ordinary tensors, decoded in rows when they are asked for.
 
 bitsandbytes' 4-bit and 8-bit layers to the bit as bitsandbytes decodes them; 8-bit floats and integers with a scale per
-tensor, row or block (DeepSeek's `weight_scale_inv`, llm-compressor's `weight_scale`) as the exact product in f32. The
-tensors that explain a weight are folded into it, so that what comes after sees one weight of the original shape.
+tensor, row or block (DeepSeek's `weight_scale_inv`, llm-compressor's `weight_scale`) as the exact product in f32; the
+experts of gpt-oss in MXFP4. The tensors that explain a weight are folded into it, so that what comes after sees one
+weight of the original shape.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
     "fbgemm_fp8": None,
     "compressed-tensors": ("format", ("float-quantized", "int-quantized", "naive-quantized", "dense", None)),
     "modelopt": ("quant_algo", ("FP8",)),
+    "mxfp4": None,
 }
 FOUR_BIT = ("NF4", "FP4")
 # what the dtype of a folded tensor may be, beside the floats
-DTYPES = (*FOUR_BIT, "INT8", "I8", *TABLES)
+DTYPES = (*FOUR_BIT, "INT8", "I8", "MXFP4", *TABLES)
 _OF_CACHE = re.compile(r".*\.[qkv]_scale")
 _HINT = "Give the original 16-bit or 32-bit model that it was made from, or fetch this one again"
 _BLOCK = (128, 128)
@@ -121,6 +123,8 @@ Kind = Callable[[str, Mapping[str, "TensorInfo"], Mapping[str, Any], "View"], De
 
 def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> Kind | None:
     """How a weight is coded, None where it is plain. Told by what lies beside it, not by what config.json says."""
+    if name.endswith(_BLOCKS) and _scales_of(name) in tensors:
+        return _Mxfp4
     if not name.endswith(".weight"):
         return None
     module = name.removesuffix(".weight")
@@ -303,3 +307,42 @@ def _block_structures(config: Mapping[str, Any]) -> Iterator[Any]:
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
             yield weights.get("block_structure")
+
+
+# -- MXFP4 -------------------------------------------------------------------------------------------------------------
+
+_BLOCKS = "_blocks"
+_WEIGHTS_OF_A_BLOCK = 32
+# the numbers of E2M1, by code; a byte holds two, the first in its lower half
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], axis=1)
+# E8M0: powers of two with a bias of 127, of which the last is no number
+_POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan)).astype(np.float32)
+
+
+def _scales_of(name: str) -> str:
+    return name.removesuffix(_BLOCKS) + "_scales"
+
+
+class _Mxfp4:
+    """Matrices of all experts in blocks of 32 four-bit floats with a power of two for each (OCP Microscaling, 2023)."""
+
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> None:
+        info, scales = tensors[name], tensors[_scales_of(name)]
+        if info.dtype != "U8" or len(info.shape) != 4 or info.shape[-1] * 2 != _WEIGHTS_OF_A_BLOCK:
+            raise _Misfit(f"{name} is {info.dtype} {list(info.shape)}, not blocks of 16 bytes")
+        if scales.dtype != "U8" or scales.shape != info.shape[:-1]:
+            raise _Misfit(f"{scales.name} is {scales.dtype} {list(scales.shape)}, not a byte for each block of {name}")
+        experts, rows, blocks, _ = info.shape
+        self._codes = view(info).reshape(experts * rows, -1)
+        self._scales = view(scales).reshape(experts * rows, blocks)
+        self.parts: tuple[str, ...] = (name, scales.name)
+        shape = (experts, rows, blocks * _WEIGHTS_OF_A_BLOCK)
+        self.info = replace(info, shape=shape, dtype="MXFP4", bytes=info.bytes + scales.bytes)
+
+    def rows(self, first: int, last: int) -> F32:
+        """Rows first..last in f32, exact; a scale that is no number makes its block NaN."""
+        scales = self._scales[first:last]
+        codes = self._codes[first:last].reshape(*scales.shape, -1)
+        decoded: F32 = _PAIRS[codes].reshape(*scales.shape, _WEIGHTS_OF_A_BLOCK) * _POWERS[scales][..., None]
+        return decoded.reshape(last - first, -1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from edgetune_converters.checkpoint import read_json, sha256_of
 from edgetune_converters.errors import ArtifactError, CheckpointError
@@ -30,7 +30,9 @@ class Receipt:
     type; `overrides` are types set by hand, as they were written. `survival` maps a tensor to
     <Q(W+D)-Q(W), D>/|D|^2, which is 1 where the adapter's change came through quantization whole. `files` maps names
     to hashes where the artifact is several files: a directory, or the parts of a split GGUF, of which `artifact` and
-    `sha256` are the first.
+    `sha256` are the first. `tuning` is what was measured to choose types, and what was chosen for which reason.
+    `exporter` names whose graph it is where it is not our own, and `exporter_kld` is its mean divergence (nats) from
+    transformers with the same weights.
     """
 
     artifact: str
@@ -53,6 +55,9 @@ class Receipt:
     overrides: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     imatrix: dict[str, str] | None = None
+    tuning: dict[str, Any] | None = None
+    exporter: str | None = None
+    exporter_kld: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,29 @@ class Survival:
     """Sums over the blocks of each tensor that an adapter changed."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
+        self._sums: dict[str, dict[int, tuple[float, float]]] = {}
 
     def add(self, name: str, type_name: str, block: Block, stored: NDArray[Any], threads: int) -> None:
-        """Account for one block; `stored` is the block as it was written."""
+        """Account for one block; `stored` is the block as it was written. May be called on several threads."""
         assert block.delta is not None
-        base = block.rows - block.delta
+        change = block.delta().reshape(block.rows.shape)
+        base = block.rows - change
         if type_name == "f32":
             moved = block.rows - base
         else:
             width = block.rows.shape[1]
             before = edgetune_native.quantize(base, type_name, threads=threads)
             moved = _restored(stored, type_name, width) - _restored(before, type_name, width)
-        along, norm = self._sums.get(name, (0.0, 0.0))
-        delta = block.delta.ravel().astype(np.float64)
-        self._sums[name] = along + float(delta @ moved.ravel()), norm + float(delta @ delta)
+        delta = change.ravel().astype(np.float64)
+        sums = float(delta @ moved.ravel()), float(delta @ delta)
+        self._sums.setdefault(name, {})[block.first] = sums
 
     def ratios(self) -> dict[str, float]:
         """The measure of each changed tensor."""
-        return {name: along / norm for name, (along, norm) in self._sums.items() if norm}
+        # added up in the order of the rows, not in that in which they came
+        ordered = {name: [sums[first] for first in sorted(sums)] for name, sums in sorted(self._sums.items())}
+        added = {name: [math.fsum(each) for each in zip(*sums, strict=True)] for name, sums in ordered.items()}
+        return {name: along / norm for name, (along, norm) in added.items() if norm}
 
 
 def _restored(stored: NDArray[Any], type_name: str, width: int) -> F32:

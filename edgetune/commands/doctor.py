@@ -20,7 +20,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @click.command(name="doctor", short_help="Check this machine: versions, CPU features, GPU, disk.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs and bug reports.")
 def command(as_json: bool) -> int:
-    """Check this machine: versions, CPU features and kernels, AMX, llama.cpp, GPU, memory, disk.
+    """Check this machine: versions, CPU features and kernels, AMX, llama.cpp, ONNX Runtime, GPU, memory, disk.
 
     Exit code 1 when something essential is broken.
     """

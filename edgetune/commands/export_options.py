@@ -28,10 +28,16 @@ _FLAGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "max_shard_size": (("--max-shard-size",), {"metavar": "SIZE"}),
     "modelfile": (("--modelfile",), {"is_flag": True}),
     "card": (("--card",), {"is_flag": True}),
+    "survival": (("--survival",), {"is_flag": True}),
     "allow_fallback": (("--allow-fallback",), {"is_flag": True}),
+    "block_size": (("--block-size",), {"type": click.Choice(["32", "64", "128"])}),
+    "symmetric": (("--symmetric",), {"is_flag": True}),
+    "tune": (("--tune",), {"is_flag": True}),
+    "portable": (("--portable",), {"is_flag": True}),
     "merge_base": (("--merge-base",), {"type": click.Choice(["original", "nf4"])}),
 }
 _LISTS = ("formats", "types")
+_NUMBERS = ("block_size",)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -54,6 +60,8 @@ def resolve(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportConfig
 def _value(field: str, value: Any) -> Any:
     if field in _LISTS:
         return list(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    if field in _NUMBERS:
+        return int(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -12,6 +12,8 @@ from edgetune.errors import ConfigError
 
 _FLOATS = ("f32", "f16", "bf16")  # the types of a safetensors directory and of an adapter
 _BASE_TYPE = "base"
+_FOLDERS = ("safetensors", "onnx")
+_ONNX = ("int4", "int8", "f16", "f32")
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Outputs:
     gguf: dict[str, Path]
     safetensors: dict[str, Path]
     lora: dict[str, Path]
+    onnx: dict[str, Path]
 
     @property
     def paths(self) -> list[Path]:
         """All of them."""
-        return [*self.gguf.values(), *self.safetensors.values(), *self.lora.values()]
+        return [path for kind in (self.gguf, self.safetensors, self.lora, self.onnx) for path in kind.values()]
+
+
+NOTHING = Outputs({}, {}, {}, {})
 
 
 def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | None, types_given: bool) -> Outputs:
@@ -36,13 +42,15 @@ def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | Non
     if not config.types:
         raise ConfigError("-q names no type", "For instance -q q4_k_m, or -q q4_k_m,q8_0.")
     floats = [type_ for type_ in config.types if type_ in _FLOATS]
-    if types_given and "gguf" not in config.formats and len(floats) < len(config.types):
-        other = next(type_ for type_ in config.types if type_ not in _FLOATS)
-        raise ConfigError(f"{other} is a type of gguf, not of {config.formats[0]}", f"Give {', '.join(_FLOATS)}.")
+    graphs = [type_ for type_ in config.types if type_ in _ONNX]
+    files = [type_ for type_ in config.types if type_ in _FLOATS or type_ not in _ONNX]
+    if types_given:
+        _check_types(config, {"gguf": files, "safetensors": floats, "gguf-lora": floats, "onnx": graphs})
     names = {
-        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in config.types},
+        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in (files or config.types)},
         "safetensors": {type_: f"{name}-{type_}" for type_ in floats} or {_BASE_TYPE: f"{name}-merged"},
         "gguf-lora": {type_: f"{name}-lora-{type_}.gguf" for type_ in floats} or {"f32": f"{name}-lora.gguf"},
+        "onnx": {type_: f"{name}-{type_}-onnx" for type_ in graphs or _ONNX[:1]},
     }
     placed = {format_: names[format_] if format_ in config.formats else {} for format_ in names}
     single = _single(placed, output)
@@ -53,24 +61,34 @@ def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | Non
     return Outputs(*({type_: where / file for type_, file in files.items()} for files in placed.values()))
 
 
+def _check_types(config: ExportConfig, fitting: dict[str, list[str]]) -> None:
+    """Errors: ConfigError for a type that none of the formats has, and for a file format that has none of the types."""
+    known = {"safetensors": _FLOATS, "gguf-lora": _FLOATS, "onnx": _ONNX}
+    homeless = [type_ for type_ in config.types if not any(type_ in fitting[format_] for format_ in config.formats)]
+    if homeless and "gguf" not in config.formats:
+        format_ = config.formats[0]
+        home = "onnx" if homeless[0] in _ONNX else "gguf"
+        raise ConfigError(f"{homeless[0]} is a type of {home}, not of {format_}", f"Give {', '.join(known[format_])}.")
+    for format_ in ("gguf", "onnx"):
+        if format_ in config.formats and len(config.formats) > 1 and not fitting[format_]:
+            hint = f"Add one of {', '.join(known.get(format_, ('q4_k_m', 'q8_0', '...')))} to -q."
+            raise ConfigError(f"{', '.join(config.types)}: none of them is a type of {format_}", hint)
+
+
 def _single(placed: dict[str, dict[str, str]], output: Path | None) -> tuple[str, str, Path] | None:
-    """The one output of an export that names it whole: a .gguf file, or a directory for safetensors alone."""
+    """The one output of an export that names it whole: a .gguf file, or a directory for a format that is one."""
     wanted = [(format_, type_) for format_, types in placed.items() for type_ in types]
     if output is None:
         return None
     if output.suffix == ".gguf":
         if len(wanted) > 1:
             raise ConfigError(f"{len(wanted)} types cannot be written to one file {output}", "Give a folder with -o.")
-        if wanted[0][0] == "safetensors":
-            raise ConfigError(f"{output} is the name of a file; safetensors is a directory", "Give a folder with -o.")
+        if wanted[0][0] in _FOLDERS:
+            raise ConfigError(
+                f"{output} is the name of a file; {wanted[0][0]} is a directory", "Give a folder with -o."
+            )
         return *wanted[0], output
-    return (*wanted[0], output) if len(wanted) == 1 and wanted[0][0] == "safetensors" else None
-
-
-def refuse_plan(outputs: Outputs) -> None:
-    """Only GGUF files have types that differ from tensor to tensor."""
-    if not outputs.gguf:
-        raise ConfigError("--plan shows the types of GGUF files, and none is asked for", "Add --format gguf.")
+    return (*wanted[0], output) if len(wanted) == 1 and wanted[0][0] in _FOLDERS else None
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:

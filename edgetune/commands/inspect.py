@@ -18,19 +18,30 @@ from edgetune.run_directory import RunDirectory
 @click.option("--tensors", is_flag=True, help="List every tensor of a file.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(path: Path, tensors: bool, as_json: bool) -> None:
-    """Show what is in a GGUF file (architecture, types, tokenizer, receipt) or in a run directory.
+    """Show what is in a GGUF file or an ONNX folder (types, tokenizer, receipt), or in a run directory.
 
     \b
     edgetune inspect runs/mine/artifacts/mine-q4_k_m.gguf --tensors
+    edgetune inspect runs/mine/artifacts/mine-int4
     edgetune inspect runs/mine
     """
-    from edgetune.inspection import describe_file, describe_run
-
-    facts = describe_run(RunDirectory.open(path)) if path.is_dir() else describe_file(path, tensors)
+    facts = describe(path, tensors)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         show(facts)
+
+
+def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
+    """Section -> fact -> value, of whatever lies there."""
+    from edgetune.inspection import describe_file, describe_run
+    from edgetune.runtime.onnx_folder import is_onnx
+
+    if is_onnx(path):
+        from edgetune.onnx_inspection import describe_folder
+
+        return describe_folder(path, tensors)
+    return describe_run(RunDirectory.open(path)) if path.is_dir() else describe_file(path, tensors)
 
 
 def show(facts: Mapping[str, Any]) -> None:

@@ -10,31 +10,32 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from edgetune.commands.export_paths import outputs_of
 from edgetune.config import Config, load_config
-from edgetune.errors import ConfigError
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.
 EDGETUNE ?= edgetune
 .DELETE_ON_ERROR:
 .PHONY: {target}
-{target}: {reports}
+{target}: {goals}
 """
 TRAIN = """
 {run_json}: {prerequisites}
 	$(EDGETUNE) train {config} -o {run} --resume --overwrite
 """
 EXPORT = """
-{artifacts} &: {run_json}
-	$(EDGETUNE) merge-export {run} --format gguf -q {types} -o {folder} --overwrite
-"""
+{products} &: {run_json}
+{before}	$(EDGETUNE) merge-export {run} --format {formats} -q {types}{split} --overwrite
+{after}"""
 VALIDATE = """
-{report}: {artifact} {run_json}
-	$(EDGETUNE) validate {run} {artifact_argument} --json {report_argument}
+{report}: {product} {run_json}
+	$(EDGETUNE) validate {run} {artifact} --json {report_argument}
 """
 BASE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
 
@@ -54,39 +55,93 @@ def command(config: Path, run: Path | None, target: str) -> None:
     click.echo(make_rules(config, load_config(config), run, target), nl=False)
 
 
+@dataclass(frozen=True)
+class Product:
+    """One artifact: `file` stands for it in make, `argument` in the shell; `parts` match the files that it is cut into.
+
+    A directory is stood for by its receipt, which is written when the directory is there. How many parts a split GGUF
+    has shows after the export: it is stood for by a list of them.
+    """
+
+    path: Path
+    file: Path
+    argument: str
+    is_model: bool
+    parts: str | None = None
+
+    @property
+    def report(self) -> Path:
+        """Where `edgetune validate` writes what it measured."""
+        return self.path.with_name(self.path.name + ".validation.json")
+
+
+def products_of(config: Config, folder: Path) -> list[Product]:
+    """What the configuration's export makes. Errors: ConfigError for types that no format has."""
+    outputs = outputs_of(config.export, config.name, folder, None, True)
+    ggufs = [_split(path) if config.export.split_max_size else _single(path) for path in outputs.gguf.values()]
+    graphs = [_directory(path, is_model=True) for path in outputs.onnx.values()]
+    merged = [_directory(path, is_model=False) for path in outputs.safetensors.values()]
+    adapters = [Product(path, path, argument(path), is_model=False) for path in outputs.lora.values()]
+    return [*ggufs, *graphs, *merged, *adapters]
+
+
+def _single(path: Path) -> Product:
+    return Product(path, path, argument(path), is_model=True)
+
+
+def _directory(path: Path, *, is_model: bool) -> Product:
+    return Product(path, path.with_name(path.name + ".receipt.json"), argument(path), is_model)
+
+
+def _split(path: Path) -> Product:
+    listed = path.with_name(path.name + ".parts")
+    first = f'"$$(head -n 1 {argument(listed)})"'
+    return Product(path, listed, first, is_model=True, parts=f"{argument(path.with_suffix(''))}-?????-of-?????.gguf")
+
+
 def make_rules(path: Path, config: Config, run: Path | None = None, target: str = "pipeline") -> str:
     """The rules as text; `path` is where `config` was read from."""
-    if config.export.split_max_size is not None:
-        raise ConfigError(
-            f"{path}: export.split_max_size gives files whose number is not known before the export",
-            "Leave it out, and give --split-max-size to `edgetune merge-export` afterwards.",
-        )
     run = run or Path("runs", config.name)
-    folder = run / "artifacts"
-    artifacts = [folder / f"{config.name}-{type_}.gguf" for type_ in config.export.types]
-    reports = [artifact.with_name(artifact.name + ".validation.json") for artifact in artifacts]
+    products = products_of(config, run / "artifacts")
+    models = [product for product in products if product.is_model]
+    # one that is missing is made, with all others, before make looks at what depends on those
+    goals = [product.file for product in products if not product.is_model] + [product.report for product in models]
+    cut = [product for product in products if product.parts]
+    size = config.export.split_max_size
     names = {
         "target": target,
+        "goals": _file_names(goals),
         "config": argument(path),
         "run": argument(run),
         "run_json": file_name(run / "run.json"),
-        "folder": argument(folder),
+        "prerequisites": _file_names(prerequisites(path, config)),
+        "products": _file_names(product.file for product in products),
+        "formats": ",".join(config.export.formats),
         "types": ",".join(config.export.types),
-        "prerequisites": " ".join(map(file_name, prerequisites(path, config))),
-        "artifacts": " ".join(map(file_name, artifacts)),
-        "reports": " ".join(map(file_name, reports)),
+        "split": f" --split-max-size {argument(Path(size))}" if size else "",
+        # parts of an earlier export that was cut otherwise would lie beside those of this one; what fits is not cut
+        "before": "".join(f"\trm -f {product.parts} {argument(product.path)}\n" for product in cut),
+        "after": "".join(
+            f"\tls {product.parts} > {argument(product.file)} 2>/dev/null || "
+            f"ls {argument(product.path)} > {argument(product.file)}\n"
+            for product in cut
+        ),
     }
     validations = [
         VALIDATE.format(
-            artifact=file_name(artifact),
-            artifact_argument=argument(artifact),
-            report=file_name(report),
-            report_argument=argument(report),
+            product=file_name(product.file),
+            artifact=product.argument,
+            report=file_name(product.report),
+            report_argument=argument(product.report),
             **names,
         )
-        for artifact, report in zip(artifacts, reports, strict=True)
+        for product in models
     ]
     return "".join([HEADER.format(**names), TRAIN.format(**names), EXPORT.format(**names), *validations])
+
+
+def _file_names(paths: Iterable[Path]) -> str:
+    return " ".join(map(file_name, paths))
 
 
 def prerequisites(path: Path, config: Config) -> list[Path]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune import console
+from edgetune.commands import onnx_export
 from edgetune.commands.export_options import byte_count, options, resolve
-from edgetune.commands.export_paths import Outputs, outputs_of, refuse_existing, refuse_foreign_cards, refuse_plan
+from edgetune.commands.export_paths import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.errors import ConfigError
 from edgetune.run_directory import RunDirectory
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from edgetune_converters.receipts import Receipt
     from edgetune_converters.recipes import Plan
 
+
+# numpy's matrix products are of no use to an export, but its idle threads spin. Read when numpy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 PLAN_COLUMNS = ("tensor", "shape", "from", "to", "bytes", "why")
 
@@ -37,6 +43,8 @@ class Source:
     default_folder: Path
     manifest: Mapping[str, Any]
     """The run's, {} without a run."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """Metadata by which `edgetune verify` knows the file."""
 
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
@@ -51,14 +59,16 @@ class Source:
         return section
 
 
-@click.command(name="merge-export", short_help="Merge an adapter into its base and write it as GGUF or safetensors.")
+@click.command(
+    name="merge-export", short_help="Merge an adapter into its base and write it as GGUF, ONNX or safetensors."
+)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @options
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A .gguf file, a directory for safetensors, or a folder for several outputs.",
+    help="A .gguf file, a directory for onnx or safetensors, or a folder for several outputs.",
 )
 @click.option(
     "--base", type=click.Path(path_type=Path), help="Base model directory or GGUF file, in place of the run's."
@@ -82,6 +92,7 @@ def command(
     \b
     edgetune merge-export runs/mine -q q4_k_m,q8_0
     edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --plan
+    edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
     edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
     edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
 
@@ -91,16 +102,13 @@ def command(
     config = resolve(source.export, flags)
     outputs = outputs_of(config, source.name, source.default_folder, output, flags["types"] is not None)
     if plan_only:
-        refuse_plan(outputs)
-        from edgetune_converters.export import plan_export
-
-        wanted: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
-        for plan in plan_export(source.base, tuple(outputs.gguf), adapter=source.adapter, **wanted):
+        for plan in plans_of(source, outputs, config):
             print_plan(plan)
         return
+    onnx_export.refuse_tuning(config, outputs)
     refuse_existing(outputs.paths, overwrite)
     refuse_foreign_cards(outputs, config.card, overwrite)
-    receipts = run_export(source, outputs, config, threads)
+    receipts = run_all(source, outputs, config, threads, run)
     for receipt in receipts:
         receipt.write()
         for text in receipt.notes:
@@ -144,6 +152,39 @@ def overrides_of(config: ExportConfig) -> Overrides:
     return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
 
 
+def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Plan]:
+    """What would be written, for each output; the names of the tensors are those that they have there."""
+    from edgetune_converters import planning
+    from edgetune_converters.export import plan_export
+
+    of: dict[str, Any] = {"adapter": source.adapter}
+    chosen: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
+    plans: list[Plan] = []
+    if outputs.gguf:
+        plans += plan_export(source.base, tuple(outputs.gguf), **chosen, **of)
+    if outputs.safetensors:
+        plans += planning.plan_safetensors(source.base, tuple(outputs.safetensors), **of)
+    if outputs.lora:
+        plans += planning.plan_lora(source.base, tuple(outputs.lora), **of)
+    if outputs.onnx:
+        plans += onnx_plans(source, outputs, config)
+    return plans
+
+
+def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
+    """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
+    from edgetune.commands import traced_export
+    from edgetune_converters import planning
+    from edgetune_converters.export import plan_onnx
+
+    family = traced_export.family_to_trace(source, outputs)
+    if family is None:
+        settings = onnx_export.settings_of(config)
+        return plan_onnx(source.base, tuple(outputs.onnx), settings, adapter=source.adapter)
+    traced_export.check(family, outputs, config)
+    return planning.plan_safetensors(source.base, tuple(outputs.onnx), adapter=source.adapter)
+
+
 def imatrix_of(config: ExportConfig) -> Path | None:
     """The importance matrix."""
     return None if config.imatrix is None else Path(config.imatrix)
@@ -159,6 +200,8 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         assert base is not None
         name = (adapter or base).resolve().name.removesuffix(".gguf")
         return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, Path.cwd(), {})
+    from edgetune import golden
+
     directory = RunDirectory.open(run)
     manifest = directory.manifest
     config = manifest["config"]
@@ -170,6 +213,7 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         expected_base=manifest["base"]["files"],
         default_folder=directory.artifacts,
         manifest=manifest,
+        carried=golden.metadata(directory),
     )
 
 
@@ -178,29 +222,60 @@ def adapter_tokenizer(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
 
 
-def run_export(source: Source, outputs: Outputs, config: ExportConfig, threads: int) -> list[Receipt]:
-    """The export, with a progress bar."""
+def run_all(source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None) -> list[Receipt]:
+    """The export; of a family without a description, the graphs are traced first and take their names last."""
+    from edgetune.commands import traced_export
+
+    family = traced_export.family_to_trace(source, outputs)
+    if family is None:
+        return run_export(source, outputs, config, threads, run)
+    traced_export.check(family, outputs, config)
+    rest = replace(outputs, onnx={})
+
+    def merge(folder: Path) -> Receipt:
+        merged = replace(NOTHING, safetensors={"f32": folder})
+        (receipt,) = run_export(source, merged, config, threads, run)
+        return receipt
+
+    with traced_export.prepared(family, source, outputs.onnx, merge) as publish:
+        receipts = run_export(source, rest, config, threads, run) if rest.paths else []
+        return [*receipts, *publish()]
+
+
+def run_export(
+    source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None = None
+) -> list[Receipt]:
+    """The export, with a progress bar; `run` is measured on where choices are to be measured."""
     from edgetune_converters.export import export
 
+    options: dict[str, Any] = {
+        "adapter": source.adapter,
+        "tokenizer": source.tokenizer,
+        "imatrix": imatrix_of(config),
+        "allow_fallback": config.allow_fallback,
+        "threads": threads,
+        "merge_base": config.merge_base,
+        "trained_on": source.trained_on,
+    }
+    settings = onnx_export.tuned(source, run, outputs, options) if config.tune else onnx_export.settings_of(config)
+    gc.freeze()  # what was imported is not garbage: collections during the export need not look through it
     with console.byte_progress("export") as progress:
         return export(
             source.base,
             outputs.gguf,
             safetensors=outputs.safetensors,
             lora=outputs.lora,
+            onnx=outputs.onnx,
+            onnx_settings=settings,
             max_shard_size=byte_count(config.max_shard_size, "--max-shard-size"),
-            adapter=source.adapter,
-            tokenizer=source.tokenizer,
             overrides=overrides_of(config),
-            imatrix=imatrix_of(config),
             split_max_size=byte_count(config.split_max_size, "--split-max-size"),
-            allow_fallback=config.allow_fallback,
-            threads=threads,
+            measure_survival=config.survival,
             name=source.name,
             progress=progress,
             expected_base=source.expected_base,
-            merge_base=config.merge_base,
-            trained_on=source.trained_on,
+            **options,
+            extra_metadata=source.carried,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,48 +11,90 @@ from edgetune import console
 from edgetune.errors import ConfigError
 from edgetune.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from edgetune.validation.rungs import Ladder
+
 
 @click.command(name="validate", short_help="Prove an exported file against the model as it was trained.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--json", "json_", type=click.Path(path_type=Path), help="One report here, not one beside each file.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML, for CI.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also show it on a page (see `edgetune report`).")
 @click.option("--gate", "gates", multiple=True, metavar="KEY=VALUE", help="Threshold, such as mean_kld_max=0.05.")
 @click.option("--rows", type=click.IntRange(min=1), help="Only the first so many held-out rows.")
 @click.option("--no-task", is_flag=True, help="Do not answer the test rows.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores (1 for a tiny model).")
+@click.option("--locate", is_flag=True, help="Find the tensors whose storage types cost most, by swapping them back.")
+@click.option("--locate-seconds", type=click.FloatRange(min=1), default=600, show_default=True, help="For each file.")
+@click.option("--statistics", is_flag=True, help="Print every figure as llama-perplexity does.")
+@click.option(
+    "--llama-base", type=click.Path(path_type=Path), metavar="FILE",
+    help="Compare with a file of llama-perplexity --kl-divergence-base, in place of a run.",
+)  # fmt: skip
 def command(
     run: Path,
     files: tuple[Path, ...],
     json_: Path | None,
+    junit: Path | None,
+    html: Path | None,
     gates: tuple[str, ...],
     rows: int | None,
     no_task: bool,
     threads: int | None,
+    locate: bool,
+    locate_seconds: float,
+    statistics: bool,
+    llama_base: Path | None,
 ) -> None:
     """Measure each FILE against the reference of RUN, token by token, and hold it against the thresholds.
 
     \b
     edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
     edgetune validate runs/mine mine-f16.gguf mine-q4_k_m.gguf --gate recovery_min=0.95
+    edgetune validate --llama-base base.kld mine-q4_k_m.gguf
 
-    Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max; what the run's
-    configuration sets under `gate:` holds unless given here. Exit code 3 when one is missed.
+    Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max, agreement_min,
+    long_kld_max; what the run's configuration sets under `gate:` holds unless given here. Exit code 3 when one is
+    missed.
     """
+    if llama_base is not None:
+        _against_base_file(llama_base, (run, *files), threads)
+        return
+    if not files:
+        raise click.UsageError("Missing argument 'FILE...'.")
     from edgetune.validation import gate, report
+    from edgetune.validation import junit as junit_report
     from edgetune.validation.ladder import Options, climb
 
     directory = RunDirectory.open(run)
     thresholds = gate.parse(gates, directory.manifest["config"])
     check_distinct(files)
-    ladder = climb(directory, list(files), Options(rows, not no_task, threads), console.count_progress)
+    options = Options(rows, not no_task, threads, locate_seconds if locate else None)
+    ladder = climb(directory, list(files), options, console.count_progress)
     misses = gate.misses(ladder, thresholds)
     if json_ is not None:
         report.write(json_, ladder, ladder.files, thresholds, misses)
     else:
         for rung, file in zip(ladder.files, files, strict=True):
             report.write(report.json_path(file), ladder, [rung], thresholds, misses)
+    if junit is not None:
+        junit_report.write(junit, ladder, thresholds, misses)
+    if html is not None:
+        pages = [(report.content(ladder, [rung], thresholds, misses), rung.file) for rung in ladder.files]
+        _write_page(html, directory, pages)
     console.stdout().print(report.table(ladder, misses))
+    if statistics:
+        _print_statistics(ladder)
+    if locate:
+        _print_located(ladder)
     gate.raise_on(misses)
+
+
+def _write_page(path: Path, run: RunDirectory, contents: list[tuple[dict[str, Any], Path | None]]) -> None:
+    from edgetune.report import gather, page
+
+    page.write(path, gather.material(run, [(content, file.parent) for content, file in contents if file]))
 
 
 def check_distinct(files: tuple[Path, ...]) -> None:
@@ -60,3 +103,38 @@ def check_distinct(files: tuple[Path, ...]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(f"two files are called {twice}", "Validate them one after the other.")
+
+
+def _print_statistics(ladder: Ladder) -> None:
+    from edgetune.validation import llama_statistics
+
+    for rung in ladder.files:
+        click.echo(f"\n{rung.name}")
+        click.echo("\n".join(llama_statistics.lines(rung.figures)))
+
+
+def _print_located(ladder: Ladder) -> None:
+    """The costliest first; a negative gain is noise, or an error that cancelled another."""
+    for rung in ladder.files:
+        found = rung.located
+        if found is None:
+            continue
+        end = "" if found.complete else "; there was no time for all"
+        click.echo(f"\n{rung.name}: mean KLD {found.kld:.3g}; swapped back to 16 bits{end}:")
+        for swap in (*found.kinds, *found.layers):
+            share = swap.gain / found.kld if found.kld else 0.0
+            click.echo(f"  {swap.tensor:30} {swap.type:12} KLD {swap.kld_without:9.3g}  gain {share:7.1%}")
+
+
+def _against_base_file(base_file: Path, files: tuple[Path, ...], threads: int | None) -> None:
+    """What `llama-perplexity --kl-divergence` prints, for each file."""
+    from edgetune.llama_base import LlamaBase
+    from edgetune.validation import base_file as against
+    from edgetune.validation import llama_statistics
+
+    base = LlamaBase(base_file)
+    for file in files:
+        with console.count_progress(file.name) as progress:
+            figures = against.measure(base, file, threads, progress)
+        click.echo(f"{file.name}: {base.chunks} chunks of {base.context} tokens")
+        click.echo("\n".join(llama_statistics.lines(figures)))

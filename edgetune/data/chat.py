@@ -58,10 +58,18 @@ class ChatTemplate:
 
         Raises DataError when there is no template, and says which ones are built in.
         """
+        found = cls.find(directory, override)
+        if found is None:
+            raise DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
+        return found
+
+    @classmethod
+    def find(cls, directory: Path, override: str | None = None) -> ChatTemplate | None:
+        """As `from_directory`, but None when there is no template."""
         tokens = special_tokens(directory)
         source = read_override(override) if override else _own_source(directory)
         if source is None:
-            raise DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
+            return None
         named = {name: token for name, token in tokens.items() if name not in ("bos_token", "eos_token")}
         return cls(source, tokens.get("bos_token"), tokens.get("eos_token"), named)
 

@@ -77,6 +77,10 @@ class Runtime(Protocol):
     """An exported model that is ready to run. A context manager; not for use by several threads at once."""
 
     path: Path
+    size: int
+    """Bytes on disk of weights and what describes them."""
+    is_quantized: bool
+    """Whether some weights are in less than 16 bits."""
     threads: int
     context: int
     """Tokens that a prompt and its answer may have together."""
@@ -109,6 +113,12 @@ class Runtime(Protocol):
 
     def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
         """Continue `ids`. RuntimeProblem when these alone do not fit the context."""
+
+    def verify(self) -> None:
+        """Read all weights and compare them with the hash in the file, where it has one. ArtifactError if they differ.
+
+        Opening a file looks at sizes only.
+        """
 
     def close(self) -> None:
         """Give the memory back; the runtime is of no use afterwards."""

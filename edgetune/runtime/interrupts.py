@@ -65,3 +65,36 @@ class InterruptFlag:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@contextmanager
+def terminating(options: Any) -> Iterator[None]:
+    """A signal that arrives meanwhile sets `options.terminate`, at which ONNX Runtime ends its call.
+
+    Its flag is a C++ bool without a known address, so a thread waits for the signal's number on a pipe; ONNX Runtime
+    does not hold Python's lock while it computes. In the main thread only, where Python handles signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    waiting = threading.Thread(target=_terminate_at_signal, args=(reader, options), daemon=True)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    waiting.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.write(writer, _OVER)
+        waiting.join()
+        os.close(reader)
+        os.close(writer)
+
+
+_OVER = b"\0"  # no signal has this number
+
+
+def _terminate_at_signal(reader: int, options: Any) -> None:
+    if os.read(reader, 1) != _OVER:
+        options.terminate = True

@@ -7,11 +7,10 @@ views.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +18,25 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune import console
 from edgetune.data.chat import ChatTemplate
-from edgetune.runtime.interface import Finish, Generation, RuntimeProblem, Sampling
+from edgetune.runtime.causal import CausalRuntime
+from edgetune.runtime.interface import RuntimeProblem
 from edgetune.runtime.interrupts import InterruptFlag
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.llama_vocabulary import LlamaVocabulary
 from edgetune.runtime.long_runs import long_run
-from edgetune.runtime.sampling import Sampler
-from edgetune.runtime.text import TextStream
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
+from edgetune_converters.gguf.whole import check_data
 from edgetune_converters.preparation import Preparation
 
 _BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
-_OUTPUT_BYTES = 64 << 20  # of logits at a time: 512 rows up to a vocabulary of 32k, 110 at 152k
+_OUTPUT_BYTES = 128 << 20  # of logits at a time: 512 rows up to a vocabulary of 64k, 220 at 152k
 _DEFAULT_CONTEXT = 4096  # models made for 128k tokens would otherwise take gigabytes of cache for a one-line question
+_UNQUANTIZED = {0: "f32", 1: "f16", 32: "bf16"}  # general.file_type
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
 
 
-class LlamaRuntime:
+class LlamaRuntime(CausalRuntime):
     """A GGUF file in llama.cpp. See `Runtime` for what it offers."""
 
     _model: Any = None
@@ -48,6 +48,8 @@ class LlamaRuntime:
         """Raises ArtifactError for a damaged or foreign file, RuntimeProblem for one that llama.cpp cannot run."""
         file = _checked(path)
         self.path = path
+        self.size = file.size
+        self.is_quantized = file.metadata.get("general.file_type") not in _UNQUANTIZED
         self.threads = threads or default_threads(file.size)
         self.metadata: Mapping[str, Any] = file.metadata
         self._library = library()
@@ -123,11 +125,6 @@ class LlamaRuntime:
         """See Runtime."""
         return self._vocabulary.token_bytes(token, special=special)
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """See Runtime."""
-        stream = TextStream()
-        return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
-
     def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
         """See Runtime. Tokens after the last scored one are not evaluated."""
         if not len(positions):
@@ -142,41 +139,14 @@ class LlamaRuntime:
             if count:
                 yield self._logits(count)
 
-    def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
-        """See Runtime."""
-        prompt = np.asarray(ids, np.int32)
-        if not len(prompt):
-            raise RuntimeProblem("the prompt is empty", "Give some text.")
-        if len(prompt) >= self.context:
-            raise self._too_long(f"the prompt has {len(prompt)} tokens", len(prompt) + max_tokens)
-        self._check_ids(prompt)
-        return Generation(self._generate(prompt, sampling, max_tokens))
-
-    def _generate(
-        self, prompt: NDArray[np.int32], sampling: Sampling, max_tokens: int
-    ) -> Generator[int | Finish, None, None]:
-        sampler = Sampler(self._library, sampling)
-        try:
-            self._prefill(prompt)
-            for position in range(len(prompt), len(prompt) + max_tokens):
-                token = sampler.choose(self._context, self._logits(1)[0])
-                if token in self.stop_tokens:
-                    yield Finish.STOP
-                yield token
-                if position >= self.context:
-                    yield Finish.CONTEXT
-                self._step(token, position)
-            yield Finish.LENGTH
-        finally:
-            sampler.close()
-
-    def _prefill(self, prompt: NDArray[np.int32]) -> None:
+    def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
         self._library.llama_memory_clear(self._memory, False)
         wanted = np.zeros(len(prompt), np.int8)
         wanted[-1] = 1
         for start in range(0, len(prompt), _BATCH):
             stop = min(start + _BATCH, len(prompt))
             self._decode(prompt[start:stop], start, wanted[start:stop])
+        return self._last_logits()
 
     def _decode(self, ids: NDArray[np.int32], start: int, wanted: NDArray[np.int8]) -> None:
         """Evaluate ids [n <= _BATCH] at positions start.. and keep the logits of those that are wanted."""
@@ -194,8 +164,7 @@ class LlamaRuntime:
         if status:
             raise self._stopped(start, status)
 
-    def _step(self, token: int, position: int) -> None:
-        """Evaluate one token; the shortest way, as this is all that generating does."""
+    def _step(self, token: int, position: int) -> NDArray[np.float32]:
         batch = self._batch
         batch.n_tokens = 1
         batch.token[0] = token
@@ -205,28 +174,24 @@ class LlamaRuntime:
         status = self._library.llama_decode(self._context, batch)
         if status:
             raise self._stopped(position, status)
+        return self._last_logits()
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._logits(1)[0]
+        return logits
 
     def _logits(self, count: int) -> NDArray[np.float32]:
         """[count, V], llama.cpp's own buffer."""
         pointer = self._library.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self.vocabulary_size))
 
-    def _check_ids(self, ids: NDArray[np.int32]) -> None:
-        if len(ids) > self.context:
-            raise self._too_long(f"a row has {len(ids)} tokens", len(ids))
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
-            outside = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
-            raise RuntimeProblem(f"token {outside} is outside the vocabulary of {self.vocabulary_size} of {self.path}")
-
     def _stopped(self, position: int, status: int) -> RuntimeProblem:
         reason = "there is no room in its context" if status == _NO_ROOM else f"status {status}"
         return RuntimeProblem(f"llama.cpp stopped at token {position} of {self.path}: {reason}")
 
-    def _too_long(self, what: str, needed: int) -> RuntimeProblem:
-        hint = f"Ask for more with --context {needed}" if needed <= self.trained_context else "Shorten it"
-        return RuntimeProblem(
-            f"{what}, but the context is {self.context}", f"{hint}; the model was made for {self.trained_context}."
-        )
+    def verify(self) -> None:
+        """See Runtime."""
+        check_data(self.path)
 
     def close(self) -> None:
         """See Runtime. Idempotent."""
@@ -238,14 +203,6 @@ class LlamaRuntime:
         if self._interrupt is not None:
             self._interrupt.close()
             self._interrupt = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _pieces(wanted: NDArray[np.int8], outputs: int) -> Iterator[tuple[int, int]]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from edgetune.run_directory import RunDirectory
 from edgetune.runtime.interface import Runtime, RuntimeProblem
+from edgetune.runtime.onnx_folder import is_onnx
 
-Opener = Callable[[Path, int | None, int | None], Runtime]
 
+def load(path: Path, *, threads: int | None = None, context: int | None = None, clip: bool = False) -> Runtime:
+    """Open an exported file or folder. `threads`: None is one per physical core.
 
-def load(path: Path, *, threads: int | None = None, context: int | None = None) -> Runtime:
-    """Open an exported file. `threads`: None is one per physical core; `context` in tokens: None lets the file decide.
+    `context` in tokens: None lets the file decide. One that a graph has no tables for is an error; with `clip` it is
+    cut to what there is.
 
     Raises RuntimeProblem or ArtifactError, in one sentence, for anything that cannot be run.
     """
-    if path.is_dir():
-        raise _is_directory(path)
     if not path.exists():
         raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`.")
-    opener = OPENERS.get(path.suffix.lower(), _open_gguf)  # a GGUF file by any other name is recognised by its magic
-    return opener(path, threads, context)
+    if is_onnx(path):
+        return _open_onnx(path, threads, context, clip)
+    if path.is_dir():
+        raise _is_directory(path)
+    return _open_gguf(path, threads, context)  # a GGUF file by any other name is recognised by its magic
 
 
 def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
@@ -30,7 +32,10 @@ def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
     return LlamaRuntime(path, threads=threads, context=context)
 
 
-OPENERS: dict[str, Opener] = {".gguf": _open_gguf}
+def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
+    from edgetune.runtime.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(path, threads=threads, context=context, clip=clip)
 
 
 def _is_directory(path: Path) -> RuntimeProblem:

@@ -8,6 +8,8 @@ from typing import Any
 
 # 10,000 characters in a row are still well on a stack of 8 MiB, 50,000 are not
 _RUN = re.compile(r"[^\s.,!?…。，、]{8192}|[\W_]{8192}")
+# pre-tokenizers whose expressions go on over spaces, so that words in a row are one run
+_RUNS = {"exaone-moe": re.compile(r"[^\d\n.,;:!?…。，、]{8192}")}
 # pre-tokenizers that llama.cpp has written out in C++, or whose expressions do not repeat
 _WRITTEN_OUT = frozenset((
     "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "granite-docling", "gigachat",
@@ -20,7 +22,8 @@ _WRITTEN_OUT = frozenset((
 
 def long_run(metadata: Mapping[str, Any], text: str) -> str | None:
     """The beginning of a run of characters, cut by neither space nor full stop, that is too long for this model."""
-    if metadata.get("tokenizer.ggml.model") != "gpt2" or metadata.get("tokenizer.ggml.pre") in _WRITTEN_OUT:
+    pre = metadata.get("tokenizer.ggml.pre")
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or pre in _WRITTEN_OUT:
         return None
-    found = _RUN.search(text)
+    found = _RUN.search(text) or (_RUNS[pre].search(text) if pre in _RUNS else None)
     return found[0] if found else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,41 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune import console
+from edgetune.codings import largest
+from edgetune.config import ReferenceConfig
 from edgetune.reference import ReferenceWriter, Rows
-from edgetune.run_directory import RunDirectory
-from edgetune.training import outputs
+from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.training import forward, outputs
 from edgetune.training.contract import contract
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer
+from edgetune.training.long_rows import with_long_rows
 from edgetune.training.plan import Plan
-from edgetune.validation.answers import answer_matches
+from edgetune.training.task import capture_task, greedy_answers
+from edgetune.validation.choices import log_likelihoods
+
+FIRST_TOKENS = 5
+"""Likeliest first tokens of a golden answer that are stored, and that an exported file carries."""
 
 
 def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
-    """Write reference/ and the manifest's `reference` stage."""
+    """Write reference/ and the manifest's `reference` stage. Killed, it goes on where it was when called again."""
     started = time.perf_counter()
     outputs.prepare(model)
     theirs, tokenizer = load_tokenizer(plan.base, plan.config)
     golden = contract(plan.template, tokenizer, theirs, plan.splits.validation)
     check_same_tokenizer(plan.tokenizer, tokenizer, [entry["text"] for entry in golden])
-    rows = outputs.to_rows(plan.reference_rows)
+    rows, long_rows = with_long_rows(plan, model)
     dtype, context = outputs.products_in(model, plan.config)
-    with torch.inference_mode(), context(), _writer(run, plan, model, rows, dtype) as writer:
-        entropy = _capture_rows(plan, model, writer, rows)
-        task = _capture_task(plan, model, writer)
-        writer.set_contract(golden)
+    with torch.inference_mode(), context(), _writer(run, plan, model, rows, long_rows, dtype) as writer:
+        capture_rows(model, writer, rows)
+        task = capture_task(plan, model, writer)
+        writer.set_greedy(greedy_answers(plan, model))
+        writer.set_contract(_with_first_tokens(model, golden))
+        entropy = writer.mean_nll(len(rows) - long_rows)
     results = {
-        "rows": len(rows),
-        "positions": len(rows.positions),
+        "rows": len(rows) - long_rows,
+        "positions": len(rows.first(len(rows) - long_rows).positions),
+        "long_rows": long_rows,
         "cross_entropy": entropy,
         "task": task,
         "contract": len(golden),
@@ -45,7 +56,7 @@ def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
     run.record_stage("reference", results)
 
 
-def _writer(run: RunDirectory, plan: Plan, model: Any, rows: Rows, dtype: str) -> ReferenceWriter:
+def _writer(run: RunDirectory, plan: Plan, model: Any, rows: Rows, long_rows: int, dtype: str) -> ReferenceWriter:
     config, manifest = plan.config.reference, run.manifest
     return ReferenceWriter(
         run.reference,
@@ -53,70 +64,53 @@ def _writer(run: RunDirectory, plan: Plan, model: Any, rows: Rows, dtype: str) -
         vocab_size=model.get_base_model().config.get_text_config().vocab_size,
         full_vocabulary_limit=config.full_vocabulary_limit,
         top_k=config.top_k,
-        info={"device": manifest["device"], "dtype": dtype, "versions": manifest["versions"]},
-    )
+        info={
+            "device": manifest["device"], "dtype": dtype, "versions": manifest["versions"], "long_rows": long_rows
+        },
+        key=_key(run, config, rows, dtype, str(model.device)),
+    )  # fmt: skip
 
 
-def _capture_rows(plan: Plan, model: Any, writer: ReferenceWriter, rows: Rows) -> dict[str, float]:
-    """Log-probabilities of both models; returns the mean cross-entropy of each, in nats per scored token."""
-    sums = {"base": 0.0, "trained": 0.0}
+def _key(run: RunDirectory, config: ReferenceConfig, rows: Rows, dtype: str, device: str) -> str:
+    """Everything that has a say in the captured numbers."""
+    adapter = sorted(path for path in run.adapter.rglob("*") if path.is_file())
+    parts = [
+        str(run.manifest["base"]["files"]), *(sha256_file(path) for path in adapter), dtype, device,
+        f"{config.full_vocabulary_limit} {config.top_k} {config.max_new_tokens}",
+        *(hashlib.sha256(array.tobytes()).hexdigest() for array in (rows.tokens, rows.row_offsets, rows.positions)),
+    ]  # fmt: skip
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def capture_rows(model: Any, writer: ReferenceWriter, rows: Rows) -> None:
+    """Log-probabilities of both models, batch by batch, from where an earlier writer stopped."""
+    if writer.done:
+        console.note(f"reference: going on after {writer.done} of {len(rows.positions)} tokens")
     with console.count_progress("reference") as progress:
-        for number, (row, (ids, scored, _)) in enumerate(zip(plan.reference_rows, rows, strict=True), 1):
-            sums["trained"] += _pass_on(outputs.row_logits(model, row), ids[scored], writer.add_trained)
+        for batch in forward.in_batches(model, rows, writer.done):
+            for logits in forward.logits(model, batch):
+                writer.add_trained(logits)
             with model.disable_adapter():
-                sums["base"] += _pass_on(outputs.row_logits(model, row), ids[scored], writer.add_base)
-            progress(number, len(rows))
-    return {name: total / len(rows.positions) for name, total in sums.items()}
+                for logits in forward.logits(model, batch):
+                    writer.add_base(logits)
+            writer.checkpoint()
+            progress(writer.done, len(rows.positions))
 
 
-def _pass_on(blocks: Iterable[outputs.F32], targets: NDArray[np.int32], add: Callable[[outputs.F32], None]) -> float:
-    """Hand the logits of a row to the writer; returns the sum of the targets' negative log-likelihoods."""
-    done, total = 0, 0.0
-    for logits in blocks:
-        add(logits)
-        wanted = targets[done : done + len(logits)]
-        high = logits.max(axis=1)
-        spread = np.log(np.exp((logits - high[:, None]).astype(np.float64)).sum(axis=1))
-        total += float((spread + high - logits[np.arange(len(wanted)), wanted]).sum())
-        done += len(logits)
-    return total
+def _with_first_tokens(model: Any, golden: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The golden conversations, those that wait for an answer with the trained model's likeliest first tokens."""
+    found = []
+    for entry in golden:
+        if entry["add_generation_prompt"] and entry["ids"]:
+            entry = {**entry, "first": _first_tokens(model, entry["ids"])}
+        found.append(entry)
+    return found
 
 
-def _capture_task(plan: Plan, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
-    """Greedy answers of both models to the test rows; returns their scores as shares of the rows."""
-    if not plan.task_rows:
-        return None
-    answers = _answers(plan, model)
-    kind = plan.config.data.answer
-    expected = [row[-1]["content"] for row in plan.task_rows]
-    rows = [
-        {"messages": row[:-1], "expected": wanted, "base": base, "trained": trained}
-        for row, wanted, base, trained in zip(
-            plan.task_rows, expected, answers["base"], answers["trained"], strict=True
-        )
-    ]
-    writer.set_task(kind, rows)
-    right = {
-        which: sum(answer_matches(kind, wanted, got) for wanted, got in zip(expected, given, strict=True))
-        for which, given in answers.items()
-    }
-    return {"kind": kind, "rows": len(rows), **{which: count / len(rows) for which, count in right.items()}}
-
-
-def _answers(plan: Plan, model: Any) -> dict[str, list[str]]:
-    """Texts that both models answer to the prompts of the test rows."""
-    texts = [plan.template.render(row[:-1], add_generation_prompt=True) for row in plan.task_rows]
-    prompts = [ids for ids, _ in plan.tokenizer.encode_batch(texts)]
-    settings = outputs.Greedy(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
-    written: dict[str, list[list[int]]] = {}
-    with console.count_progress("answers") as progress:
-
-        def advance(done: int) -> None:
-            progress(len(prompts) * len(written) + done, 2 * len(prompts))
-
-        written["trained"] = outputs.greedy(model, prompts, settings, advance)
-        with model.disable_adapter():
-            written["base"] = outputs.greedy(model, prompts, settings, advance)
-    return {
-        which: [plan.tokenizer.decode(ids, skip_special=True) for ids in answers] for which, answers in written.items()
-    }
+def _first_tokens(model: Any, ids: Sequence[int]) -> dict[str, list[Any]]:
+    row: NDArray[np.int32] = np.asarray([*ids, 0], np.int32)  # what follows the prompt is predicted, not read
+    batch = forward.Batch([row], [np.array([len(ids)])])
+    said = next(iter(forward.logits(model, batch)))
+    targets = largest(said, FIRST_TOKENS)[0][0]
+    log_probs = log_likelihoods(np.repeat(said, len(targets), axis=0), targets)
+    return {"ids": targets.tolist(), "log_probs": [round(float(value), 5) for value in log_probs]}

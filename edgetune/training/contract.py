@@ -45,7 +45,30 @@ GOLDEN: tuple[Conversation, ...] = (
     _talk("Is an empty system message kept?", system=""),
     _talk("A question", "An answer"),
     _talk("One", "Two", "Three", "Four"),
+    _talk("An empty answer", "", "and an empty question", "Yes?", ""),
+    _talk("   ", system="  spaces around the system message  "),
+    [*_talk("What is the weather in Zürich?", '{"city": "Zürich"}'), {"role": "tool", "content": '{"celsius": 21.5}'}],
 )
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "set_light",
+        "description": "Dim a light – or switch it on «now»",
+        "parameters": {
+            "type": "object",
+            "properties": {"room": {"type": "string"}, "level": {"type": "integer"}},
+            "required": ["room"],
+        },
+    },
+}
+"""Given to the template for some conversations; a template that knows no tools ignores it."""
+CALLED: Conversation = [
+    {"role": "user", "content": "Dim the bedroom light."},
+    {"role": "assistant", "content": "", "tool_calls": [  # type: ignore[dict-item]
+        {"type": "function", "function": {"name": "set_light", "arguments": {"room": "bedroom", "level": 30}}}]},
+    {"role": "tool", "content": "done", "name": "set_light"},
+]  # fmt: skip
+WITH_TOOLS: tuple[Conversation, ...] = (_ask("Dim the bedroom light."), _talk("Hi", system="You act."), CALLED)
 
 
 def contract(
@@ -55,20 +78,29 @@ def contract(
 
     `theirs` is the transformers tokenizer. DataError when our rendering differs from its own.
     """
-    return list(_entries(template, tokenizer, theirs, [*GOLDEN, *own[:OWN_ROWS]]))
+    golden = [
+        *_entries(template, tokenizer, theirs, GOLDEN),
+        *_entries(template, tokenizer, theirs, WITH_TOOLS, [TOOL]),
+    ]
+    users = _entries(template, tokenizer, theirs, own[:OWN_ROWS])
+    return [*({**entry, "own": False} for entry in golden), *({**entry, "own": True} for entry in users)]
 
 
 def _entries(
-    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, conversations: Iterable[Conversation]
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    theirs: Any,
+    conversations: Iterable[Conversation],
+    tools: list[dict[str, Any]] | None = None,
 ) -> Iterable[dict[str, Any]]:
     for messages in conversations:
         prompt = messages[-1]["role"] != "assistant"
         try:
-            text = template.render(messages, add_generation_prompt=prompt)
+            text = template.render(messages, add_generation_prompt=prompt, tools=tools)
         except DataError:  # no system role, strict alternation ...
             continue
         expected = theirs.apply_chat_template(
-            messages, chat_template=template.source, tokenize=False, add_generation_prompt=prompt
+            messages, tools=tools, chat_template=template.source, tokenize=False, add_generation_prompt=prompt
         )
         if text != expected:
             raise DataError(
@@ -76,4 +108,5 @@ def _entries(
                 "Please report this template; meanwhile use another one (data.chat_template).",
             )
         ids, _ = tokenizer.encode(text)
-        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids}
+        entry = {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids}
+        yield entry if tools is None else {**entry, "tools": tools}

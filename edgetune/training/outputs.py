@@ -1,19 +1,14 @@
-"""What base and trained model say: log-probabilities on held-out rows, greedy answers to test rows.
-
-One row at a time and without padding, so that the figures are those of the row itself; a long row's logits are made in
-blocks of positions, so that no more than BLOCK_BYTES of them are alive.
-"""
+"""What base and trained model say: the rows they are asked about, the type they compute in, their greedy answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from edgetune.config import Config
@@ -21,12 +16,10 @@ from edgetune.data.masks import EncodedRow
 from edgetune.reference import Rows
 from edgetune.training.loading import compute_dtype, four_bit_layers
 
-BLOCK_BYTES = 128 * 2**20
 GENERATION_BATCH = 32
 
-F32 = NDArray[np.float32]
-Advance = Callable[[int], None]
-"""Called with how many prompts have been answered."""
+Advance = Callable[[dict[int, list[int]]], None]
+"""Called with the answers of a batch, by the index of their prompts."""
 
 
 def to_rows(encoded: Sequence[EncodedRow]) -> Rows:
@@ -62,14 +55,10 @@ def products_in(model: Any, config: Config) -> tuple[str, Callable[[], AbstractC
     return str(dtype).removeprefix("torch."), lambda: torch.autocast(model.device.type, dtype)
 
 
-def row_logits(model: Any, row: EncodedRow) -> Iterator[F32]:
-    """Logits f32 [m, V] that predict the scored positions of a row, in order, in blocks of bounded size."""
-    ids = torch.tensor([row.input_ids], device=model.device)
-    predictors = torch.tensor(row.scored, device=model.device) - 1
-    size = max(1, BLOCK_BYTES // (4 * model.get_base_model().config.get_text_config().vocab_size))
-    for block in torch.split(predictors, size):
-        logits = model(input_ids=ids, logits_to_keep=block, use_cache=False).logits[0]
-        yield logits.float().cpu().numpy()
+def as_model(model: Any, which: str) -> AbstractContextManager[Any]:
+    """The context in which `model` is the "trained" or the "base" one."""
+    context: AbstractContextManager[Any] = model.disable_adapter() if which == "base" else nullcontext()
+    return context
 
 
 @dataclass(frozen=True)
@@ -81,8 +70,13 @@ class Greedy:
     length: int
 
 
-def greedy(model: Any, prompts: Sequence[Sequence[int]], settings: Greedy, advance: Advance) -> list[list[int]]:
-    """Answers as ids, without the token at which each stops; prompts of similar length share a batch."""
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], settings: Greedy, advance: Advance, known: Collection[int] = ()
+) -> None:
+    """Answers as ids, without the token at which each stops; prompts of similar length share a batch.
+
+    Prompts whose index is `known` are left out.
+    """
     model.get_base_model().generation_config = GenerationConfig()  # nothing of the base's own sampling
     generation = GenerationConfig(
         do_sample=False,
@@ -91,18 +85,15 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], settings: Greedy, advan
         pad_token_id=settings.pad_id,
         use_cache=True,
     )
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: dict[int, list[int]] = {}
+    order = sorted((index for index in range(len(prompts)) if index not in known), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), GENERATION_BATCH):
         batch = order[start : start + GENERATION_BATCH]
         ids, attended = _left_padded([prompts[index] for index in batch], settings.pad_id)
         written = model.generate(
             input_ids=ids.to(model.device), attention_mask=attended.to(model.device), generation_config=generation
         )
-        for index, answer in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
-            answers[index] = _until_stop(answer, settings.stop_ids)
-        advance(len(answers))
-    return [answers[index] for index in range(len(prompts))]
+        answers = written[:, ids.shape[1] :].tolist()
+        advance({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,9 @@ from edgetune.data.formats import Conversation
 from edgetune.data.masks import EncodedRow
 from edgetune.data.preview import totals
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import DataError
 from edgetune.training.base import Base, check_exportable, find_base
-from edgetune.validation.answers import answer_matches
+from edgetune.validation.answers import CHOICE, answer_matches
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,21 @@ def prepare(config: Config) -> Plan:
     validation = encode_all(template, tokenizer, splits.validation, config.training.max_length)
     pad_id, pad_reason = tokenizer.choose_pad()
     plan = Plan(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
+    _check_choices(config, plan)
     for row in plan.task_rows:  # an expected answer that cannot be compared is found now, not after training
         answer_matches(config.data.answer, row[-1]["content"], "")
     return plan
+
+
+def _check_choices(config: Config, plan: Plan) -> None:
+    """DataError when a right answer is none of the choices."""
+    if config.data.answer != CHOICE:
+        return
+    wrong = next((row[-1]["content"] for row in plan.task_rows if row[-1]["content"] not in config.data.choices), None)
+    if wrong is not None:
+        raise DataError(
+            f"the expected answer {wrong[:60]!r} is none of data.choices", f"They are {', '.join(config.data.choices)}."
+        )
 
 
 def describe(plan: Plan) -> None:

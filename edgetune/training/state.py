@@ -9,6 +9,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
+from edgetune.reference_writer import stopped_directory
 from edgetune.run_directory import RunDirectory
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
@@ -110,5 +111,6 @@ def clear(run: RunDirectory) -> None:
     """Remove an earlier run. Its manifest goes first, so that what a kill leaves behind is not taken for a run."""
     for file in (run.finished_file, run.unfinished_file):
         file.unlink(missing_ok=True)
+    shutil.rmtree(stopped_directory(run.reference), ignore_errors=True)
     for part in (run.adapter, run.tokenizer, run.reference, run.checkpoints, run.logs):
         shutil.rmtree(part, ignore_errors=True)

@@ -10,14 +10,17 @@ from typing import Any
 
 from edgetune.errors import DataError
 
+CHOICE = "choice"
+"""The kind whose answers are not generated but chosen by log-likelihood (edgetune/validation/choices.py)."""
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 
 
 def answer_matches(kind: str, expected: str, got: str) -> bool:
     """Compare a generated answer with the expected one; white space around either does not count.
 
-    `kind` is "exact" (equal strings), "json" (equal values, key order aside), "number" (equal last numbers) or "regex"
-    (`expected` is a pattern that occurs in `got`). Raises DataError when `expected` itself cannot be used so.
+    `kind` is "exact" (equal strings), "json" (equal values, key order aside), "number" (equal last numbers), "regex"
+    (`expected` is a pattern that occurs in `got`) or "choice" (the same one). Raises DataError when `expected` itself
+    cannot be used so.
     """
     return _MATCHERS[kind](expected.strip(), got.strip())
 
@@ -71,4 +74,5 @@ _MATCHERS: dict[str, Callable[[str, str], bool]] = {
     "json": _json_matches,
     "number": _number_matches,
     "regex": _regex_matches,
+    CHOICE: lambda expected, got: expected == got,
 }

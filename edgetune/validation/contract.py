@@ -16,7 +16,7 @@ from edgetune.errors import DataError
 from edgetune.runtime import Runtime
 
 Golden = Mapping[str, Any]
-"""{"messages", "add_generation_prompt", "text", "ids"}"""
+"""{"messages", "add_generation_prompt", "text", "ids"}, and "tools" where the template was given some."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Contract:
     def holds(self) -> bool:
         """Whether nothing differs."""
         return not self.differences
+
+    def with_fault(self, what: str, detail: str | None) -> Contract:
+        """With a difference that was found elsewhere, if there is one."""
+        return self if detail is None else Contract(self.conversations, [*self.differences, Difference(what, detail)])
 
 
 def check(runtime: Runtime, golden: Sequence[Golden], tokenizer: Path) -> Contract:
@@ -77,7 +81,9 @@ def rendering_difference(runtime: Runtime, entry: Golden) -> str | None:
     if runtime.chat_template is None:
         return None  # said by template_difference
     try:
-        found = runtime.chat_template.render(entry["messages"], add_generation_prompt=entry["add_generation_prompt"])
+        found = runtime.chat_template.render(
+            entry["messages"], add_generation_prompt=entry["add_generation_prompt"], tools=entry.get("tools")
+        )
     except DataError as error:
         return error.message
     return None if found == entry["text"] else _first_difference(entry["text"], found)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, GateFailure
-from edgetune.validation.ladder import Ladder, Rung
+from edgetune.validation.blame import Chain, hint_of, stage_of
+from edgetune.validation.rungs import Ladder, Rung
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class Threshold:
     def met(self, value: float, limit: float) -> bool:
         """NaN meets nothing."""
         return value <= limit if self.is_maximum else value >= limit
+
+
+def _long_kld(_: Ladder, rung: Rung) -> float | None:
+    return max((row.kld for row in rung.long_rows), default=None)
 
 
 def _task_drop(ladder: Ladder, rung: Rung) -> float | None:
@@ -41,6 +47,10 @@ THRESHOLDS = {
         "recovery", lambda _, rung: math.nan if rung.figures.recovery is None else rung.figures.recovery, False
     ),
     "task_drop_max": Threshold("drop of the task score", _task_drop, True),
+    "agreement_min": Threshold(
+        "agreement with greedy answers", lambda _, rung: rung.agreement.mean if rung.agreement else None, False
+    ),
+    "long_kld_max": Threshold("mean KLD of a long row", _long_kld, True),
 }
 
 
@@ -53,6 +63,14 @@ class Miss:
     stage: str
     """Where it was lost: template, tokenizer, merge or convert, quantize."""
     sentence: str
+    value: float | None = None
+    limit: float | None = None
+    is_maximum: bool | None = None
+
+    @property
+    def hint(self) -> str:
+        """What to do next."""
+        return hint_of(self.stage)
 
 
 def parse(overrides: Sequence[str], config: Mapping[str, Any]) -> GateConfig:
@@ -84,31 +102,35 @@ def _broken_contract(rung: Rung) -> list[Miss]:
     ]
 
 
+def limits(gate: GateConfig) -> dict[str, float]:
+    """What is asked for; a long row must meet what every row must unless something else is said."""
+    found = {key: getattr(gate, key) for key in THRESHOLDS}
+    if found["long_kld_max"] is None:
+        found["long_kld_max"] = gate.mean_kld_max
+    return {key: limit for key, limit in found.items() if limit is not None}
+
+
 def _missed(ladder: Ladder, rung: Rung, gate: GateConfig) -> list[Miss]:
     found = []
-    for key, threshold in THRESHOLDS.items():
-        limit: float | None = getattr(gate, key)
+    for key, limit in limits(gate).items():
+        threshold = THRESHOLDS[key]
         value = threshold.value(ladder, rung)
-        if limit is None or value is None or threshold.met(value, limit):
+        if value is None or threshold.met(value, limit):
             continue
         side = "most" if threshold.is_maximum else "least"
         sentence = f"{threshold.words} is {_number(value)}, at {side} {limit:g} was asked for ({key})"
-        found.append(Miss(rung.name, key, stage_of(ladder, rung, gate), sentence))
+        stage = stage_of(Chain.of(ladder, rung), partial(_misses, ladder, threshold, limit))
+        found.append(Miss(rung.name, key, stage, sentence, value, limit, threshold.is_maximum))
     return found
+
+
+def _misses(ladder: Ladder, threshold: Threshold, limit: float, rung: Rung) -> bool:
+    value = threshold.value(ladder, rung)
+    return value is not None and not threshold.met(value, limit)
 
 
 def _number(value: float) -> str:
     return "not defined (training gained nothing on these rows)" if math.isnan(value) else f"{value:.4g}"
-
-
-def stage_of(ladder: Ladder, rung: Rung, gate: GateConfig) -> str:
-    """Where a loss appeared: an unquantized file of the same run, if there is one, tells merging from quantizing."""
-    if not rung.is_quantized:
-        return "merge or convert"
-    whole = [other for other in ladder.files if not other.is_quantized]
-    if not whole:
-        return "merge, convert or quantize (validate an f16 export beside it to tell which)"
-    return "merge or convert" if any(_missed(ladder, other, gate) for other in whole) else "quantize"
 
 
 def raise_on(found: Sequence[Miss]) -> None:
@@ -117,13 +139,4 @@ def raise_on(found: Sequence[Miss]) -> None:
         return
     lines = [f"{miss.rung}: {miss.sentence}; lost at: {miss.stage}" for miss in found]
     message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} checks failed:", *lines])
-    raise GateFailure(message, HINTS[found[0].stage.split(" ")[0].rstrip(",")])
-
-
-HINTS = {
-    "origin": "Validate a file against the run that it was exported from, or export it again.",
-    "template": "Export again from the run directory; its tokenizer/ holds the template of training.",
-    "tokenizer": "Export again from the run directory; if it stays, this tokenizer cannot be shipped: report it.",
-    "merge": "Export with -q f16 and validate that too: it tells a wrong merge from a coarse type.",
-    "quantize": "Export with a finer type (-q q5_k_m, q6_k or q8_0), or train longer.",
-}
+    raise GateFailure(message, found[0].hint)

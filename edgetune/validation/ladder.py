@@ -1,71 +1,35 @@
-"""The ladder: base, trained model, and each exported file on the same held-out rows."""
+"""The ladder: base, trained and merged model, and each exported file on the same held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from edgetune import merged
+from edgetune.codings import F64
 from edgetune.console import Progress
+from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import Reference, Rows
 from edgetune.run_directory import RunDirectory
 from edgetune.runtime import Runtime, load
-from edgetune.validation import contract, metrics, scoring, task
-from edgetune.validation.metrics import Figures
-from edgetune_converters.adapters import Adapter
-from edgetune_converters.receipts import combined_hash
+from edgetune.runtime.onnx_folder import is_onnx
+from edgetune.validation import contract, greedy, metrics, origin, scoring, task
+from edgetune.validation.detail import detail
+from edgetune.validation.locate import locate
+from edgetune.validation.metrics import Scored
+from edgetune.validation.rungs import BASE, MERGED, TRAINED, Ladder, LongRow, Rung
+
+__all__ = ["Ladder", "Options", "Rung", "climb"]
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
 _TEMPLATE = 256  # tokens that a chat template may add to a conversation
 _LONGEST_PROMPT = 16384
-_BASE_HASH = "edgetune.base.sha256"
-UNQUANTIZED = {0: "f32", 1: "f16", 32: "bf16"}  # general.file_type
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One model of the ladder; `file` and `contract` only for exported files."""
-
-    name: str
-    figures: Figures
-    task: task.TaskScore | None
-    file: Path | None = None
-    size: int | None = None
-    contract: contract.Contract | None = None
-    is_quantized: bool = False
-    notes: tuple[str, ...] = ()
-    mismatches: tuple[str, ...] = ()
-    """What the file says it was made from and this run is not; one fails the gate whatever the figures are."""
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Everything that was measured."""
-
-    run: RunDirectory
-    reference: Reference
-    rows: Rows
-    rungs: list[Rung]
-    """base, trained, then the files in the order given."""
-
-    @property
-    def base(self) -> Rung:
-        """The model before training."""
-        return self.rungs[0]
-
-    @property
-    def trained(self) -> Rung:
-        """The model as it was trained: what the others are compared with."""
-        return self.rungs[1]
-
-    @property
-    def files(self) -> list[Rung]:
-        """The exported files."""
-        return self.rungs[2:]
 
 
 @dataclass(frozen=True)
@@ -76,24 +40,51 @@ class Options:
     """Only the first so many held-out rows."""
     with_task: bool = True
     threads: int | None = None
+    locate_seconds: float | None = None
+    """How long to look for the tensors whose types cost most, for each file; None does not look."""
 
 
 def climb(run: RunDirectory, files: list[Path], options: Options, bar: ProgressBar) -> Ladder:
     """Measure every file. Raises one-sentence errors before the first minute of work where that is possible."""
     reference = Reference.open(run.reference)
-    rows = reference.rows if options.rows is None else reference.rows.first(options.rows)
-    count = len(rows.positions)
-    if not count:
+    rows = reference.main_rows if options.rows is None else reference.main_rows.first(options.rows)
+    if not len(rows.positions):
         raise RunDirectoryError(f"the first {len(rows)} rows have no scored token", "Ask for more with --rows.")
-    stored = {"base": metrics.of_base(reference, count), "trained": metrics.of_trained(reference, count)}
-    rungs = [
-        Rung(name, metrics.figures(scored, reference), _stored_task(reference, name, options))
-        for name, scored in stored.items()
-    ]
-    ladder = Ladder(run, reference, rows, rungs)
+    ladder = Ladder(run, reference, rows, list(_stored(reference, rows, options)))
     for file in files:
-        rungs.append(measure(ladder, file, options, bar))
+        ladder.rungs.append(_located(ladder, measure(ladder, file, options, bar), options, bar))
     return ladder
+
+
+def _located(ladder: Ladder, rung: Rung, options: Options, bar: ProgressBar) -> Rung:
+    """With the tensors that cost most, if that was asked for and there is something to swap."""
+    if options.locate_seconds is None or not rung.is_quantized or rung.is_onnx or rung.file is None:
+        return rung
+    with bar(f"{rung.name}: locate") as progress:
+        located = locate(ladder.run, ladder.reference, rung.file, options.locate_seconds, progress)
+    return replace(rung, located=located)
+
+
+def _stored(reference: Reference, rows: Rows, options: Options) -> list[Rung]:
+    """The rungs that were captured: nothing is computed for them."""
+    count = len(rows.positions)
+    scored = {BASE: metrics.of_base(reference, count), TRAINED: metrics.of_trained(reference, count)}
+    found = [
+        Rung(which, metrics.figures(each, reference), _stored_task(reference, which, options), which,
+             row_kld=_row_means(rows, each.kld))
+        for which, each in scored.items()
+    ]  # fmt: skip
+    for name in merged.MERGED:
+        compared = merged.read(reference, name)
+        if compared is None:
+            continue
+        each = Scored(compared.kld, compared.top, compared.nll)
+        figures = metrics.figures(each.first(count), reference)
+        found.append(
+            Rung(f"merged {name}", figures, None, MERGED, merge_base=name, row_kld=_row_means(rows, each.kld),
+                 long_rows=_long(reference, each) if options.rows is None else ())
+        )  # fmt: skip
+    return found
 
 
 def _stored_task(reference: Reference, which: str, options: Options) -> task.TaskScore | None:
@@ -101,25 +92,72 @@ def _stored_task(reference: Reference, which: str, options: Options) -> task.Tas
 
 
 def measure(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> Rung:
-    """One exported file on the ladder's rows."""
-    reference, run = ladder.reference, ladder.run
-    longest = int(max(len(ids) for ids, _, _ in ladder.rows))
-    max_tokens = int(run.manifest["config"]["reference"]["max_new_tokens"])
-    with load(file, threads=options.threads, context=_context(reference, longest, max_tokens)) as runtime:
+    """One exported file on the ladder's rows, and on the long ones if nothing is left out."""
+    reference = ladder.reference
+    rows = reference.rows if options.rows is None else ladder.rows
+    longest = int(max(len(ids) for ids, _, _ in rows))
+    max_tokens = int(ladder.run.manifest["config"]["reference"]["max_new_tokens"])
+    with load(file, threads=options.threads, context=_context(reference, longest, max_tokens), clip=True) as runtime:
+        runtime.verify()
         _check_fits(runtime, longest)
         scoring.check_vocabulary(runtime, reference)
-        held = contract.check(runtime, reference.contract, run.tokenizer)
+        held = contract.check(runtime, reference.contract, ladder.run.tokenizer)
         with bar(f"{file.name}: score") as progress:
-            scored = scoring.score(runtime, reference, ladder.rows, progress)
-        answers = None
-        if reference.task and options.with_task:
-            with bar(f"{file.name}: task") as progress:
-                answers = task.run_task(runtime, reference.task, max_tokens, progress)
-        return Rung(
-            file.name, metrics.figures(scored, reference), answers, file, file.stat().st_size, held,
-            runtime.metadata.get("general.file_type") not in UNQUANTIZED,
-            tuple(_unsigned(runtime.metadata)), tuple(_mismatches(runtime.metadata, run)),
-        )  # fmt: skip
+            scored = scoring.score(runtime, reference, rows, progress)
+        rung = _rung(ladder, runtime, scored.first(len(ladder.rows.positions)))
+        rung = _with_answers(rung, ladder, runtime, held, max_tokens if options.with_task else 0, bar)
+        return replace(rung, long_rows=_long(reference, scored) if options.rows is None else ())
+
+
+def _rung(ladder: Ladder, runtime: Runtime, scored: Scored) -> Rung:
+    file, metadata = runtime.path, runtime.metadata
+    return Rung(
+        name=file.name,
+        figures=metrics.figures(scored, ladder.reference),
+        task=None,
+        file=file,
+        size=runtime.size,
+        is_quantized=runtime.is_quantized,
+        notes=tuple(origin.unsigned(metadata)),
+        mismatches=tuple(origin.mismatches(metadata, ladder.run)),
+        detail=detail(runtime, ladder.reference, ladder.rows, scored),
+        merge_base=origin.merge_base(metadata),
+        is_onnx=is_onnx(file),
+        row_kld=_row_means(ladder.rows, scored.kld),
+    )
+
+
+def _with_answers(
+    rung: Rung, ladder: Ladder, runtime: Runtime, held: contract.Contract, max_tokens: int, bar: ProgressBar
+) -> Rung:
+    """The contract, and what the file says greedily; `max_tokens` 0 leaves the test rows out."""
+    reference, answers = ladder.reference, None
+    with bar(f"{rung.name}: greedy") as progress:
+        agreement, fault = greedy.follow(runtime, reference.greedy, _stops(ladder.run), progress)
+    if reference.task and max_tokens:
+        with bar(f"{rung.name}: task") as progress:
+            answers = task.run_task(runtime, reference.task, max_tokens, progress)
+    return replace(rung, contract=held.with_fault("stop", fault), agreement=agreement, task=answers)
+
+
+def _stops(run: RunDirectory) -> frozenset[int]:
+    """The stop tokens of training."""
+    if not (run.tokenizer / "tokenizer.json").is_file():
+        return frozenset()
+    return TextTokenizer.from_directory(run.tokenizer).stop_ids
+
+
+def _row_means(rows: Rows, kld: F64) -> tuple[float, ...]:
+    return tuple(float(kld[where].mean()) if where.stop > where.start else float("nan") for _, _, where in rows)
+
+
+def _long(reference: Reference, scored: Scored) -> tuple[LongRow, ...]:
+    """The last rows of the reference one by one."""
+    same = scored.top == reference.trained_top
+    long_rows = list(reference.rows)[len(reference.rows) - reference.long_rows :]
+    return tuple(
+        LongRow(len(ids), float(np.mean(scored.kld[where])), float(np.mean(same[where]))) for ids, _, where in long_rows
+    )
 
 
 def _context(reference: Reference, longest: int, max_tokens: int) -> int:
@@ -139,22 +177,3 @@ def _check_fits(runtime: Runtime, longest: int) -> None:
             f"a held-out row has {longest} tokens, {runtime.path} was made for {runtime.trained_context}",
             "Train again with a smaller training.max_length.",
         )
-
-
-def _unsigned(metadata: Mapping[str, Any]) -> list[str]:
-    """A file that another tool made carries no hashes: it is measured, and its origin stays unknown."""
-    return [] if _BASE_HASH in metadata else ["the file does not say what it was made from"]
-
-
-def _mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
-    """Whether the file says that it was made from another base or adapter than this run's."""
-    if _BASE_HASH not in metadata:
-        return []
-    found = []
-    if metadata[_BASE_HASH] != combined_hash(run.manifest["base"]["files"]):
-        found.append("the file was made from another base than this run")
-    if run.adapter.is_dir() and metadata.get("edgetune.adapter.sha256") != combined_hash(
-        Adapter(run.adapter).identity()
-    ):
-        found.append("the file was not made with this run's adapter; if you trained again, export again")
-    return found

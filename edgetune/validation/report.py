@@ -16,10 +16,11 @@ from rich.text import Text
 import edgetune
 from edgetune.config import GateConfig
 from edgetune.run_directory import write_json
+from edgetune.validation.blame import most_lost
 from edgetune.validation.contract import Contract
 from edgetune.validation.gate import Miss
-from edgetune.validation.ladder import Ladder, Rung
 from edgetune.validation.metrics import Mean
+from edgetune.validation.rungs import Ladder, Rung
 
 VERSION = 1
 NOTHING = "–"
@@ -32,10 +33,15 @@ def json_path(artifact: Path) -> Path:
 
 def write(path: Path, ladder: Ladder, files: Sequence[Rung], gate: GateConfig, misses: Sequence[Miss]) -> None:
     """The report of some of the ladder's files as JSON, atomically."""
+    write_json(path, content(ladder, files, gate, misses))
+
+
+def content(ladder: Ladder, files: Sequence[Rung], gate: GateConfig, misses: Sequence[Miss]) -> dict[str, Any]:
+    """The report of some of the ladder's files: what `write` writes."""
     names = {rung.name for rung in files}
     own = [miss for miss in misses if miss.rung in names]
     reference = ladder.reference
-    content = {
+    stored = {
         "version": VERSION,
         "edgetune": edgetune.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,16 +52,19 @@ def write(path: Path, ladder: Ladder, files: Sequence[Rung], gate: GateConfig, m
         },
         "passed": not own,
         "gate": gate.model_dump(),
-        "misses": [asdict(miss) for miss in own],
-        "rungs": [_as_json(rung) for rung in (ladder.base, ladder.trained, *files)],
+        "misses": [asdict(miss) | {"hint": miss.hint} for miss in own],
+        "rungs": [_as_json(rung, ladder) for rung in (ladder.base, ladder.trained, *ladder.merged, *files)],
     }  # fmt: skip
-    write_json(path, _plain(content))
+    plain: dict[str, Any] = _plain(stored)
+    return plain
 
 
-def _as_json(rung: Rung) -> dict[str, Any]:
+def _as_json(rung: Rung, ladder: Ladder) -> dict[str, Any]:
     """All fields; a path by its name only, for a report is sent to other machines."""
     fields = asdict(rung)
     fields["file"] = rung.file.name if rung.file else None
+    fields["stage"] = rung.stage
+    fields["lost"] = asdict(most_lost(ladder, rung)) if rung.file else None
     if rung.contract:
         fields["contract"]["holds"] = rung.contract.holds
     if rung.task:

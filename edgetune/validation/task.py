@@ -8,10 +8,11 @@ from typing import Any
 
 from edgetune.console import Progress
 from edgetune.runtime import Runtime, Sampling
-from edgetune.validation.answers import answer_matches
+from edgetune.validation.answers import CHOICE, answer_matches
+from edgetune.validation.choices import best, continuations, log_likelihoods
 
 Row = Mapping[str, Any]
-"""{"messages", "expected", "base", "trained"}"""
+"""{"messages", "expected", "base", "trained"}, and "choices" where these are chosen from."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
     right = same = 0
     miss: dict[str, str] | None = None
     for done, row in enumerate(rows, 1):
-        got = answer(runtime, row["messages"], max_tokens)
+        got = choose(runtime, row) if task["kind"] == CHOICE else answer(runtime, row["messages"], max_tokens)
         matches = answer_matches(task["kind"], row["expected"], got)
         right += matches
         same += got.strip() == row["trained"].strip()
@@ -54,6 +55,20 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
             miss = {"prompt": str(row["messages"][-1]["content"]), "expected": row["expected"], "got": got}
         progress(done, len(rows))
     return TaskScore(len(rows), right, same, miss)
+
+
+def choose(runtime: Runtime, row: Row) -> str:
+    """The choice that the file finds likeliest, as the trained model was asked."""
+    assert runtime.chat_template is not None
+    prompt = runtime.chat_template.render(row["messages"], add_generation_prompt=True)
+    scores = []
+    for ids, positions in continuations(runtime.tokenize, prompt, row["choices"]):
+        targets, done, total = ids[positions], 0, 0.0
+        for logits in runtime.score(ids, positions):
+            total += float(log_likelihoods(logits, targets[done : done + len(logits)]).sum())
+            done += len(logits)
+        scores.append(total)
+    return best(row["choices"], scores)
 
 
 def answer(runtime: Runtime, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""Kernels of edgetune: GGUF types, blocks for ONNX, the formats of bitsandbytes, comparison of logits.
+"""Kernels of edgetune: GGUF types, blocks for ONNX, adapters, the formats of bitsandbytes, comparison of logits.
 
 The functions check their arguments and release the GIL. `EDGETUNE_PURE=1` selects a twin in numpy and ctypes instead of
 the C extension (same results, slower); `EDGETUNE_ISA` (scalar, avx2, avx512, neon) overrides the choice of instruction
@@ -25,6 +25,7 @@ __all__ = [
     "NBits",
     "NestedAbsmax",
     "absmax_mean",
+    "add_product",
     "block_absmax",
     "block_size",
     "compare",
@@ -64,6 +65,7 @@ def _implementation() -> Kernels:
 _face = Face(_implementation())
 
 absmax_mean = _face.absmax_mean
+add_product = _face.add_product
 block_absmax = _face.block_absmax
 block_size = _face.block_size
 compare = _face.compare

@@ -45,6 +45,22 @@ class Kernels(Protocol):
         """blocks[n, row bytes] -> out[n, k] f32."""
         ...
 
+    def add_product(
+        self,
+        rows: Buffer,
+        dtype: int,
+        left: Buffer,
+        right: Buffer,
+        n: int,
+        r: int,
+        k: int,
+        out: Buffer,
+        threads: int,
+        /,
+    ) -> None:
+        """rows[n, k] + left[n, r] @ right[r, k] f32 -> out[n, k] f32."""
+        ...
+
     def compare(
         self,
         reference: Buffer,

@@ -6,6 +6,9 @@ def quantize(
     rows: Buffer, dtype: int, type_id: int, n: int, k: int, weights: Buffer | None, out: Buffer, threads: int, /
 ) -> None: ...
 def dequantize(blocks: Buffer, type_id: int, n: int, k: int, out: Buffer, threads: int, /) -> None: ...
+def add_product(
+    rows: Buffer, dtype: int, left: Buffer, right: Buffer, n: int, r: int, k: int, out: Buffer, threads: int, /
+) -> None: ...
 def compare(
     reference: Buffer,
     reference_dtype: int,

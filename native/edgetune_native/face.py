@@ -10,8 +10,9 @@ from .faces.bitsandbytes import BitsandbytesFace
 from .faces.logits import LogitsFace
 from .faces.machine import MachineFace
 from .faces.nbits import NBitsFace
+from .faces.product import ProductFace
 from .faces.weights import WeightsFace
 
 
-class Face(WeightsFace, NBitsFace, BitsandbytesFace, LogitsFace, MachineFace):
+class Face(WeightsFace, ProductFace, NBitsFace, BitsandbytesFace, LogitsFace, MachineFace):
     """The functions of the package over one implementation of the kernels."""

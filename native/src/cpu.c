@@ -35,7 +35,7 @@ bool et_isa_runs_here(enum et_isa isa) {
     if (isa == ET_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return isa == ET_SCALAR || (isa == ET_AVX2 && __builtin_cpu_supports("avx2"));
+    return isa == ET_SCALAR || (isa == ET_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
 }
 
 static enum et_isa best_isa(const char **why) {

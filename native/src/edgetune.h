@@ -123,6 +123,20 @@ size_t et_dtype_bytes(enum et_dtype dtype);
 struct et_outcome et_quantize(const struct et_quantize_job *job, int threads);
 struct et_outcome et_dequantize(const struct et_dequantize_job *job, int threads);
 
+/* ---- product.c, product_<isa>.c ----------------------------------------------------------------------------------- */
+
+struct et_product_job {
+    enum et_dtype dtype;
+    const void *rows;   /* [n, k] of dtype, contiguous */
+    const float *left;  /* [n, r] */
+    const float *right; /* [r, k] */
+    float *out;         /* [n, k] */
+    int64_t n, r, k;
+};
+
+/* out = rows + left right. ET_NOT_FINITE: the first row with a sum that is not finite. */
+struct et_outcome et_add_product(const struct et_product_job *job, int threads);
+
 /* ---- nbits.c, nbits_<isa>.c -------------------------------------------------------------------------------------- */
 
 /* Blocks along k as com.microsoft.MatMulNBits reads them. The last block of a row may be short: its codes are filled up

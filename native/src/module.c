@@ -218,7 +218,7 @@ done:
     return result;
 }
 
-/* --- logits -------------------------------------------------------------------------------------------------------- */
+/* --- adapters ------------------------------------------------------------------------------------------------------ */
 
 static bool is_dtype(int dtype) {
     if (dtype >= ET_F32 && dtype <= ET_BF16)
@@ -226,6 +226,37 @@ static bool is_dtype(int dtype) {
     PyErr_Format(PyExc_ValueError, "dtype %d is not one of 0 (f32), 1 (f16), 2 (bf16)", dtype);
     return false;
 }
+
+/* add_product(rows, dtype, left, right, n, r, k, out, threads) */
+static PyObject *py_add_product(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *rows, *left, *right, *out, *result = NULL;
+    struct buffers held = {.count = 0};
+    struct et_product_job job = {0};
+    int dtype, threads;
+    long long n, r, k;
+    if (!PyArg_ParseTuple(args, "OiOOLLLOi", &rows, &dtype, &left, &right, &n, &r, &k, &out, &threads))
+        return NULL;
+    if (!is_dtype(dtype))
+        return NULL;
+    job.dtype = (enum et_dtype)dtype;
+    job.n = n, job.r = r, job.k = k;
+    if (!hold_input(&held, rows, "rows", n, k, et_dtype_bytes(job.dtype), &job.rows) ||
+        !hold_input(&held, left, "left", n, r, sizeof(float), &job.left) ||
+        !hold_input(&held, right, "right", r, k, sizeof(float), &job.right) ||
+        !hold_output(&held, out, "out", n, k, sizeof(float), &job.out))
+        goto done;
+    struct et_outcome outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = et_add_product(&job, threads);
+    Py_END_ALLOW_THREADS
+    result = result_of(outcome);
+done:
+    release(&held);
+    return result;
+}
+
+/* --- logits -------------------------------------------------------------------------------------------------------- */
 
 /* compare(reference, reference_dtype, other, other_dtype, targets, n, v, top_k, outputs, threads); outputs: kld,
  * same_top, nll_reference, nll, reverse_kld, entropy_reference, entropy, top_k_overlap */
@@ -724,6 +755,7 @@ static PyMethodDef methods[] = {
     {"ggml_types", py_ggml_types, METH_NOARGS, "ggml_types() -> [(name, id, block_size, block_bytes, requires_weights)]"},
     {"quantize", py_quantize, METH_VARARGS, "quantize(rows, dtype, type, n, k, weights, out, threads)"},
     {"dequantize", py_dequantize, METH_VARARGS, "dequantize(blocks, type, n, k, out, threads)"},
+    {"add_product", py_add_product, METH_VARARGS, "add_product(rows, dtype, left, right, n, r, k, out, threads)"},
     {"compare", py_compare, METH_VARARGS,
      "compare(reference, reference_dtype, other, other_dtype, targets, n, v, top_k, outputs, threads)"},
     {"encode_log_probs", py_encode_log_probs, METH_VARARGS,

@@ -124,14 +124,15 @@ ALWAYS_INLINE void encode(struct et_nbits_tile *tile, int size, float top) {
 /* The grid of scales tried first: scale i is that which takes all in, times top / (top + first + i * step) (symmetric:
  * with middle for top). Above 0 the block is clipped; below 0 it gains only by how its values happen to fall on the
  * steps, which at 8 bits is most of what there is to gain. Counts and bounds are measured: with 400 scales in place of
- * these the error falls by another 0.2 % at 4 bits and 1 to 2 % at 8 bits (blocks of 32, no importance). */
+ * these the error falls by another 0.8 % at 4 bits, most of it with twice as many, and by 1 to 2 % at 8 bits
+ * (blocks of 32, no importance). */
 struct grid {
     int count;
     float first, step;
 };
 
-static const struct grid GRID_4_SYMMETRIC = {16, -1.5f, 0.4375f};
-static const struct grid GRID_4 = {18, -1.5f, 0.375f};
+static const struct grid GRID_4_SYMMETRIC = {8, -1.25f, 0.8125f};
+static const struct grid GRID_4 = {9, -1.25f, 0.6875f};
 static const struct grid GRID_8_SYMMETRIC = {32, -20.0f, 0.71875f};
 static const struct grid GRID_8 = {32, -40.0f, 1.34375f};
 

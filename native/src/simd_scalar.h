@@ -27,6 +27,7 @@ static inline vf vf_add(vf a, vf b) { return a + b; }
 static inline vf vf_sub(vf a, vf b) { return a - b; }
 static inline vf vf_mul(vf a, vf b) { return a * b; }
 static inline vf vf_div(vf a, vf b) { return a / b; }
+static inline vf vf_fma(vf a, vf b, vf c) { return fmaf(a, b, c); } /* a b + c, rounded once */
 static inline vf vf_sqrt(vf a) { return sqrtf(a); }
 static inline vf vf_abs(vf a) { return fabsf(a); }
 static inline vf vf_neg(vf a) { return -a; }

@@ -297,6 +297,18 @@ static uint64_t digest_4bit(int variant, int threads) {
     return digest_of(out, (size_t)count * sizeof *out, digest_of(scales, (size_t)blocks * sizeof *scales, digest));
 }
 
+/* variant: element type, rank */
+static uint64_t digest_product(int variant, int threads) {
+    static float left[ROWS * 17], right[17 * MAX_K], out[ROWS * MAX_K];
+    const int64_t k = 333, r = variant < 3 ? 16 : 17;
+    enum et_dtype dtype = (enum et_dtype)(variant % 3);
+    fill(left, ROWS * r, 0);
+    fill(right, r * k, 5);
+    struct et_product_job job = {dtype, rows_of(dtype, k), left, right, out, ROWS, r, k};
+    failures += et_add_product(&job, threads).status != ET_OK;
+    return digest_of(out, (size_t)(ROWS * k) * sizeof *out, NOTHING);
+}
+
 static uint64_t digest_int8(int variant, int threads) {
     static int8_t codes[ROWS * MAX_K];
     static float scb[ROWS], out[ROWS * MAX_K];
@@ -363,6 +375,7 @@ int main(int argc, char **argv) {
         }
     test_concern("blocks for ONNX", 30, digest_nbits);
     test_concern("4 bits", 9, digest_4bit);
+    test_concern("adapters", 6, digest_product);
     test_concern("int8", 3, digest_int8);
     test_concern("logits", 18, digest_logits);
     printf("%s\n", failures ? "FAILED" : "ok");

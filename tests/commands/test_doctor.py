@@ -24,7 +24,19 @@ def test_this_machine_is_fit() -> None:
     result = edgetune("doctor")
     assert result.returncode == 0, result.stdout
     text = result.stdout.decode()
-    for word in ("python", "edgetune", "dependencies", "cpu", "amx", "ggml", "llama.cpp", "gpu", "memory", "disk"):
+    for word in (
+        "python",
+        "edgetune",
+        "dependencies",
+        "cpu",
+        "amx",
+        "ggml",
+        "llama.cpp",
+        "onnxruntime",
+        "gpu",
+        "memory",
+        "disk",
+    ):
         assert word in text
     assert "KLD" in text
 
@@ -88,6 +100,15 @@ BREAKAGES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("llama_cpp", set_to(diagnosis, "_child", answer(1, err="ImportError: no library"))),
     ("llama_cpp", set_to(diagnosis, "_child", answer(0, '{"q4_k": 3.0}'))),
     ("llama_cpp", set_to(diagnosis, "_child", answer(0, '{"q4_k": NaN}'))),
+    ("onnx_runtime", set_to(diagnosis, "_child", lambda *_: None)),
+    ("onnx_runtime", set_to(diagnosis, "_child", answer(-11))),
+    ("onnx_runtime", set_to(diagnosis, "_child", answer(1, err="ImportError: no library"))),
+    ("onnx_runtime", set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": 0.9}}'))),
+    ("onnx_runtime", set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": NaN}}'))),
+    (
+        "onnx_runtime",
+        set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {"QMoE": "1.23"}, "errors": {"4": 0.01}}')),
+    ),
     ("gpu", with_gpu(answer(9))),
     ("gpu", with_gpu(answer(0, "NVIDIA X, 8 GB, 570"), torch=None)),
     ("gpu", with_gpu(answer(0, "2.9.0 None False"))),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -155,6 +159,38 @@ def test_the_plan_names_overrides_and_stops(base: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_terminal_shows_bytes_a_second_and_the_time_left(base: Path, tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ |= {"COLUMNS": "100", "TERM": "xterm"}
+        arguments = ["merge-export", "--base", str(base), "-q", "q8_0", "-o", str(tmp_path / "x.gguf")]
+        os.execv(sys.executable, [sys.executable, "-m", "edgetune", *arguments])
+    shown = b""
+    with suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as file:  # it fails when the other end is closed
+        while piece := file.read(4096):
+            shown += piece
+    assert os.waitpid(child, 0)[1] == 0
+    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode()
+    last = [line for line in re.split(r"[\r\n]+", plain) if line.startswith("export")][-1]
+    assert re.search(r" (\S+)/\1 (bytes|[kMG]B) +\S+ ([kMG]B|bytes)/s 0:00:00", last), last
+
+
+def test_the_plan_shows_every_format(base: Path, adapter: Path, tmp_path: Path) -> None:
+    result = edgetune(
+        "merge-export", "--base", base, "--adapter", adapter, "--format", "gguf,safetensors,gguf-lora", "-q", "bf16",
+        "--plan", "-o", tmp_path, COLUMNS="160",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr.decode()
+    rows = [line.split() for line in result.stdout.decode().splitlines()]
+    named = {row[0]: row for row in rows if row}
+    assert named["blk.0.attn_q.weight"][3] == "bf16"
+    assert named["model.layers.0.self_attn.q_proj.weight"][3:] == ["bf16", *named["blk.0.attn_q.weight"][4:5], "merged"]
+    assert named["model.norm.weight"][5:] == ["as", "in", "the", "base"]
+    assert named["blk.0.attn_q.weight.lora_b"][2:4] == ["adapter", "bf16"]
+    assert sum(row[-4:] == ["than", "asked", "for"] or "weight," in row for row in rows) >= 3
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,7 +200,7 @@ def test_the_plan_names_overrides_and_stops(base: Path, tmp_path: Path) -> None:
         (["--imatrix", "nowhere.gguf"], "cannot read nowhere.gguf"),
         (["--split-max-size", "much"], "--split-max-size 'much' is not a size"),
         (["--format", "ggml"], "formats"),
-        (["--format", "safetensors", "--plan"], "--plan shows the types of GGUF files"),
+        (["--format", "gguf-lora", "--plan"], "there is no adapter to write"),
         (["--format", "gguf-lora"], "there is no adapter to write"),
     ],
 )

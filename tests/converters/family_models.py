@@ -58,6 +58,7 @@ class Case:
     positions: int = POSITIONS
     after: Callable[[Path], None] | None = None
     seed: int = 0  # another where two tokens of a random model happen to be equally good to six digits
+    alibi: bool = False  # the reference has ALiBi instead of RoPE, which transformers' code of the family has not
 
 
 # families with GELU, which llama.cpp takes from a table of 16-bit floats: smaller weights pass less of its noise on
@@ -270,6 +271,12 @@ CASES: dict[str, Case] = {
         _UNSHARED | {"num_hidden_layers": 32, "hidden_size": 36, "intermediate_size": 44, "num_attention_heads": 3},
         after=lambda path: _as_baichuan(path),
     ),
+    "baichuan-13b": Case(
+        "LlamaConfig",
+        _UNSHARED | {"num_hidden_layers": 40, "hidden_size": 36, "intermediate_size": 44, "num_attention_heads": 3},
+        after=lambda path: _as_baichuan(path),
+        alibi=True,
+    ),
     # the text part of models that also see
     "gemma3-seeing": Case(
         "Gemma3Config", {"text_config": _GEMMA3, "vision_config": _EYES, "mm_tokens_per_image": 4}, seed=1
@@ -357,11 +364,11 @@ CASES: dict[str, Case] = {
 }
 
 
-def base(name: str, directory: Path, **options: Any) -> Path:
+def base(name: str, directory: Path, *, dtype: str = "float32", seed: int | None = None, **options: Any) -> Path:
     """Write the model of `CASES[name]` with a tokenizer, smaller than its vocabulary."""
     case = CASES[name]
     config = getattr(transformers, case.config)(**case.options | options)
-    torch.manual_seed(case.seed)
+    torch.manual_seed(case.seed if seed is None else seed)
     model = _auto(config).from_config(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -372,6 +379,8 @@ def base(name: str, directory: Path, **options: Any) -> Path:
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("e_score_correction_bias"):
                 buffer.normal_(0, 0.3)
+    if dtype != "float32":  # Llama 4 has complex buffers, which no dtype of weights suits
+        model.to(getattr(torch, dtype))
     model.save_pretrained(directory)
     vocabularies.byte_level(directory)
     if case.after is not None:
@@ -415,9 +424,24 @@ def reference(name: str, directory: Path, *, table_gelu: bool = False) -> NDArra
             for child, activation in list(module.named_children()):
                 if "gelu" in type(activation).__name__.lower():
                     setattr(module, child, _TableGelu())
+    more = _alibi(model.config.num_attention_heads, len(ids(name))) if CASES[name].alibi else {}
     with torch.no_grad():
-        found: NDArray[np.float32] = model.eval()(torch.tensor([ids(name)])).logits[0].float().numpy()
+        found: NDArray[np.float32] = model.eval()(torch.tensor([ids(name)]), **more).logits[0].float().numpy()
     return found
+
+
+def _alibi(heads: int, length: int) -> dict[str, Any]:
+    """ALiBi (Press et al. 2022) as the mask of a model whose RoPE stands still, because all positions are 0.
+
+    Heads up to the largest power of two have slopes 2^(-8/n), 2^(-16/n), ...; those beyond lie between.
+    """
+    power = 2 ** int(np.log2(heads))
+    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
+    slopes += [2.0 ** (-4 * (2 * head + 1) / power) for head in range(heads - power)]
+    distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+    bias = torch.tensor(slopes)[:, None, None] * distance
+    mask = bias.masked_fill(distance > 0, torch.finfo(torch.float32).min)
+    return {"attention_mask": mask[None], "position_ids": torch.zeros(1, length, dtype=torch.long)}
 
 
 @contextmanager

@@ -1,29 +1,21 @@
 """The text vocabularies of llama.cpp's source distribution, rebuilt as Hugging Face tokenizers.
 
 A GGUF vocabulary has tokens, types, merges and scores, but not how text is cut: that is stated here as the model's own
-tokenizer.json states it. The files are too large for this repository. They are taken from the directory that
-EDGETUNE_LLAMA_CPP_MODELS names, else downloaded once with pip into build/.
+tokenizer.json states it.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
-import tarfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgetune_converters import gguf
 from edgetune_converters.tokenizers import TokenType
 
-ROOT = Path(__file__).resolve().parents[2]
-VARIABLE = "EDGETUNE_LLAMA_CPP_MODELS"
 _PADDING = re.compile(r"\[PAD\d+\]")
 _MARK = "\u2581"
 
@@ -98,38 +90,6 @@ SOURCES = {
     "refact": Source("smollm", _sequence(_DIGITS, _GPT2)),
     "starcoder": Source("smollm", _sequence(_DIGITS, _GPT2)),
 }  # fmt: skip
-
-
-@cache
-def models() -> Path | str:
-    """The directory of ggml-vocab-*.gguf, or why it cannot be had."""
-    if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE])
-    kept = ROOT / "build" / "llama-cpp-models"
-    if not any(kept.glob("*.gguf")):
-        pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-        pin = next(line for line in pinned.splitlines() if line.startswith("llama-cpp-python") or "llama_cpp" in line)
-        kept.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
-        command += ["--no-binary", ":all:", "-d", str(kept), pin]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"the source distribution of {pin} cannot be downloaded, and {VARIABLE} is not set"
-        _unpack(kept)
-    return kept
-
-
-def _unpack(kept: Path) -> None:
-    """Keep the vocabularies of the archive, and not the archive."""
-    archive = next(kept.glob("*.tar.gz"))
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            name = Path(member.name)
-            if member.isfile() and name.name.startswith("ggml-vocab-"):
-                content = packed.extractfile(member)
-                assert content is not None
-                (kept / name.name).write_bytes(content.read())
-    archive.unlink()
 
 
 class Rebuilt(NamedTuple):

@@ -30,11 +30,12 @@ def model(
     pieces: Iterable[Piece], kind: int, *, prefix: bool = True, charsmap: bytes = b"", extra: bool = False
 ) -> bytes:
     """A ModelProto of the kind 1 (unigram) or 2 (BPE)."""
-    raw = b""
+    raw, fallback = b"", False
     for text, score, type_ in pieces:
+        fallback |= type_ == BYTE
         piece = field(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
         raw += field(1, piece + (field(3, type_) if type_ != NORMAL else b""))
-    raw += field(2, field(3, kind))
+    raw += field(2, field(3, kind) + field(35, int(fallback)))
     normalizer = field(1, b"identity") + field(2, charsmap) + field(3, int(prefix)) + field(4, int(extra))
     return raw + field(3, normalizer)
 

@@ -104,7 +104,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama4", {"attention_chunk_size": 100}, "attention_chunk_size 100"),
     ("lfm2", {"conv_bias": True}, "conv_bias True"),
     ("internlm2", {"bias": True}, "bias True"),
-    ("baichuan", {"num_hidden_layers": 40}, "40 layers: only the 7 B"),
+    ("baichuan", {"num_hidden_layers": 36}, "36 layers: only the 7 B"),
     ("glm4", {"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'"),
     ("granite", {"attention_multiplier": None}, "attention_multiplier must be a positive number, not absent"),
 ]

@@ -133,7 +133,7 @@ def test_blocks_are_bounded_and_add_up(base: Path, adapter: Path, limit: int, tm
 def test_no_block_exceeds_the_bound_during_an_export(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert merge.BLOCK_BYTES == 8 * 1024 * 1024
+    assert merge.BLOCK_BYTES == 4 * 1024 * 1024
     sizes: list[int] = []
     append = GgufWriter.append
 
@@ -141,7 +141,7 @@ def test_no_block_exceeds_the_bound_during_an_export(
         sizes.append(block.nbytes)
         append(writer, block)
 
-    monkeypatch.setattr(merge.MergedTensor.blocks, "__defaults__", (16 * 1024,))
+    monkeypatch.setattr(merge.MergedTensor.pieces, "__defaults__", (16 * 1024,))
     monkeypatch.setattr(GgufWriter, "append", counted)
     export(base, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
     assert max(sizes) <= 16 * 1024
@@ -283,6 +283,18 @@ def test_weights_that_are_no_numbers(value: float, base: Path, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight holds 1 weights that are NaN"):
         export(copy, {"f32": tmp_path / "x.gguf"})
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_weights_that_are_no_numbers_are_counted_in_the_whole_tensor(tmp_path: Path) -> None:
+    """Which is read in blocks of 4 MiB; the embedding of 12,000 rows has two."""
+    base = tiny.base("qwen3", tmp_path / "base", vocab_size=12_000)
+    info = Checkpoint(base).tensors["model.embed_tokens.weight"]
+    with info.file.open("r+b") as file:
+        for at in (8, info.bytes - 8):
+            file.seek(info.start + at)
+            file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight holds 2 weights that are NaN"):
+        export(base, {"q8_0": tmp_path / "x.gguf"})
 
 
 def test_weights_beyond_f16(base: Path, tmp_path: Path) -> None:

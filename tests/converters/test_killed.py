@@ -31,7 +31,7 @@ out = Path(sys.argv[2])
 print("ready", flush=True)
 receipts = export(
     Path(sys.argv[1]), {"q8_0": out / "a.gguf"}, safetensors={"bf16": out / "m"}, max_shard_size=200_000,
-    progress=lambda done, total: time.sleep(0.002), threads=1,
+    onnx={"int4": out / "o"}, progress=lambda done, total: time.sleep(0.002), threads=1,
 ) + export(Path(sys.argv[1]), {"f32": out / "s.gguf"}, split_max_size=400_000, threads=1)
 for receipt in receipts:
     receipt.write()
@@ -72,7 +72,8 @@ def _check(out: Path, wanted: dict[str, bytes]) -> set[str]:
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     base = tiny.base("llama", tmp_path / "base")
     whole = tmp_path / "whole"
-    export(base, {"q8_0": whole / "a.gguf"}, safetensors={"bf16": whole / "m"}, max_shard_size=200_000)
+    folders = {"bf16": whole / "m"}, {"int4": whole / "o"}
+    export(base, {"q8_0": whole / "a.gguf"}, safetensors=folders[0], onnx=folders[1], max_shard_size=200_000)
     export(base, {"f32": whole / "s.gguf"}, split_max_size=400_000)
     wanted = {path.relative_to(whole).as_posix(): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     over, longest = _killed(base, tmp_path / "timed", None)
@@ -86,3 +87,32 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert len(seen) > 1, "the moments were all too early or too late"
     export(base, {"q8_0": out / "a.gguf"}, safetensors={"bf16": out / "n"}, max_shard_size=200_000)
     print(f"{outcomes.count(False)} of {len(outcomes)} killed, {len(seen)} different sets of files seen")
+
+
+# what the process does last: nothing after this call of the module `os` happens
+_LAST = """
+import os, signal, sys
+from pathlib import Path
+from edgetune_converters.export import export
+name, half = sys.argv[3], sys.argv[4] == "half"
+call = getattr(os, name)
+def last(*arguments):
+    if half:
+        call(arguments[0], arguments[1][: len(arguments[1]) // 2], *arguments[2:])
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(os, name, last)
+export(Path(sys.argv[1]), {"q8_0": Path(sys.argv[2]) / "a.gguf"}, threads=1)
+"""
+
+
+@pytest.mark.parametrize(("call", "how"), [("pwrite", "half"), ("pwrite", "not at all"), ("fsync", "not at all")])
+def test_killed_while_the_header_is_completed(call: str, how: str, tmp_path: Path) -> None:
+    """The hash of the base is written over its place in the header when all else is there, still under another name."""
+    base, out = tiny.base("llama", tmp_path / "base"), tmp_path / "out"
+    command = [sys.executable, "-c", _LAST, str(base), str(out), call, how]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in out.iterdir()] == ["a.gguf.partial"]
+    (receipt,) = export(base, {"q8_0": out / "a.gguf"})
+    receipt.write()
+    Receipt.read(out / "a.gguf").check()
+    assert sorted(path.name for path in out.iterdir()) == ["a.gguf", "a.gguf.receipt.json"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from edgetune_converters import gguf
 from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.export import export
+from edgetune_converters.outputs import folders
 from edgetune_converters.receipts import Receipt
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.test_flagship import ADAPTERS, F32_KLD
@@ -207,6 +211,45 @@ def test_llama_cpp_lays_the_adapter_over_the_base(name: str, kind: str, tmp_path
     kld, same = tiny.divergence(trained, runtime.logits(tmp_path / "base.gguf", ids, tmp_path / "lora.gguf"))
     print(f"{name} {kind}: {kld:.2e}")
     assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+def test_the_scale_is_folded_into_b(tmp_path: Path) -> None:
+    """So that A is the adapter's own, whatever alpha, its pattern and rsLoRA make of the scale."""
+    base = tiny.base("llama", tmp_path / "base")
+    options: dict[str, Any] = {"r": 3, "lora_alpha": 5, "use_rslora": True, "alpha_pattern": {"k_proj": 7}}
+    adapter = tiny.adapter(base, tmp_path / "adapter", target_modules=["o_proj", "k_proj"], **options)
+    export(base, {}, lora={"f32": tmp_path / "lora.gguf"}, adapter=adapter)
+    read, own = gguf.read(tmp_path / "lora.gguf"), load_file(adapter / "adapter_model.safetensors")
+    for name, module, alpha in (("attn_output", "o_proj", 5), ("attn_k", "k_proj", 7)):
+        stored = {part: read.tensor(f"blk.0.{name}.weight.lora_{part}").view(np.float32) for part in "ab"}
+        a, b = (own[f"base_model.model.model.layers.0.self_attn.{module}.lora_{part}.weight"] for part in "AB")
+        assert np.array_equal(stored["a"], a)
+        scaled = b * np.float32(alpha / math.sqrt(3))
+        assert np.array_equal(np.sort(stored["b"], axis=0), np.sort(scaled, axis=0))  # rows of heads are turned
+        assert name != "attn_output" or np.array_equal(stored["b"], scaled)
+
+
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_an_older_directory_gives_way(exchangeable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.base("llama", tmp_path / "base")
+    export(base, {}, safetensors={"bf16": tmp_path / "m"})
+    (tmp_path / "m" / "mark").touch()
+    renamed: list[Path] = []
+    rename = Path.rename
+
+    def counted(path: Path, target: Path) -> Path:
+        renamed.append(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    if not exchangeable:
+        monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+    export(base, {}, safetensors={"bf16": tmp_path / "m"})
+    assert not (tmp_path / "m" / "mark").exists()
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "m"}
+    # in one step the name never stands for nothing
+    assert renamed == ([] if exchangeable else [tmp_path / "m", tmp_path / "m.partial"])
 
 
 def test_the_adapter_says_what_it_is(tmp_path: Path) -> None:

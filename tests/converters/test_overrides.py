@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
-import gguf as gguf_package
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import RecipeError
@@ -18,13 +17,13 @@ from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.importance import Importance, read_importance
 from edgetune_converters.overrides import overrides_of
 from edgetune_converters.recipes import RECIPES
-from tests.converters import runtime, tiny
+from tests.converters import family_models, imatrices, runtime, tiny
+from tests.converters.imatrices import Weights
 
 _DEEP: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 17, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.02,
 }  # fmt: skip
-Weights = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +67,49 @@ def test_overrides_give_the_bytes_of_llama_quantize(
     _assert_equal(files["q4_k_m"], tmp_path / "theirs.gguf")
     assert len(receipt.overrides) == len(patterns) + (output is not None) + (embedding is not None)
     assert gguf.read(files["q4_k_m"]).metadata["edgetune.overrides"] == receipt.overrides
+
+
+_NARROW: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 9, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": _NARROW | {"head_dim": 32},
+    "mixtral-of-eight": _NARROW | {"head_dim": 32, "num_local_experts": 8},
+    "qwen2moe": _NARROW | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64},
+    "deepseek-v2": {"first_k_dense_replace": 2, "num_hidden_layers": 9},
+    "gpt-oss": _NARROW | {"head_dim": 32},
+}
+EXPERT_CHOICES = (
+    [r"blk\.0\.ffn_down_exps=q4_0"],
+    [r"blk\.[0-4]\.ffn_down=q5_0"],
+    [r"ffn_down_shexp=q4_1", r"blk\.3\.ffn_down=q5_1", r"blk\.1\.attn_v=q8_0"],
+)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mix_goes_on_beside_overridden_experts(name: str, tmp_path: Path) -> None:
+    """How the mix counts layers with experts when the type of some was given by hand."""
+    base = family_models.base(name.removesuffix("-of-eight"), tmp_path / "base", **EXPERTS[name])
+    export(base, {"f32": tmp_path / "f32.gguf"})
+    names = {entry.name for entry in gguf.read(tmp_path / "f32.gguf").tensors}
+    kinds = ("q3_k_m", "q4_k_m", "q4_k_s")
+    for patterns in EXPERT_CHOICES:
+        split = [text.rpartition("=") for text in patterns]
+        chosen = [text for text, (regex, _, _) in zip(patterns, split, strict=True) if _found(regex, names)]
+        if not chosen:
+            continue
+        files = {kind: tmp_path / f"{kind}.gguf" for kind in kinds}
+        export(base, files, overrides=overrides_of(chosen), allow_fallback=True)
+        pairs = [(regex, BY_NAME[type_].id) for regex, _, type_ in split]
+        for kind, path in files.items():
+            theirs = tmp_path / "theirs.gguf"
+            runtime.quantize(tmp_path / "f32.gguf", theirs, RECIPES[kind].file_type, tensor_types=pairs)
+            _assert_equal(path, theirs)
+
+
+def _found(regex: str, names: set[str]) -> bool:
+    return any(re.search(regex, name) for name in names)
 
 
 def _number(name: str | None) -> int | None:
@@ -119,29 +161,6 @@ def test_an_override_that_fits_no_block_is_a_fallback(tmp_path: Path) -> None:
 # -- importance matrices -----------------------------------------------------------------------------------------------
 
 
-def _weights(base: Path, seed: int = 3) -> Weights:
-    (plan,) = plan_export(base, ["q4_k_m"])
-    random = np.random.default_rng(seed)
-    matrices = [row for row in plan.rows if len(row.shape) == 2 and not row.name.startswith("token_embd")]
-    return {row.name: random.gamma(0.3, 2, row.shape[-1]).astype(np.float32) for row in matrices}
-
-
-def _write_gguf(path: Path, weights: Weights, count: int = 3) -> Path:
-    writer = gguf_package.GGUFWriter(path, "")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["calibration.txt"])
-    writer.add_uint32("imatrix.chunk_count", 7)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    for name, values in weights.items():
-        writer.add_tensor(f"{name}.in_sum2", (values * count).reshape(1, -1))
-        writer.add_tensor(f"{name}.counts", np.array([[count]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def _write_legacy(path: Path, weights: Weights, calls: int = 5) -> Path:
     parts = [struct.pack("<i", len(weights))]
     for name, values in weights.items():
@@ -159,7 +178,7 @@ def test_an_importance_matrix_gives_the_bytes_of_llama_quantize(
 ) -> None:
     base: Path = request.getfixturevalue(model)
     names = ["q4_k_m", "q4_0", "q5_0", "iq4_xs", "iq4_nl", "q3_k_s"]
-    imatrix = _write_gguf(tmp_path / "imatrix.gguf", _weights(base))
+    imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(base))
     read = read_importance(imatrix)
     files = {name: tmp_path / f"{name}.gguf" for name in names}
     receipts = export(base, {**files, "f32": tmp_path / "f32.gguf"}, imatrix=imatrix)
@@ -178,7 +197,7 @@ def test_an_importance_matrix_gives_the_bytes_of_llama_quantize(
 
 
 def test_types_that_need_an_importance_matrix(untied: Path, tmp_path: Path) -> None:
-    imatrix = _write_gguf(tmp_path / "imatrix.gguf", _weights(untied))
+    imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(untied))
     overrides = overrides_of(["ffn_up=iq2_xxs", "ffn_gate=iq3_xxs", "attn_q=iq2_s", "attn_k=iq1_m"])
     export(untied, {"q4_k_m": tmp_path / "x.gguf", "f32": tmp_path / "f.gguf"}, imatrix=imatrix, overrides=overrides)
     assert {"iq2_xxs", "iq3_xxs", "iq2_s", "iq1_m"} < {e.type for e in gguf.read(tmp_path / "x.gguf").tensors}
@@ -186,8 +205,8 @@ def test_types_that_need_an_importance_matrix(untied: Path, tmp_path: Path) -> N
 
 
 def test_both_formats_hold_the_same(untied: Path, tmp_path: Path) -> None:
-    weights = _weights(untied)
-    new = read_importance(_write_gguf(tmp_path / "new.gguf", weights))
+    weights = imatrices.weights(untied)
+    new = read_importance(imatrices.write(tmp_path / "new.gguf", weights))
     old = read_importance(_write_legacy(tmp_path / "old.dat", weights))
     assert new.entries.keys() == old.entries.keys() == weights.keys()
     for name in weights:
@@ -209,7 +228,7 @@ def test_experts_have_weights_of_their_own() -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "negative", "foreign", "narrow"])
 def test_importance_matrices_that_cannot_be_used(damage: str, untied: Path, tmp_path: Path) -> None:
-    path, weights = tmp_path / "imatrix.dat", _weights(untied)
+    path, weights = tmp_path / "imatrix.dat", imatrices.weights(untied)
     if damage == "negative":
         weights["output.weight"][0] = -1
     if damage == "foreign":

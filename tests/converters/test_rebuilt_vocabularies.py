@@ -13,7 +13,7 @@ from edgetune_converters import tokenizers
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.preparation import Preparation
-from tests.converters import corpus, rebuilt, runtime
+from tests.converters import corpus, llama_cpp_source, rebuilt, runtime
 
 pytestmark = pytest.mark.slow
 _TOKENS_A_TEXT = 64
@@ -23,10 +23,7 @@ KNOWN = {"nomic-bert-moe": 4}
 
 @pytest.fixture(scope="module")
 def models() -> Path:
-    found = rebuilt.models()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return llama_cpp_source.directory() / "models"
 
 
 def _all_tokens(tokenizer: Tokenizer) -> Iterator[str]:

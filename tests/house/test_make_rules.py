@@ -15,12 +15,13 @@ import pytest
 
 from edgetune.commands.make_rules import argument, file_name, make_rules
 from edgetune.config import load_config
+from edgetune.errors import ConfigError
 
 STAND_IN = """#!/bin/sh
 echo "$*" >> calls
 case $1 in
   train) mkdir -p "$4"; echo '{}' > "$4/run.json" ;;
-  merge-export) mkdir -p "$8"; for t in q4_k_m q8_0; do echo gguf > "$8/demo-$t.gguf"; done ;;
+  merge-export) mkdir -p "$2/artifacts"; for name in $MAKES; do echo made > "$2/artifacts/$name"; done ;;
   validate) echo '{}' > "$5"; test ! -e gate-fails ;;
 esac
 """
@@ -47,7 +48,8 @@ def make(project: Path) -> tuple[int, list[str]]:
     """Run make; its exit code and the verbs of edgetune that it called."""
     calls = project / "calls"
     calls.unlink(missing_ok=True)
-    environment = {**os.environ, "EDGETUNE": "./edgetune", "MAKEFLAGS": ""}
+    made = os.environ.get("MAKES", "demo-q4_k_m.gguf demo-q8_0.gguf")
+    environment = {**os.environ, "EDGETUNE": "./edgetune", "MAKEFLAGS": "", "MAKES": made}
     result = subprocess.run(["make", "pipeline"], cwd=project, env=environment, capture_output=True, text=True)
     return result.returncode, [line.split()[0] for line in calls.read_text().splitlines()] if calls.exists() else []
 
@@ -89,6 +91,56 @@ def test_a_failed_gate_leaves_no_report(project: Path) -> None:
     assert not list(project.rglob("*.validation.json"))
     (project / "gate-fails").unlink()
     assert make(project) == (0, ["validate", "validate"])
+
+
+def _again_with(project: Path, monkeypatch: pytest.MonkeyPatch, export: str, makes: str) -> None:
+    """Other settings of the export, and what it will write then."""
+    monkeypatch.setenv("MAKES", makes)
+    path = Path("config.yaml")
+    path.write_text(CONFIG[: CONFIG.index("export")] + f"export: {export}\n")
+    (project / "Makefile").write_text(make_rules(path, load_config(path)))
+
+
+def test_every_format_is_made_and_models_are_validated(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats = "{formats: [gguf, onnx, safetensors, gguf-lora], types: [q8_0, int4, bf16]}"
+    files = ["demo-q8_0.gguf", "demo-bf16.gguf", "demo-int4-onnx.receipt.json", "demo-bf16.receipt.json"]
+    _again_with(project, monkeypatch, formats, " ".join([*files, "demo-lora-bf16.gguf"]))
+    assert make(project) == (0, ["train", "merge-export", "validate", "validate", "validate"])
+    assert make(project) == (0, [])
+    reports = sorted(path.name for path in project.rglob("*.validation.json"))
+    assert reports == [f"demo-{name}.validation.json" for name in ("bf16.gguf", "int4-onnx", "q8_0.gguf")]
+    (project / "runs/demo/artifacts/demo-lora-bf16.gguf").unlink()
+    assert make(project) == (0, ["merge-export", "validate", "validate", "validate"])
+
+
+def test_a_model_in_parts_is_validated_through_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = " ".join(f"demo-q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3))
+    _again_with(project, monkeypatch, "{types: [q8_0], split_max_size: 1M}", many)
+    assert make(project) == (0, ["train", "merge-export", "validate"])
+    folder = "runs/demo/artifacts/demo-q8_0"
+    monkeypatch.setenv("MAKES", many.replace("00003.gguf", "00002.gguf").rsplit(" ", 1)[0])
+    touch_later(project / "runs/demo/run.json")
+    environment = {**os.environ, "EDGETUNE": "./edgetune", "MAKEFLAGS": ""}
+    subprocess.run(["make", "pipeline"], cwd=project, env=environment, check=True, capture_output=True)
+    last = (project / "calls").read_text().splitlines()[-1]
+    assert last == f"validate runs/demo {folder}-00001-of-00002.gguf --json {folder}.gguf.validation.json"
+    assert sorted(path.name for path in (project / folder).parent.glob("*-of-*")) == [
+        "demo-q8_0-00001-of-00002.gguf",
+        "demo-q8_0-00002-of-00002.gguf",
+    ]
+
+
+def test_what_fits_into_one_part_is_not_cut(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _again_with(project, monkeypatch, "{types: [q8_0], split_max_size: 9G}", "demo-q8_0.gguf")
+    assert make(project) == (0, ["train", "merge-export", "validate"])
+    assert "validate runs/demo runs/demo/artifacts/demo-q8_0.gguf --json" in (project / "calls").read_text()
+
+
+def test_types_that_no_format_has_are_told_before_training(project: Path) -> None:
+    path = Path("config.yaml")
+    path.write_text(CONFIG.replace("{types", "{formats: [safetensors], types"))
+    with pytest.raises(ConfigError, match="q4_k_m is a type of gguf, not of safetensors"):
+        make_rules(path, load_config(path))
 
 
 @pytest.mark.parametrize("name", ["a b.txt", "50%.txt", "a#b", "c:d", "$x", "it's"])

@@ -1,12 +1,14 @@
-"""A tiny random model with a chat template, and GGUF files of it."""
+"""A tiny random model with a chat template, and GGUF files and ONNX folders of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
 from edgetune_converters.export import export
+from edgetune_converters.onnx.plan import Settings
 from tests.converters import tiny
 
 TEMPLATE = (
@@ -36,5 +38,12 @@ def endless(directory: Path) -> Path:
 def gguf(base_directory: Path, path: Path, type_: str = "f32") -> Path:
     """The model as one GGUF file."""
     for receipt in export(base_directory, {type_: path}, allow_fallback=True, threads=1):
+        receipt.write()
+    return path
+
+
+def onnx(base_directory: Path, path: Path, type_: str = "f32", **settings: Any) -> Path:
+    """The model as an ONNX folder."""
+    for receipt in export(base_directory, {}, onnx={type_: path}, onnx_settings=Settings(**settings), threads=1):
         receipt.write()
     return path

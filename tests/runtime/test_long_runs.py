@@ -20,3 +20,10 @@ def test_runs(run: str) -> None:
 @pytest.mark.parametrize("text", ["word " * 9000, "中文没有空格，也不短。" * 3000, "x = [1, 2]\n" * 9000])
 def test_long_texts(text: str) -> None:
     assert long_run({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}, text) is None
+
+
+def test_words_in_a_row_are_a_run_to_exaone_moe() -> None:
+    """Its expression goes on over spaces: 200,000 characters of words without a stop ended the process."""
+    exaone = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "exaone-moe"}
+    assert long_run(exaone, "word " * 9000) is not None
+    assert long_run(exaone, "words and a stop. " * 9000) is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edgetune.diagnosis import KLD_LIMIT
+from edgetune.diagnosis import KLD_LIMIT, NBITS_LIMIT
+from edgetune.runtime import onnx_self_test
 from edgetune.runtime.self_test import run
 
 
@@ -10,3 +11,10 @@ def test_the_test_model_runs() -> None:
     found = run()
     assert found["q8_0"] < 0.001
     assert 0.001 < found["q4_k"] < KLD_LIMIT / 3
+
+
+def test_the_products_in_codes_are_those_of_numpy() -> None:
+    found = onnx_self_test.run()
+    assert found["missing"] == {}
+    for error in found["errors"].values():
+        assert 0 < error < NBITS_LIMIT / 3

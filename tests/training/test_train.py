@@ -18,11 +18,12 @@ import torch
 
 from edgetune import cli
 from edgetune.config import load_config
-from edgetune.reference import Reference
+from edgetune.data.masks import EncodedRow
+from edgetune.reference import Reference, ReferenceWriter
 from edgetune.run_directory import RunDirectory, sha256_file
 from edgetune.training import adapters, capture, checkpoints, fitting, outputs
 from edgetune.training.callbacks import Metrics
-from edgetune.training.contract import GOLDEN
+from edgetune.training.contract import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
 from edgetune.training.plan import prepare
 from tests.training import runs
@@ -107,12 +108,18 @@ def _model_of(run: RunDirectory, config: Path) -> Any:
     return model
 
 
+def alone(model: Any, row: EncodedRow) -> np.ndarray[Any, Any]:
+    """Logits at the scored positions of one row, by a plain forward of that row."""
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
+    return np.asarray(logits[torch.tensor(row.scored) - 1].float().numpy())
+
+
 def test_reference_is_what_the_saved_adapter_says(finished: RunDirectory, config: Path) -> None:
     reference = Reference.open(finished.reference)
     model = _model_of(finished, config)
     rows = prepare(load_config(config)).reference_rows
     with torch.inference_mode():
-        logits = np.concatenate([np.concatenate(list(outputs.row_logits(model, row))) for row in rows])
+        logits = np.concatenate([alone(model, row) for row in rows])
     compared = reference.compare(0, logits)
     assert len(compared.kld) == sum(len(row.scored) for row in rows)
     assert float(np.max(compared.kld)) < 1e-4
@@ -145,24 +152,17 @@ def test_contract_holds_golden_and_own_conversations(finished: RunDirectory, bas
 
     contract = json.loads((finished.reference / "reference.json").read_text())["contract"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    assert len(contract) == len(GOLDEN) + 8
+    assert len(contract) == len(GOLDEN) + 8 + len(WITH_TOOLS)
+    assert sum("tools" in entry for entry in contract) == len(WITH_TOOLS)
     for entry in contract:
         text = tokenizer.apply_chat_template(
-            entry["messages"], tokenize=False, add_generation_prompt=entry["add_generation_prompt"]
+            entry["messages"],
+            tools=entry.get("tools"),
+            tokenize=False,
+            add_generation_prompt=entry["add_generation_prompt"],
         )
         assert entry["text"] == text
         assert entry["ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def test_logits_come_in_blocks(finished: RunDirectory, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model_of(finished, config)
-    row = prepare(load_config(config)).reference_rows[0]
-    with torch.inference_mode():
-        whole = np.concatenate(list(outputs.row_logits(model, row)))
-        monkeypatch.setattr(outputs, "BLOCK_BYTES", 4 * 512)
-        blocks = list(outputs.row_logits(model, row))
-    assert [len(block) for block in blocks] == [1] * len(row.scored)
-    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)
 
 
 def test_only_the_summary_on_stdout_and_no_noise(config: Path, tmp_path: Path) -> None:
@@ -260,14 +260,15 @@ def test_a_failure_in_the_capture_does_not_cost_the_training(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "_capture_task", fail)
+        patch.setattr(capture, "capture_task", fail)
         assert cli.run(arguments) == 130
     run = RunDirectory(path)
     assert not run.reference.exists()
-    assert not list(path.glob("*.partial"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "_fit", fail)  # it is not trained again
+        patch.setattr(ReferenceWriter, "add_trained", fail)  # and what was captured is not captured again
         assert cli.run([*arguments, "--resume"]) == 0
+    assert not list(path.glob("*.partial"))
     ours, theirs = Reference.open(run.reference), Reference.open(finished.reference)
     np.testing.assert_array_equal(ours.log_probs(0, ours.size), theirs.log_probs(0, theirs.size))
 

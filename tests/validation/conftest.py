@@ -26,5 +26,13 @@ def coarse(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH with which importing torch is an error."""
+    folder = tmp_path_factory.mktemp("no-torch")
+    (folder / "torch.py").write_text("raise ImportError('torch is not to be imported here')\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def run(base: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return make_run(tmp_path_factory.mktemp("run") / "run", base, whole)

@@ -11,7 +11,7 @@ from edgetune.codings import F32
 from edgetune.config import parse_config
 from edgetune.reference import ReferenceWriter, Rows
 from edgetune.run_directory import RunDirectory
-from edgetune.runtime import Runtime, Sampling, load
+from edgetune.runtime import Finish, Runtime, Sampling, load
 from edgetune_converters.checkpoint import Checkpoint
 from tests.converters import tiny
 from tests.runtime import models
@@ -67,6 +67,7 @@ def _write_reference(run: RunDirectory, runtime: Runtime, rows: Rows, limit: int
             base[np.arange(len(block)), rows.targets[done - len(block) : done]] -= 3
             writer.add_base(base)
         writer.set_contract(golden(runtime))
+        writer.set_greedy(greedy(runtime))
         writer.set_task("exact", answers(runtime))
 
 
@@ -76,7 +77,27 @@ def golden(runtime: Runtime, questions: Sequence[str] = QUESTIONS) -> list[dict[
     for question in questions:
         messages = [{"role": "user", "content": question}]
         text = runtime.chat_template.render(messages, add_generation_prompt=True)
-        found.append({"messages": messages, "add_generation_prompt": True, "text": text, "ids": runtime.tokenize(text)})
+        ids = runtime.tokenize(text)
+        entry = {"messages": messages, "add_generation_prompt": True, "text": text, "ids": ids, "own": False}
+        found.append(entry | {"first": first_tokens(runtime, ids)})
+    return found
+
+
+def first_tokens(runtime: Runtime, ids: list[int], count: int = 5) -> dict[str, object]:
+    """The likeliest first tokens of an answer, as the capture stores them."""
+    (logits,) = (block.copy() for block in runtime.score(np.array([*ids, 0], np.int32), np.array([len(ids)])))
+    log_probs = logits[0] - np.log(np.exp(logits[0].astype(np.float64)).sum())
+    best = np.argsort(-log_probs)[:count]
+    return {"ids": best.tolist(), "log_probs": log_probs[best].tolist()}
+
+
+def greedy(runtime: Runtime) -> list[dict[str, object]]:
+    """Greedy answers, token by token."""
+    found = []
+    for entry in golden(runtime):
+        ids: list[int] = entry["ids"]  # type: ignore[assignment]
+        generation = runtime.generate(ids, Sampling(), MAX_TOKENS)
+        found.append({"prompt": ids, "answer": list(generation), "stopped": generation.finish is Finish.STOP})
     return found
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.checkpoint import F32, Rows
+from edgetune_converters.checkpoint import Rows, widened
 
 Index = NDArray[np.intp]
-Read = Callable[[Rows, Rows], F32]  # rows and columns of a matrix
+Read = Callable[[Rows, Rows], NDArray[Any]]  # rows and columns of a matrix, as floats or as they are stored
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,32 @@ class View:
             count = step.rows(count)
         return count, self.turn.count if self.turn else columns
 
-    def read(self, read: Read, columns: int, first: int, last: int) -> F32:
+    def read(self, read: Read, columns: int, first: int, last: int) -> NDArray[Any]:
         """Rows first..last of the view; `read` gives rows and columns of the source, which has so many `columns`."""
-        rows = self._source(first, last)
+        rows = self.source(first, last)
         if self.turn is None:
             return read(rows, slice(None))
         return np.concatenate(list(self._slabs(self.turn, read, columns, rows)))
 
-    def finished(self, rows: F32) -> F32:
-        """Merged rows with the constant, or of the length 1, changed in place. A delta alone does not undergo this."""
+    def source(self, first: int, last: int) -> Rows:
+        """The source rows of rows first..last of the view; where it is turned, of its slabs."""
+        if not self.steps:
+            return slice(first, last)
+        rows: Index = np.arange(first, last)
+        for step in reversed(self.steps):
+            rows = step.source(rows)
+        return rows
+
+    @property
+    def copies(self) -> bool:
+        """Whether rows of the view are rows of the source as they are, in the same order."""
+        return not (self.steps or self.turn)
+
+    def finished(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Merged rows with the constant, or of the length 1, then in f32. A delta alone does not undergo this."""
+        if not (self.add or self.unit):
+            return rows
+        rows = widened(rows)
         if self.add:
             rows += np.float32(self.add)
         if self.unit:
@@ -127,16 +145,8 @@ class View:
     def _turned_rows(self, rows: int, columns: int) -> int:
         return rows // self.turn.size * columns if self.turn else rows
 
-    def _source(self, first: int, last: int) -> Rows:
-        if not self.steps:
-            return slice(first, last)
-        rows: Index = np.arange(first, last)
-        for step in reversed(self.steps):
-            rows = step.source(rows)
-        return rows
-
     @staticmethod
-    def _slabs(turn: Take, read: Read, columns: int, rows: Rows) -> Iterator[F32]:
+    def _slabs(turn: Take, read: Read, columns: int, rows: Rows) -> Iterator[NDArray[Any]]:
         numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         slab, column = np.divmod(numbers, columns)
         for number in np.unique(slab):

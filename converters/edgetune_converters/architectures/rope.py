@@ -22,20 +22,23 @@ def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
     """Llama 3.1's scaling as divisors of the rope_dim/2 frequencies, f32 [rope_dim/2]; None for another rope type.
 
     Long wavelengths are stretched by `factor`, short ones kept, and those between are blended (transformers,
-    `_compute_llama3_parameters`).
+    `_compute_llama3_parameters`). Every step is rounded to f32 as torch rounds it, which divides a number by a tensor
+    by multiplying with the reciprocal; so the bits are those of convert_hf_to_gguf.py.
     """
     rope = config.rope
     if rope["rope_type"] != "llama3":
         return None
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = _number(rope, "original_max_position_embeddings")
-    exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-    wavelength = 2 * np.pi * float(rope["rope_theta"]) ** exponents
-    blend = (original / wavelength - low) / (high - low)
-    factors = 1 / ((1 - blend) / factor + blend)
-    factors[wavelength > original / low] = factor
-    factors[wavelength < original / high] = 1
-    return factors.astype(np.float32)
+    original, one = _number(rope, "original_max_position_embeddings"), np.float32(1)
+    exponents = np.arange(0, config.rope_dim, 2, dtype=np.float32) / np.float32(config.rope_dim)
+    frequencies = one / (_number(rope, "rope_theta") ** exponents.astype(np.float64)).astype(np.float32)
+    wavelength = one / frequencies * np.float32(2 * math.pi)
+    factors = np.where(wavelength > original / low, np.float32(factor), one)
+    between = (wavelength <= original / low) & (wavelength >= original / high)
+    if high != low:
+        blend = (one / wavelength[between] * np.float32(original) - np.float32(low)) / np.float32(high - low)
+        factors[between] = one / ((one - blend) / np.float32(factor) + blend)
+    return factors
 
 
 def _long_factors(name: str) -> Callable[[ModelConfig], NDArray[np.float32] | None]:

@@ -18,19 +18,27 @@ from numpy.typing import NDArray
 from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
 from edgetune_converters.gguf.values import Kind, Value
 from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.hashed_file import joined_hash
 
 
 class SplitWriter:
     """Writes like `GgufWriter`, into as many files as `limit` bytes for each ask for; without a limit into one.
 
-    A tensor is never cut: one that is larger than the limit has a file to itself.
+    A tensor is never cut: one that is larger than the limit has a file to itself. All metadata is in the first file, so
+    only that one is not `settled`.
     """
 
     def __init__(
-        self, path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorSpec], limit: int | None = None
+        self,
+        path: Path,
+        metadata: Mapping[str, Value],
+        tensors: Sequence[TensorSpec],
+        limit: int | None = None,
+        *,
+        settled: bool = True,
     ) -> None:
         parts = _partition(metadata, tensors, limit)
-        self._writers = _writers(path, metadata, parts)
+        self._writers = _writers(path, metadata, parts, settled)
         self._left = [sum(spec.bytes for spec in part) for part in parts]  # bytes that each file still expects
         self._current = 0
         self._open = ExitStack()
@@ -64,6 +72,14 @@ class SplitWriter:
         self._writers[self._current].append(block)
         self._left[self._current] -= block.nbytes
 
+    def data_hash(self) -> str:
+        """SHA-256 of everything after the header; of several files, of their hashes, a line each."""
+        return joined_hash([writer.data_hash() for writer in self._writers])
+
+    def settle(self, values: Mapping[str, Value]) -> None:
+        """Replace values of the metadata by others of the same length."""
+        self._writers[0].settle(values)
+
     def verify(self) -> None:
         """Read every file back and compare it with the plan. Errors: ArtifactError."""
         for writer in self._writers:
@@ -90,15 +106,18 @@ def part_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{path.name.removesuffix('.gguf')}-{number:05d}-of-{count:05d}.gguf")
 
 
-def _writers(path: Path, metadata: Mapping[str, Value], parts: Sequence[Sequence[TensorSpec]]) -> list[GgufWriter]:
+def _writers(
+    path: Path, metadata: Mapping[str, Value], parts: Sequence[Sequence[TensorSpec]], settled: bool
+) -> list[GgufWriter]:
     if len(parts) == 1:
-        return [GgufWriter(path, metadata, parts[0])]
+        return [GgufWriter(path, metadata, parts[0], settled=settled)]
     tensors = sum(map(len, parts))
     return [
         GgufWriter(
             part_path(path, number, len(parts)),
             {**(metadata if number == 1 else {}), **_keys(number - 1, len(parts), tensors)},
             part,
+            settled=settled or number > 1,
         )
         for number, part in enumerate(parts, 1)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 from edgetune_converters.errors import ArtifactError
@@ -132,8 +133,18 @@ def _payload(value: Value) -> bytes:
     assert value.element is not None
     head = struct.pack("<IQ", value.element, len(value.data))
     if value.element is Kind.STRING:
-        return head + b"".join(encode_string(str(text)) for text in value.data)
+        return head + _strings(value.data)
     return head + struct.pack(f"<{len(value.data)}{FIXED[value.element]}", *value.data)
+
+
+def _strings(texts: Sequence[object]) -> bytes:
+    """As `encode_string` of each; a vocabulary has hundreds of thousands."""
+    try:
+        raw = [str(text).encode() for text in texts]
+    except UnicodeEncodeError:
+        return b"".join(encode_string(str(text)) for text in texts)
+    lengths = map(struct.Struct("<Q").pack, map(len, raw))
+    return b"".join(chain.from_iterable(zip(lengths, raw, strict=True)))
 
 
 def as_read(value: Value) -> Plain:

@@ -1,17 +1,17 @@
 """Writing a GGUF file so that it either appears whole or not at all.
 
-All offsets are known beforehand; the rows arrive in file order and go to NAME.partial. `verify` reads that file back
-and compares it with what was asked for; only then `publish` renames it. Leaving the `with` block otherwise removes it.
+All offsets are known beforehand; the rows arrive in file order and go to NAME.partial. `settle` completes the metadata
+where a value of it was not known before, `verify` reads that file back and compares it with what was asked for; only
+then `publish` renames it. Leaving the `with` block otherwise removes it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +20,25 @@ from edgetune_converters.errors import ArtifactError
 from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
 from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Value, as_read
+from edgetune_converters.hashed_file import HashedFile
 
 
 class GgufWriter:
     """One GGUF file being written. Use as a context manager; call `append` for each tensor's row blocks in order."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorSpec], *, settled: bool = True
+    ) -> None:
+        """`settled` says that no value of the metadata will change."""
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self._metadata = metadata
+        self._metadata = dict(metadata)
         self._tensors = tensors
         self._layout = lay_out(metadata, tensors)
-        self._hash = hashlib.sha256()
+        self._settled = settled
         self._current = 0  # index of the tensor whose rows come next
         self._left = tensors[0].bytes if tensors else 0  # bytes of it still to come
-        self._file: BinaryIO | None = None
+        self._file: HashedFile | None = None
         self._published = False
 
     @property
@@ -44,8 +48,10 @@ class GgufWriter:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.partial.open("wb")
-        self._put(self._layout.header)
+        self._file = HashedFile(self.partial, body=len(self._layout.header))
+        self._file.write(self._layout.header)
+        if self._settled:
+            self._file.settle()
         return self
 
     def __exit__(
@@ -65,28 +71,43 @@ class GgufWriter:
         if self._left == 0:
             self._next_tensor()
 
+    def data_hash(self) -> str:
+        """SHA-256 of what was written after the header."""
+        assert self._file is not None
+        return self._file.body_hexdigest()
+
+    def settle(self, values: Mapping[str, Value]) -> None:
+        """Replace values of the metadata by others of the same length. Errors: ArtifactError."""
+        assert self._file is not None
+        changed = {key: value for key, value in values.items() if self._metadata[key] != value}
+        self._metadata |= changed
+        layout = lay_out(self._metadata, self._tensors) if changed else self._layout
+        if len(layout.header) != len(self._layout.header):
+            raise ArtifactError(f"{self.partial}: there is no room for {', '.join(changed)} in the header")
+        self._file.settle(layout.header if changed else b"")
+
     def verify(self) -> None:
         """Force the file to disk, read it back and compare it with the plan. Errors: ArtifactError."""
         assert self._file is not None
         if self._current != len(self._tensors):
             raise ArtifactError(f"{self.partial}: only {self._current} of {len(self._tensors)} tensors were written")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
         differences = self._differences(read(self.partial))
         if differences:
             raise ArtifactError.of_many(f"differences between {self.path} and its plan", differences)
 
     def publish(self) -> str:
         """Give the file its name, replacing one that was there. Returns its SHA-256."""
+        assert self._file is not None
+        digest = self._file.hexdigest()
         self.partial.replace(self.path)
         self._published = True
         _sync_directory(self.path.parent)
-        return self._hash.hexdigest()
+        return digest
 
     def _put(self, data: bytes | memoryview) -> None:
         assert self._file is not None
         self._file.write(data)
-        self._hash.update(data)
 
     def _next_tensor(self) -> None:
         length = self._tensors[self._current].bytes
@@ -94,6 +115,8 @@ class GgufWriter:
         self._current += 1
         if self._current < len(self._tensors):
             self._left = self._tensors[self._current].bytes
+        elif self._settled and self._file is not None:
+            self._file.end()
 
     def _differences(self, found: GgufFile) -> list[str]:
         """What was read back and is not what was planned, a sentence each."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from numpy.typing import NDArray
-
-from edgetune_converters.merge import Block
+from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.identity import Identity
+from edgetune_converters.merge import Block, MakeBlock
 
 
 class Summary(NamedTuple):
@@ -29,6 +30,26 @@ class Summary(NamedTuple):
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     imatrix: dict[str, str] | None = None
+    tuning: dict[str, Any] | None = None
+
+
+class Taken(Protocol):
+    """A tensor of a pass."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As numpy says it."""
+
+    @property
+    def sources(self) -> set[str]:
+        """The base's tensors from which it is made."""
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read for it."""
+
+    def pieces(self, checkpoint: Checkpoint) -> Iterator[MakeBlock]:
+        """Its blocks in order, each to be made on any thread."""
 
 
 class Output(Protocol):
@@ -42,17 +63,24 @@ class Output(Protocol):
     def size(self) -> int:
         """Bytes it will have."""
 
+    @property
+    def tensors(self) -> Sequence[Taken]:
+        """What it takes from the pass, in this order. Outputs that have the same list share each block."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
-        """A block of tensor `index` of its stream as it is stored."""
+    def convert(self, index: int, block: Block, threads: int) -> Any:
+        """A block of tensor `index` as it is stored. Called on several threads, for blocks in any order."""
 
-    def append(self, rows: NDArray[Any]) -> None:
+    def append(self, rows: Any) -> None:
         """Write what `convert` gave; blocks come in order."""
+
+    def finish(self, identity: Identity) -> None:
+        """All blocks have come, and the base's hashes are known: write what is left, and force it to disk."""
 
     def verify(self) -> None:
         """Read back what was written. Errors: ArtifactError when it is not what was planned."""

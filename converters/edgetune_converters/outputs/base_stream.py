@@ -13,7 +13,7 @@ from edgetune_converters.adapters import Change
 from edgetune_converters.architectures import Bound, Family, slots
 from edgetune_converters.architectures.operations import COPY
 from edgetune_converters.checkpoint import Checkpoint, TensorInfo
-from edgetune_converters.merge import BLOCK_BYTES, Block, MergedTensor, Part
+from edgetune_converters.merge import BLOCK_BYTES, MakeBlock, MergedTensor, Part
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,22 @@ class BaseTensor:
         """Where its weights are."""
         return self.part.piece.source
 
-    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[Block]:
-        """The rows in order, at most `limit` bytes of f32 at a time. Errors: CheckpointError for NaN or infinity."""
-        return self.part.blocks(checkpoint, limit)
+    @property
+    def sources(self) -> set[str]:
+        """The name of its source."""
+        return {self.source.name}
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read for it."""
+        return self.source.bytes
+
+    def pieces(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[MakeBlock]:
+        """What makes its blocks, in order, of at most `limit` bytes of f32.
+
+        Errors, when a block is made: CheckpointError for NaN or infinity.
+        """
+        return self.part.pieces(checkpoint, limit)
 
 
 def base_tensors(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters import recipes
-from edgetune_converters.checkpoint import F32
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
 from edgetune_converters.importance import Importance, check_needed
 from edgetune_converters.merge import Block
-from edgetune_converters.outputs import Summary
+from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.recipes import Plan
 from edgetune_converters.survival import Survival
@@ -25,12 +24,13 @@ from edgetune_converters.survival import Survival
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
-class GgufOutput:
+class GgufOutput(GgufFiles):
     """The file or files of one plan. `metadata` are the keys that do not depend on the plan."""
 
     def __init__(
         self,
         plan: Plan,
+        tensors: Sequence[Taken],
         path: Path,
         metadata: Mapping[str, Value],
         *,
@@ -40,59 +40,35 @@ class GgufOutput:
         split_max_size: int | None = None,
     ) -> None:
         self._plan = plan
+        self._tensors = tensors
         self._overrides = overrides
         self._importance = importance
         self._notes = _check_importance(plan, importance)
-        self._at = (0, 0)  # tensor and row of the next block
         specs = [TensorSpec(row.name, row.shape, recipes.storage_of(row)) for row in plan.rows]
         complete = _complete(metadata, plan, overrides) | (importance.metadata if importance else {})
-        self._writer = SplitWriter(path, complete, specs, split_max_size)
+        super().__init__(SplitWriter(path, complete, specs, split_max_size, settled=False))
         self._survival = Survival() if measure_survival else None
 
     @property
-    def path(self) -> Path:
-        """The file, or the first of several."""
-        return self._writer.path
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return self._writer.size
-
-    def __enter__(self) -> Self:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
+    def tensors(self) -> Sequence[Taken]:
+        """Those of the model, in the order of the plan."""
+        return self._tensors
 
     def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
         """A block of tensor `index` of the plan, quantized."""
         row = self._plan.rows[index]
-        stored = self._store(index, block.rows, threads)
+        stored = self._store(index, block, threads)
         if self._survival is not None and block.delta is not None:
             self._survival.add(row.name, row.type, block, stored, threads)
         return stored
 
-    def _store(self, index: int, rows: F32, threads: int) -> NDArray[Any]:
-        row = self._plan.rows[index]
+    def _store(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+        row, rows = self._plan.rows[index], block.rows
         if self._importance is None or len(row.shape) < 2:
             return store(rows, row.type, row.name, threads)
-        first = self._at[1] if self._at[0] == index else 0
-        self._at = (index, first + len(rows))
-        pieces = self._importance.pieces(row.name, row.shape, first, rows)
+        pieces = self._importance.pieces(row.name, row.shape, block.first, rows)
         stored = [store(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
         return stored[0] if len(stored) == 1 else np.concatenate(stored)
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows."""
-        self._writer.append(rows)
-
-    def verify(self) -> None:
-        """Read the headers back and compare. Errors: ArtifactError."""
-        self._writer.verify()
 
     def publish(self) -> Summary:
         """Rename, the first file last."""
@@ -113,7 +89,7 @@ class GgufOutput:
             files=files if len(files) > 1 else {},
             overrides=self._overrides,
             notes=tuple(self._notes),
-            imatrix=_named(self._importance),
+            imatrix=None if self._importance is None else self._importance.named,
         )
 
 
@@ -123,10 +99,6 @@ def _check_importance(plan: Plan, importance: Importance | None) -> list[str]:
         check_needed((row.name, row.type) for row in plan.rows)
         return []
     return importance.check((row.name, row.shape, row.type) for row in plan.rows)
-
-
-def _named(importance: Importance | None) -> dict[str, str] | None:
-    return None if importance is None else {"file": importance.path.name, "sha256": importance.sha256}
 
 
 def _complete(metadata: Mapping[str, Value], plan: Plan, overrides: tuple[str, ...]) -> dict[str, Value]:

@@ -1,6 +1,6 @@
 """An adapter as a GGUF file that llama.cpp lays over a base (`llama-cli -m base.gguf --lora adapter.gguf`).
 
-The scale is folded into the factors and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": its own
+The scale is folded into B and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": its own
 alpha/rank knows neither rsLoRA nor an alpha of single modules. Facts from llama.cpp's src/llama-adapter.cpp.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,14 @@ from edgetune_converters.architectures.operations import View
 from edgetune_converters.checkpoint import F32, Checkpoint, Rows
 from edgetune_converters.errors import AdapterError, RecipeError
 from edgetune_converters.gguf.layout import TensorSpec
+from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
-from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block
-from edgetune_converters.outputs import Summary
+from edgetune_converters.model import Model
+from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.outputs.storing import store
 
 TYPES = ("f32", "f16", "bf16")
@@ -45,6 +47,13 @@ def check_type(name: str) -> str:
     if name.lower() in TYPES:
         return name.lower()
     raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
+
+
+def factors_of_model(model: Model) -> list[Factor]:
+    """A and B of every tensor that the adapter of a model changes. Errors: AdapterError, also when there is none."""
+    if model.adapter is None:
+        raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
+    return factors_of(model.bound, model.changes, model.checkpoint)
 
 
 def factors_of(bound: Sequence[Bound], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
@@ -135,48 +144,27 @@ def _seen(piece: Piece, left: F32) -> F32:
     return view.read(read, left.shape[1], 0, view.shape(*left.shape)[0])
 
 
-class LoraOutput:
+class LoraOutput(GgufFiles):
     """The file. An adapter is small: it is written at the end of the pass, and takes nothing from the stream."""
+
+    tensors: Sequence[Taken] = ()
 
     def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
         self._type = type_name
         self._factors = factors
         specs = [TensorSpec(item.name, item.values.shape, BY_NAME[type_name]) for item in factors]
         own = {"general.type": string("adapter"), "adapter.type": string("lora"), "adapter.lora.alpha": f32(0.0)}
-        self._writer = GgufWriter(path, {**general, **own}, specs)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._writer.path
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self._writer.size
-
-    def __enter__(self) -> Self:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
+        super().__init__(SplitWriter(path, {**general, **own}, specs, settled=False))
 
     def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
         """Never asked: the adapter is not part of a stream."""
         raise AssertionError("an adapter takes nothing from the stream")
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next factor."""
-        self._writer.append(rows)
-
-    def verify(self) -> None:
-        """Write the factors, read the header back and compare. Errors: ArtifactError."""
+    def finish(self, identity: Identity) -> None:
+        """Write the factors, then as every GGUF file."""
         for item in self._factors:
             self.append(store(item.values, self._type, item.name, 0))
-        self._writer.verify()
+        super().finish(identity)
 
     def publish(self) -> Summary:
         """Rename."""
@@ -184,7 +172,7 @@ class LoraOutput:
         size = weights * BY_NAME[self._type].bytes
         return Summary(
             artifact=self.path,
-            sha256=self._writer.publish(),
+            sha256=self._writer.publish()[self.path.name],
             size=self.size,
             format="gguf-lora",
             recipe=self._type,

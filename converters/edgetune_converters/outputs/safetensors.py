@@ -5,24 +5,25 @@ The directory is written under another name beside its place and renamed when it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
-from edgetune_converters.errors import ArtifactError, CheckpointError, EdgetuneError, RecipeError, TokenizerError
+from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
+from edgetune_converters.hashed_file import HashedFile
+from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block
-from edgetune_converters.outputs import Summary
+from edgetune_converters.outputs import Summary, Taken, folders
 from edgetune_converters.outputs.base_stream import BaseTensor
+from edgetune_converters.outputs.folders import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.receipts import combined_hash, tool_versions
 
@@ -34,24 +35,7 @@ _TAGS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_TOKENIZER_HINT = "Put the tokenizer's files beside the base"
-_TEMPLATE_FILE = "chat_template.jinja"
 _GENERATION_FILE = "generation_config.json"
-
-
-class Documents(NamedTuple):
-    """What stands beside the weights: the base's directory and config, the tokenizer's, and a template in its place."""
-
-    base: Path
-    config: Mapping[str, Any]
-    tokenizer: Path
-    chat_template: str | None
-    tied: bool
 
 
 class _Entry(NamedTuple):
@@ -81,21 +65,26 @@ class SafetensorsOutput:
         self._partial = path.with_name(path.name + ".partial")
         self._type = type_name
         self._documents = documents
-        _check_tokenizer(documents.tokenizer)
-        self._entries = [_Entry(tensor.name, tensor.shape, _type(tensor, type_name)) for tensor in tensors]
+        check_tokenizer(documents.tokenizer)
+        self._tensors = tensors
+        self._entries = [_Entry(tensor.name, tensor.shape, stored_as(tensor, type_name)) for tensor in tensors]
         self._shards = _shards(self._entries, shard or DEFAULT_SHARD)
         self._names = _shard_names(len(self._shards))
         self._headers = [_header(entries) for entries in self._shards]
         self._hashes: dict[str, str] = {}
-        self._open: BinaryIO | None = None
-        self._hash = hashlib.sha256()
-        self._at, self._left = -1, 0  # the shard that is open, and what it still expects
+        self._open: list[HashedFile] = []
+        self._left = 0  # what the last of them still expects
         self._published = False
 
     @property
     def path(self) -> Path:
         """The directory."""
         return self._path
+
+    @property
+    def tensors(self) -> Sequence[Taken]:
+        """Those of the base."""
+        return self._tensors
 
     @property
     def size(self) -> int:
@@ -112,8 +101,8 @@ class SafetensorsOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._open is not None:
-            self._open.close()
+        for file in self._open:
+            file.close()
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -124,22 +113,27 @@ class SafetensorsOutput:
         return store(rows, entry.type, entry.name, threads)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows; a shard that is full is closed."""
+        """Write the next rows; after a shard that is full the next begins."""
         if rows.nbytes > self._left:
             raise ArtifactError(f"{self._partial}: more rows than the plan says")
-        self._put(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        self._open[-1].write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
         self._left -= rows.nbytes
         if not self._left:
-            self._close_shard()
-            if self._at + 1 < len(self._shards):
+            self._open[-1].end()
+            if len(self._open) < len(self._shards):
                 self._next_shard()
 
-    def verify(self) -> None:
-        """Write the documents, then read the shards' headers back. Errors: ArtifactError."""
-        if self._open is not None or len(self._hashes) != len(self._shards):
-            raise ArtifactError(f"{self._partial}: not all tensors were written")
+    def finish(self, identity: Identity) -> None:
+        """Write the documents."""
         self._write_documents()
-        for name, entries in zip(self._names, self._shards, strict=True):
+
+    def verify(self) -> None:
+        """Force the shards to disk and read their headers back. Errors: ArtifactError."""
+        if self._left or len(self._open) != len(self._shards):
+            raise ArtifactError(f"{self._partial}: not all tensors were written")
+        for file, name, entries in zip(self._open, self._names, self._shards, strict=True):
+            file.sync()
+            self._hashes[name] = file.hexdigest()
             found = SafetensorsFile(self._partial / name).tensors
             wanted = {entry.name: (_TAGS[entry.type], entry.shape) for entry in entries}
             if {info.name: (info.dtype, info.shape) for info in found.values()} != wanted:
@@ -150,7 +144,8 @@ class SafetensorsOutput:
         for path in self._partial.rglob("*"):
             if path.is_file() and path.name not in self._hashes:
                 self._hashes[path.relative_to(self._partial).as_posix()] = sha256_of(path)
-        _replace_directory(self._partial, self._path)
+        check_replaceable(self._path)
+        folders.replace(self._partial, self._path)
         self._published = True
         return self._summary()
 
@@ -174,47 +169,26 @@ class SafetensorsOutput:
         )
 
     def _next_shard(self) -> None:
-        self._at += 1
-        self._open = (self._partial / self._names[self._at]).open("wb")
-        self._hash = hashlib.sha256()
-        self._left = sum(entry.bytes for entry in self._shards[self._at])
-        self._put(self._headers[self._at])
-
-    def _close_shard(self) -> None:
-        assert self._open is not None
-        self._open.flush()
-        os.fsync(self._open.fileno())
-        self._open.close()
-        self._open = None
-        self._hashes[self._names[self._at]] = self._hash.hexdigest()
-
-    def _put(self, data: bytes | memoryview) -> None:
-        assert self._open is not None
-        self._open.write(data)
-        self._hash.update(data)
+        number = len(self._open)
+        self._open.append(HashedFile(self._partial / self._names[number]))
+        self._open[-1].write(self._headers[number])
+        self._open[-1].settle()
+        self._left = sum(entry.bytes for entry in self._shards[number])
 
     def _write_documents(self) -> None:
         documents = self._documents
-        _write_json(self._partial / "config.json", _config(documents, self._type))
-        for name in _TOKENIZER_FILES:
-            _copy(documents.tokenizer / name, self._partial / name)
-        if documents.chat_template is not None:
-            (self._partial / _TEMPLATE_FILE).write_text(documents.chat_template, encoding="utf-8")
+        write_json(self._partial / "config.json", _config(documents, self._type))
+        copy_tokenizer(documents, self._partial)
         stated = next((d for d in (documents.tokenizer, documents.base) if (d / _GENERATION_FILE).is_file()), None)
         if stated is not None:
-            _copy(stated / _GENERATION_FILE, self._partial / _GENERATION_FILE)
+            copy(stated / _GENERATION_FILE, self._partial / _GENERATION_FILE)
         if len(self._shards) > 1:
-            _write_json(self._partial / INDEX_FILE, _index(self._names, self._shards))
+            write_json(self._partial / INDEX_FILE, _index(self._names, self._shards))
 
 
 def check_replaceable(path: Path) -> None:
     """Errors: EdgetuneError when `path` is something that an export must not remove."""
-    if path.is_dir() and any(path.iterdir()) and not _is_exported(path):
-        raise EdgetuneError(
-            f"{path} is a directory that was not made by an export: it is not replaced", "Choose another name with -o"
-        )
-    if path.is_file():
-        raise EdgetuneError(f"{path} is a file; a safetensors model is a directory", "Choose another name with -o")
+    folders.check_replaceable(path, "a safetensors model", _is_exported)
 
 
 def _is_exported(path: Path) -> bool:
@@ -225,13 +199,8 @@ def _is_exported(path: Path) -> bool:
         return False
 
 
-def _check_tokenizer(directory: Path) -> None:
-    """Found before the pass: a model without its tokenizer is of no use."""
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        raise TokenizerError(f"{directory} has no tokenizer to go with the merged model", _TOKENIZER_HINT)
-
-
-def _type(tensor: BaseTensor, wanted: str) -> str:
+def stored_as(tensor: BaseTensor, wanted: str) -> str:
+    """The type of a tensor in a directory of the type `wanted`."""
     return _OF_BASE.get(tensor.source.dtype, "bf16") if wanted == BASE_TYPE else wanted
 
 
@@ -280,24 +249,3 @@ def _config(documents: Documents, type_name: str) -> dict[str, Any]:
         named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
         config |= dict.fromkeys(named, _TORCH[type_name])
     return config if documents.tied else config | {"tie_word_embeddings": False}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_file():
-        shutil.copyfile(source, target)
-
-
-def _replace_directory(new: Path, path: Path) -> None:
-    """Rename `new` to `path`. A directory cannot be replaced in one step: the old one is first put aside."""
-    check_replaceable(path)
-    aside = path.with_name(path.name + ".replaced")
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    if path.is_dir():
-        path.rename(aside)
-    new.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,59 +1,83 @@
-"""The pass itself: read and merge a block, convert the one before, write the one before that.
+"""The pass itself: read and merge a block, convert it for each output that takes it, write it.
 
-There are two streams, of tensors as GGUF has them and of tensors as the base has them. They are interleaved, so that
-what both read comes from the disk once and the second time from the system's cache.
+Outputs may take different tensors: those of GGUF, or those of the base. Such streams are interleaved, so that what both
+read comes from the disk once and the second time from the system's cache.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
-from edgetune_converters.merge import Block
-from edgetune_converters.outputs import Output
-from edgetune_converters.overlap import Behind, ahead
+from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.merge import Block, MakeBlock
+from edgetune_converters.outputs import Output, Taken
+from edgetune_converters.overlap import divided, in_order
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One tensor on its way: its number in its stream, its shape, the bytes that are read, and who takes its blocks."""
+class _Job(NamedTuple):
+    """One tensor on its way, and who takes its blocks under which number."""
 
-    index: int
-    shape: tuple[int, ...]
-    bytes: int
-    blocks: Iterator[Block]
-    outputs: Sequence[Output]
+    tensor: Taken
+    takers: list[tuple[int, Output]]
 
 
-def run(jobs: Sequence[Job], threads: int, progress: Progress | None) -> None:
-    """Do all jobs in order; `progress` is called with the bytes read so far and in all."""
-    total = sum(job.bytes for job in jobs)
-    with Behind() as write:
-        for job, block, done in ahead(_blocks(jobs)):
-            stored = [output.convert(job.index, block, threads) for output in job.outputs]
-            write(partial(_append, job.outputs, stored))
-            if progress is not None:
-                progress(done, total)
+class _Converted(NamedTuple):
+    """One block, and as each taker stores it."""
+
+    job: _Job
+    block: Block
+    stored: list[Any]
 
 
-def _blocks(jobs: Sequence[Job]) -> Iterator[tuple[Job, Block, int]]:
-    """A job, a block of its tensor, and the bytes of the base that were read by then."""
-    before = 0
+def run(outputs: Sequence[Output], checkpoint: Checkpoint, threads: int, progress: Progress) -> None:
+    """Give every output its tensors; `progress` is called with the bytes read so far and in all."""
+    jobs = list(_jobs(outputs))
+    total = sum(job.tensor.source_bytes for job in jobs)
+    workers, threads = divided(threads)
+    before = done = 0
+    for job, block, stored in in_order(_calls(jobs, checkpoint, threads), workers):
+        for (_, output), rows in zip(job.takers, stored, strict=True):
+            output.append(rows)
+        block.release()  # only now: what is stored may be the rows themselves
+        done += block.rows.size
+        whole = math.prod(job.tensor.shape)
+        progress(before + job.tensor.source_bytes * done // whole, total)
+        if done == whole:
+            before, done = before + job.tensor.source_bytes, 0
+
+
+def _jobs(outputs: Sequence[Output]) -> Iterator[_Job]:
+    """The tensors of the first output, and after each what others make of the same sources.
+
+    A tensor that several outputs take is made once for all of them.
+    """
+    queues = [(output, deque(enumerate(output.tensors))) for output in outputs]
+    while leading := next((queue for _, queue in queues if queue), None):
+        job = _next(leading[0][1], queues)
+        yield job
+        for _, queue in queues:
+            while queue and queue[0][1].sources <= job.tensor.sources:
+                yield _next(queue[0][1], queues)
+
+
+def _next(tensor: Taken, queues: Sequence[tuple[Output, deque[tuple[int, Taken]]]]) -> _Job:
+    """The tensor for all outputs of which it is the next one."""
+    takers = [(queue.popleft()[0], output) for output, queue in queues if queue and queue[0][1] is tensor]
+    return _Job(tensor, takers)
+
+
+def _calls(jobs: Sequence[_Job], checkpoint: Checkpoint, threads: int) -> Iterator[Callable[[], _Converted]]:
     for job in jobs:
-        weights, read = math.prod(job.shape), 0
-        for block in job.blocks:
-            read += block.rows.size
-            yield job, block, before + job.bytes * read // weights
-        before += job.bytes
+        for make in job.tensor.pieces(checkpoint):
+            yield partial(_converted, job, make, threads)
 
 
-def _append(outputs: Sequence[Output], stored: Sequence[NDArray[Any]]) -> None:
-    for output, rows in zip(outputs, stored, strict=True):
-        output.append(rows)
+def _converted(job: _Job, make: MakeBlock, threads: int) -> _Converted:
+    block = make(threads)
+    return _Converted(job, block, [output.convert(number, block, threads) for number, output in job.takers])

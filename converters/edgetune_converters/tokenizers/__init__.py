@@ -7,8 +7,10 @@ it cannot reproduce is an error here, or a note where the reason is known; never
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from edgetune_converters.tokenizers.kind import Kind
 from edgetune_converters.tokenizers.proof import Proof, prove
 from edgetune_converters.tokenizers.rows import Rows, TokenType
 
-__all__ = ["Preparation", "TokenType", "Vocabulary", "convert"]
+__all__ = ["Conversion", "Preparation", "TokenType", "Vocabulary", "convert"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One way of writing the tokenizer, with all its metadata, and what proving it has shown."""
+    """One way of writing the tokenizer, with all its metadata. It is proven when that is asked for."""
 
     kind: Kind
     metadata: dict[str, Value]
-    proof: Proof | None
+    prove: Callable[[], Proof | None]
+
+    @cached_property
+    def proof(self) -> Proof | None:
+        """What llama.cpp makes of it."""
+        return self.prove()
 
     @property
     def faults(self) -> int:
@@ -59,24 +66,50 @@ def convert(
     `model_config` is the model's config.json, asked for special token ids that the tokenizer does not name.
     `chat_template` replaces the directory's own. Errors: TokenizerError.
     """
-    files = tokenizer_files.read(directory, model_config)
-    table = tokenizer_rows.read(files, rows)
-    armed = known.disarm(files, table)
-    template = templates.metadata(files, chat_template)
-    turn_end = turns.end_of_turn(files, template.get("tokenizer.chat_template"))
-    common = special.ids(files, table.tokens, turn_end)
-    common |= special.ends(files, common) | template
-    eos = common["tokenizer.ggml.eos_token_id"].data
-    assert isinstance(eos, int)
-    stops = special.stops(files, eos, rows, turn_end)
-    limits = _limits(files, armed)
-    chosen = _best(files, limits, _candidates(files, table, common, stops))
-    _note(files, limits, chosen)
-    return Vocabulary(chosen.kind.model, chosen.kind.pre, rows, chosen.metadata, tuple(files.notes))
+    return Conversion(directory, rows, model_config, chat_template).proven()
 
 
-def _candidates(files: Files, table: Rows, common: Mapping[str, Value], stops: list[int]) -> Iterable[_Candidate]:
-    """Each way of writing the tokenizer, made and proven only when the one before was not good enough."""
+class Conversion:
+    """A tokenizer between its conversion and the proof of it. Errors: TokenizerError."""
+
+    def __init__(
+        self, directory: Path, rows: int, model_config: Mapping[str, Any], chat_template: str | None = None
+    ) -> None:
+        files = tokenizer_files.read(directory, model_config)
+        table = tokenizer_rows.read(files, rows)
+        armed = known.disarm(files, table)
+        template = templates.metadata(files, chat_template)
+        turn_end = turns.end_of_turn(files, template.get("tokenizer.chat_template"))
+        common = special.ids(files, table.tokens, turn_end)
+        common |= special.ends(files, common) | template
+        eos = common["tokenizer.ggml.eos_token_id"].data
+        assert isinstance(eos, int)
+        stops = special.stops(files, eos, rows, turn_end)
+        self._files, self._rows = files, rows
+        self._limits = _limits(files, armed)
+        self._candidates = _candidates(files, table, common, stops)
+        self._first = next(self._candidates)
+
+    @property
+    def likely(self) -> Vocabulary:
+        """What it is unless the proof says otherwise."""
+        return self._vocabulary(self._first)
+
+    def proven(self) -> Vocabulary:
+        """What it is; of the same metadata, the same object, where that was likely. To be called once.
+
+        Errors: TokenizerError when llama.cpp does not do as the tokenizer does, however it is told.
+        """
+        chosen = _best(self._files, self._limits, chain([self._first], self._candidates))
+        _note(self._files, self._limits, chosen)
+        return self._vocabulary(chosen)
+
+    def _vocabulary(self, chosen: _Candidate) -> Vocabulary:
+        return Vocabulary(chosen.kind.model, chosen.kind.pre, self._rows, chosen.metadata, tuple(self._files.notes))
+
+
+def _candidates(files: Files, table: Rows, common: Mapping[str, Value], stops: list[int]) -> Iterator[_Candidate]:
+    """Each way of writing the tokenizer, made only when the one before was not good enough."""
     for kind in _kinds(files, table):
         preparation = _preparation(files, kind)
         metadata = {
@@ -88,7 +121,7 @@ def _candidates(files: Files, table: Rows, common: Mapping[str, Value], stops: l
             **preparation.metadata(),
             **common,
         }
-        yield _Candidate(kind, metadata, prove(files, metadata, preparation, stops))
+        yield _Candidate(kind, metadata, partial(prove, files, metadata, preparation, stops))
 
 
 def _kinds(files: Files, table: Rows) -> Iterable[Kind]:

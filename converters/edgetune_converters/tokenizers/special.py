@@ -21,7 +21,7 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
     for key, role in _ROLES.items():
-        number = _id(files, role, numbers)
+        number = id_of(files, role, numbers)
         if number is not None and not 0 <= number < len(tokens):
             raise TokenizerError(f"{role}_token_id is {number}, the vocabulary has {len(tokens)} tokens")
         if number is not None:
@@ -35,7 +35,7 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     return {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
 
 
-def _id(files: Files, role: str, numbers: Mapping[str, int]) -> int | None:
+def id_of(files: Files, role: str, numbers: Mapping[str, int]) -> int | None:
     """From the tokenizer's files by text, else from the model's by number."""
     for source in (files.config, files.special):
         named = source.get(f"{role}_token")

@@ -20,9 +20,11 @@ from .ggml import dequantize, ggml_types, open_ggml, quantize
 from .logits import compare, decode_log_probs, encode_log_probs
 from .machine import cpu, probe_amx
 from .nbits import dequantize_blocks, quantize_blocks
+from .product import add_product
 
 __all__ = [
     "absmax_4bit",
+    "add_product",
     "compare",
     "cpu",
     "decode_log_probs",

@@ -24,8 +24,8 @@ _PIECE_ELEMENTS = 1 << 18
 
 # Count, first and step of the scales tried, by (bits, symmetric); see struct grid in nbits_kernel.h.
 _GRIDS = {
-    (4, True): (16, -1.5, 0.4375),
-    (4, False): (18, -1.5, 0.375),
+    (4, True): (8, -1.25, 0.8125),
+    (4, False): (9, -1.25, 0.6875),
     (8, True): (32, -20.0, 0.71875),
     (8, False): (32, -40.0, 1.34375),
 }

@@ -7,6 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_native import _kernels
+
+_ROW_DTYPES = {
+    np.dtype(np.float32): _kernels.F32,
+    np.dtype(np.float16): _kernels.F16,
+    np.dtype(np.uint16): _kernels.BF16,
+}
+
 
 def array(value: object, name: str, dtype: np.dtype[Any] | None, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """Return `value` if it is a contiguous array of that dtype and shape (None: any length); copied if unaligned."""
@@ -20,6 +28,14 @@ def array(value: object, name: str, dtype: np.dtype[Any] | None, shape: tuple[in
     if not value.flags.c_contiguous:
         raise ValueError(f"{name} is not C-contiguous (strides {value.strides}); pass numpy.ascontiguousarray of it")
     return value if value.flags.aligned else value.copy()
+
+
+def stored_rows(rows: object) -> tuple[NDArray[Any], int]:
+    """Return rows of weights [n, k] in one of the types that models are stored in, and that type."""
+    if not isinstance(rows, np.ndarray) or rows.dtype not in _ROW_DTYPES:
+        found = f"dtype {rows.dtype}" if isinstance(rows, np.ndarray) else f"type {type(rows).__name__}"
+        raise TypeError(f"rows has {found}, expected a numpy array of float32, float16 or uint16 (bfloat16 bits)")
+    return array(rows, "rows", None, (None, None)), _ROW_DTYPES[rows.dtype]
 
 
 def thread_count(threads: object) -> int:

@@ -10,8 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from edgetune_native import _kernels
 from edgetune_native.results import NBits
 
-from .checks import array, thread_count
-from .weights import _ROW_DTYPES
+from .checks import array, stored_rows, thread_count
 
 _BITS = (4, 8)
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -74,18 +73,18 @@ class NBitsFace:
 
         Without `search` codes and scales are those of ONNX Runtime's own quantizer: symmetric, the value of largest
         size becomes code 0 (so a scale may be negative); otherwise the range from min(x, 0) to max(x, 0) is spread over
-        all codes. With `search` each block takes, of 20 to 22 (4 bits) or 36 (8 bits) scales and zero points, each
+        all codes. With `search` each block takes, of 12 or 13 (4 bits) or 36 (8 bits) scales and zero points, each
         improved by least squares for its codes, the one of least sum w (x - scale * (q - zero point))^2, measured with
         the scale as it is stored; that of the rule without search stays if none is better. What is left of that rule's
         error, on Gaussian weights (tests/bench/bench_nbits.py has more):
 
         | block size                         |   16 |   32 |   64 |  128 |  256 |
         |------------------------------------|------|------|------|------|------|
-        | 4 bits, symmetric                  | 0.85 | 0.89 | 0.90 | 0.88 | 0.84 |
+        | 4 bits, symmetric                  | 0.86 | 0.89 | 0.90 | 0.88 | 0.84 |
         | 4 bits, zero points                | 0.85 | 0.90 | 0.91 | 0.89 | 0.85 |
         | 8 bits, symmetric                  | 0.63 | 0.76 | 0.85 | 0.90 | 0.94 |
         | 8 bits, zero points                | 0.58 | 0.73 | 0.83 | 0.90 | 0.94 |
-        | 4 bits, symmetric, with importance | 0.55 | 0.61 | 0.66 | 0.68 | 0.68 |
+        | 4 bits, symmetric, with importance | 0.56 | 0.62 | 0.67 | 0.68 | 0.69 |
 
         Args:
             rows: [n, k], float32, float16, or uint16 holding the bits of bfloat16. Not changed. k need not be a
@@ -107,10 +106,7 @@ class NBitsFace:
             TypeError, ValueError: an argument is not as described, a row holds a NaN or an infinity, or a block needs a
                 scale that float16 cannot hold.
         """
-        if not isinstance(rows, np.ndarray) or rows.dtype not in _ROW_DTYPES:
-            found = f"dtype {rows.dtype}" if isinstance(rows, np.ndarray) else f"type {type(rows).__name__}"
-            raise TypeError(f"rows has {found}, expected a numpy array of float32, float16 or uint16 (bfloat16 bits)")
-        source = array(rows, "rows", None, (None, None))
+        source, kind = stored_rows(rows)
         n, k = source.shape
         if k == 0:
             raise ValueError(f"rows has shape {source.shape}: there is nothing to quantize in a row")
@@ -125,7 +121,7 @@ class NBitsFace:
             np.empty((n, k_blocks), dtype),
             None if even else np.empty((n, -(-k_blocks * width // 8)), np.uint8),
         )
-        kind, half = _ROW_DTYPES[source.dtype], dtype == np.float16
+        half = dtype == np.float16
         self._kernels.quantize_blocks(
             source, kind, n, k, importance, width, size, even, searching, half, *result, count
         )

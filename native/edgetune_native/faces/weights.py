@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_native import _kernels
 from edgetune_native.results import GgmlType
 
-from .checks import array, output, thread_count
+from .checks import array, output, stored_rows, thread_count
 from .types import TypesFace
-
-_ROW_DTYPES = {
-    np.dtype(np.float32): _kernels.F32,
-    np.dtype(np.float16): _kernels.F16,
-    np.dtype(np.uint16): _kernels.BF16,
-}
 
 
 class WeightsFace(TypesFace):
@@ -47,14 +40,11 @@ class WeightsFace(TypesFace):
                 cannot quantize a row (iq1 to iq3 with values that are not finite or extreme); `out` is then undefined.
         """
         kind = self._type(type)
-        if not isinstance(rows, np.ndarray) or rows.dtype not in _ROW_DTYPES:
-            found = f"dtype {rows.dtype}" if isinstance(rows, np.ndarray) else f"type {rows.__class__.__name__}"
-            raise TypeError(f"rows has {found}, expected a numpy array of float32, float16 or uint16 (bfloat16 bits)")
-        source = array(rows, "rows", None, (None, None))
+        source, dtype = stored_rows(rows)
         n, k = source.shape
         out = output(out, (n, self.row_bytes(type, k)), source)
         checked = self._weights(weights, k, kind)
-        self._kernels.quantize(source, _ROW_DTYPES[source.dtype], kind.id, n, k, checked, out, thread_count(threads))
+        self._kernels.quantize(source, dtype, kind.id, n, k, checked, out, thread_count(threads))
         return out
 
     @staticmethod

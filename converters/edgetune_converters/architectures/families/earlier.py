@@ -147,8 +147,8 @@ _FALCON = Family(
         norm("transformer.ln_f", "output_norm", bias=True),
         TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="transformer.word_embeddings"),
         # one norm for both branches, or one for each: then that of the attention is the second to llama.cpp
-        norm(_BLOCK + "input_layernorm", "attention_norm", bias=True),
-        norm(_BLOCK + "ln_mlp", "attention_norm", bias=True),
+        norm(_BLOCK + "input_layernorm", "attention_norm", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 1),
+        norm(_BLOCK + "ln_mlp", "attention_norm", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 2),
         norm(_BLOCK + "ln_attn", "attention_norm_2", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 2),
         TensorRow(
             _BLOCK + "self_attention.query_key_value",

@@ -31,6 +31,7 @@ from edgetune_converters.gguf.values import f32
 
 _ROPES = ("default", "linear", "yarn")
 _BAICHUAN2_VOCABULARY = 125_696
+_LAYERS_OF_7B, _LAYERS_OF_13B = 32, 40
 
 
 def _grouped(part: int, *, rotated: bool) -> Views:
@@ -40,7 +41,12 @@ def _grouped(part: int, *, rotated: bool) -> Views:
 
 def _third(part: int, *, rotated: bool) -> Views:
     """Query (0), key (1) or value (2) of a matrix in which they stand below one another, all of one size."""
-    return lambda c: (View((Take(3 * c.hidden, part * c.hidden, c.hidden), *((Pair(c.head_dim),) if rotated else ()))),)
+
+    def views(config: ModelConfig) -> tuple[View, ...]:
+        take = Take(3 * config.hidden, part * config.hidden, config.hidden)
+        return (View((take, Pair(config.head_dim)) if rotated and config.layers == _LAYERS_OF_7B else (take,)),)
+
+    return views
 
 
 def _normalised_head(config: ModelConfig) -> tuple[View, ...]:
@@ -49,8 +55,10 @@ def _normalised_head(config: ModelConfig) -> tuple[View, ...]:
 
 
 def _rotated_by_layers(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp gives Baichuan RoPE when it has 32 layers; the 13 B with ALiBi is not carried."""
-    return None if config.layers == 32 else f"{config.layers} layers: only the 7 B of Baichuan, with 32, can be carried"
+    """A requirement: llama.cpp gives Baichuan RoPE when it has 32 layers, and ALiBi when it has 40."""
+    if config.layers in (_LAYERS_OF_7B, _LAYERS_OF_13B):
+        return None
+    return f"{config.layers} layers: only the 7 B of Baichuan, with 32, and the 13 B, with 40, can be carried"
 
 
 def _dynamic_note(config: ModelConfig) -> str | None:

@@ -57,11 +57,25 @@ def _stored_down(config: ModelConfig) -> tuple[int, ...]:
 
 _OSS = LAYER + "mlp.experts."
 _OSS_EXPERT: dict[str, Any] = {"weight": "", "bias": True, "bias_name": "_bias"}
+# as it was published: in MXFP4, and not transposed
+_OSS_PUBLISHED: dict[str, Any] = _OSS_EXPERT | {"weight": "_blocks"}
 
 
 def _every_second(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
     """gpt-oss has gate and up in turn."""
     return _turned_experts(dense_width, lambda width: (Take(2, first, 1),))
+
+
+def _published(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
+    return lambda config: (View((Take(2, first, 1),)),)
+
+
+def _published_gate_up(config: ModelConfig) -> tuple[int, ...]:
+    return config.experts, 2 * config.ffn, config.hidden
+
+
+def _published_down(config: ModelConfig) -> tuple[int, ...]:
+    return config.experts, config.hidden, config.ffn
 
 
 def _untruncated_note(config: ModelConfig) -> str | None:
@@ -87,6 +101,9 @@ _GPT_OSS = Family(
         TensorRow(_OSS + "gate_up_proj", "expert_gate", _stored_gate_up, _every_second(0), **_OSS_EXPERT),
         TensorRow(_OSS + "gate_up_proj", "expert_up", _stored_gate_up, _every_second(1), **_OSS_EXPERT),
         TensorRow(_OSS + "down_proj", "expert_down", _stored_down, _turned_down, **_OSS_EXPERT),
+        TensorRow(_OSS + "gate_up_proj", "expert_gate", _published_gate_up, _published(0), **_OSS_PUBLISHED),
+        TensorRow(_OSS + "gate_up_proj", "expert_up", _published_gate_up, _published(1), **_OSS_PUBLISHED),
+        TensorRow(_OSS + "down_proj", "expert_down", _published_down, **_OSS_PUBLISHED),
     ),
     metadata=(
         *DIMENSIONS,

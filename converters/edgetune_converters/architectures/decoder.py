@@ -1,0 +1,238 @@
+"""What a decoder computes, said in the words of no runtime: the description from which a graph is assembled.
+
+A description is made of three things: the config, what a family does otherwise than Llama (`Traits`, a row of the table
+in traits.py), and which tensors the model really has (a bias, a norm, a gate are there or they are not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.rotation import Rotation, rotation
+from edgetune_converters.errors import ArchitectureError
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+HeadNorm = Literal["head", "each head", "all heads"]
+Number = Callable[[ModelConfig], float]
+Slot = tuple[str, int | None, str]  # slot, layer, weight or bias
+
+# what transformers calls the activations
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Norm:
+    """x / sqrt(mean(x^2) + epsilon) times a weight, or the same of x - mean(x), with a bias where there is one."""
+
+    kind: Literal["rms", "layer"]
+    epsilon: float
+
+
+class Order(Enum):
+    """How attention and feed-forward layer stand to one another."""
+
+    SEQUENTIAL = "the feed-forward layer sees what the attention has added"
+    PARALLEL = "both see the same, each through its own norm or through one"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention over the keys and values so far.
+
+    `window` is how many positions are seen, its own included; `rotation` names one of the decoder's, `interleaved` says
+    that it turns neighbours, and not values half a head apart.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    soft_cap: float = 0.0
+    window: int | None = None
+    rotation: str | None = None
+    interleaved: bool = False
+    head_norm: HeadNorm | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
+
+    activation: Activation
+    gated: bool = True
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A softmax over all experts; the `used` best give act(gate(x)) * up(x) each, weighted.
+
+    `normalised`: the weights of those add up to 1. `shared`: a feed-forward layer beside them sees everything,
+    `shared_gate`: multiplied with a sigmoid.
+    """
+
+    activation: Activation
+    count: int
+    used: int
+    normalised: bool
+    shared: bool = False
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer. The norms are those before (pre) and after (post) a part, where the model has them."""
+
+    attention: Attention
+    feed_forward: FeedForward | Experts
+    order: Order
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model. `slots` says which weights and biases it has; scales are 1 and caps 0 where there are none."""
+
+    hidden: int
+    vocabulary: int
+    context: int
+    norm: Norm
+    blocks: tuple[Block, ...]
+    rotations: Mapping[str, Rotation]
+    slots: frozenset[Slot]
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
+
+    def has(self, slot: str, layer: int | None = None, part: str = "weight") -> bool:
+        """Whether the model has this weight or bias."""
+        return (slot, layer, part) in self.slots
+
+
+def _one(config: ModelConfig) -> float:
+    return 1.0
+
+
+def _none(config: ModelConfig) -> float:
+    return 0.0
+
+
+def _root(config: ModelConfig) -> float:
+    return float(config.head_dim**-0.5)
+
+
+def _everywhere(config: ModelConfig, layer: int) -> int | None:
+    return None
+
+
+def _global(config: ModelConfig, layer: int) -> str | None:
+    return "global"
+
+
+def _sequential(config: ModelConfig) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a family does otherwise than Llama. `rotation` says whether a layer is rotated, and by which ("local").
+
+    `refusal` says why a model of the family cannot be described, None where it can.
+    """
+
+    norm: Literal["rms", "layer"] = "rms"
+    activation: Callable[[ModelConfig], Any] = lambda config: config.get("hidden_act", "silu")
+    attention_scale: Number = _root
+    attention_cap: Number = _none
+    window: Callable[[ModelConfig, int], int | None] = _everywhere
+    rotation: Callable[[ModelConfig, int], str | None] = _global
+    interleaved: bool = False
+    parallel: Callable[[ModelConfig], bool] = _sequential
+    embedding_scale: Number = _one
+    residual_scale: Number = _one
+    logit_scale: Number = _one
+    logit_cap: Number = _none
+    normalised_experts: Callable[[ModelConfig], bool] = lambda config: True
+    refusal: Callable[[ModelConfig], str | None] = lambda config: None
+
+
+def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]]) -> Decoder:
+    """The description of a model with these tensors (slot -> shape). Errors: ArchitectureError."""
+    if (problem := traits.refusal(config)) is not None:
+        raise ArchitectureError(problem)
+    blocks = tuple(_block(traits, config, tensors, layer) for layer in range(config.layers))
+    epsilon = "rms_norm_eps" if traits.norm == "rms" else "layer_norm_eps"
+    return Decoder(
+        hidden=config.hidden,
+        vocabulary=config.vocab_size,
+        context=config.integer("max_position_embeddings"),
+        norm=Norm(traits.norm, config.number(epsilon, 1e-6 if traits.norm == "rms" else 1e-5)),
+        blocks=blocks,
+        rotations=_rotations(config, {block.attention.rotation for block in blocks}),
+        slots=frozenset(tensors),
+        embedding_scale=traits.embedding_scale(config),
+        residual_scale=traits.residual_scale(config),
+        logit_scale=traits.logit_scale(config),
+        logit_cap=traits.logit_cap(config),
+    )
+
+
+def _rotations(config: ModelConfig, names: Collection[str | None]) -> dict[str, Rotation]:
+    parameters = {"global": config.rope, "local": config.local_rope}
+    context = config.integer("max_position_embeddings")
+    return {name: rotation(parameters[name], config.rope_dim, context) for name in sorted(filter(None, names))}
+
+
+def _block(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]], layer: int) -> Block:
+    attention = Attention(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        scale=traits.attention_scale(config),
+        soft_cap=traits.attention_cap(config),
+        window=traits.window(config, layer),
+        rotation=traits.rotation(config, layer),
+        interleaved=traits.interleaved,
+        head_norm=_head_norm(config, tensors.get(("attention_q_norm", layer, "weight"))),
+    )
+    order = Order.PARALLEL if traits.parallel(config) else Order.SEQUENTIAL
+    return Block(attention, _feed_forward(traits, config, tensors, layer), order)
+
+
+def _head_norm(config: ModelConfig, shape: tuple[int, ...] | None) -> HeadNorm | None:
+    """What the norm of the queries goes over, as its shape says."""
+    if shape is None:
+        return None
+    if len(shape) == 2:
+        return "each head"
+    return "head" if shape == (config.head_dim,) else "all heads"
+
+
+def _activation(traits: Traits, config: ModelConfig) -> Activation:
+    stated = traits.activation(config)
+    if stated not in ACTIVATIONS:
+        raise ArchitectureError(f"config.json: the activation {stated!r}: only {', '.join(ACTIVATIONS)} can be written")
+    return ACTIVATIONS[stated]
+
+
+def _feed_forward(
+    traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]], layer: int
+) -> FeedForward | Experts:
+    activation = _activation(traits, config)
+    if ("expert_router", layer, "weight") in tensors:
+        return Experts(
+            activation,
+            config.experts,
+            config.integer("num_experts_per_tok"),
+            traits.normalised_experts(config),
+            shared=("shared_up", layer, "weight") in tensors,
+            shared_gate=("shared_router", layer, "weight") in tensors,
+        )
+    fused = tensors[("ffn_up", layer, "weight")][0] == 2 * tensors[("ffn_down", layer, "weight")][-1]
+    return FeedForward(activation, fused or ("ffn_gate", layer, "weight") in tensors)

@@ -1,0 +1,46 @@
+"""What artifacts say of themselves whatever their types: what they are, what went into them, and the model's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgetune_converters.gguf.values import Scalar, Value, of_plain, string
+from edgetune_converters.model import Model
+from edgetune_converters.receipts import combined_hash, tool_versions
+
+BASE_HASH = "edgetune.base.sha256"
+DATA_HASH = "edgetune.data.sha256"
+"""Of everything after the header; of several files, of their hashes, a line each."""
+_ADAPTER_HASH = "edgetune.adapter.sha256"
+UNKNOWN_HASH = "0" * 64  # holds the place of one that is being computed
+
+
+def general(model: Model, name: str | None) -> dict[str, Value]:
+    """What every GGUF file says first, for readers expect the architecture early."""
+    title = name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name
+    return {
+        "general.architecture": string(model.family.gguf),
+        "general.type": string("model"),
+        "general.name": string(title),
+    }
+
+
+def proof(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
+    """What an artifact of any format says of its origin; `adapter` are the hashes of the files of one."""
+    stated = {
+        "edgetune.version": tool_versions()["edgetune"],
+        "edgetune.merge_base": model.merge_base.name,
+        BASE_HASH: base_hash,
+    }
+    return stated if adapter is None else stated | {_ADAPTER_HASH: combined_hash(adapter)}
+
+
+def hyperparameters(model: Model) -> dict[str, Value]:
+    """Sizes, norms, RoPE: the rows of the family's table."""
+    found = {key: value for key, make in model.family.metadata if (value := make(model.config)) is not None}
+    return {f"{model.family.gguf}.{key}": value for key, value in found.items()}
+
+
+def plain(extra: Mapping[str, Scalar]) -> dict[str, Value]:
+    """Keys with plain values."""
+    return {key: of_plain(value) for key, value in extra.items()}

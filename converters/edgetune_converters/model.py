@@ -1,0 +1,85 @@
+"""A base with its adapter, matched and checked before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from edgetune_converters import merge, recipes
+from edgetune_converters.adapters import Adapter, Change
+from edgetune_converters.architectures import Bound, Family, ModelConfig, bind, family_of, slots, stored_turned, targets
+from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.gguf_base import open_base
+from edgetune_converters.merge_base import MergeBase
+from edgetune_converters.outputs.base_stream import BaseTensor, base_tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """What an export is made from. `tensors` are those of GGUF in the order in which they are written."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None
+    family: Family
+    config: ModelConfig
+    tensors: list[merge.MergedTensor]
+    bound: list[Bound]
+    changes: Mapping[str, Change]
+    merge_base: MergeBase
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the output matrix."""
+        return not any(tensor.slot == slots.OUTPUT for tensor in self.tensors)
+
+    @cached_property
+    def in_base_order(self) -> list[BaseTensor]:
+        """The tensors under the base's names, each where the stream of GGUF tensors has read it first."""
+        places = {name: index for index, tensor in reversed(list(enumerate(self.tensors))) for name in tensor.sources}
+        tensors = base_tensors(self.family, self.checkpoint.tensors, self.tensors, self.bound, self.changes)
+        return sorted(tensors, key=lambda tensor: places.get(tensor.source.name, len(places)))
+
+    @cached_property
+    def unpaired(self) -> list[merge.MergedTensor]:
+        """The tensors with rotated heads in the order of the base; those that are so anyway are the same objects."""
+        return [tensor.unpaired for tensor in self.tensors]
+
+    @property
+    def shape(self) -> recipes.Shape:
+        """What mixes depend on."""
+        stated = {key: value.data for key, make in self.family.metadata if (value := make(self.config)) is not None}
+        shared = stated.get("attention.head_count_kv")
+        first = shared[0] if isinstance(shared, list) else shared
+        experts = stated.get("expert_count", 0)
+        assert isinstance(first, int)
+        assert isinstance(experts, int)
+        return recipes.Shape(self.config.layers, self.config.heads, first, self.family.gguf, experts)
+
+    @property
+    def planned(self) -> list[recipes.Tensor]:
+        """The tensors as the planner sees them."""
+        return [
+            recipes.Tensor(tensor.slot, tensor.part, tensor.layer, tensor.gguf_name, tensor.shape, tensor.dtype.lower())
+            for tensor in self.tensors
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the family's GGUF form cannot say, and what is not certain about the base."""
+        return [text for note in self.family.notes if (text := note(self.config))] + self.merge_base.notes
+
+
+def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
+    """Read the headers of base and adapter and match them. Errors: EdgetuneError of the kind at fault."""
+    checkpoint = open_base(base)
+    config = ModelConfig(checkpoint.config)
+    family = family_of(config)
+    config = config.completed(family.defaults)
+    bound = bind(family, config, checkpoint.tensors)
+    adapter = None if adapter_path is None else Adapter(adapter_path)
+    changes = {} if adapter is None else adapter.changes(targets(bound), family.renamed, stored_turned(bound))
+    tensors = merge.merged_tensors(family, config, checkpoint, bound, changes)
+    applied = merge_base.apply(tensors, family.renamed)
+    return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base)

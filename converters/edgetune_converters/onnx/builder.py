@@ -1,0 +1,135 @@
+"""A graph in the making: nodes, small constants kept once, and weights that are only spoken of, never held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from edgetune_converters.onnx.places import Array
+
+CONTRIB = "com.microsoft"
+OPSET, IR_VERSION = 23, 11  # the first with RMSNormalization, Attention and RotaryEmbedding
+
+Dimensions = Sequence[int | str]
+
+
+class Graph:
+    """Nodes in the order of their making. Names of values are paths: "/model/layers.0/attn/MatMulNBits"."""
+
+    def __init__(self, data_file: str) -> None:
+        self._data_file = data_file
+        self._nodes: list[Any] = []
+        self._inputs: list[ValueInfoProto] = []
+        self._outputs: list[ValueInfoProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._shared: dict[str, str] = {}
+        self._names: set[str] = set()
+        self._place = "/model"
+        self._domains: set[str] = set()
+
+    def at(self, place: str) -> None:
+        """Nodes that follow are named after this part of the model."""
+        self._place = f"/model/{place}" if place else "/model"
+
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: int | Sequence[str] = 1,
+        domain: str = "",
+        **attributes: Any,
+    ) -> list[str]:
+        """A node; its outputs by number or by name ("" for one that is not wanted). Returns their names."""
+        name = self._free(f"{self._place}/{operator}")
+        named = [f"{name}/output_{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        self._nodes.append(helper.make_node(operator, list(inputs), named, name=name, domain=domain, **attributes))
+        self._domains.add(domain)
+        return named
+
+    def one(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """A node with one output, of which the name is returned."""
+        return self.add(operator, inputs, 1, domain, **attributes)[0]
+
+    def fused(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """The same of one of ONNX Runtime's own operators."""
+        return self.one(operator, *inputs, domain=CONTRIB, **attributes)
+
+    def named(self, value: str, name: str) -> None:
+        """Give the value of the last node that made it another name: that of a graph output."""
+        node = next(node for node in reversed(self._nodes) if value in node.output)
+        assert not any(value in other.input for other in self._nodes)
+        node.output[list(node.output).index(value)] = name
+
+    def shared(self, key: str, make: Callable[[], str]) -> str:
+        """A value that many parts need: made the first time, under a name of its own."""
+        if key not in self._shared:
+            place, self._place = self._place, "/model/shared"
+            self._shared[key] = make()
+            self._place = place
+        return self._shared[key]
+
+    def constant(self, values: NDArray[Any]) -> str:
+        """A small tensor in the graph itself, kept once."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._initializers[name] = numpy_helper.from_array(values, name)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def integers(self, *values: int) -> str:
+        """i64 [n]."""
+        return self.constant(np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        """f32 []."""
+        return self.constant(np.array(value, np.float32))
+
+    def external(self, array: Array) -> str:
+        """An array in the file of weights."""
+        if array.name not in self._initializers:
+            tensor = TensorProto(name=array.name, data_type=array.form.dtype, dims=array.form.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": self._data_file, "offset": array.offset, "length": array.form.bytes}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            self._initializers[array.name] = tensor
+        return array.name
+
+    def input(self, name: str, dtype: int, shape: Dimensions, default: NDArray[Any] | None = None) -> str:
+        """A graph input; with a default it need not be given."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        if default is not None:
+            self._initializers[name] = numpy_helper.from_array(default, name)
+        return name
+
+    def output(self, name: str, dtype: int, shape: Dimensions) -> None:
+        """A graph output: a value of this name must have been made."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def model(self, producer_version: str) -> ModelProto:
+        """The whole, without metadata and without weights."""
+        graph = helper.make_graph(
+            self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted(self._domains) if domain]
+        return helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=IR_VERSION,
+            producer_name="edgetune",
+            producer_version=producer_version,
+        )
+
+    def _free(self, name: str) -> str:
+        found, count = name, 1
+        while found in self._names:
+            found, count = f"{name}_{count}", count + 1
+        self._names.add(found)
+        return found

@@ -1,0 +1,85 @@
+"""genai_config.json, by which onnxruntime-genai knows how to run a graph."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+from edgetune_converters.onnx.model import OnnxModel
+from edgetune_converters.tokenizers.ends import Ends
+
+# what onnxruntime-genai calls a model whose graph has this interface and nothing of its own
+_TYPE = "llama"
+
+
+class Sizes(NamedTuple):
+    """What a runtime must know of a graph; `in_place`: past and present may be one buffer."""
+
+    vocabulary: int
+    context: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    in_place: bool
+
+    @classmethod
+    def of(cls, model: OnnxModel) -> Self:
+        """Those of a graph that is written from a description."""
+        decoder = model.decoder
+        first = decoder.blocks[0].attention
+        sizes = decoder.vocabulary, decoder.context, decoder.hidden, len(decoder.blocks)
+        return cls(*sizes, first.heads, first.kv_heads, first.head_dim, model.in_place)
+
+
+def genai_config(sizes: Sizes, ends: Ends) -> dict[str, Any]:
+    """The file as an object. onnxruntime-genai wants a number for every role, so the first stop also pads."""
+    pad = ends.pad if ends.pad is not None else ends.stops[0]
+    stops: Any = list(ends.stops) if len(ends.stops) > 1 else ends.stops[0]
+    return {
+        "model": {
+            "type": _TYPE,
+            "vocab_size": sizes.vocabulary,
+            "context_length": sizes.context,
+            **({} if ends.bos is None else {"bos_token_id": ends.bos}),
+            "eos_token_id": stops,
+            "pad_token_id": pad,
+            "decoder": {
+                "filename": "model.onnx",
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "hidden_size": sizes.hidden,
+                "head_size": sizes.head_size,
+                "num_attention_heads": sizes.heads,
+                "num_key_value_heads": sizes.kv_heads,
+                "num_hidden_layers": sizes.layers,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": _search(sizes),
+    }
+
+
+def _search(sizes: Sizes) -> dict[str, Any]:
+    """Greedy, up to the end of the context; onnxruntime-genai has these defaults of its own but for the length."""
+    return {
+        "do_sample": False,
+        "max_length": sizes.context,
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": sizes.in_place,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
+    }

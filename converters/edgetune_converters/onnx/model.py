@@ -1,0 +1,144 @@
+"""A merged model as a graph: description, weights with their places, and the graph that speaks of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, TensorProto
+
+from edgetune_converters.architectures import Family, ModelConfig
+from edgetune_converters.architectures.decoder import Decoder, describe
+from edgetune_converters.architectures.traits import TRAITS
+from edgetune_converters.checkpoint import F32
+from edgetune_converters.errors import ArchitectureError
+from edgetune_converters.merge import MergedTensor
+from edgetune_converters.onnx import places
+from edgetune_converters.onnx.assembly import assemble
+from edgetune_converters.onnx.builder import Graph
+from edgetune_converters.onnx.operators import Operators
+from edgetune_converters.onnx.places import Array, Part, Placed, Source
+from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
+from edgetune_converters.onnx.standard import operators_for
+from edgetune_converters.onnx.storage import Form
+from edgetune_converters.recipes import Row
+
+DATA_FILE = "model.onnx.data"
+_TABLE_BYTES = 4 * 1024 * 1024
+
+
+def sources_of(tensors: Sequence[MergedTensor]) -> list[Source]:
+    """The tensors of a merged model that have a place in a graph; what is made for GGUF alone has none."""
+    return [
+        Source(index, (tensor.slot, tensor.layer, tensor.part), _shape(tensor), tensor.dtype)
+        for index, tensor in enumerate(tensors)
+        if places.known(tensor.slot)
+    ]
+
+
+def _shape(tensor: MergedTensor) -> tuple[int, ...]:
+    """As a graph sees it: llama.cpp wants the one row of this matrix as a vector."""
+    return (1, *tensor.shape) if tensor.slot == "shared_router" else tensor.shape
+
+
+def described(family: Family, config: ModelConfig, sources: Sequence[Source]) -> Decoder:
+    """The description of a model. Errors: ArchitectureError for a family that has none."""
+    traits = TRAITS.get(family.name)
+    if traits is None:
+        raise ArchitectureError(
+            f"{family.name} cannot be written as ONNX without torch",
+            f"Families that can: {', '.join(TRAITS)}; `edgetune merge-export -q f32` takes torch for others",
+        )
+    return describe(traits, config, {source.slot: source.shape for source in sources})
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model in one file type: the plan, where each array lies, and the graph."""
+
+    decoder: Decoder
+    plan: OnnxPlan
+    placed: tuple[Placed, ...]
+    tables: dict[str, tuple[Array, Array]]
+    settings: Settings
+
+    @classmethod
+    def of(cls, decoder: Decoder, sources: Sequence[Source], types: Types, settings: Settings) -> OnnxModel:
+        """Choose storages and give everything its place: weights first, tables behind them."""
+        chosen = plan(types, sources, _table_rows(decoder), settings)
+        placed = tuple(places.place(chosen.chosen))
+        return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file of weights."""
+        last = [array for pair in self.tables.values() for array in pair]
+        return max(_end(self.placed), *(array.offset + array.form.bytes for array in last), 0)
+
+    def computed(self) -> Iterator[tuple[Array, int, F32]]:
+        """The tables, some rows at a time: array, first row, values."""
+        for name, arrays in self.tables.items():
+            rotation = self.decoder.rotations[name]
+            rows, width = arrays[0].form.shape
+            step = max(1, _TABLE_BYTES // (4 * width))
+            for first in range(0, rows, step):
+                for array, values in zip(arrays, rotation.tables(first, min(first + step, rows)), strict=True):
+                    yield array, first, values
+
+    def graph(self, producer_version: str) -> ModelProto:
+        """The graph, which holds none of the weights."""
+        graph = Graph(DATA_FILE)
+        assemble(self._operators(graph, self.decoder, {item.weight.name: item for item in self.placed}, self.tables))
+        return graph.model(producer_version)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the cache may be one buffer as long as the context, of which past and present are views."""
+        return self._operators.in_place
+
+    @property
+    def _operators(self) -> type[Operators]:
+        return operators_for(self.decoder, portable=self.settings.portable)
+
+
+def _end(placed: Sequence[Placed]) -> int:
+    return max(array.offset + array.form.bytes for item in placed for array in item.arrays)
+
+
+def _table_shape(decoder: Decoder, name: str) -> tuple[int, int]:
+    rotation = decoder.rotations[name]
+    return rotation.rows(decoder.context), rotation.dim // 2
+
+
+def _table_rows(decoder: Decoder) -> list[Row]:
+    rows = []
+    for name in decoder.rotations:
+        shape = _table_shape(decoder, name)
+        size = 4 * math.prod(shape)
+        why = "rotary embedding, computed from config.json"
+        rows += [Row(f"{which}.{name}", shape, "-", TABLE, TABLE, why, size) for which in ("cos", "sin")]
+    return rows
+
+
+def _tables(decoder: Decoder, start: int) -> dict[str, tuple[Array, Array]]:
+    found, offset = {}, start
+    for name in decoder.rotations:
+        shape = _table_shape(decoder, name)
+        form = Form("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
+        pair = []
+        for which in ("cos", "sin"):
+            offset = places.aligned(offset)
+            pair.append(Array(f"{which}.{name}", form, offset))
+            offset += form.bytes
+        found[name] = (pair[0], pair[1])
+    return found
+
+
+def uses(placed: Sequence[Placed]) -> dict[int, list[tuple[Placed, Part]]]:
+    """For each tensor of the stream, the weights of which it is a part."""
+    found: dict[int, list[tuple[Placed, Part]]] = {}
+    for item in placed:
+        for part in item.weight.parts:
+            found.setdefault(part.source.number, []).append((item, part))
+    return found

@@ -1,0 +1,178 @@
+"""Which tensors of the merged stream make which weight of the graph, and where each weight lies in the file.
+
+Matrices that read the same input are one weight with their rows below one another, so that it is one product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+from edgetune_converters.architectures.decoder import Slot
+from edgetune_converters.onnx.storage import ALIGNMENT, Form, Storage
+
+_LAYER = "model.layers.{layer}."
+
+# slot -> the weight of which it is a part, and which part; and what it is called where it stands alone
+_NAMES: Mapping[str, tuple[str, int]] = {
+    "embedding": ("model.embed_tokens", 0),
+    "embedding_norm": ("model.embed_norm", 0),
+    "position_embedding": ("model.embed_positions", 0),
+    "output_norm": ("model.norm", 0),
+    "output": ("lm_head", 0),
+    "attention_norm": (_LAYER + "input_norm", 0),
+    "attention_norm_2": (_LAYER + "input_norm_2", 0),
+    "attention_qkv": (_LAYER + "attn.qkv_proj", 0),
+    "attention_q": (_LAYER + "attn.qkv_proj", 0),
+    "attention_k": (_LAYER + "attn.qkv_proj", 1),
+    "attention_v": (_LAYER + "attn.qkv_proj", 2),
+    "attention_q_norm": (_LAYER + "attn.q_norm", 0),
+    "attention_k_norm": (_LAYER + "attn.k_norm", 0),
+    "attention_output": (_LAYER + "attn.o_proj", 0),
+    "attention_post_norm": (_LAYER + "attn_post_norm", 0),
+    "ffn_norm": (_LAYER + "mlp_norm", 0),
+    "ffn_gate": (_LAYER + "mlp.gate_up_proj", 0),
+    "ffn_up": (_LAYER + "mlp.gate_up_proj", 1),
+    "ffn_down": (_LAYER + "mlp.down_proj", 0),
+    "ffn_post_norm": (_LAYER + "mlp_post_norm", 0),
+    "expert_router": (_LAYER + "moe.router", 0),
+    "expert_gate": (_LAYER + "moe.gate_up_proj", 0),
+    "expert_up": (_LAYER + "moe.gate_up_proj", 1),
+    "expert_down": (_LAYER + "moe.down_proj", 0),
+    "shared_router": (_LAYER + "moe.shared.router", 0),
+    "shared_gate": (_LAYER + "moe.shared.gate_up_proj", 0),
+    "shared_up": (_LAYER + "moe.shared.gate_up_proj", 1),
+    "shared_down": (_LAYER + "moe.shared.down_proj", 0),
+}
+
+
+_ALONE: Mapping[str, str] = {
+    "attention_q": _LAYER + "attn.q_proj",
+    "attention_k": _LAYER + "attn.k_proj",
+    "attention_v": _LAYER + "attn.v_proj",
+}
+
+
+class Source(NamedTuple):
+    """A tensor of the stream: its number, what it is, its shape and its dtype in the base."""
+
+    number: int
+    slot: Slot
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Part(NamedTuple):
+    """A source in a weight: its rows are rows first, first + step, ... of it (of each expert, where there are)."""
+
+    source: Source
+    first: int
+    step: int = 1
+
+    @property
+    def rows(self) -> int:
+        """How many there are, those of all experts together; of a vector each element is one."""
+        return math.prod(self.source.shape[:-1]) if len(self.source.shape) > 1 else self.source.shape[0]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix or vector of the graph with the sources that make it; `shape` as numpy says it."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, those of all experts together; of a vector each element is one."""
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of its parts."""
+        return tuple(part.source.slot[0] for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in the file of weights: `offset` and `form.bytes` in bytes."""
+
+    name: str
+    form: Form
+    offset: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A weight with its storage and the places of its arrays."""
+
+    weight: Weight
+    storage: Storage
+    arrays: tuple[Array, ...]
+
+
+def known(slot: str) -> bool:
+    """Whether a slot has a place in a graph."""
+    return slot in _NAMES
+
+
+def weights_of(
+    sources: Sequence[Source], storage: Callable[[Source], Storage], *, in_turn: bool = True
+) -> list[Weight]:
+    """The weights that the sources make, in the order of their first sources.
+
+    `storage` says how each is to be stored: only matrices that are stored alike become one. `in_turn`: gate and up of
+    experts give their rows in turn, as ONNX Runtime's MoE wants them.
+    """
+    together: dict[tuple[str, int | None], set[Storage]] = {}
+    for source in sources:
+        slot, layer, part = source.slot
+        if part == "weight":
+            together.setdefault((_NAMES[slot][0], layer), set()).add(storage(source))
+    parts: dict[str, list[Source]] = {}
+    for source in sources:
+        slot, layer, part = source.slot
+        joined = len(together.get((_NAMES[slot][0], layer), ())) < 2
+        name = _NAMES[slot][0] if joined else _ALONE[slot]
+        parts.setdefault(f"{name.format(layer=layer)}.{part}", []).append(source)
+    ordered = ((name, sorted(found, key=lambda source: _NAMES[source.slot[0]][1])) for name, found in parts.items())
+    return [_weight(name, found, in_turn) for name, found in ordered]
+
+
+def _weight(name: str, sources: Sequence[Source], in_turn: bool) -> Weight:
+    """Sources below one another: along the first axis, or the second where the first counts experts."""
+    first = sources[0].shape
+    axis = 1 if len(first) == 3 else 0
+    rows = [source.shape[axis] for source in sources]
+    shape = (*first[:axis], sum(rows), *first[axis + 1 :])
+    if axis and in_turn:
+        return Weight(name, shape, tuple(Part(source, at, len(sources)) for at, source in enumerate(sources)))
+    firsts = accumulate(rows, initial=0)
+    return Weight(name, shape, tuple(Part(source, at) for source, at in zip(sources, firsts, strict=False)))
+
+
+def place(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[Placed]:
+    """Give each array a place, aligned to pages, from byte `start` on."""
+    offset = start
+    for weight, storage in chosen:
+        arrays = []
+        for form in storage.forms(weight.shape):
+            offset = aligned(offset)
+            arrays.append(Array(weight.name + form.suffix, form, offset))
+            offset += form.bytes
+        yield Placed(weight, storage, tuple(arrays))
+
+
+def aligned(offset: int) -> int:
+    """The next page."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def seen_as(array: Array, suffix: str, shape: tuple[int, ...]) -> Array:
+    """The same bytes under another name and shape."""
+    assert math.prod(shape) == math.prod(array.form.shape)
+    return Array(array.name + suffix, array.form._replace(shape=shape), array.offset)

@@ -1,0 +1,227 @@
+"""Which storage each weight of a graph gets, known and shown before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgetune_converters.errors import RecipeError
+from edgetune_converters.onnx.places import Source, Weight, weights_of
+from edgetune_converters.onnx.storage import Blocked, Codes, Floats, Storage
+from edgetune_converters.recipes import MAX_FALLBACK, Plan, Recipe, Row
+
+_F32 = Floats("f32")
+TABLE = "table"  # how a plan calls what is computed from the config: no weights
+
+
+@dataclass(frozen=True)
+class Types:
+    """A file type: what matrices get, which slots get something else, and what the head gets.
+
+    `first_look`: a second, smaller copy of a large head that is multiplied with all of it, so that only the best
+    logits need the head itself.
+    """
+
+    name: str
+    matrices: Storage
+    head: Storage
+    slots: Mapping[str, Storage] = field(default_factory=dict)
+    first_look: Codes | None = None
+
+
+# Measured on the sample and on a model of 1.2 B (docs/onnx.md): an error in the attention costs three times that of one
+# in the feed-forward layer, key and value are few, and what is read for each token is what takes the time.
+_ATTENTION = Codes(4, 32, symmetric=False)
+_FEW = Codes(8, 128)
+TYPES: Mapping[str, Types] = {
+    "f32": Types("f32", _F32, _F32),
+    "f16": Types("f16", Floats("f16"), Floats("f16")),
+    "int8": Types("int8", Codes(8, 64), Codes(8, 128)),
+    "int4": Types(
+        "int4",
+        Codes(4, 128, symmetric=False),
+        Codes(8, 128),
+        {
+            **dict.fromkeys(("attention_q", "attention_qkv", "attention_output"), _ATTENTION),
+            **dict.fromkeys(("attention_k", "attention_v"), _FEW),
+            **dict.fromkeys(("expert_gate", "expert_up", "expert_down"), Codes(4, 32)),
+        },
+        first_look=Codes(4, 128),
+    ),
+}
+LARGE_VOCABULARY = 16_384  # from here on a first look saves more than it costs
+COARSE = "lm_head.coarse"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen beside the type: weights per block, no zero points, standard operators alone.
+
+    `choices` are what a measurement chose for some slots of some layers, with its reason; `tuning` is what the receipt
+    says of that measurement. `accuracy` is MatMulNBits' accuracy_level of weights in 4 bits.
+    """
+
+    block: int | None = None
+    symmetric: bool = False
+    portable: bool = False
+    choices: Mapping[tuple[str, int], tuple[Codes, str]] = field(default_factory=dict)
+    accuracy: int | None = None
+    tuning: Mapping[str, Any] | None = None
+
+
+PLAIN = Settings()
+
+
+@dataclass(frozen=True)
+class OnnxPlan(Plan):
+    """The rows of a plan and, in the same order, each weight with its storage; tables stand behind them."""
+
+    chosen: tuple[tuple[Weight, Storage], ...] = ()
+
+    @property
+    def _stored(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.type != TABLE)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights; what is computed from the config is none, and a copy does not count again."""
+        return Plan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Real bits per weight, scales and zero points included."""
+        return sum(row.bytes for row in self._stored) * 8 / self.weights
+
+
+def types_named(name: str) -> Types:
+    """A file type by name. Errors: RecipeError listing the names."""
+    found = TYPES.get(name.lower())
+    if found is None:
+        raise RecipeError(f"ONNX cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
+    return found
+
+
+def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], settings: Settings) -> OnnxPlan:
+    """Decide about every weight. Tensors that read the same are one weight if they are stored alike."""
+    tied = not any(source.slot[0] == "output" for source in sources)
+    asked = {source: _computed(*_asked(types, source, tied, settings), settings.accuracy) for source in sources}
+    weights = weights_of(sources, lambda source: asked[source][0], in_turn=not settings.portable)
+    widths = {weight.shape[-1] for weight in weights if len(weight.shape) == 3}
+    decided = [(weight, *_decided(weight, *asked[weight.parts[0].source], settings, widths)) for weight in weights]
+    decided += _first_look(types, weights, tied, settings)
+    rows = tuple(row for _, row, _ in decided)
+    chosen = tuple((weight, storage) for weight, _, storage in decided)
+    return OnnxPlan(Recipe(types.name, 0, types.name), (*rows, *tables), chosen)
+
+
+def _first_look(
+    types: Types, weights: Sequence[Weight], tied: bool, settings: Settings
+) -> list[tuple[Weight, Row, Storage]]:
+    """The copy of the head, where it is worth one."""
+    names = {weight.name for weight in weights}
+    head = next(weight for weight in weights if ("embedding" if tied else "output") in weight.slots)
+    if types.first_look is None or settings.portable or "lm_head.bias" in names or head.shape[0] < LARGE_VOCABULARY:
+        return []
+    if not isinstance(_fitting(types.first_look, {head.shape[-1]}), Codes):
+        return []
+    copy = replace(head, name=COARSE)
+    size = sum(form.bytes for form in types.first_look.forms(copy.shape))
+    kind, dtype = types.first_look.name, head.parts[0].source.dtype.lower()
+    why = "a first look over the vocabulary; the best are then computed with the head itself"
+    return [(copy, Row(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
+
+
+def check_fallback(found: OnnxPlan) -> None:
+    """Errors: RecipeError when too much of a model cannot have the type it was meant to have."""
+    if found.fallback_share <= MAX_FALLBACK:
+        return
+    widths = sorted({row.shape[-1] for row in found.rows if row.fallback})
+    raise RecipeError(
+        f"{found.recipe.name} does not fit this model: {found.fallback_share:.0%} of the bytes would be stored as f16, "
+        f"because rows of {_either(widths)} weights are no whole blocks",
+        f"Accept {found.bits_per_weight:.2f} bits per weight with --allow-fallback, or take f16",
+    )
+
+
+def _decided(
+    weight: Weight, asked: Storage, reason: str, settings: Settings, experts: Collection[int]
+) -> tuple[Row, Storage]:
+    """What a weight gets of what is asked for, as its rows allow."""
+    chosen: Storage = asked
+    if isinstance(asked, Codes):
+        widths = experts if len(weight.shape) == 3 else {weight.shape[-1]}
+        why = _whole_rows(weight, settings)
+        chosen = _fitting(asked, widths) if why else asked
+        if chosen != asked:
+            reason = f"rows of {_either(widths)} are no multiple of {asked.block}, as {why} needs"
+        if settings.portable and isinstance(chosen, Codes):
+            chosen = Blocked(chosen.bits, chosen.block)
+    size = sum(form.bytes for form in chosen.forms(weight.shape))
+    dtype = weight.parts[0].source.dtype.lower()
+    wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is no other type
+    return Row(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
+
+
+def _asked(types: Types, source: Source, tied: bool, settings: Settings) -> tuple[Storage, str]:
+    """The storage that is asked for, and why."""
+    slot, layer, part = source.slot
+    if len(source.shape) < 2 or part != "weight" or slot.endswith("_norm"):
+        return _F32, "vectors stay in f32"
+    if slot in ("expert_router", "shared_router", "position_embedding"):
+        return _F32, "small, and everything depends on it"
+    if slot == "output" or (slot == "embedding" and tied):
+        both = ", and the embedding is read from it" if slot == "embedding" else ""
+        kept = _bits(types.head) != _bits(types.matrices)
+        return types.head, ("the output matrix keeps more bits" if kept else "the recipe") + both
+    if isinstance(types.matrices, Codes) and layer is not None and (slot, layer) in settings.choices:
+        return settings.choices[slot, layer]
+    special = types.slots.get(slot)
+    storage = types.matrices if special is None else special
+    more = isinstance(storage, Codes) and _bits(storage) != _bits(types.matrices)
+    reason = "few weights, on which much depends" if more else "the recipe"
+    return (_as_set(storage, source, settings) if isinstance(storage, Codes) else storage), reason
+
+
+def _computed(storage: Storage, reason: str, accuracy: int | None) -> tuple[Storage, str]:
+    """With the accuracy that is set. 8 bits are only multiplied in 8 bits: anything else is a hundred times slower."""
+    if accuracy is None or not isinstance(storage, Codes) or storage.bits != 4:
+        return storage, reason
+    return replace(storage, accuracy=accuracy), reason
+
+
+def _bits(storage: Storage) -> str:
+    return storage.name.split("/")[0]
+
+
+def _as_set(wanted: Codes, source: Source, settings: Settings) -> Codes:
+    """The storage with what the settings say."""
+    block = settings.block or wanted.block
+    looked_up = source.slot[0] == "embedding"
+    bits: Any = 8 if settings.portable and looked_up else wanted.bits  # no runtime looks up in halves of bytes
+    symmetric = wanted.symmetric or settings.symmetric or settings.portable or looked_up
+    return replace(wanted, bits=bits, block=block, symmetric=symmetric)
+
+
+def _whole_rows(weight: Weight, settings: Settings) -> str:
+    """Why rows must be whole blocks, "" where they need not: a product fills its last block up with zeros."""
+    if _is_looked_up(weight):
+        return "a lookup"
+    if len(weight.shape) == 3:
+        return "the operator for experts"
+    return "the standard operator" if settings.portable else ""
+
+
+def _is_looked_up(weight: Weight) -> bool:
+    return any(slot.endswith("embedding") for slot in weight.slots)
+
+
+def _either(widths: Collection[int]) -> str:
+    return " or ".join(str(width) for width in sorted(widths))
+
+
+def _fitting(wanted: Codes, widths: Collection[int]) -> Codes | Floats:
+    """The largest block that divides all rows, or f16."""
+    blocks = [block for block in (128, 64, 32, 16) if block <= wanted.block]
+    fitting = [block for block in blocks if all(width % block == 0 for width in widths)]
+    return replace(wanted, block=fitting[0]) if fitting else Floats("f16")

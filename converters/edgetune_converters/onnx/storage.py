@@ -1,0 +1,125 @@
+"""How a weight can lie in an ONNX file: as floats, or in blocks of integer codes with scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+import edgetune_native
+from edgetune_converters.checkpoint import F32
+from edgetune_converters.outputs.storing import store
+
+ALIGNMENT = 4096  # a page: arrays are mapped one by one
+
+
+class Form(NamedTuple):
+    """One array of a stored weight: what is added to its name, its type, its shape and its bytes."""
+
+    suffix: str
+    dtype: int
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Floats:
+    """Numbers as they are."""
+
+    name: Literal["f32", "f16"] = "f32"
+
+    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+        """The one array."""
+        kind, size = (TensorProto.FLOAT, 4) if self.name == "f32" else (TensorProto.FLOAT16, 2)
+        return [Form("", kind, shape, size * math.prod(shape))]
+
+    def store(
+        self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
+    ) -> Sequence[NDArray[np.uint8]]:
+        """Rows as bytes. Errors: RecipeError where f16 would overflow."""
+        return [np.ascontiguousarray(store(rows, self.name, name, threads)).view(np.uint8)]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Blocks of `block` weights along a row, as MatMulNBits reads them: scale * (code - zero point).
+
+    `accuracy` is the operator's accuracy_level: 0 computes in f32, 4 with activations in 8 bits.
+    """
+
+    bits: Literal[4, 8]
+    block: int = 32
+    symmetric: bool = True
+    accuracy: int = 4
+
+    @property
+    def name(self) -> str:
+        """As plans and receipts say it: int4/32, int4/32 with zero points."""
+        return f"int{self.bits}/{self.block}" + ("" if self.symmetric else "z")
+
+    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+        """Codes [..., n, blocks, bytes], scales f32 [..., n, blocks] and, where asymmetric, zero points."""
+        *lead, columns = shape
+        blocks, blob = -(-columns // self.block), self.block * self.bits // 8
+        packed = -(-blocks * self.bits // 8)
+        rows = math.prod(lead)
+        forms = [
+            Form(".codes", TensorProto.UINT8, (*lead, blocks, blob), rows * blocks * blob),
+            Form(".scales", TensorProto.FLOAT, (*lead, blocks), rows * blocks * 4),
+        ]
+        zeros = Form(".zero_points", TensorProto.UINT8, (*lead, packed), rows * packed)
+        return forms if self.symmetric else [*forms, zeros]
+
+    def store(
+        self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
+    ) -> Sequence[NDArray[np.uint8]]:
+        """Rows as codes, scales and zero points; `weights` [k] says how much each column matters."""
+        kind: dict[str, Any] = {"block_size": self.block, "symmetric": self.symmetric, "search": _searched(self.bits)}
+        made = edgetune_native.quantize_blocks(rows, self.bits, **kind, weights=weights, threads=threads)
+        return [array.view(np.uint8) for array in made if array is not None]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The same blocks for the standard's DequantizeLinear: signed codes, the zero point is 0. Rows are whole blocks."""
+
+    bits: Literal[4, 8]
+    block: int = 32
+
+    @property
+    def name(self) -> str:
+        """As plans and receipts say it."""
+        return f"int{self.bits}/{self.block}"
+
+    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+        """Codes of the shape of the weight, and scales f32 [..., n, blocks]."""
+        *lead, columns = shape
+        blocks, count = columns // self.block, math.prod(shape)
+        kind = TensorProto.INT4 if self.bits == 4 else TensorProto.INT8
+        scales = (*lead, blocks)
+        return [
+            Form(".codes", kind, shape, count * self.bits // 8),
+            Form(".scales", TensorProto.FLOAT, scales, math.prod(scales) * 4),
+        ]
+
+    def store(
+        self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
+    ) -> Sequence[NDArray[np.uint8]]:
+        """Rows as codes and scales: a code less the middle is the same with its highest bit turned over."""
+        kind: dict[str, Any] = {"block_size": self.block, "search": _searched(self.bits)}
+        made = edgetune_native.quantize_blocks(rows, self.bits, **kind, weights=weights, threads=threads)
+        middle = np.uint8(0x88 if self.bits == 4 else 0x80)
+        return [made.codes ^ middle, made.scales.view(np.uint8)]
+
+
+def _searched(bits: int) -> bool:
+    """At 8 bits a search takes five times as long, for a tenth of an error that is a thousandth of that of 4 bits."""
+    return bits == 4
+
+
+Storage = Floats | Codes | Blocked

@@ -1,0 +1,293 @@
+"""A merged model as a directory that ONNX Runtime opens: a small graph, its weights beside it, tokenizer and config.
+
+Where each array lies in the file of weights is known before the pass, so blocks are written as they come. The graph is
+written last, and the directory is given its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgetune_converters.checkpoint import F32, sha256_of
+from edgetune_converters.errors import ArtifactError
+from edgetune_converters.identity import Identity
+from edgetune_converters.importance import Importance
+from edgetune_converters.merge import Block, MergedTensor
+from edgetune_converters.metadata import BASE_HASH
+from edgetune_converters.onnx.genai import Sizes, genai_config
+from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
+from edgetune_converters.onnx.places import Part, Placed
+from edgetune_converters.onnx.storage import Floats
+from edgetune_converters.outputs import Summary, Taken, folders
+from edgetune_converters.outputs.folders import Documents
+from edgetune_converters.receipts import combined_hash, tool_versions
+from edgetune_converters.tokenizers.ends import Ends
+
+GRAPH_FILE = "model.onnx"
+CONFIG_FILE = "genai_config.json"
+_MADE_BY = "edgetune.version"
+
+
+class Stored(NamedTuple):
+    """A block as it is written: the number of its tensor, its rows, and the bytes for each array of each weight."""
+
+    number: int
+    rows: int
+    arrays: Sequence[Sequence[NDArray[np.uint8]]]
+
+
+class OnnxOutput:
+    """The directory of one file type. `proof` are the keys of the metadata that do not depend on the type."""
+
+    def __init__(
+        self,
+        path: Path,
+        model: OnnxModel,
+        tensors: Sequence[MergedTensor],
+        documents: Documents,
+        proof: Mapping[str, str],
+        ends: Ends,
+        importance: Importance | None = None,
+        extra: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._extra = extra
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._model = model
+        self._documents = documents
+        self._proof = dict(proof)
+        self._ends = ends
+        folders.check_tokenizer(documents.tokenizer)
+        self._graph = model.graph(tool_versions()["edgetune"])
+        self._uses = uses(model.placed)
+        self._numbers = sorted(self._uses)  # of the tensors that are a part of the graph
+        self._tensors = [tensors[number] for number in self._numbers]
+        self._importance = importance
+        self._notes = [] if importance is None else importance.check(self._quantized())
+        self._written: dict[int, int] = {}  # rows of each tensor
+        self._file: int | None = None
+        self._hashes: dict[str, str] = {}
+        self._published = False
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._path
+
+    @property
+    def tensors(self) -> Sequence[Taken]:
+        """Those that are a part of the graph."""
+        return self._tensors
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights and the graph."""
+        size: int = self._graph.ByteSize()
+        return self._model.size + size
+
+    def __enter__(self) -> Self:
+        if self._partial.is_dir():  # of a pass that was killed
+            shutil.rmtree(self._partial)
+        self._partial.mkdir(parents=True)
+        self._file = os.open(self._partial / DATA_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        os.truncate(self._file, self._model.size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        if not self._published:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def convert(self, index: int, block: Block, threads: int) -> Any:
+        """A block of tensor `index` of those taken, in the storage of its weight."""
+        number = self._numbers[index]
+        taking = [placed for placed, _ in self._uses[number]]
+        shape = taking[0].weight.shape
+        rows = block.rows.reshape(-1, shape[-1] if len(shape) > 1 else block.rows.size)
+        count = len(rows) if len(shape) > 1 else rows.size
+        pieces = self._weighted(index, block.first, rows)
+        return Stored(number, count, [_stored(placed, pieces, threads) for placed in taking])
+
+    def append(self, rows: Any) -> None:
+        """Write what `convert` gave."""
+        number, count, stored = rows
+        done = self._written.get(number, 0)
+        self._written[number] = done + count
+        for (placed, part), arrays in zip(self._uses[number], stored, strict=True):
+            if done + count > part.rows:
+                raise ArtifactError(f"{self._partial}: more rows of {placed.weight.name} than the plan says")
+            for values, array in zip(arrays, placed.arrays, strict=True):
+                per_row = array.form.bytes // placed.weight.rows
+                data = np.ascontiguousarray(values).reshape(count, per_row)
+                for run in _runs(placed, part, done, count):
+                    self._put_rows(data[run.block : run.block + run.many], array.offset + run.row * per_row, part.step)
+
+    def _weighted(self, index: int, first: int, rows: NDArray[Any]) -> list[tuple[NDArray[Any], F32 | None]]:
+        """The rows with what the importance matrix says of their columns: a piece for each expert."""
+        tensor = self._tensors[index]
+        if self._importance is None or len(tensor.shape) < 2:
+            return [(rows, None)]
+        return list(self._importance.pieces(tensor.gguf_name, tensor.shape, first, rows))
+
+    def _quantized(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Name (as llama.cpp has it, and so the importance matrix), shape and type of all that is stored in codes."""
+        for number, tensor in zip(self._numbers, self._tensors, strict=True):
+            storage = self._uses[number][0][0].storage
+            if not isinstance(storage, Floats):
+                yield tensor.gguf_name, tensor.shape, storage.name
+
+    def finish(self, identity: Identity) -> None:
+        """Write tables, graph and documents. Errors: ArtifactError when a tensor is not complete."""
+        wanted = {number: using[0][1].rows for number, using in self._uses.items()}
+        if self._written != wanted:
+            raise ArtifactError(f"{self._partial}: not all tensors were written")
+        for array, first, values in self._model.computed():
+            data = np.ascontiguousarray(values).view(np.uint8)
+            self._put(data.reshape(-1), array.offset + first * data.shape[1])
+        assert self._file is not None
+        os.fsync(self._file)
+        self._close()
+        self._hashes[DATA_FILE] = sha256_of(self._partial / DATA_FILE)
+        self._proof |= {BASE_HASH: identity.base_hash}
+        self._write_graph()
+        folders.copy_tokenizer(self._documents, self._partial)
+        folders.write_json(self._partial / CONFIG_FILE, genai_config(Sizes.of(self._model), self._ends))
+
+    def verify(self) -> None:
+        """Read the graph back. Errors: ArtifactError."""
+        check_graph(self._partial / GRAPH_FILE, whole=self._model.settings.portable)
+
+    def publish(self) -> Summary:
+        """Rename the directory; one that was exported before gives way."""
+        for path in sorted(self._partial.iterdir()):
+            if path.name not in self._hashes:
+                self._hashes[path.name] = sha256_of(path)
+        check_replaceable(self._path)
+        folders.replace(self._partial, self._path)
+        self._published = True
+        plan = self._model.plan
+        return Summary(
+            artifact=self._path,
+            sha256=combined_hash(self._hashes),
+            size=self.size,
+            format="onnx",
+            recipe=plan.recipe.name,
+            types=plan.bytes_by_type,
+            tensors={row.name: row.type for row in plan.rows},
+            weights=plan.weights,
+            bits_per_weight=round(plan.bits_per_weight, 4),
+            fallback_share=round(plan.fallback_share, 4),
+            files=dict(sorted(self._hashes.items())),
+            notes=tuple(self._notes),
+            tuning=None if self._model.settings.tuning is None else dict(self._model.settings.tuning),
+            imatrix=None if self._importance is None else self._importance.named,
+        )
+
+    def _write_graph(self) -> None:
+        plan = self._model.plan
+        own = {
+            "edgetune.recipe": plan.recipe.name,
+            "edgetune.cache": "in place" if self._model.in_place else "grows",
+            "edgetune.data.size": str(self._model.size),
+            "edgetune.data.sha256": self._hashes[DATA_FILE],
+        }
+        receipt = {
+            **self._proof, **own, "bits_per_weight": round(plan.bits_per_weight, 4), "types": plan.bytes_by_type,
+        }  # fmt: skip
+        stated = {**self._extra, **self._proof, **own, "edgetune.receipt": json.dumps(receipt, ensure_ascii=False)}
+        onnx.helper.set_model_props(self._graph, stated)
+        (self._partial / GRAPH_FILE).write_bytes(self._graph.SerializeToString())
+
+    def _put_rows(self, rows: NDArray[np.uint8], offset: int, step: int) -> None:
+        """Write rows, of `step` places each one; the rows of another tensor lie between."""
+        if step == 1:
+            self._put(rows.reshape(-1), offset)
+            return
+        assert self._file is not None
+        width = rows.shape[1]
+        start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = offset - start + ((len(rows) - 1) * step + 1) * width
+        with mmap.mmap(self._file, length, offset=start) as mapped:
+            target: NDArray[np.uint8] = np.ndarray(
+                rows.shape, np.uint8, mapped, offset - start, strides=(step * width, 1)
+            )
+            target[:] = rows
+            del target
+
+    def _put(self, data: NDArray[np.uint8], offset: int) -> None:
+        assert self._file is not None
+        view = memoryview(data.data)
+        while view:
+            written = os.pwrite(self._file, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _stored(placed: Placed, pieces: Sequence[tuple[NDArray[Any], F32 | None]], threads: int) -> Sequence[NDArray[Any]]:
+    """Rows as each array of a weight holds them."""
+    made = [placed.storage.store(rows, placed.weight.name, threads, weights) for rows, weights in pieces]
+    return made[0] if len(made) == 1 else [np.concatenate(arrays) for arrays in zip(*made, strict=True)]
+
+
+class _Run(NamedTuple):
+    """Rows that go to one place: from row `block` of a block to row `row` of the weight, as `many`."""
+
+    block: int
+    row: int
+    many: int
+
+
+def _runs(placed: Placed, part: Part, done: int, count: int) -> list[_Run]:
+    """Where rows done..done+count of a tensor go. Of experts, each has its rows of every part."""
+    if len(placed.weight.shape) < 3:
+        return [_Run(0, part.first + done, count)]
+    own, whole = part.source.shape[-2], placed.weight.shape[-2]
+    runs, row = [], done
+    while row < done + count:
+        expert, inside = divmod(row, own)
+        number = min(own - inside, done + count - row)
+        runs.append(_Run(row - done, expert * whole + part.first + inside * part.step, number))
+        row += number
+    return runs
+
+
+def check_replaceable(path: Path) -> None:
+    """Errors: EdgetuneError when `path` is something that an export must not remove."""
+    folders.check_replaceable(path, "an ONNX model", _is_exported)
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether the graph says so itself: a pass that was killed may have left no receipt."""
+    try:
+        graph = onnx.load(path / GRAPH_FILE, load_external_data=False)
+    except Exception:  # noqa: BLE001 - protobuf has many ways to say that a file is none of its own
+        return False
+    return any(entry.key == _MADE_BY for entry in graph.metadata_props)
+
+
+def check_graph(path: Path, *, whole: bool) -> None:
+    """Errors: ArtifactError.
+
+    `whole`: shapes and types too, which the checker cannot infer through operators that it does not know.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=whole)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"{path} is not a valid ONNX model: {error}") from error

@@ -1,0 +1,38 @@
+"""The tokens at which texts begin and end, for formats that carry the tokenizer's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgetune_converters.errors import TokenizerError
+from edgetune_converters.tokenizers import files as tokenizer_files
+from edgetune_converters.tokenizers import special, templates, turns
+
+
+class Ends(NamedTuple):
+    """The token that begins a text (None: none does), those at which generation stops, and the one that fills up."""
+
+    bos: int | None
+    stops: tuple[int, ...]
+    pad: int | None
+
+
+def ends_of(directory: Path, model_config: Mapping[str, Any], chat_template: str | None, rows: int) -> Ends:
+    """What a tokenizer directory says, for an embedding of `rows` rows. Errors: TokenizerError."""
+    files = tokenizer_files.read(directory, model_config)
+    numbers = files.loaded.get_vocab(with_added_tokens=True)
+    found = {role: special.id_of(files, role, numbers) for role in ("bos", "eos", "pad")}
+    for role, number in found.items():
+        if number is not None and not 0 <= number < rows:
+            raise TokenizerError(f"{role}_token_id is {number}, the embedding has {rows} rows")
+    eos = found["eos"]
+    if eos is None:
+        raise TokenizerError(
+            f"the tokenizer in {directory} names no end-of-sequence token: generation would never stop",
+            'Set "eos_token" in tokenizer_config.json',
+        )
+    template = templates.metadata(files, chat_template).get("tokenizer.chat_template")
+    stops = special.stops(files, eos, rows, turns.end_of_turn(files, template))
+    return Ends(found["bos"], tuple(stops), found["pad"])

@@ -1,0 +1,87 @@
+"""`edgetune reference`: what the trained model says, written anew, with more of it, or for llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.errors import ConfigError
+from edgetune.run_directory import RunDirectory
+
+
+@click.command(name="reference", short_help="Write what the trained model says anew: other rows, more of it, merged.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--rows", type=click.Path(path_type=Path), help="Held-out rows in place of the run's data.validation.")
+@click.option("--count", type=click.IntRange(min=1), help="How many of them. Default: reference.rows of the run.")
+@click.option("--full-vocab", is_flag=True, help="Store every log-probability, however large the vocabulary.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Store so many log-probabilities a token, the rest as one.")
+@click.option("--long", "long_", is_flag=True, help="Add rows as long as the original context, and past it.")
+@click.option(
+    "--merged", type=click.Choice(["w16", "nf4"]), multiple=True,
+    help="Also run the merged model, unquantized: on the base as it is, or rounded to 4 bits as in training.",
+)  # fmt: skip
+@click.option(
+    "--llama-kld", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write a file for llama-perplexity --kl-divergence-base.",
+)  # fmt: skip
+@click.option("--llama-context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens of a chunk.")
+@click.option("--llama-text", type=click.Path(path_type=Path), help="Text for --llama-kld. Default: the held-out rows.")
+@click.option("--base", type=click.Path(path_type=Path), help="Where the base lies now, if it has moved.")
+def command(
+    run: Path,
+    rows: Path | None,
+    count: int | None,
+    full_vocab: bool,
+    top_k: int | None,
+    long_: bool,
+    merged: tuple[str, ...],
+    llama_kld: Path | None,
+    llama_context: int,
+    llama_text: Path | None,
+    base: Path | None,
+) -> None:
+    """Write the reference of RUN anew, on a GPU or on the CPU. A command that was stopped goes on where it was.
+
+    \b
+    edgetune reference runs/mine --rows more.jsonl --count 500
+    edgetune reference runs/mine --full-vocab --long
+    edgetune reference runs/mine --merged w16 --merged nf4
+    edgetune reference runs/mine --llama-kld base.kld --llama-text wiki.txt
+
+    With --merged or --llama-kld alone, the reference that is there stays.
+    """
+    if full_vocab and top_k:
+        raise ConfigError("--full-vocab and --top-k were both given", "Give one of them.")
+    if llama_text and not llama_kld:
+        raise ConfigError("--llama-text was given without --llama-kld", "Say where to write with --llama-kld FILE.")
+    directory = RunDirectory.open(run)
+    changed = bool(rows or count or full_vocab or top_k or long_)
+    config = _config(directory, rows, {"rows": count, **_coding(full_vocab, top_k), "long": long_ or None}, base)
+    from edgetune.training import environment
+
+    environment.require_train_extra()
+    with environment.quiet():
+        from edgetune.training.recapture import Wanted, recapture
+
+        anew = changed or not (merged or llama_kld)
+        recapture(directory, config, Wanted(anew, merged, llama_kld, llama_context, llama_text))
+
+
+def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:
+    if full_vocab:
+        return {"full_vocabulary_limit": 2**31}
+    return {"full_vocabulary_limit": 0, "top_k": top_k} if top_k else {}
+
+
+def _config(run: RunDirectory, rows: Path | None, reference: dict[str, Any], base: Path | None) -> Any:
+    """The run's configuration with what was asked for over it."""
+    from edgetune.config import parse_config
+
+    stored = run.manifest["config"]
+    data = {**stored["data"], **({"validation": str(rows.resolve())} if rows else {})}
+    given = {key: value for key, value in reference.items() if value is not None}
+    where = str(base) if base else str(run.base_directory())
+    changes = {"base": where, "data": data, "reference": {**stored["reference"], **given}}
+    return parse_config({**stored, **changes}, str(run.manifest_file))

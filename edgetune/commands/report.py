@@ -1,0 +1,36 @@
+"""`edgetune report`: what is known of a run and its files, as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetune.run_directory import RunDirectory
+
+FILE = "report.html"
+
+
+@click.command(name="report", short_help="Show a run and its validated files on one HTML page.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"The page. Default: {FILE} in RUN.")
+@click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
+def command(run: Path, files: tuple[Path, ...], output: Path | None, open_: bool) -> None:
+    """Write a page that needs no network: verdict, ladder, size against divergence, the worst rows token by token,
+    delta survival, training curves, contract and receipt.
+
+    \b
+    edgetune validate runs/mine runs/mine/artifacts/*.gguf
+    edgetune report runs/mine --open
+
+    FILE is an exported file that was validated, or what `validate --json` wrote. Default: all of RUN/artifacts.
+    """
+    from edgetune.report import gather, page
+
+    directory = RunDirectory.open(run)
+    path = output or directory.path / FILE
+    page.write(path, gather.gather(directory, files))
+    click.echo(str(path))
+    if open_:
+        click.launch(str(path.resolve()))

@@ -1,0 +1,183 @@
+"""ONNX of families without a description: merged by our own stream, traced by torch, compared, and given their names.
+
+Everything happens in a directory beside the target, NAME.partial, which goes in every case.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetune import console
+from edgetune.errors import ConfigError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from edgetune.commands.export_paths import Outputs
+    from edgetune.commands.merge_export import Source
+    from edgetune.config import ExportConfig
+    from edgetune_converters.model import Model
+    from edgetune_converters.outputs.traced import Stored
+    from edgetune_converters.receipts import Receipt
+
+EXPORTER = "transformers/torch.onnx"
+_NEEDED = ("torch", "transformers")
+
+Merge = Callable[[Path], "Receipt"]
+"""Write the merged model as a safetensors directory in f32."""
+Publish = Callable[[], "list[Receipt]"]
+
+
+def family_to_trace(source: Source, outputs: Outputs) -> str | None:
+    """The family's name if ONNX is asked for and the table does not describe its decoder."""
+    if not outputs.onnx:
+        return None
+    from edgetune_converters.architectures import ModelConfig, family_of
+    from edgetune_converters.architectures.traits import TRAITS
+    from edgetune_converters.gguf_base import open_base
+
+    name = family_of(ModelConfig(open_base(source.base).config)).name
+    return None if name in TRAITS else name
+
+
+def check(family: str, outputs: Outputs, config: ExportConfig) -> None:
+    """Errors: ConfigError for what a traced graph cannot have; EnvironmentProblem without torch."""
+    from edgetune_converters.outputs.onnx import check_replaceable
+    from edgetune_converters.outputs.traced import TYPES
+
+    for kind, path in outputs.onnx.items():
+        if kind not in TYPES:
+            raise ConfigError(
+                f"{family} is written as ONNX by {EXPORTER}, which gives f32 and f16 and not {kind}",
+                "Add -q f32 or -q f16, or write GGUF: --format gguf.",
+            )
+        check_replaceable(path)
+    if config.block_size or config.symmetric:
+        raise ConfigError(
+            f"{family} is written as ONNX in f32 or f16, which have no blocks",
+            "Leave out --block-size and --symmetric.",
+        )
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(
+            f"{family} is written as ONNX by {EXPORTER}, and {' and '.join(missing)} cannot be found",
+            "pip install 'edgetune[train]', or write GGUF, which needs no torch: --format gguf",
+        )
+
+
+@contextmanager
+def prepared(family: str, source: Source, onnx: Mapping[str, Path], merge: Merge) -> Iterator[Publish]:
+    """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
+    from edgetune_converters.export import write_errors
+    from edgetune_converters.outputs import folders
+
+    console.note(
+        f"{family} has no graph of edgetune's own: transformers and torch.onnx.export draw it, which needs torch and "
+        "memory for the whole model in f32, twice"
+    )
+    with ExitStack() as stack:
+        stack.enter_context(write_errors())
+        made: list[tuple[Path, Path, Receipt]] = []
+        for kind, path in onnx.items():
+            place = stack.enter_context(_beside(path))
+            made.append((place / "model", path, _made(family, source, kind, place, merge)))
+
+        def publish() -> list[Receipt]:
+            from edgetune_converters.receipts import receipt_path
+
+            for folder, path, _ in made:
+                receipt_path(path).unlink(missing_ok=True)
+                folders.replace(folder, path)
+            return [replace(receipt, artifact=str(path)) for _, path, receipt in made]
+
+        yield publish
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A directory beside the target that goes in every case; that of a pass that was killed goes first."""
+    folder = path.with_name(path.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(family: str, source: Source, kind: str, place: Path, merge: Merge) -> Receipt:
+    """Merge, trace, write and compare, in `place`."""
+    from edgetune.training import tracing
+    from edgetune_converters.outputs import traced
+    from edgetune_converters.outputs.folders import Documents
+    from edgetune_converters.outputs.onnx import GRAPH_FILE
+    from edgetune_converters.tokenizers.ends import ends_of
+
+    model = _opened(source)
+    config = model.config
+    ends = ends_of(source.tokenizer, config.raw, None, config.vocab_size)
+    documents = Documents(source.base, config.raw, source.tokenizer, None, model.tied)
+    folder, merged = place / "model", place / "merged"
+    receipt = merge(merged)
+    drawn, probe = tracing.trace(merged, family, kind, _context(model))
+    folder.mkdir()
+    stored = traced.write(folder, drawn, kind, documents, ends, _stated(model, source, receipt))
+    del drawn  # and with it the model: the next step loads the weights again
+    shutil.rmtree(merged)
+    divergence = tracing.check(folder / GRAPH_FILE, probe, family)
+    console.note(
+        f"{family}, {kind}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
+    )
+    return replace(_receipt(receipt, folder, stored), recipe=kind, exporter_kld=divergence)
+
+
+def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
+    """That of the merged model, with what the folder holds in its place."""
+    from edgetune.training import tracing
+    from edgetune_converters.checkpoint import sha256_of
+    from edgetune_converters.receipts import combined_hash
+
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    return replace(
+        merged,
+        sha256=combined_hash(hashes),
+        size=sum(path.stat().st_size for path in folder.glob("model.onnx*")),
+        format="onnx",
+        types=stored.types,
+        tensors=stored.tensors,
+        weights=stored.weights,
+        bits_per_weight=stored.bits_per_weight,
+        files=hashes,
+        exporter=EXPORTER,
+        versions={**merged.versions, **tracing.versions()},
+    )
+
+
+def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
+    """The metadata of the graph."""
+    from edgetune_converters.metadata import proof
+    from edgetune_converters.receipts import combined_hash
+
+    own = {"edgetune.merge_base": merged.merge_base, "edgetune.exporter": EXPORTER}
+    return {**source.carried, **proof(model, combined_hash(merged.base), merged.adapter), **own}
+
+
+def _context(model: Model) -> int:
+    """Positions, as the family's table has them for GGUF."""
+    from edgetune_converters.metadata import hyperparameters
+
+    found = hyperparameters(model)[f"{model.family.gguf}.context_length"].data
+    assert isinstance(found, int)
+    return found
+
+
+def _opened(source: Source) -> Model:
+    """Headers only."""
+    from edgetune_converters.merge_base import ORIGINAL, merge_base_named
+    from edgetune_converters.model import open_model
+
+    return open_model(source.base, source.adapter, merge_base_named(ORIGINAL))

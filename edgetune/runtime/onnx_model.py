@@ -1,0 +1,253 @@
+"""Reading a graph before ONNX Runtime does: structure, and where each weight lies, checked against the files.
+
+ONNX Runtime maps the external data that a graph points to and may crash on what it finds in a damaged file; here every
+piece is checked first. Format: onnx.proto and ExternalData.md of the ONNX specification.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from edgetune_converters.checkpoint import sha256_of
+from edgetune_converters.errors import ArtifactError
+from edgetune_converters.receipts import Receipt, receipt_path
+
+_DAMAGED = "The file is damaged or was not copied completely: export it again, or fetch it again."
+_UNTRUSTED = "Fetch the folder from where you trust it."
+QUANTIZED = frozenset(
+    ("MatMulNBits", "GatherBlockQuantized", "QMoE", "MatMulBnb4", "DequantizeLinear", "MatMulInteger")
+)
+DATA_SIZE, DATA_SHA256 = "edgetune.data.size", "edgetune.data.sha256"
+
+# bits of an element by the name in TensorProto.DataType
+_BITS = {
+    "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8, "FLOAT16": 16,
+    "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "COMPLEX64": 64, "COMPLEX128": 128, "BFLOAT16": 16, "FLOAT8E4M3FN": 8,
+    "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8, "FLOAT8E5M2FNUZ": 8, "UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4,
+    "FLOAT8E8M0": 8, "UINT2": 2, "INT2": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An initializer. `file` is None for one inside the graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    file: Path | None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A checked graph. `proto` is onnx's ModelProto, without external data."""
+
+    path: Path
+    proto: Any
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """metadata_props."""
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    @cached_property
+    def nodes(self) -> tuple[Any, ...]:
+        """All nodes, those of subgraphs and functions too."""
+        functions = (node for function in self.proto.functions for node in function.node)
+        return tuple(_with_inner([*self.proto.graph.node, *functions]))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether an operator takes weights in codes."""
+        return any(node.op_type in QUANTIZED for node in self.nodes)
+
+    @property
+    def data_files(self) -> list[Path]:
+        """The files of external data."""
+        return sorted({tensor.file for tensor in self.tensors if tensor.file})
+
+    @property
+    def size(self) -> int:
+        """Bytes of the graph and its data."""
+        return sum(file.stat().st_size for file in (self.path, *self.data_files))
+
+    def check_receipt(self, artifact: Path) -> None:
+        """Compare the graph, which is small, with the receipt beside `artifact`, if one is there.
+
+        Errors: ArtifactError when the receipt is of another graph: a bit in an epsilon changes every answer.
+        """
+        stated = _receipt_hashes(artifact).get(self.path.name)
+        if stated is not None and stated != sha256_of(self.path):
+            raise ArtifactError(f"{self.path} is not the file of its receipt: its contents have changed", _DAMAGED)
+
+    def verify(self) -> None:
+        """Compare the data with the hash that the graph carries. Errors: ArtifactError. Reads all of it."""
+        digest = self.metadata.get(DATA_SHA256)
+        if digest is None:
+            return
+        for file in self.data_files:
+            if sha256_of(file) != digest:
+                raise ArtifactError(f"{file} is not the data that {self.path.name} was written with", _DAMAGED)
+
+
+def read(path: Path) -> OnnxModel:
+    """Parse and check. Errors: ArtifactError for a file that is not a whole, sound ONNX model."""
+    proto = _parsed(path)
+    tensors = tuple(_Places(path).located(tensor) for tensor in _initializers(proto))
+    model = OnnxModel(path, proto, tensors)
+    _check_stated_size(model)
+    return model
+
+
+def _parsed(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not an ONNX model: {error}", _DAMAGED) from None
+    if not proto.ir_version or not proto.graph.node:
+        raise ArtifactError(f"{path} is not an ONNX model: it has no graph", _DAMAGED)
+    if not _is_text(proto):
+        raise ArtifactError(f"{path} has names that are not UTF-8 text", _DAMAGED)
+    return proto
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all strings are text: protobuf hands out bytes where they are not."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else [value]
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
+
+
+def _receipt_hashes(artifact: Path) -> dict[str, str]:
+    """File -> SHA-256 by the receipt beside an artifact; empty without one."""
+    return Receipt.read(artifact).files if receipt_path(artifact).is_file() else {}
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+class _Places:
+    """Where the tensors of one graph lie."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, tuple[Path, int]] = {}
+        folder = path.parent
+        self._inside = {folder.resolve(), path.resolve().parent}  # a snapshot of the hub's cache links both elsewhere
+
+    def located(self, tensor: Any) -> Tensor:
+        """A tensor with its place, checked."""
+        dtype, shape = _dtype(self._path, tensor), tuple(tensor.dims)
+        if any(size < 0 for size in shape):
+            raise ArtifactError(f"{self._path}: the tensor {tensor.name!r} has the shape {list(shape)}", _DAMAGED)
+        size = (math.prod(shape) * _BITS[dtype] + 7) // 8
+        if tensor.data_location != tensor.EXTERNAL:
+            if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+                raise self._wrong_size(tensor.name, len(tensor.raw_data), size)
+            return Tensor(tensor.name, dtype, shape, size, None)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        file, available = self._file(place.get("location", ""))
+        offset, length = (_number(self._path, tensor.name, place, key) for key in ("offset", "length"))
+        offset, length = offset or 0, size if length is None else length
+        if length != size:
+            raise self._wrong_size(tensor.name, length, size)
+        if offset + length > available:
+            raise ArtifactError(
+                f"{file} has {available} bytes, and the tensor {tensor.name!r} ends at {offset + length}", _DAMAGED
+            )
+        return Tensor(tensor.name, dtype, shape, size, file, offset)
+
+    def _file(self, location: str) -> tuple[Path, int]:
+        """The data file and its size; only inside the folder of the graph."""
+        if location not in self._files:
+            file = self._path.parent / location
+            if not location or _leaves(location) or file.resolve().parent not in self._inside:
+                raise ArtifactError(f"{self._path} points to data outside of its folder: {location!r}", _UNTRUSTED)
+            if not file.is_file():
+                raise ArtifactError(f"{file}, the data of {self._path.name}, is missing", "Fetch the whole folder.")
+            self._files[location] = file, file.stat().st_size
+        return self._files[location]
+
+    def _wrong_size(self, name: str, found: int, expected: int) -> ArtifactError:
+        return ArtifactError(
+            f"{self._path}: the tensor {name!r} has {found} bytes, its shape and type say {expected}", _DAMAGED
+        )
+
+
+def _leaves(location: str) -> bool:
+    """Whether a path is anything but a plain name, by the rules of any system."""
+    return any("\0" in location or kind(location).name != location for kind in (PurePosixPath, PureWindowsPath))
+
+
+def _dtype(path: Path, tensor: Any) -> str:
+    try:
+        name: str = tensor.DataType.Name(tensor.data_type)
+    except ValueError:
+        name = str(tensor.data_type)
+    if name not in _BITS:
+        raise ArtifactError(f"{path}: the tensor {tensor.name!r} has the unknown type {name}", _DAMAGED)
+    return name
+
+
+def _number(path: Path, name: str, place: Mapping[str, str], key: str) -> int | None:
+    text = place.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ArtifactError(f"{path}: the tensor {name!r} has the {key} {text!r}", _DAMAGED)
+    return int(text)
+
+
+def _check_stated_size(model: OnnxModel) -> None:
+    """The size that the graph was written with: cheap, and finds data that belong to another export."""
+    stated = model.metadata.get(DATA_SIZE)
+    found = sum(file.stat().st_size for file in model.data_files)
+    if stated is not None and stated != str(found):
+        raise ArtifactError(f"{model.path} was written with {stated} bytes of data, and there are {found}", _DAMAGED)
+
+
+# -- walking -----------------------------------------------------------------------------------------------------------
+
+
+def _with_inner(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _with_inner(graph.node)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in _with_inner(graph.node):
+        for attribute in node.attribute:
+            yield from ([attribute.g] if attribute.HasField("g") else [])
+            yield from attribute.graphs
+
+
+def _initializers(proto: Any) -> Iterator[Any]:
+    """Every tensor of the model that may hold or point to data."""
+    for graph in _graphs(proto.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    functions = (node for function in proto.functions for node in function.node)
+    for node in _with_inner([*proto.graph.node, *functions]):
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors

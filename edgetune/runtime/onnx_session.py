@@ -1,0 +1,66 @@
+"""A graph in ONNX Runtime: its options, and its failures in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgetune.errors import EnvironmentProblem
+from edgetune.runtime.interface import RuntimeProblem
+from edgetune.runtime.onnx_model import OnnxModel
+from edgetune.runtime.onnx_operators import missing_operator
+
+_SILENT = 4  # log fatal errors only; the others arrive as exceptions
+
+# Measured on a 1.24 B model at int4, two threads (docs/run.md): what is not here stayed at ONNX Runtime's default.
+_ENTRIES = {
+    # A thread that spins while it waits for its peer takes the core that this peer needs on a machine with other work
+    # (half the speed and less); on an idle one it saves a few hundredths.
+    "session.intra_op.allow_spinning": "0",
+}
+
+
+def library() -> Any:
+    """The module onnxruntime."""
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise EnvironmentProblem(
+            f"ONNX Runtime cannot be loaded: {error}", "Reinstall it: pip install --force-reinstall onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def options(threads: int) -> Any:
+    """SessionOptions for one decoder on the CPU."""
+    chosen = library().SessionOptions()
+    chosen.intra_op_num_threads = threads
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = _SILENT
+    for key, value in _ENTRIES.items():
+        chosen.add_session_config_entry(key, value)
+    return chosen
+
+
+def open_session(model: OnnxModel, threads: int) -> Any:
+    """An InferenceSession; it maps the external data itself. Errors: RuntimeProblem with ONNX Runtime's words."""
+    onnxruntime = library()
+    try:
+        return onnxruntime.InferenceSession(
+            str(model.path), options(threads), providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
+        missing = missing_operator(model)
+        if missing is not None:
+            raise missing from None
+        raise RuntimeProblem(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {model.path}: {cause(error)}",
+            "Look at it with `edgetune inspect`.",
+        ) from None
+
+
+def cause(error: Exception) -> str:
+    """ONNX Runtime's message without its code and the place in its source: `[ONNXRuntimeError] : 1 : FAIL : ...`."""
+    text = str(error)
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return " ".join(text.split())[:400]

@@ -1,0 +1,100 @@
+"""Text to token ids and back, by the tokenizer's own files, with the meaning that llama.cpp's vocabulary gives them."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import DataError
+from edgetune.runtime.interface import RuntimeProblem
+from edgetune_converters.tokenizers.rows import MARK, byte_value, looks_special
+
+
+class OnnxVocabulary:
+    """tokenizer.json and what the files beside it say of special tokens."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        """`size` is the width of the logits. Errors: RuntimeProblem when the files are missing or of another model."""
+        try:
+            self._tokenizer = TextTokenizer.from_directory(directory)
+        except DataError as error:
+            raise RuntimeProblem(error.message, "Put the tokenizer of the model into its folder.") from None
+        self.size = size
+        self._added = self._tokenizer.backend.get_added_tokens_decoder()
+        largest = max(self._tokenizer.backend.get_vocab_size(with_added_tokens=False) - 1, *self._added, 0)
+        if largest >= size:
+            raise RuntimeProblem(
+                f"the tokenizer in {directory} has {largest + 1} tokens and the model only {size}",
+                "Put the tokenizer that belongs to the model into its folder.",
+            )
+        self._pieces = _Pieces(_decoders(self._tokenizer.backend))
+        self.bos = self._tokenizer.bos_id
+        self.stop_tokens = self._tokenizer.stop_ids
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids by the rule of training: BOS, if the model wants one, stands there once."""
+        whole = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return self._tokenizer.encode(whole)[0]
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token; ValueError for an id outside the vocabulary. Rows without a token have none."""
+        if not 0 <= token < self.size:
+            raise ValueError(f"{token} is not a token id; the vocabulary has {self.size}")
+        added = self._added.get(token)
+        if added is not None:
+            if added.special or looks_special(added.content):
+                return added.content.encode() if special else b""
+            return self._pieces.of_added(added.content)
+        text = self._tokenizer.backend.id_to_token(token)
+        return b"" if text is None else self._pieces.of(text)
+
+
+class _Pieces:
+    """Bytes of a token as the vocabulary spells it, by the decoders of tokenizer.json."""
+
+    def __init__(self, decoders: list[dict[str, Any]]) -> None:
+        kinds = {decoder.get("type") for decoder in decoders}
+        self._is_byte_level = "ByteLevel" in kinds
+        self._has_bytes = "ByteFallback" in kinds
+        self._replaced = [pair for decoder in decoders if (pair := _replacement(decoder))]
+
+    def of(self, text: str) -> bytes:
+        if self._is_byte_level:
+            alphabet = _byte_alphabet()
+            return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode() for c in text)
+        value = byte_value(text) if self._has_bytes else None
+        return self.of_added(text) if value is None else bytes([value])
+
+    def of_added(self, text: str) -> bytes:
+        """Added tokens are text already, but for SentencePiece's spaces: Gemma has added tokens of several of them."""
+        for old, new in self._replaced:
+            text = text.replace(old, new)
+        return text.encode()
+
+
+def _replacement(decoder: dict[str, Any]) -> tuple[str, str] | None:
+    """What a decoder puts in place of what."""
+    if decoder.get("type") == "Metaspace":
+        return str(decoder.get("replacement", MARK)), " "
+    pattern = decoder.get("pattern")
+    old = pattern.get("String") if isinstance(pattern, dict) else None
+    return (old, str(decoder.get("content", ""))) if decoder.get("type") == "Replace" and old else None
+
+
+def _decoders(backend: Any) -> list[dict[str, Any]]:
+    """The decoders of a tokenizer in their order, as tokenizer.json writes them."""
+    if backend.decoder is None:
+        return []
+    decoder = json.loads(backend.decoder.__getstate__())
+    return list(decoder.get("decoders", [decoder]))
+
+
+@lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

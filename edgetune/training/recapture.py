@@ -1,0 +1,160 @@
+"""`edgetune reference`: the reference of a finished run written anew, its merged models, llama.cpp's base file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from edgetune import console, merged
+from edgetune.codings import Compared
+from edgetune.config import Config
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import ConfigError, DataError, RunDirectoryError
+from edgetune.llama_base import LlamaBaseWriter, chunked, fed, scored_positions
+from edgetune.reference import Reference
+from edgetune.run_directory import RunDirectory
+from edgetune.training import adapters, forward, outputs
+from edgetune.training.capture import capture
+from edgetune.training.loading import load_model
+from edgetune.training.plan import Plan, prepare
+from edgetune_converters.export import export
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to write."""
+
+    anew: bool
+    """The reference itself."""
+    merged: Sequence[str] = ()
+    """Names of merged models, of edgetune.merged.MERGED."""
+    llama_base: Path | None = None
+    """A file for llama-perplexity --kl-divergence-base."""
+    llama_context: int = 512
+    """Tokens of its chunks."""
+    llama_text: Path | None = None
+    """Text to cut into chunks; None takes the held-out rows."""
+
+
+def recapture(run: RunDirectory, config: Config, wanted: Wanted) -> None:
+    """Write what is wanted. Raises RunDirectoryError when the base is not the one that the run was trained on."""
+    plan = prepare(config)
+    _check_base(run, plan)
+    model = None
+    if wanted.anew or wanted.llama_base:
+        model = adapters.load_adapter(load_model(plan.base, config), run.adapter)
+        outputs.prepare(model)
+    if wanted.anew:
+        capture(run, plan, model)
+    if wanted.llama_base:
+        _capture_llama_base(run, plan, model, wanted)
+    del model
+    for name in wanted.merged:
+        _capture_merged(run, plan, name)
+
+
+def _check_base(run: RunDirectory, plan: Plan) -> None:
+    expected, found = run.manifest["base"]["files"], plan.base.identity()["files"]
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        raise RunDirectoryError(
+            f"{plan.base.path} is not the base that this run was trained on: {', '.join(differing)} differ",
+            "Restore it; what another base says is no reference for this adapter.",
+        )
+
+
+# -- merged models -----------------------------------------------------------------------------------------------------
+
+
+def _capture_merged(run: RunDirectory, plan: Plan, name: str) -> None:
+    """Merge as the export does, run the result in transformers, and store how it differs from the trained model."""
+    reference = Reference.open(run.reference)
+    manifest = run.manifest
+    if name == "nf4" and plan.config.quantization.bits != 4:
+        raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16.")
+    folder = run.path / f"merged-{name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with console.byte_progress(f"merge {name}") as progress:
+            export(
+                plan.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter, tokenizer=run.tokenizer,
+                merge_base=merged.MERGED[name], trained_on=manifest.get("quantized"), progress=progress,
+                expected_base=manifest["base"]["files"],
+            )  # fmt: skip
+        compared = _compare_directory(folder, plan, reference, name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    path = merged.write(reference, name, compared)
+    console.note(f"{path.name}: mean KLD {compared.kld.mean():.3g} from the trained model")
+
+
+def _merged_type() -> str:
+    """On a GPU 16 bits, as merged models are kept; on the CPU all that there is."""
+    return "bf16" if torch.cuda.is_available() else "f32"
+
+
+def _compare_directory(folder: Path, plan: Plan, reference: Reference, name: str) -> Compared:
+    disable_progress_bar()
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": 0 if on_gpu else "cpu"},
+        use_safetensors=True, trust_remote_code=plan.config.trust_remote_code,
+    ).eval()  # fmt: skip
+    parts: list[Compared] = []
+    done = 0
+    with torch.inference_mode(), console.count_progress(f"merged {name}") as progress:
+        for batch in forward.in_batches(model, reference.rows):
+            for logits in forward.logits(model, batch):
+                parts.append(reference.compare(done, logits))
+                done += len(logits)
+            progress(done, len(reference.rows.positions))
+    return Compared(*(np.concatenate([getattr(part, array) for part in parts]) for array in ("kld", "top", "nll")))
+
+
+# -- llama.cpp's base file ---------------------------------------------------------------------------------------------
+
+
+def _capture_llama_base(run: RunDirectory, plan: Plan, model: Any, wanted: Wanted) -> None:
+    """What the trained model says on chunks of text, in the format of llama-perplexity --kl-divergence-base."""
+    assert wanted.llama_base is not None
+    config = model.get_base_model().config.get_text_config()
+    context = min(wanted.llama_context, int(config.max_position_embeddings))
+    chunks = chunked(_tokens(run, plan, wanted.llama_text), context)
+    bos = _added_bos(plan.tokenizer)
+    dtype, products = outputs.products_in(model, plan.config)
+    scored = scored_positions(context)
+    with (
+        LlamaBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,
+        torch.inference_mode(),
+        products(),
+        console.count_progress("chunks") as progress,
+    ):
+        for done, chunk in enumerate(chunks, 1):
+            for logits in forward.logits(model, forward.Batch([fed(chunk, bos)], [scored])):
+                writer.add(logits)
+            progress(done, len(chunks))
+    console.note(f"{wanted.llama_base}: {len(chunks)} chunks of {context} tokens, computed in {dtype}")
+
+
+def _tokens(run: RunDirectory, plan: Plan, text: Path | None) -> Any:
+    if text is None:
+        reference = Reference.open(run.reference)
+        return reference.main_rows.tokens
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{text} is not a readable text file: {error}", "Give UTF-8 text.") from None
+    return np.asarray(plan.tokenizer.encode(content)[0], np.int32)
+
+
+def _added_bos(tokenizer: TextTokenizer) -> int | None:
+    """BOS, if this vocabulary puts it before every text: the same rule by which the exported file adds it."""
+    return tokenizer.bos_id if tokenizer.adds_bos else None

@@ -1,0 +1,280 @@
+"""The graph of a model as torch.onnx.export traces transformers' own code, for families that we do not describe.
+
+The trace is of one call with a past: shapes that stand fixed in it show only with other lengths, so what transformers
+says of a text is kept (`Probe`), to be compared with what the written graph says of it in other steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils.logging import disable_progress_bar
+
+import edgetune_native
+from edgetune.errors import DataError
+from edgetune.training.base import refuse_remote_code
+from edgetune.training.environment import quiet
+from edgetune_converters.errors import ArchitectureError, RecipeError
+from edgetune_converters.onnx.genai import Sizes
+from edgetune_converters.outputs.storing import F16_MAX
+from edgetune_converters.outputs.traced import Drawn, type_of
+
+OPSET = 17  # all that the tracing exporter of torch knows
+MAX_KLD = 1e-6
+_BATCH, _PAST, _NEW = 2, 5, 3  # of the traced call: all different, none of them 1, which would be broadcast
+_PROBE, _BEYOND, _FAR = 96, 40, 1024  # tokens compared; past a window that is not longer than the last
+_STEPS = 12
+_FILE = "traced.onnx"
+_INSTEAD = "Write it as GGUF: --format gguf"
+_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A text [n] and transformers' logits of it [n, V] in f32."""
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+class _Decoder(torch.nn.Module):
+    """A model whose cache goes in and comes out as plain tensors: ids, mask, key 0, value 0, key 1, ..."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Any, mask: Any, *past: Any) -> tuple[Any, ...]:
+        """Logits, then all keys and values as they are after the call.
+
+        The cache is told nothing of windows, so that it keeps every position; the masks know the windows.
+        """
+        cache = DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        found = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        return found.logits, *(part for layer in found.past_key_values.layers for part in (layer.keys, layer.values))
+
+
+def versions() -> dict[str, str]:
+    """Of all that has a say in the graph."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def trace(directory: Path, family: str, kind: str, context: int) -> tuple[Drawn, Probe]:
+    """Load a merged model in f32 and trace it; weights that `kind` (f32, f16) rounds are rounded before.
+
+    Errors: ArchitectureError for what cannot be traced, or keeps another state than keys and values; DataError where
+    transformers cannot load the model; RecipeError where f16 would overflow.
+    """
+    disable_progress_bar()
+    with quiet(), torch.no_grad():
+        model = _loaded(directory, family)
+        if kind == "f16":
+            _round(model)
+        shapes = _cache_shapes(model, family)
+        probe = _probe(model, context)
+        graph = _traced(model, family, shapes, directory / _FILE)
+        weights = {f"model.{name}": value.detach().numpy() for name, value in model.state_dict().items()}
+    used = {entry.name for entry in graph.graph.input}
+    vocabulary = probe.logits.shape[1]
+    _state_outputs(graph, shapes, vocabulary)
+    kept = {name: value for name, value in weights.items() if name in used}
+    if odd := [name for name, value in kept.items() if value.dtype != np.float32]:
+        raise _refused(family, f"its {odd[0]} holds other numbers than weights")
+    return Drawn(graph, kept, _sizes(model.config.get_text_config(), shapes, vocabulary, context)), probe
+
+
+def check(graph: Path, probe: Probe, family: str) -> float:
+    """The mean KLD (nats) of the written graph from transformers, all at once or in steps, whichever is larger.
+
+    Errors: ArchitectureError when it is not the same model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    count = len(probe.ids)
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        found = [_run(session, probe.ids, steps) for steps in ([count], [count - _STEPS - 4, 4, *[1] * _STEPS])]
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base of their own
+        raise _refused(family, f"ONNX Runtime cannot run the traced graph: {_first_line(error)}") from None
+    divergence = max(_divergence(probe, logits) for logits in found)
+    if not divergence < MAX_KLD:
+        raise _refused(family, f"the traced graph is not the model: mean KLD {divergence:.1e} in another step")
+    return divergence
+
+
+def _loaded(directory: Path, family: str) -> Any:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **_experts(directory),
+        )
+    except (ValueError, KeyError, ImportError, OSError) as error:
+        raise refuse_remote_code(family, error) from None
+    missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+    if missing:
+        raise DataError(f"transformers finds no {missing[0]} in the merged {family} model", _INSTEAD)
+    return model.eval()
+
+
+def _experts(directory: Path) -> dict[str, str]:
+    """Experts by gathering their weights: the other ways sort tokens, in numbers that a trace would fix."""
+    text = (directory / "config.json").read_text(encoding="utf-8")
+    return {"experts_implementation": "batched_mm"} if "expert" in text else {}
+
+
+def _round(model: Any) -> None:
+    """Weights as 16 bits hold them."""
+    for name, weight in model.state_dict().items():
+        if type_of(weight.numpy(), "f16") == "f16":
+            if weight.abs().max() > F16_MAX:
+                raise RecipeError(f"{name} holds weights beyond {F16_MAX:.0f}, the largest f16", "Use -q f32")
+            weight.copy_(weight.half().float())
+
+
+def _cache_shapes(model: Any, family: str) -> list[tuple[int, int]]:
+    """(heads, head size) of each key and each value in turn."""
+    cache = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True).past_key_values
+    layers = getattr(cache, "layers", None) or [None]
+    shapes = []
+    for layer in layers:
+        for part in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if part is None or part.dim() != 4:
+                raise _refused(family, f"its {type(layer or cache).__name__} keeps another state than keys and values")
+            shapes.append((part.shape[1], part.shape[3]))
+    return shapes
+
+
+def _probe(model: Any, context: int) -> Probe:
+    """A text of tokens drawn at random, which is to reach over the window where there is a short one."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    count = min(context, max(_PROBE, window + _BEYOND if window <= _FAR else 0))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
+    return Probe(ids, model(input_ids=torch.from_numpy(ids)[None]).logits[0].float().numpy())
+
+
+def _traced(model: Any, family: str, shapes: Sequence[tuple[int, int]], file: Path) -> onnx.ModelProto:
+    """The graph, its weights as inputs by their names. torch prints what it stumbles over: it is put away."""
+    past = [torch.randn(_BATCH, heads, _PAST, size) for heads, size in shapes]
+    ids = torch.arange(_BATCH * _NEW).reshape(_BATCH, _NEW)
+    mask = torch.ones(_BATCH, _PAST + _NEW, dtype=torch.long)
+    inputs, outputs = _names(len(shapes))
+    try:
+        with _silence():
+            torch.onnx.export(
+                _Decoder(model),
+                (ids, mask, *past),
+                file,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes=_axes(inputs, outputs),
+                opset_version=OPSET,
+                export_params=False,
+                do_constant_folding=False,  # it would turn matrices, under new names
+                dynamo=False,
+            )
+    except Exception as error:  # noqa: BLE001 - whatever a model's code does under a trace
+        raise _refused(family, f"torch.onnx.export cannot trace it: {_first_line(error)}") from None
+    return onnx.load_model(file, load_external_data=False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Put away what is printed, by Python and by C++ alike: at an error the exporter prints its whole graph."""
+    library = ctypes.CDLL(None)
+    streams = sys.stdout, sys.stderr
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        for stream in streams:
+            stream.flush()
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - not a file of ours
+            for number in (1, 2):
+                os.dup2(nothing.fileno(), number)
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        library.fflush(None)
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _names(caches: int) -> tuple[list[str], list[str]]:
+    each = [f"{layer}.{part}" for layer in range(caches // 2) for part in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in each)]
+    return inputs, ["logits", *(f"present.{name}" for name in each)]
+
+
+def _axes(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, dict[int, str]]:
+    text = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "total"}}
+    past = {name: {0: "batch", 2: "past"} for name in inputs[2:]}
+    present = {name: {0: "batch", 2: "total"} for name in outputs[1:]}
+    return {**text, **past, "logits": {0: "batch", 1: "sequence"}, **present}
+
+
+def _state_outputs(graph: onnx.ModelProto, shapes: Sequence[tuple[int, int]], vocabulary: int) -> None:
+    """Say the sizes that do not change: the exporter infers few of them."""
+    wanted: list[list[int | str]] = [["batch", "sequence", vocabulary]]
+    wanted += [["batch", heads, "total", size] for heads, size in shapes]
+    for value, shape in zip(graph.graph.output, wanted, strict=True):
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+    del graph.graph.value_info[:]
+
+
+def _sizes(config: Any, shapes: Sequence[tuple[int, int]], vocabulary: int, context: int) -> Sizes:
+    kv_heads, size = shapes[0]
+    sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    return Sizes(vocabulary, context, *sizes, kv_heads, size, in_place=False)
+
+
+def _run(session: Any, ids: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.float32]:
+    """Logits [n, V] with so many tokens a call."""
+    past = {
+        entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), np.float32)
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_")
+    }
+    found, done = [], 0
+    for count in steps:
+        text = {"input_ids": ids[None, done : done + count], "attention_mask": np.ones((1, done + count), np.int64)}
+        logits, *present = session.run(None, text | past)
+        past = dict(zip(past, present, strict=True))
+        found.append(logits[0])
+        done += count
+    whole: NDArray[np.float32] = np.concatenate(found)
+    return whole
+
+
+def _divergence(probe: Probe, logits: NDArray[np.float32]) -> float:
+    if logits.shape != probe.logits.shape:
+        return float("inf")
+    return float(edgetune_native.compare(probe.logits, logits, probe.ids).kld.mean())
+
+
+def _refused(family: str, why: str) -> ArchitectureError:
+    return ArchitectureError(f"{family} cannot be written as ONNX: {why}", _INSTEAD)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,38 @@
+"""Whether a file says that it was made from this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune.merged import MERGED
+from edgetune.run_directory import RunDirectory
+from edgetune_converters.adapters import Adapter
+from edgetune_converters.receipts import combined_hash
+
+_BASE_HASH = "edgetune.base.sha256"
+
+
+def unsigned(metadata: Mapping[str, Any]) -> list[str]:
+    """A file that another tool made carries no hashes: it is measured, and its origin stays unknown."""
+    return [] if _BASE_HASH in metadata else ["the file does not say what it was made from"]
+
+
+def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
+    """Whether the file says that it was made from another base or adapter than this run's."""
+    if _BASE_HASH not in metadata:
+        return []
+    found = []
+    if metadata[_BASE_HASH] != combined_hash(run.manifest["base"]["files"]):
+        found.append("the file was made from another base than this run")
+    if run.adapter.is_dir() and metadata.get("edgetune.adapter.sha256") != combined_hash(
+        Adapter(run.adapter).identity()
+    ):
+        found.append("the file was not made with this run's adapter; if you trained again, export again")
+    return found
+
+
+def merge_base(metadata: Mapping[str, Any]) -> str | None:
+    """The name of the merged model that this file was made of, as `edgetune.merged` calls it."""
+    stated = metadata.get("edgetune.merge_base")
+    return next((name for name, base in MERGED.items() if base == stated), None)

@@ -1,0 +1,111 @@
+"""gpt-oss as it was published, with its experts in MXFP4: the numbers that transformers decodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+import edgetune_native
+from edgetune_converters import gguf
+from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.errors import CheckpointError
+from edgetune_converters.export import export
+from edgetune_converters.overrides import overrides_of
+from tests.converters import family_models, tiny
+
+torch: Any = pytest.importorskip("torch")
+mxfp4: Any = pytest.importorskip("transformers.integrations.mxfp4")
+
+_SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+_NAME = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint in MXFP4 with any codes, and the same as transformers decodes it."""
+    plain = family_models.base("gpt-oss", tmp_path_factory.mktemp("plain") / "base", **_SIZES)
+    packed = plain.with_name("packed")
+    packed.mkdir()
+    tensors = load_file(plain / "model.safetensors")
+    coded = dict(tensors)
+    torch.manual_seed(1)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors[name].shape  # transposed
+        blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(117, 124, blocks.shape[:-1], dtype=torch.uint8)
+        del coded[name]
+        coded |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        tensors[name] = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    save_file(coded, packed / "model.safetensors", {"format": "pt"})
+    for file in plain.glob("*.json"):
+        (packed / file.name).write_bytes(file.read_bytes())
+    config = json.loads((plain / "config.json").read_text("utf-8"))
+    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    return plain, packed
+
+
+def test_the_file_is_that_of_the_decoded_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for base, name in zip(pair, ("plain", "packed"), strict=True):
+        export(base, {"f32": tmp_path / f"{name}.gguf", "q8_0": tmp_path / f"{name}.q8.gguf"}, allow_fallback=True)
+    for ending in ("gguf", "q8.gguf"):
+        one, other = gguf.read(tmp_path / f"plain.{ending}"), gguf.read(tmp_path / f"packed.{ending}")
+        assert [entry.name for entry in one.tensors] == [entry.name for entry in other.tensors]
+        assert all(np.array_equal(one.tensor(entry.name), other.tensor(entry.name)) for entry in one.tensors)
+
+
+def test_experts_stay_what_they_are_in_mxfp4(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As llama.cpp's own files of gpt-oss have them: coded anew, and not a number is another."""
+    export(pair[1], {"f32": tmp_path / "f32.gguf"})
+    export(pair[1], {"bf16": tmp_path / "x.gguf"}, overrides=overrides_of(["_exps=mxfp4"]), allow_fallback=True)
+    whole, coded = gguf.read(tmp_path / "f32.gguf"), gguf.read(tmp_path / "x.gguf")
+    kinds = {entry.name: (entry.type, entry.shape) for entry in coded.tensors}
+    for name in [name for name in kinds if name.endswith("_exps.weight")]:
+        assert kinds[name][0] == "mxfp4"
+        found = edgetune_native.dequantize(coded.tensor(name), "mxfp4", kinds[name][1][-1])
+        assert np.array_equal(found, whole.tensor(name).view(np.float32))
+
+
+def test_an_adapter_beside_the_experts(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = tiny.adapter(pair[0], tmp_path / "adapter", target_modules=["q_proj", "o_proj"])
+    for base, name in zip(pair, ("plain", "packed"), strict=True):
+        export(base, {"f32": tmp_path / f"{name}.gguf"}, adapter=adapter)
+    one, other = gguf.read(tmp_path / "plain.gguf"), gguf.read(tmp_path / "packed.gguf")
+    assert all(np.array_equal(one.tensor(entry.name), other.tensor(entry.name)) for entry in one.tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda blocks, scales: (blocks[..., :8], scales), "not blocks of 16 bytes"),
+        (lambda blocks, scales: (blocks, scales[:, :-1]), "not a byte for each block"),
+        (lambda blocks, scales: (blocks.to(torch.int8), scales), "not blocks of 16 bytes"),
+    ],
+)
+def test_blocks_that_do_not_fit(change: Any, said: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tensors = load_file(pair[1] / "model.safetensors")
+    found = change(tensors[f"{_NAME}_blocks"], tensors[f"{_NAME}_scales"])
+    tensors |= {
+        f"{_NAME}_{part}": tensor.contiguous() for part, tensor in zip(("blocks", "scales"), found, strict=True)
+    }
+    (tmp_path / "config.json").write_bytes((pair[1] / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        Checkpoint(tmp_path)
+
+
+def test_a_scale_that_is_no_number(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in pair[1].glob("*.json"):
+        (base / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(pair[1] / "model.safetensors")
+    tensors[f"{_NAME}_scales"][1, 2, 0] = 255
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"gate_up_proj_blocks holds 32 weights that are NaN"):
+        export(base, {"f32": tmp_path / "x.gguf"})

@@ -1,0 +1,169 @@
+"""What the report says, held against the figures it says it about."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.report import curves, findings, gate_table, numbers, survival, verdict
+from edgetune.report.gather import Material, Measured, short_names
+from tests.report.made import Content
+
+SPACE = "\u00a0"
+
+
+def measured(name: str, size: int, kld: float, *, gate: Content | None = None, misses: int = 0) -> Measured:
+    rung = {
+        "name": name,
+        "file": name,
+        "size": size,
+        "figures": {
+            "kld": {"value": kld, "error": kld / 9},
+            "recovery": 0.9,
+            "same_top": {"value": 0.99, "error": 0.01},
+        },
+        "contract": {"conversations": 3, "differences": []},
+    }
+    missed = [
+        {"rung": name, "figure": "mean_kld_max", "stage": "quantize", "sentence": "mean KLD is x", "hint": "Finer."}
+    ]
+    validation = {"gate": gate or {}, "misses": missed * misses, "rungs": [rung], "reference": {"rows": 2, "tokens": 9}}
+    return Measured(name, name.removesuffix(".gguf"), rung, validation, {}, False)
+
+
+def material(*files: Measured) -> Material:
+    return Material("run", {}, [], [], list(files))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"), (math.nan, "–"), (True, "–"), ("x", "–"), (0, "0"), (0.0312345, "0.0312"), (1.2e-5, "1.2×10⁻⁵"),
+        (13.5, "13.5"), (184.992, "185"), (12345.6, "12,346"), (2.5e7, "2.5×10⁷"), (-0.5, "-0.500"), (1, "1.00"),
+    ],
+)  # fmt: skip
+def test_short(value: object, text: str) -> None:
+    assert numbers.short(value) == text
+
+
+@given(st.floats(1e-12, 1e12))
+def test_short_numbers_are_near(value: float) -> None:
+    mantissa, _, exponent = numbers.short(value).replace(",", "").partition("×10")
+    back = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    assert float(mantissa) * 10 ** int(exponent.translate(back) or 0) == pytest.approx(value, rel=0.051)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.97333, "97.3 %"), (1.0, "100.0 %"), (0.99999, "> 99.9 %"), (1.02, "102.0 %"), (0, "0.0 %")]
+)
+def test_only_the_whole_is_a_hundred_per_cent(value: float, text: str) -> None:
+    assert numbers.share(value) == text.replace(" ", SPACE)
+
+
+@pytest.mark.parametrize(("value", "text"), [(5_850_816, "5.85 MB"), (4_370_000_000, "4.37 GB"), (999, "0.999 kB")])
+def test_sizes(value: int, text: str) -> None:
+    assert numbers.size(value) == text.replace(" ", SPACE)
+
+
+@pytest.mark.parametrize(
+    ("names", "shorts"),
+    [
+        (["smart-home-q8_0.gguf", "smart-home-q4_0.gguf"], ["q8_0", "q4_0"]),
+        (["a.gguf", "b.gguf"], ["a", "b"]),
+        (["only-q8_0.gguf"], ["only-q8_0"]),
+        (["m-q4_k_m.gguf", "m-q4_k_m"], ["m-q4_k_m", "m-q4_k_m"]),
+        (["m-int4", "m-q4_0.gguf", "m-x-y.gguf"], ["int4", "q4_0", "x-y"]),
+        (["m.gguf", "m-q4_0.gguf"], ["m", "q4_0"]),
+    ],
+)
+def test_short_names(names: list[str], shorts: list[str]) -> None:
+    assert list(short_names(names).values()) == shorts
+
+
+def test_the_smallest_file_that_passes_is_chosen() -> None:
+    files = [measured("big", 900, 0.001), measured("middle", 500, 0.02), measured("small", 100, 0.4, misses=1)]
+    judged = verdict.judge(material(*files))
+    assert (judged.state, judged.word, judged.chosen) == ("mixed", "1 of 3 files fails the gate", 1)
+    assert judged.headline.startswith("middle (")
+    assert [miss.file for miss in judged.misses] == ["small"]
+
+
+def test_when_nothing_passes_what_to_do_is_said() -> None:
+    judged = verdict.judge(material(measured("one", 9, 0.5, misses=1), measured("two", 8, 0.6, misses=1)))
+    assert (judged.state, judged.next_step) == ("failed", "Finer.")
+
+
+def test_a_gate_without_thresholds_is_not_praised() -> None:
+    assert "No threshold is set" in verdict.judge(material(measured("one", 9, 0.5))).next_step
+
+
+def test_how_far_from_the_limit() -> None:
+    file = measured("one", 9, 0.5, gate={"mean_kld_max": 0.1}, misses=1)
+    assert gate_table.misses(file)[0].distance == "5.00 times the limit"
+    columns = gate_table.columns([file])
+    assert [(column.title, column.limit) for column in columns][2:] == [("Mean KLD", "≤ 0.1")]
+    assert gate_table.cell(file, columns[2]) == gate_table.Cell("fail", "0.500")
+
+
+def test_files_with_different_limits_say_theirs() -> None:
+    files = [measured("one", 9, 0.5, gate={"mean_kld_max": 1.0}), measured("two", 9, 0.5, gate={"mean_kld_max": 2.0})]
+    column = gate_table.columns(files)[2]
+    assert column.limit == ""
+    assert [gate_table.cell(file, column).text for file in files] == ["0.500 (≤ 1)", "0.500 (≤ 2)"]
+
+
+def test_a_missed_threshold_that_the_report_does_not_know_is_shown() -> None:
+    file = measured("one", 9, 0.5, gate={"novel_max": 0.1})
+    file.validation["misses"].append({"rung": "one", "figure": "novel_max", "stage": "x", "sentence": "novel is 3"})
+    column = gate_table.columns([file])[2]
+    assert gate_table.cell(file, column).state == "fail"
+
+
+sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=8)
+
+
+@given(sizes)
+def test_the_front_is_what_no_other_file_beats(points: list[tuple[int, int]]) -> None:
+    files = [measured(str(index), size, float(kld)) for index, (size, kld) in enumerate(points)]
+    for file, (size, kld) in zip(files, points, strict=True):
+        beaten = any((a <= size and b <= kld) and (a, b) != (size, kld) for a, b in points)
+        assert findings.is_on_front(file, files) is not beaten
+
+
+def test_tensors_are_placed_by_layer_and_slot() -> None:
+    receipt = {
+        "survival": {"blk.3.attn_v.weight": 0.4, "token_embd.weight": 0.99},
+        "tensors": {"token_embd.weight": "q6_k"},
+    }
+    found = survival.tensors(receipt)
+    assert [(each.layer, each.slot, each.type) for each in found] == [("3", "attn_v", ""), ("", "token_embd", "q6_k")]
+    said = findings.survival(found)
+    assert "1 of 2" in said
+    assert "--tensor-type 'attn_v=q6_k'" in said
+    assert "More than half" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [([3, 2, 1], "still falling"), ([3, 1, 2], "rises after step 2"), ([3, 1, 1], "levelled off"), ([3], "too few")],
+)
+def test_what_the_held_out_loss_says(values: list[float], word: str) -> None:
+    log = [{"step": step, "eval_loss": value} for step, value in enumerate(values, 1)]
+    assert word in curves.curves(log).finding
+
+
+points = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=900).map(lambda values: list(enumerate(values)))
+
+
+@given(points, st.integers(3, 50))
+def test_thinned_curves_keep_their_ends_and_their_range(found: list[tuple[float, float]], most: int) -> None:
+    thin = curves.thinned(found, most)
+    assert len(thin) == min(len(found), most)
+    assert (thin[0], thin[-1]) == (found[0], found[-1])
+    values = [value for _, value in found]
+    assert all(min(values) - 1e-3 <= value <= max(values) + 1e-3 for _, value in thin)
+    steps = [step for step, _ in thin]
+    assert steps == sorted(set(steps))

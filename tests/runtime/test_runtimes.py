@@ -1,0 +1,161 @@
+"""What every runtime must do: llama.cpp and ONNX Runtime on the same weights, against transformers and each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetune.runtime import Finish, Runtime, RuntimeProblem, Sampling, load
+from tests.converters import tiny
+from tests.runtime import models
+from tests.runtime.scores import PROMPT, assert_same, scored
+
+# llama.cpp keeps keys and values in f16; in ONNX all is f32
+KLD = {"LlamaRuntime": 1e-5, "OnnxRuntime": 1e-8}
+
+
+def test_scores_are_the_logits_of_transformers(base: Path, runtime: Runtime) -> None:
+    ids = tiny.random_ids(200)
+    expected = tiny.torch_logits(base, None, ids)[:-1]
+    found = scored(runtime, ids, list(range(1, 200)))
+    kld, same_top = tiny.divergence(expected, found)
+    assert kld < KLD[type(runtime).__name__]
+    assert same_top > 0.98
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_only_the_asked_positions_come_back_in_order(runtime: Runtime) -> None:
+    ids = tiny.random_ids(200)
+    every = scored(runtime, ids, list(range(1, 200)))
+    some = [3, 4, 50, 120, 199]
+    assert_same(scored(runtime, ids, some), every[[p - 1 for p in some]])
+
+
+def test_greedy_is_the_arg_max_of_transformers(base: Path, runtime: Runtime) -> None:
+    ids = list(PROMPT)
+    generation = runtime.generate(ids, Sampling(), 12)
+    for token in generation:
+        logits = tiny.torch_logits(base, None, ids)[-1]
+        assert logits[token] > logits.max() - 1e-2
+        ids.append(token)
+    assert len(ids) == len(PROMPT) + 12
+    assert generation.finish is Finish.LENGTH
+
+
+def test_generation_does_not_depend_on_what_was_before(runtime: Runtime) -> None:
+    first = list(runtime.generate(PROMPT, Sampling(), 10))
+    scored(runtime, tiny.random_ids(100, seed=9), [50, 99])
+    assert list(runtime.generate(PROMPT, Sampling(), 10)) == first
+
+
+def test_a_seed_makes_sampling_repeatable(runtime: Runtime) -> None:
+    def sample(seed: int) -> list[int]:
+        return list(
+            runtime.generate(PROMPT, Sampling(temperature=1.5, top_k=100, top_p=0.99, min_p=0.001, seed=seed), 15)
+        )
+
+    assert sample(7) == sample(7)
+    assert len({tuple(sample(seed)) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0, top_k=1, seed=1), Sampling(1.0, top_p=1e-6, seed=1), Sampling(1.0, min_p=1.0, seed=1)]
+)
+def test_each_filter_alone_can_leave_only_the_likeliest(runtime: Runtime, sampling: Sampling) -> None:
+    assert list(runtime.generate(PROMPT, sampling, 8)) == list(runtime.generate(PROMPT, Sampling(), 8))
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(artifact: Path) -> None:
+    with load(artifact) as runtime:
+        plain = list(runtime.generate(PROMPT, Sampling(), 8))
+        runtime.stop_tokens = frozenset({plain[5]})
+        generation = runtime.generate(PROMPT, Sampling(), 8)
+        assert list(generation) == plain[: plain.index(plain[5])]
+        assert generation.finish is Finish.STOP
+
+
+def test_a_full_context_ends_the_answer(artifact: Path) -> None:
+    with load(artifact, context=24) as runtime:
+        generation = runtime.generate(PROMPT, Sampling(), 100)
+        assert len(list(generation)) == 24 - len(PROMPT) + 1  # the last one needs no room of its own
+        assert generation.finish is Finish.CONTEXT
+
+
+def test_a_prompt_longer_than_the_context_says_so(artifact: Path) -> None:
+    with (
+        load(artifact, context=16) as runtime,
+        pytest.raises(RuntimeProblem, match=r"20 tokens.*context is 16") as error,
+    ):
+        runtime.generate(PROMPT, Sampling(), 4)
+    assert "--context 24" in str(error.value.hint)
+
+
+def test_ids_outside_the_vocabulary_never_reach_the_library(runtime: Runtime) -> None:
+    with pytest.raises(RuntimeProblem, match="token 523 is outside"):
+        runtime.generate([1, 523], Sampling(), 1)
+    with pytest.raises(ValueError, match="not a token id"):
+        runtime.token_bytes(-1)
+
+
+def test_no_prompt_no_answer(runtime: Runtime) -> None:
+    with pytest.raises(RuntimeProblem, match="empty"):
+        runtime.generate([], Sampling(), 1)
+
+
+def test_text_survives_tokens_and_back(runtime: Runtime) -> None:
+    assert runtime.detokenize(runtime.tokenize(models.WORDS)) == models.WORDS
+    assert runtime.detokenize(runtime.tokenize("<|im_start|>user\nhi<|im_end|>")) == "user\nhi"
+
+
+def test_the_template_and_stops_come_from_the_artifact(runtime: Runtime) -> None:
+    assert runtime.chat_template is not None
+    assert runtime.chat_template.source == models.TEMPLATE
+    assert runtime.chat_template.eos_token == "<|im_end|>"
+    assert runtime.tokenize("<|im_end|>")[0] in runtime.stop_tokens
+
+
+def test_a_closed_runtime_can_be_closed_again(artifact: Path) -> None:
+    runtime = load(artifact)
+    runtime.close()
+    runtime.close()
+
+
+def test_all_runtimes_have_the_same_words(artifacts: dict[str, Path]) -> None:
+    texts = [models.WORDS, "<|im_start|>user\nhi<|im_end|>\n", "", " two  spaces", "e\u0301", "\x00"]
+    runtimes = [load(path) for path in artifacts.values()]
+    first, *others = runtimes
+    for other in others:
+        assert [other.tokenize(text) for text in texts] == [first.tokenize(text) for text in texts]
+        for special in (False, True):
+            every = range(first.vocabulary_size)
+            assert [other.token_bytes(id_, special=special) for id_ in every] == [
+                first.token_bytes(id_, special=special) for id_ in every
+            ]
+    for runtime in runtimes:
+        runtime.close()
+
+
+def test_all_runtimes_answer_alike(artifacts: dict[str, Path]) -> None:
+    sampling = Sampling(temperature=1.5, top_k=3, top_p=0.99, min_p=0.001, seed=7)
+    answers = set()
+    for path in artifacts.values():
+        with load(path) as runtime:
+            answers.add(
+                (tuple(runtime.generate(PROMPT, Sampling(), 10)), tuple(runtime.generate(PROMPT, sampling, 10)))
+            )
+    assert len(answers) == 1
+
+
+def test_what_is_said_of_the_artifact(base: Path, runtime: Runtime, artifact: Path) -> None:
+    assert runtime.vocabulary_size == 523
+    assert runtime.trained_context == 256
+    assert not runtime.is_quantized
+    assert runtime.size >= (base / "model.safetensors").stat().st_size - 20_000  # its header
+    assert "edgetune.base.sha256" in runtime.metadata
+    runtime.verify()
+
+
+def test_half_a_character_is_no_end(runtime: Runtime) -> None:
+    assert runtime.tokenize("\ud800 alone")

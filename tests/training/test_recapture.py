@@ -1,0 +1,190 @@
+"""`edgetune reference`: a finished run's reference written anew, its merged models, and llama.cpp's base file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetune import cli, merged
+from edgetune.codings import F32
+from edgetune.llama_base import LlamaBase
+from edgetune.reference import Reference, ReferenceWriter
+from edgetune.run_directory import RunDirectory
+from edgetune.training import task
+from edgetune.validation import base_file
+from edgetune.validation.greedy import follow
+from edgetune_converters.export import export
+from tests.training import runs
+from tests.validation import stock
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("run")
+    values = runs.settings(base, folder, max_steps=3)
+    values["data"] |= {"answer": "choice", "choices": list(runs.COLOURS)}
+    config = runs.write_config(folder / "config.yaml", values)
+    assert cli.run(["train", str(config), "-o", str(folder / "run")]) == 0
+    return RunDirectory.open(folder / "run")
+
+
+@pytest.fixture
+def run(finished: RunDirectory, tmp_path: Path) -> RunDirectory:
+    shutil.copytree(finished.path, tmp_path / "run")
+    return RunDirectory.open(tmp_path / "run")
+
+
+def reference(run: RunDirectory, *arguments: str, code: int = 0) -> Reference:
+    assert cli.run(["reference", str(run.path), *arguments]) == code
+    return Reference.open(run.reference)
+
+
+def test_again_it_says_the_same(run: RunDirectory) -> None:
+    before = Reference.open(run.reference)
+    after = reference(run)
+    np.testing.assert_array_equal(after.rows.tokens, before.rows.tokens)
+    np.testing.assert_array_equal(after.log_probs(0, 5), before.log_probs(0, 5))
+    assert after.contract == before.contract
+    assert after.greedy == before.greedy
+    assert run.is_finished
+    assert run.stage("reference")["rows"] == 4
+
+
+def test_other_rows_and_another_coding(run: RunDirectory, tmp_path: Path) -> None:
+    rows = runs.write_rows(tmp_path / "more.jsonl", 12, 500)
+    found = reference(run, "--rows", str(rows), "--count", "9", "--top-k", "32")
+    assert (len(found.rows), found.coding, found.is_lower_bound) == (9, "top_k", True)
+    assert reference(run, "--full-vocab").coding == "u16"
+
+
+def test_long_rows_come_last_and_are_no_rows_of_the_user(run: RunDirectory) -> None:
+    before = Reference.open(run.reference)
+    found = reference(run, "--long")
+    assert found.long_rows == 1  # this model allows nothing past its context
+    assert [len(ids) for ids, _, _ in found.rows][-1] == 256
+    np.testing.assert_array_equal(found.main_rows.tokens, before.rows.tokens)
+    assert run.stage("reference")["cross_entropy"]["trained"] == pytest.approx(before.trained_nll.mean(), rel=1e-5)
+
+
+def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tmp_path: Path) -> None:
+    """nf4 is what was trained but for rounding; w16 is the file that is exported, as llama.cpp runs it."""
+    kept = Reference.open(run.reference).digest
+    found = reference(run, "--merged", "w16", "--merged", "nf4")
+    assert found.digest == kept
+    nf4, w16 = merged.read(found, "nf4"), merged.read(found, "w16")
+    assert nf4 is not None
+    assert w16 is not None
+    assert 5 * nf4.kld.mean() < w16.kld.mean()  # rounding the base to 4 bits is what lies between them
+    file = tmp_path / "w16.gguf"
+    export(base, {"f32": file}, adapter=run.adapter, tokenizer=run.tokenizer)
+    from edgetune.runtime import load
+    from edgetune.validation import scoring
+
+    with load(file) as runtime:
+        said = scoring.score(runtime, found, found.rows, lambda *_: None)
+        agreement, fault = follow(runtime, found.greedy, runtime.stop_tokens, lambda *_: None)
+    np.testing.assert_allclose(said.nll, w16.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
+    assert fault is None
+    assert agreement is not None
+    assert agreement.rows == task.GREEDY_ROWS
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_killed_in_the_middle_it_goes_on(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After the first batch, at a batch a row."""
+    from edgetune.training import forward
+
+    monkeypatch.setattr(forward, "BATCH_TOKENS", {"cpu": 1})
+    before, add, calls = Reference.open(run.reference), ReferenceWriter.add_trained, []
+
+    def stopping(self: ReferenceWriter, logits: F32) -> None:
+        calls.append(len(logits))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, logits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReferenceWriter, "add_trained", stopping)
+        assert cli.run(["reference", str(run.path)]) == 130
+    assert Reference.open(run.reference).digest == before.digest  # the earlier one stays until there is another
+    capfd.readouterr()
+    after = reference(run)
+    assert f"going on after {sum(calls[:2])} of" in capfd.readouterr().err
+    np.testing.assert_allclose(after.trained_nll, before.trained_nll, atol=1e-5)
+    np.testing.assert_array_equal(after.trained_top, before.trained_top)
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_choices_are_stored(run: RunDirectory) -> None:
+    stored = Reference.open(run.reference).task
+    assert stored is not None
+    assert stored["kind"] == "choice"
+    for row in stored["rows"]:
+        assert row["choices"] == list(runs.COLOURS)
+        assert {row["trained"], row["base"], row["expected"]} <= set(runs.COLOURS)
+
+
+def test_the_base_file_for_llama_cpp(run: RunDirectory, base: Path, tmp_path: Path) -> None:
+    """Read back by our own reader and compared with the NF4 merge in f32: only the coding and f16 caches differ."""
+    path, text = tmp_path / "base.kld", tmp_path / "text.txt"
+    text.write_text("lamp 7 green please? the red lamp, the blue lamp. " * 30)
+    digest = Reference.open(run.reference).digest
+    assert reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text)).digest == digest
+    file = tmp_path / "d.gguf"
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest["quantized"])
+    opened = LlamaBase(path)
+    figures = base_file.measure(opened, file, 1, lambda *_: None)
+    assert (opened.context, opened.vocab_size) == (64, 512)
+    assert opened.chunks > 5
+    assert abs(figures.kld.value) < 2e-5
+    assert figures.perplexity_ratio.value == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_stock_llama_perplexity_accepts_it(run: RunDirectory, base: Path, tmp_path: Path) -> None:
+    path, text = tmp_path / "base.kld", tmp_path / "text.txt"
+    text.write_text("lamp 7 green please? the red lamp, the blue lamp. " * 60)
+    reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text))
+    file = tmp_path / "d.gguf"
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest["quantized"])
+    found = stock.statistics(file, path, 64, 1)
+    assert abs(found["Mean    KLD"][0]) < 2e-5
+    assert found["Mean PPL(Q)/PPL(base)"][0] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["--full-vocab", "--top-k", "5"], 2, "both given"),
+        (["--llama-text", "x"], 2, "without --llama-kld"),
+        (["--rows", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["--base", "."], 1, ""),
+        (["--llama-kld", "{tmp}/b.kld", "--llama-text", "{tmp}"], 1, "not a readable text file"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    run: RunDirectory, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int, what: str
+) -> None:
+    before = Reference.open(run.reference).digest
+    reference(run, *(argument.format(tmp=tmp_path) for argument in arguments), code=code)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "error:" in said
+    assert what in said
+    assert Reference.open(run.reference).digest == before
+
+
+def test_another_base_is_refused(
+    run: RunDirectory, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    reference(run, "--base", str(other), code=1)
+    assert "is not the base that this run was trained on" in " ".join(capfd.readouterr().err.split())
