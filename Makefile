@@ -17,7 +17,7 @@ export GGML_NO_BACKTRACE := 1
 .PHONY: help demo pipeline test test-slow test-all test-c test-neon lint docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
 
 help:
-	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 10 minutes)'
+	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
 	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
 	@echo '               (the report is looked at in a browser: apt-get install chromium; left out where there is none)'

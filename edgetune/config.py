@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgetune.errors import ConfigError
 
+ALL_LINEAR = "all-linear"
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml."
 Parsed = TypeVar("Parsed", bound=BaseModel)
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -70,7 +71,7 @@ class AdapterConfig(Section):
     """The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the first low-rank matrix, while training."""
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[str] = ALL_LINEAR
     """Which layers: `all-linear`, or names such as [q_proj, v_proj]."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv:2312.03732)."""
@@ -105,7 +106,7 @@ class TrainingConfig(Section):
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """How the learning rate falls."""
     warmup_ratio: Ratio = 0.03
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps over which the learning rate rises from 0; a training of one step has no such steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay on the adapter."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -177,11 +178,17 @@ class ExportConfig(Section):
     symmetric: bool = False
     """Do without zero points in int4 in ONNX: an eighth of a bit less in blocks of 32."""
     tune: bool = False
-    """Choose the blocks of int4 in ONNX by errors measured on the run's rows: about twenty trial exports."""
+    """Choose the storage of each matrix of int4 in ONNX by errors measured on the run's rows: some minutes."""
     portable: bool = False
     """Write ONNX with standard operators alone, for other runtimes than ONNX Runtime: larger and slower there."""
-    merge_base: Literal["original", "nf4"] = "original"
-    """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training."""
+    merge_base: Literal["original", "nf4", "auto"] = "original"
+    """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training; `auto` measures
+    both on the run's rows."""
+
+    @field_validator("types")
+    @classmethod
+    def _in_lower_case(cls, types: list[str]) -> list[str]:
+        return [type_.lower() for type_ in types]
 
 
 class GateConfig(Section):
@@ -193,8 +200,9 @@ class GateConfig(Section):
     """Smallest share of positions with the trained model's most likely token."""
     perplexity_ratio_max: Annotated[float, Field(gt=0)] | None = None
     """Largest perplexity of the artifact over that of the trained model."""
-    recovery_min: float | None = None
-    """Smallest share of the trained gain (in cross-entropy over the base) that arrived."""
+    recovery_min: Annotated[float, Field(le=2)] | None = None
+    """Smallest share (0.95 is 95 %) of the trained gain (in cross-entropy over the base) that arrived; a little above 1
+    can happen, above 2 it is refused."""
     task_drop_max: Ratio | None = None
     """Largest loss of task score against the trained model, as a share of the rows."""
     agreement_min: Ratio | None = None

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune import reference
+from edgetune.errors import RunDirectoryError
 from edgetune.run_directory import RunDirectory
 from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation.report import json_path
@@ -120,6 +122,7 @@ def receipt_facts(path: Path) -> dict[str, Any]:
         "path": str(receipt_path(path)),
         "recipe": receipt.recipe,
         "merge base": receipt.merge_base,
+        "mean KLD with each merge base": receipt.merge_base_kld,
         "in another type than asked for": receipt.fallback_share,
         "lowest delta survival": f"{survival[lowest]:.4f} {lowest}" if lowest else None,
         "notes": receipt.notes,
@@ -164,12 +167,20 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
         "adapter": config.get("adapter", {}),
         "quantization": config.get("quantization", {}),
         "training": config.get("training", {}),
-        **{f"stage: {name}": stage for name, stage in manifest.get("stages", {}).items()},
+        **{f"stage: {name}": stage for name, stage in {**manifest.get("stages", {}), **captured(run)}.items()},
         "gate": {key: limit for key, limit in config.get("gate", {}).items() if limit is not None},
         "device": manifest.get("device", {}),
         "versions": manifest.get("versions", {}),
         "artifacts": artifact_facts(run),
     }
+
+
+def captured(run: RunDirectory) -> dict[str, Any]:
+    """The stage that wrote the reference; empty where that is missing or damaged."""
+    try:
+        return {"reference": reference.summary(run)}
+    except RunDirectoryError:
+        return {}
 
 
 def source_facts(sources: Any) -> Any:

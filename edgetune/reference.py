@@ -1,7 +1,7 @@
 """What base and trained model say on held-out rows, stored so that an exported file can be compared with them later.
 
     reference/
-      reference.json         version, coding, contract, greedy answers, task, and the SHA-256 of every other file
+      reference.json         version, coding, results, contract, greedy answers, task, the SHA-256 of the other files
       tokens.npy row_offsets.npy positions.npy
       trained.*.npy          the trained model's distributions (edgetune/codings.py), streamed and memory-mapped
       trained_nll.npy trained_top.npy trained_floor.npy base_nll.npy base_top.npy base_kld.npy
@@ -27,7 +27,7 @@ from edgetune.codings import F32, F64, I64, Coding, Columns, Compared, FullVocab
 from edgetune.errors import RunDirectoryError
 from edgetune.reference_writer import HINT, MANIFEST, VERSION, ReferenceWriter, digest_of
 from edgetune.rows import Rows
-from edgetune.run_directory import sha256_file
+from edgetune.run_directory import RunDirectory, sha256_file
 
 __all__ = ["Reference", "ReferenceWriter", "Rows"]
 
@@ -161,6 +161,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if header.pop("digest", None) != digest_of(header):
         raise _damaged(directory, f"{MANIFEST} was altered")
     return header
+
+
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """The results of the stage that captured it. They are kept here and not in run.json, so that a reference that is
+    written anew makes no export out of date. Raises RunDirectoryError when it is missing or damaged."""
+    found: dict[str, Any] | None = read_manifest(run.reference).get("summary")
+    return found or run.stage("reference")  # where runs of an earlier edgetune have them
 
 
 def _check_files(directory: Path, files: Mapping[str, str]) -> None:

@@ -151,6 +151,10 @@ class ReferenceWriter:
         """Golden conversations: {"messages", "add_generation_prompt", "text", "ids"} as the training side has them."""
         self._header["contract"] = [dict(conversation) for conversation in conversations]
 
+    def set_summary(self, results: Mapping[str, Any]) -> None:
+        """What was found, in figures: the results of this stage. The same work must give the same figures."""
+        self._header["summary"] = dict(results)
+
     def set_task(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with a checkable answer: {"messages", "expected", "base", "trained"}; `kind` as in data.answer."""
         self._header["task"] = {"kind": kind, "rows": [dict(row) for row in rows]}

@@ -1,13 +1,14 @@
 """The layout of a run directory; the only place that knows its file names.
 
 runs/NAME/
-  run.json       the manifest: resolved config, versions, device, base identity, data hashes, one entry per stage;
+  run.json       the manifest: resolved config, versions, device, base identity, data hashes, results of training;
                  until the run is finished it is called run.unfinished.json, so that a tool such as make can
                  take the existence of run.json for the fact
   adapter/       as PEFT writes it
   tokenizer/     the base's own files, plus the chat template that training used
   reference/     what the trained model says on held-out rows
   checkpoints/   for --resume
+  run.lock       while a process writes here (see run_lock)
   logs/          metrics.jsonl and TensorBoard events
 """
 
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgetune import readable_json
+from edgetune import readable_json, run_lock
 from edgetune.errors import RunDirectoryError
 
 MANIFEST_VERSION = 1
@@ -75,6 +76,11 @@ class RunDirectory:
         return self.path / "reference"
 
     @property
+    def reference_file(self) -> Path:
+        """The reference's manifest, which is written anew with it."""
+        return self.reference / "reference.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints of the trainer."""
         return self.path / "checkpoints"
@@ -106,6 +112,7 @@ class RunDirectory:
         """Open an existing run directory; RunDirectoryError if `path` is not one."""
         run = cls(path)
         if run.unfinished_file.is_file() and not run.is_finished:
+            run_lock.refuse_if_written(path)
             raise RunDirectoryError(
                 f"the run in {path} has not finished", f"Go on with `edgetune train CONFIG.yaml -o {path} --resume`."
             )
@@ -146,6 +153,10 @@ class RunDirectory:
         """Declare the run complete: the manifest takes its final name."""
         self.unfinished_file.replace(self.finished_file)
 
+    def reopen(self) -> None:
+        """Declare a complete run unfinished, so that `--resume` makes what is missing of it."""
+        self.finished_file.replace(self.unfinished_file)
+
     def record_stage(self, stage: str, results: Mapping[str, Any]) -> None:
         """Store a stage's results; the stages after it read their defaults from there."""
         stages = dict(self.manifest.get("stages", {}))
@@ -161,6 +172,12 @@ class RunDirectory:
                 "Finish it with `edgetune train CONFIG.yaml --resume`.",
             )
         return stages[stage]
+
+    @property
+    def trained_adapter(self) -> dict[str, str]:
+        """SHA-256 of the adapter's files as training left them, by name; {} where an older manifest does not say."""
+        files: dict[str, str] = self.manifest.get("stages", {}).get("train", {}).get("adapter", {})
+        return files
 
     def base_directory(self) -> Path:
         """Where the base lies on this machine; RunDirectoryError with what to do if it is gone."""
@@ -180,6 +197,28 @@ class RunDirectory:
             if (base / name).is_file():
                 shutil.copyfile(base / name, self.tokenizer / name)
         (self.tokenizer / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+    def changed_tokenizer(self, base: Path, chat_template: str) -> list[str]:
+        """Names of the files that `save_tokenizer` would now write otherwise."""
+        template = "chat_template.jinja"
+        wanted = {name: _bytes(base / name) for name in TOKENIZER_FILES} | {template: chat_template.encode("utf-8")}
+        return [name for name, content in wanted.items() if content != _bytes(self.tokenizer / name)]
+
+    def adopt(self, **sections: Any) -> None:
+        """Take sections of a configuration that had no say in training into a finished run.
+
+        Its manifest and reference are newer than the configuration then, also where nothing differs: make compares
+        times.
+        """
+        config = self.manifest["config"]
+        if config != {**config, **sections}:
+            self.update_manifest(config={**config, **sections})
+        for file in (self.finished_file, self.reference_file):
+            file.touch()
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def sha256_file(path: Path) -> str:

@@ -130,6 +130,8 @@ class Adapter:
             problems += self._add_factors(module, renamed(module), roles, known, changes)
         if not problems:
             problems = [text for target, change in changes.items() for text in _vacuous(target, change)]
+            if problems and len(problems) == len(changes) and all(_NOTHING in text for text in problems):
+                raise _all_zero(self.path)
         if not changes and not problems:
             problems = [f"{self.path / WEIGHTS_FILE} holds no tensors"]
         if problems:
@@ -207,7 +209,7 @@ class Adapter:
         for target, shape in known.targets.items():
             if len(shape) != 3 or target.rpartition(".")[0] != module:
                 continue
-            rank, scale = self._rank_and_scale(target)
+            rank, scale = self._rank_and_scale(target.removesuffix(_PACKED))
             count, rows, columns = shape
             for transposed in (False, True):
                 place = _Place(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
@@ -330,6 +332,11 @@ def _bad_replacement(target: str, info: TensorInfo, targets: Mapping[str, tuple[
         yield f"{info.name} has the shape {list(info.shape)}, the base {list(targets[target])}"
 
 
+_PACKED = "_blocks"
+"""What the published gpt-oss adds to the name of a parameter, which PEFT and its patterns know without it."""
+_NOTHING = "change nothing: their product is zero"
+
+
 def _vacuous(target: str, change: Change) -> Iterator[str]:
     """Changes that are not finite, or that are none. The norm of left @ right comes from two r x r matrices."""
     if change.factors is None:
@@ -339,7 +346,14 @@ def _vacuous(target: str, change: Change) -> Iterator[str]:
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         yield f"{names} hold NaN or infinity"
     elif _squared_norm(left, right) == 0:
-        yield f"{names} change nothing: their product is zero (was {target} trained?)"
+        yield f"{names} {_NOTHING} (was {target} trained?)"
+
+
+def _all_zero(path: Path) -> AdapterError:
+    return AdapterError(
+        f"the adapter {path} is all zero: training has changed nothing, and the file would be the base",
+        "Train for more steps or at a higher learning rate; the base alone is exported with --base DIR.",
+    )
 
 
 def _squared_norm(left: F32, right: F32) -> float:

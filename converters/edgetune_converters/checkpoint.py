@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgetune_converters import quantized
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.float8 import TABLES
+from edgetune_converters.page_cache import PassingPages
 
 F32 = NDArray[np.float32]
 Rows = slice | NDArray[np.intp]
@@ -73,6 +74,10 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         self.metadata, self.tensors = _parse_header(path, self._map, self.size)
+        first = min((info.start for info in self.tensors.values()), default=self.size)
+        self.pages = PassingPages(path, self._map, self.size, first) if self._map else None
+        # how often the pass will read a tensor, where not once
+        self.planned_reads: Mapping[str, float] = {}
 
     def rows(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> F32:
         """Rows of a tensor in f32, a fresh array [n, columns]; a tensor of one dimension has rows of one column."""
@@ -82,7 +87,7 @@ class SafetensorsFile:
             stored = stored[rows - first]
         stored = stored[:, columns]
         converted = to_f32(stored, info.dtype)
-        self.forget(info, rows)
+        self.forget(info, rows, columns)
         return converted
 
     def stored(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> NDArray[Any]:
@@ -99,7 +104,7 @@ class SafetensorsFile:
             return view
         chosen = view if isinstance(rows, slice) else view[rows - first]
         copied = chosen if whole else np.ascontiguousarray(chosen[:, columns])
-        self.forget(info, rows)
+        self.forget(info, rows, columns)
         return copied
 
     def raw(self, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
@@ -110,15 +115,19 @@ class SafetensorsFile:
         view = np.frombuffer(self._map, dtype, (last - first) * columns, start)
         return view.reshape(last - first, columns)
 
-    def forget(self, info: TensorInfo, rows: Rows) -> None:
+    def forget(self, info: TensorInfo, rows: Rows, columns: Rows = ALL) -> None:
         """Let the system drop the pages of these rows, so that a large model does not count as memory in use."""
         count = _count(info.shape)
         first, last = _span(rows, count)
         width = info.bytes // max(1, count)
         start = (info.start + first * width) // mmap.PAGESIZE * mmap.PAGESIZE
         length = min(self.size, info.start + last * width) - start
-        if self._map is not None and length > 0:
-            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        if self._map is None or self.pages is None or length <= 0:
+            return
+        self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        share = _chosen(rows, count) * _chosen(columns, _columns(info.shape)) / max(1, count * _columns(info.shape))
+        read = info.bytes * share / self.planned_reads.get(info.name, 1)
+        self.pages.passed(info.start + first * width, start + length, read)
 
 
 class Checkpoint:
@@ -183,6 +192,16 @@ class Checkpoint:
         """All elements of a tensor as they are stored, a view of the map."""
         return self._files[info.file].raw(info, 0, _count(info.shape)).reshape(info.shape)
 
+    def expect(self, reads: Mapping[str, float]) -> None:
+        """Say how often a pass will read each tensor, by its name."""
+        for file in self._files.values():
+            file.planned_reads = reads
+
+    def pages(self, path: Path) -> PassingPages | None:
+        """Those of a file with weights; None where it is not one."""
+        file = self._files.get(path)
+        return None if file is None else file.pages
+
     @property
     def identity_files(self) -> list[Path]:
         """The files by which a base is recognised: config.json and the weights."""
@@ -244,6 +263,11 @@ def _span(rows: Rows, count: int) -> tuple[int, int]:
         first, last, _ = rows.indices(count)
         return first, last
     return int(rows.min()), int(rows.max()) + 1
+
+
+def _chosen(rows: Rows, count: int) -> int:
+    """How many of `count` rows or columns."""
+    return len(range(*rows.indices(count))) if isinstance(rows, slice) else len(rows)
 
 
 def _check_directory(path: Path) -> None:

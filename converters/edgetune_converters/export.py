@@ -7,7 +7,7 @@ planned, room on the disk. The files appear together by renaming, or not at all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
 from edgetune_converters.identity import Hashing, Identity
 from edgetune_converters.importance import read_importance
+from edgetune_converters.interrupts import held
 from edgetune_converters.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import Output, Summary, stream
@@ -29,6 +30,9 @@ from edgetune_converters.recipes import Plan
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import OnnxPlan, Settings
+
+Published = Callable[[Receipt], object]
+"""Called with the receipt of an artifact that has just taken its name."""
 
 
 def plan_export(
@@ -80,9 +84,11 @@ def export(
     extra_metadata: Mapping[str, Scalar] | None = None,
     progress: Progress | None = None,
     expected_base: Mapping[str, str] | None = None,
+    expected_adapter: Mapping[str, str] | None = None,
     measure_survival: bool = False,
     merge_base: str = ORIGINAL,
     trained_on: Mapping[str, Any] | None = None,
+    published: Published | None = None,
 ) -> list[Receipt]:
     """Merge `adapter` into `base` and write one GGUF file for each storage type of `outputs`.
 
@@ -90,15 +96,19 @@ def export(
     f32, f16 or bf16 to GGUF files of the adapter alone, `onnx` maps int4, int8, f16 or f32 to directories; one read
     feeds all. `tokenizer` is a directory (the base's own by default); `chat_template` replaces its template. `threads`
     0 means all cores. `progress` is called with bytes read so far and in all. `expected_base` maps file names of the
-    base to SHA-256, from the run that trained the adapter. `merge_base` is one of MERGE_BASES; for "nf4", `trained_on`
-    is the `quantized` entry of the run's manifest (bitsandbytes' defaults without it). Receipts are returned in the
-    order of the outputs (GGUF, safetensors, adapter, ONNX), not yet written.
+    base to SHA-256, from the run that trained the adapter, and `expected_adapter` those of the adapter. `merge_base` is
+    one of MERGE_BASES; for "nf4", `trained_on` is the `quantized` entry of the run's manifest (bitsandbytes' defaults
+    without it). Receipts are returned in the order of the outputs (GGUF, safetensors, adapter, ONNX). All take their
+    names together, with Ctrl-C held back for that moment; `published` gets each receipt at once, to write it.
     Errors: EdgetuneError of the kind that names the part at fault. On any exception nothing is left behind.
     """
     wanted = {"gguf": outputs, "safetensors": safetensors or {}, "gguf-lora": lora or {}, "onnx": onnx or {}}
     formats.check(wanted)
     model = open_model(base, adapter, merge_base_named(merge_base, trained_on, threads))
-    with Hashing(model.checkpoint, model.adapter, expected_base) as hashing, ThreadPoolExecutor(1) as background:
+    with (
+        Hashing(model.checkpoint, model.adapter, expected_base, expected_adapter) as hashing,
+        ThreadPoolExecutor(1) as background,
+    ):
         request = Request(
             model=model,
             hashing=hashing,
@@ -116,12 +126,14 @@ def export(
             onnx_settings=onnx_settings,
         )
         try:
-            return _write(formats.make(wanted, request), request, threads, progress)
+            return _write(formats.make(wanted, request), request, threads, progress, published)
         except formats.Revised:
-            return _write(formats.make(wanted, request), request, threads, progress)
+            return _write(formats.make(wanted, request), request, threads, progress, published)
 
 
-def _write(outputs: Sequence[Output], request: Request, threads: int, progress: Progress | None) -> list[Receipt]:
+def _write(
+    outputs: Sequence[Output], request: Request, threads: int, progress: Progress | None, published: Published | None
+) -> list[Receipt]:
     """Feed all outputs from one read and give them their names. Errors: Revised."""
 
     def advanced(done: int, total: int) -> None:
@@ -140,13 +152,19 @@ def _write(outputs: Sequence[Output], request: Request, threads: int, progress: 
             output.finish(identity)
         for output in outputs:
             output.verify()
-        return [_receipt(request, identity, _published(output)) for output in outputs]
+        for output in outputs:
+            output.hash_files()
+        with held():
+            return [_publish(output, request, identity, published) for output in outputs]
 
 
-def _published(output: Output) -> Summary:
+def _publish(output: Output, request: Request, identity: Identity, published: Published | None) -> Receipt:
     """Rename; the receipt of an older artifact goes first, for it does not speak of this one."""
     receipt_path(output.path).unlink(missing_ok=True)
-    return output.publish()
+    receipt = _receipt(request, identity, output.publish())
+    if published is not None:
+        published(receipt)
+    return receipt
 
 
 def _check_room(outputs: Sequence[Output]) -> None:

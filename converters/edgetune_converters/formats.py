@@ -122,7 +122,8 @@ class Format(NamedTuple):
 
 def _gguf(request: Request, type_name: str, path: Path) -> Output:
     plan = request.plan(type_name)
-    stated = request.general | metadata.hyperparameters(request.model) | request.vocabulary.now.metadata
+    known = request.general | metadata.size(request.model, request.name) | metadata.hyperparameters(request.model)
+    stated = known | request.vocabulary.now.metadata
     return GgufOutput(
         plan,
         request.model.tensors,

@@ -1,13 +1,12 @@
 """What went into an artifact, by SHA-256: computed in the background, while the same bytes are merged.
 
 Hashing reads each file from its beginning to its end, so it is also what brings a cold file into the system's cache
-ahead of the pass.
+ahead of the pass, but no more of it than fits there: behind both the file leaves the cache again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,8 @@ from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.receipts import combined_hash
 
 _PIECE_BYTES = 4 * 1024 * 1024
+_AHEAD_BYTES = 256 * 1024 * 1024  # what may be in the cache for the pass; enough for disk and processor not to wait
+_LOOK_SECONDS = 0.005  # how often to look how far the pass has come: time for 10 MB
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,25 @@ class Identity:
 class Hashing:
     """Hashes the files of base and adapter on a thread of its own. Leaving the `with` block stops it.
 
-    `expected` maps file names of the base to the hashes that they must have.
+    `expected` maps file names of the base to the hashes that they must have, `expected_adapter` those of the adapter.
     """
 
-    def __init__(self, checkpoint: Checkpoint, adapter: Adapter | None, expected: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapter: Adapter | None,
+        expected: Mapping[str, str] | None,
+        expected_adapter: Mapping[str, str] | None = None,
+    ) -> None:
         self._path = checkpoint.path
+        self._adapter_path = adapter.path if adapter else None
+        self._expected_adapter = expected_adapter or {}
         self._files = checkpoint.identity_files
         self._expected = expected or {}
         self._stop = threading.Event()
+        self._hurry = threading.Event()  # nobody is to be waited for any more
+        self._pages = {path: pages for path in self._files if (pages := checkpoint.pages(path))}
+        self._hashed = 0
         self._pool = ThreadPoolExecutor(1, "edgetune-hash")
         self._adapter: Future[dict[str, str]] | None = self._pool.submit(adapter.identity) if adapter else None
         self._base: Future[dict[str, str]] = self._pool.submit(self._hash, self._files)
@@ -59,7 +71,10 @@ class Hashing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self._hurry.set()
         self._pool.shutdown(cancel_futures=True)
+        for pages in self._pages.values():
+            pages.close()
 
     @property
     def promised(self) -> str | None:
@@ -69,37 +84,70 @@ class Hashing:
 
     @property
     def adapter(self) -> dict[str, str] | None:
-        """Hashes of the adapter's files."""
-        return None if self._adapter is None else self._adapter.result()
+        """Hashes of the adapter's files. Errors: AdapterError when it is not the one that was expected."""
+        if self._adapter is None:
+            return None
+        found = self._adapter.result()
+        differing = changed_files(self._expected_adapter, found)
+        if differing:
+            raise AdapterError(
+                f"{self._adapter_path} is not the adapter that was trained: {_listed(differing)}",
+                "Restore it, or train again",
+            )
+        return found
 
     def check(self) -> None:
-        """Errors: AdapterError when by now the base is known not to be the one that was expected."""
+        """Errors: AdapterError when by now base or adapter are known not to be those that were expected."""
+        if self._adapter is not None and self._adapter.done():
+            _ = self.adapter
         if self._base.done():
             self.result()
 
     def result(self) -> Identity:
-        """All hashes. Errors: AdapterError when the base is not the one that was expected."""
+        """All hashes. Errors: AdapterError when base or adapter are not those that were expected."""
+        self._hurry.set()
         found = self._base.result()
         differing = [name for name, digest in self._expected.items() if found.get(name) != digest]
         if differing:
             raise AdapterError(
-                f"{self._path} is not the base the adapter was trained on: {', '.join(sorted(differing))} "
-                f"{'differs' if len(differing) == 1 else 'differ'}",
+                f"{self._path} is not the base the adapter was trained on: {_listed(sorted(differing))}",
                 "Give the base model that the run's manifest names",
             )
         return Identity(found, self.adapter)
 
     def _hash(self, files: Sequence[Path]) -> dict[str, str]:
+        dropping = [pages.follow() for pages in self._pages.values()]
+        if not any(dropping):
+            self._hurry.set()
         return {path.name: self._digest(path) for path in files}
 
     def _digest(self, path: Path) -> str:
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
+        digest, buffer, position = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES)), 0
+        pages = self._pages.get(path)
         try:
             with path.open("rb", buffering=0) as file:
-                if hasattr(os, "posix_fadvise"):  # not everywhere
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 while not self._stop.is_set() and (count := file.readinto(buffer)):
                     digest.update(buffer[:count])
+                    self._hashed += count
+                    position += count
+                    if pages:
+                        pages.followed(position)
+                        self._wait()
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         return digest.hexdigest()
+
+    def _wait(self) -> None:
+        """Until the pass is near enough, or over."""
+        while self._hashed - sum(pages.passed_bytes for pages in self._pages.values()) > _AHEAD_BYTES:
+            if self._hurry.wait(_LOOK_SECONDS):
+                return
+
+
+def changed_files(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Names of the files whose hash is known and another one now."""
+    return sorted(name for name, digest in found.items() if expected.get(name, digest) != digest)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'differs' if len(names) == 1 else 'differ'}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from edgetune_converters.gguf.values import Scalar, Value, of_plain, string
 from edgetune_converters.model import Model
 from edgetune_converters.receipts import combined_hash, tool_versions
+from edgetune_converters.size_label import size_label
 
 BASE_HASH = "edgetune.base.sha256"
 DATA_HASH = "edgetune.data.sha256"
@@ -17,12 +18,21 @@ UNKNOWN_HASH = "0" * 64  # holds the place of one that is being computed
 
 def general(model: Model, name: str | None) -> dict[str, Value]:
     """What every GGUF file says first, for readers expect the architecture early."""
-    title = name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name
     return {
         "general.architecture": string(model.family.gguf),
         "general.type": string("model"),
-        "general.name": string(title),
+        "general.name": string(_title(model, name)),
     }
+
+
+def size(model: Model, name: str | None) -> dict[str, Value]:
+    """How large the model is, in a word."""
+    shapes = [(tensor.gguf_name, tensor.shape) for tensor in model.tensors]
+    return {"general.size_label": string(size_label(_title(model, name), shapes))}
+
+
+def _title(model: Model, name: str | None) -> str:
+    return str(name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name)
 
 
 def proof(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.recipes import Plan, Recipe, Row
+
+if TYPE_CHECKING:
+    from edgetune_converters.onnx.plan import Settings
 
 
 def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[Plan]:
@@ -25,6 +29,31 @@ def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None =
             why = "merged" if tensor.part.change else "as in the base"
             rows.append(_row(tensor.name, tensor.shape, tensor.source.dtype.lower(), kind, why))
         plans.append(_plan(f"safetensors, {wanted}", rows))
+    return plans
+
+
+def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter: Path | None = None) -> list[Plan]:
+    """What a graph drawn by transformers' exporter would hold, one plan for each type: embeddings are looked up,
+    matrices are multiplied with, and of a stack of experts each token takes its own."""
+    from edgetune_converters.onnx import foreign
+    from edgetune_converters.onnx.plan import types_named
+
+    model = open_model(base, adapter, merge_base_named(ORIGINAL))
+    slot_of = foreign.slots_by_name(model.bound)
+    plans = []
+    for wanted in (types_named(name) for name in types):
+        rows = []
+        for tensor in model.in_base_order:
+            slot = slot_of(tensor.name)
+            embedding = slot is not None and slot[0].endswith("embedding")
+            looked_up = embedding or len(tensor.shape) > 2
+            manner = foreign.Manner(not looked_up or (embedding and model.tied), looked_up)
+            storage, meant = foreign.storage_of(tensor.name, tensor.shape, manner, wanted, settings, slot)
+            size = sum(form.bytes for form in storage.forms(tensor.shape))
+            why = "as the traced graph is expected to use it"
+            dtype = tensor.source.dtype.lower()
+            rows.append(Row(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
+        plans.append(_plan(wanted.name, rows))
     return plans
 
 

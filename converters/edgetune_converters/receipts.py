@@ -30,9 +30,10 @@ class Receipt:
     type; `overrides` are types set by hand, as they were written. `survival` maps a tensor to
     <Q(W+D)-Q(W), D>/|D|^2, which is 1 where the adapter's change came through quantization whole. `files` maps names
     to hashes where the artifact is several files: a directory, or the parts of a split GGUF, of which `artifact` and
-    `sha256` are the first. `tuning` is what was measured to choose types, and what was chosen for which reason.
-    `exporter` names whose graph it is where it is not our own, and `exporter_kld` is its mean divergence (nats) from
-    transformers with the same weights.
+    `sha256` are the first. `merge_base_kld` is what decided about the merge base, where that was measured: the mean
+    divergence (nats) from the trained model with each. `tuning` is what was measured to choose types, and what was
+    chosen for which reason. `exporter` names whose graph it is where it is not our own, and `exporter_kld` is its mean
+    divergence (nats) from transformers with the same weights.
     """
 
     artifact: str
@@ -55,6 +56,7 @@ class Receipt:
     overrides: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     imatrix: dict[str, str] | None = None
+    merge_base_kld: dict[str, float] | None = None
     tuning: dict[str, Any] | None = None
     exporter: str | None = None
     exporter_kld: float | None = None

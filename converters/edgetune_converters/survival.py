@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import edgetune_native
 from edgetune_converters.checkpoint import F32
 from edgetune_converters.merge import Block
 
+Store = Callable[[F32], NDArray[Any]]
+"""Rows in f32 -> as they would lie in the file: the same type, and the same importance of each column."""
+
 
 class Survival:
     """Sums over the blocks of each tensor that an adapter changed."""
@@ -19,8 +23,11 @@ class Survival:
     def __init__(self) -> None:
         self._sums: dict[str, dict[int, tuple[float, float]]] = {}
 
-    def add(self, name: str, type_name: str, block: Block, stored: NDArray[Any], threads: int) -> None:
-        """Account for one block; `stored` is the block as it was written. May be called on several threads."""
+    def add(self, name: str, type_name: str, block: Block, stored: NDArray[Any], store: Store) -> None:
+        """Account for one block; `stored` is the block as it was written, and `store` does the same with other rows.
+
+        May be called on several threads.
+        """
         assert block.delta is not None
         change = block.delta().reshape(block.rows.shape)
         base = block.rows - change
@@ -28,8 +35,7 @@ class Survival:
             moved = block.rows - base
         else:
             width = block.rows.shape[1]
-            before = edgetune_native.quantize(base, type_name, threads=threads)
-            moved = _restored(stored, type_name, width) - _restored(before, type_name, width)
+            moved = _restored(stored, type_name, width) - _restored(store(base), type_name, width)
         delta = change.ravel().astype(np.float64)
         sums = float(delta @ moved.ravel()), float(delta @ delta)
         self._sums.setdefault(name, {})[block.first] = sums

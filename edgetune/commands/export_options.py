@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from edgetune import console
+from edgetune.commands.export_paths import Outputs
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
 
@@ -34,7 +36,19 @@ _FLAGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "symmetric": (("--symmetric",), {"is_flag": True}),
     "tune": (("--tune",), {"is_flag": True}),
     "portable": (("--portable",), {"is_flag": True}),
-    "merge_base": (("--merge-base",), {"type": click.Choice(["original", "nf4"])}),
+    "merge_base": (("--merge-base",), {"type": click.Choice(["original", "nf4", "auto"])}),
+}
+_BY_HAND = ("tensor_types", "output_tensor_type", "token_embedding_type")
+_GGUF = ("a GGUF file", "--format gguf", lambda outputs: outputs.gguf)
+_CODES = ("int4 or int8 in ONNX", "--format onnx -q int4", lambda outputs: {"int4", "int8"} & outputs.onnx.keys())
+# field -> what alone it is for, how to ask for that, and whether it is there
+_ONLY_FOR: Mapping[str, tuple[str, str, Callable[[Outputs], object]]] = {
+    "block_size": _CODES,
+    "symmetric": _CODES,
+    "portable": ("ONNX", "--format onnx", lambda outputs: outputs.onnx),
+    "max_shard_size": ("a safetensors directory", "--format safetensors", lambda outputs: outputs.safetensors),
+    "split_max_size": _GGUF,
+    "modelfile": _GGUF,
 }
 _LISTS = ("formats", "types")
 _NUMBERS = ("block_size",)
@@ -55,6 +69,29 @@ def resolve(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportConfig
 
     given = {field: _value(field, value) for field, value in flags.items() if value not in (None, (), False)}
     return parse_section(ExportConfig, {**stored, **given}, "the export's options")
+
+
+def check_overrides(config: ExportConfig, outputs: Outputs, flags: Mapping[str, Any]) -> None:
+    """Say that types set by hand are those of GGUF. Errors: ConfigError for flags that no output takes."""
+    given = {field: _FLAGS[field][0][0] for field in _BY_HAND if getattr(config, field)}
+    if not given or not set(outputs.paths) - set(outputs.gguf.values()):
+        return
+    options = " and ".join(given.values())
+    if not outputs.gguf and any(flags.get(field) for field in given):
+        raise ConfigError(
+            f"{options} can set the types of a GGUF file alone, and none is asked for",
+            "Leave it out, or add --format gguf. Of ONNX, --block-size sets the blocks and --tune chooses them.",
+        )
+    others = ", ".join(sorted({path.name for path in outputs.paths} - {path.name for path in outputs.gguf.values()}))
+    console.warn(f"{options} can set the types of GGUF files alone and changes nothing in {others}")
+
+
+def check_used(outputs: Outputs, flags: Mapping[str, Any]) -> None:
+    """Errors: ConfigError for a flag that no output has a use for; what a run's configuration says may wait."""
+    for field, (what, how, there) in _ONLY_FOR.items():
+        if flags.get(field) and not there(outputs):
+            option = _FLAGS[field][0][0]
+            raise ConfigError(f"{option} is for {what} alone, and none is asked for", f"Leave it out, or add {how}.")
 
 
 def _value(field: str, value: Any) -> Any:

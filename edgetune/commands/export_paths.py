@@ -9,11 +9,11 @@ from pathlib import Path
 
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
+from edgetune.export_types import GRAPHS, types_by_format
 
-_FLOATS = ("f32", "f16", "bf16")  # the types of a safetensors directory and of an adapter
 _BASE_TYPE = "base"
+_GGUF = ("q4_k_m",)
 _FOLDERS = ("safetensors", "onnx")
-_ONNX = ("int4", "int8", "f16", "f32")
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,14 @@ def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | Non
 
     Each type goes to every format that has it; `types_given` says that the user asked for these very types.
     """
-    if not config.types:
-        raise ConfigError("-q names no type", "For instance -q q4_k_m, or -q q4_k_m,q8_0.")
-    floats = [type_ for type_ in config.types if type_ in _FLOATS]
-    graphs = [type_ for type_ in config.types if type_ in _ONNX]
-    files = [type_ for type_ in config.types if type_ in _FLOATS or type_ not in _ONNX]
-    if types_given:
-        _check_types(config, {"gguf": files, "safetensors": floats, "gguf-lora": floats, "onnx": graphs})
+    types = types_by_format(config, types_given)
     names = {
-        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in (files or config.types)},
-        "safetensors": {type_: f"{name}-{type_}" for type_ in floats} or {_BASE_TYPE: f"{name}-merged"},
-        "gguf-lora": {type_: f"{name}-lora-{type_}.gguf" for type_ in floats} or {"f32": f"{name}-lora.gguf"},
-        "onnx": {type_: f"{name}-{type_}-onnx" for type_ in graphs or _ONNX[:1]},
+        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in types.get("gguf") or _GGUF},
+        "safetensors": {type_: f"{name}-{type_}" for type_ in types.get("safetensors", [])}
+        or {_BASE_TYPE: f"{name}-merged"},
+        "gguf-lora": {type_: f"{name}-lora-{type_}.gguf" for type_ in types.get("gguf-lora", [])}
+        or {"f32": f"{name}-lora.gguf"},
+        "onnx": {type_: f"{name}-{type_}-onnx" for type_ in types.get("onnx") or GRAPHS[:1]},
     }
     placed = {format_: names[format_] if format_ in config.formats else {} for format_ in names}
     single = _single(placed, output)
@@ -59,20 +55,6 @@ def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | Non
         return Outputs(*({type_: path} if format_ == other else {} for other in names))
     where = output or folder
     return Outputs(*({type_: where / file for type_, file in files.items()} for files in placed.values()))
-
-
-def _check_types(config: ExportConfig, fitting: dict[str, list[str]]) -> None:
-    """Errors: ConfigError for a type that none of the formats has, and for a file format that has none of the types."""
-    known = {"safetensors": _FLOATS, "gguf-lora": _FLOATS, "onnx": _ONNX}
-    homeless = [type_ for type_ in config.types if not any(type_ in fitting[format_] for format_ in config.formats)]
-    if homeless and "gguf" not in config.formats:
-        format_ = config.formats[0]
-        home = "onnx" if homeless[0] in _ONNX else "gguf"
-        raise ConfigError(f"{homeless[0]} is a type of {home}, not of {format_}", f"Give {', '.join(known[format_])}.")
-    for format_ in ("gguf", "onnx"):
-        if format_ in config.formats and len(config.formats) > 1 and not fitting[format_]:
-            hint = f"Add one of {', '.join(known.get(format_, ('q4_k_m', 'q8_0', '...')))} to -q."
-            raise ConfigError(f"{', '.join(config.types)}: none of them is a type of {format_}", hint)
 
 
 def _single(placed: dict[str, dict[str, str]], output: Path | None) -> tuple[str, str, Path] | None:
@@ -100,11 +82,13 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
 
 def refuse_foreign_cards(outputs: Outputs, card: bool, overwrite: bool) -> None:
     """A README.md that someone wrote is not replaced by a model card unless that is asked for."""
+    if not card or overwrite:
+        return
     from edgetune import model_card
 
     folders = {path.parent for path in (*outputs.gguf.values(), *outputs.lora.values())}
     for path in (folder / model_card.FILE for folder in sorted(folders)):
-        if card and not overwrite and path.exists() and not model_card.is_ours(path):
+        if path.exists() and not model_card.is_ours(path):
             raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite, or write elsewhere with -o.")
 
 

@@ -2,7 +2,8 @@
 
 Every product is a file with the files it is made from as prerequisites, so make knows what is out of date: touching
 the data trains and exports again, touching nothing does nothing. `.DELETE_ON_ERROR` removes the report of a gate that
-failed.
+failed. Of grouped targets make would remove all but the first whether the failed command had touched them or not, so
+those that edgetune itself puts into place whole, when they are finished, are `.PRECIOUS`.
 """
 
 from __future__ import annotations
@@ -17,27 +18,30 @@ import click
 
 from edgetune.commands.export_paths import outputs_of
 from edgetune.config import Config, load_config
+from edgetune.export_types import are_given
+from edgetune.run_directory import TOKENIZER_FILES, RunDirectory
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.
 EDGETUNE ?= edgetune
 .DELETE_ON_ERROR:
+.PRECIOUS: {run_json} {reference}{whole}
 .PHONY: {target}
 {target}: {goals}
 """
 TRAIN = """
-{run_json}: {prerequisites}
+{run_json} {reference} &: {prerequisites}
 	$(EDGETUNE) train {config} -o {run} --resume --overwrite
 """
 EXPORT = """
-{products} &: {run_json}
-{before}	$(EDGETUNE) merge-export {run} --format {formats} -q {types}{split} --overwrite
+{products} &: {run_json}{measured_on}
+{before}	$(EDGETUNE) merge-export {run} --format {formats}{types}{split} --overwrite
 {after}"""
 VALIDATE = """
-{report}: {product} {run_json}
+{report}: {product} {reference}
 	$(EDGETUNE) validate {run} {artifact} --json {report_argument}
 """
-BASE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
+BASE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", *TOKENIZER_FILES)
 
 
 @click.command(name="make-rules", short_help="Write the pipeline of a configuration as rules for make.")
@@ -49,7 +53,7 @@ def command(config: Path, run: Path | None, target: str) -> None:
 
     \b
     .edgetune.mk: config.yaml
-            edgetune make-rules $< > $@
+            edgetune make-rules $< > $@.tmp && mv $@.tmp $@
     include .edgetune.mk
     """
     click.echo(make_rules(config, load_config(config), run, target), nl=False)
@@ -77,7 +81,7 @@ class Product:
 
 def products_of(config: Config, folder: Path) -> list[Product]:
     """What the configuration's export makes. Errors: ConfigError for types that no format has."""
-    outputs = outputs_of(config.export, config.name, folder, None, True)
+    outputs = outputs_of(config.export, config.name, folder, None, are_given(config.export))
     ggufs = [_split(path) if config.export.split_max_size else _single(path) for path in outputs.gguf.values()]
     graphs = [_directory(path, is_model=True) for path in outputs.onnx.values()]
     merged = [_directory(path, is_model=False) for path in outputs.safetensors.values()]
@@ -113,11 +117,16 @@ def make_rules(path: Path, config: Config, run: Path | None = None, target: str 
         "goals": _file_names(goals),
         "config": argument(path),
         "run": argument(run),
-        "run_json": file_name(run / "run.json"),
+        "run_json": file_name(RunDirectory(run).finished_file),
+        "reference": file_name(RunDirectory(run).reference_file),
+        # what is exported depends on the reference only where choices are measured on it
+        "measured_on": f" {file_name(RunDirectory(run).reference_file)}" if _is_measured(config) else "",
         "prerequisites": _file_names(prerequisites(path, config)),
+        # a list of parts is written by the shell, and half of one must not stay
+        "whole": "".join(f" {file_name(product.file)}" for product in products if not product.parts),
         "products": _file_names(product.file for product in products),
         "formats": ",".join(config.export.formats),
-        "types": ",".join(config.export.types),
+        "types": f" -q {','.join(config.export.types)}" if are_given(config.export) else "",
         "split": f" --split-max-size {argument(Path(size))}" if size else "",
         # parts of an earlier export that was cut otherwise would lie beside those of this one; what fits is not cut
         "before": "".join(f"\trm -f {product.parts} {argument(product.path)}\n" for product in cut),
@@ -138,6 +147,10 @@ def make_rules(path: Path, config: Config, run: Path | None = None, target: str 
         for product in models
     ]
     return "".join([HEADER.format(**names), TRAIN.format(**names), EXPORT.format(**names), *validations])
+
+
+def _is_measured(config: Config) -> bool:
+    return config.export.tune or config.export.merge_base == "auto"
 
 
 def _file_names(paths: Iterable[Path]) -> str:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune import console
-from edgetune.commands import onnx_export
-from edgetune.commands.export_options import byte_count, options, resolve
+from edgetune.commands import merge_base_choice, onnx_export
+from edgetune.commands.export_options import byte_count, check_overrides, check_used, options, resolve
 from edgetune.commands.export_paths import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.errors import ConfigError
 from edgetune.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
+    from edgetune_converters.export import Published
     from edgetune_converters.overrides import Overrides
     from edgetune_converters.receipts import Receipt
     from edgetune_converters.recipes import Plan
@@ -43,6 +44,7 @@ class Source:
     default_folder: Path
     manifest: Mapping[str, Any]
     """The run's, {} without a run."""
+    expected_adapter: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
     """Metadata by which `edgetune verify` knows the file."""
 
@@ -101,6 +103,8 @@ def command(
     source = find_source(run, base, adapter)
     config = resolve(source.export, flags)
     outputs = outputs_of(config, source.name, source.default_folder, output, flags["types"] is not None)
+    check_overrides(config, outputs, flags)
+    check_used(outputs, flags)
     if plan_only:
         for plan in plans_of(source, outputs, config):
             print_plan(plan)
@@ -108,9 +112,14 @@ def command(
     onnx_export.refuse_tuning(config, outputs)
     refuse_existing(outputs.paths, overwrite)
     refuse_foreign_cards(outputs, config.card, overwrite)
-    receipts = run_all(source, outputs, config, threads, run)
-    for receipt in receipts:
+    config, measured = merge_base_choice.decided(config, source, run, outputs, threads)
+
+    def published(receipt: Receipt) -> None:
+        receipt.merge_base_kld = measured
         receipt.write()
+
+    receipts = run_all(source, outputs, config, threads, run, published)
+    for receipt in receipts:
         for text in receipt.notes:
             console.warn(text)
         click.echo(f"{receipt.artifact}  {receipt.size / 1e6:.2f} MB, {receipt.bits_per_weight:.2f} bits per weight")
@@ -182,7 +191,9 @@ def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequen
         settings = onnx_export.settings_of(config)
         return plan_onnx(source.base, tuple(outputs.onnx), settings, adapter=source.adapter)
     traced_export.check(family, outputs, config)
-    return planning.plan_safetensors(source.base, tuple(outputs.onnx), adapter=source.adapter)
+    return planning.plan_traced(
+        source.base, tuple(outputs.onnx), onnx_export.settings_of(config), adapter=source.adapter
+    )
 
 
 def imatrix_of(config: ExportConfig) -> Path | None:
@@ -213,6 +224,7 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         expected_base=manifest["base"]["files"],
         default_folder=directory.artifacts,
         manifest=manifest,
+        expected_adapter=directory.trained_adapter,
         carried=golden.metadata(directory),
     )
 
@@ -222,13 +234,15 @@ def adapter_tokenizer(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
 
 
-def run_all(source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None) -> list[Receipt]:
+def run_all(
+    source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None, published: Published
+) -> list[Receipt]:
     """The export; of a family without a description, the graphs are traced first and take their names last."""
     from edgetune.commands import traced_export
 
     family = traced_export.family_to_trace(source, outputs)
     if family is None:
-        return run_export(source, outputs, config, threads, run)
+        return run_export(source, outputs, config, threads, run, published)
     traced_export.check(family, outputs, config)
     rest = replace(outputs, onnx={})
 
@@ -237,13 +251,18 @@ def run_all(source: Source, outputs: Outputs, config: ExportConfig, threads: int
         (receipt,) = run_export(source, merged, config, threads, run)
         return receipt
 
-    with traced_export.prepared(family, source, outputs.onnx, merge) as publish:
-        receipts = run_export(source, rest, config, threads, run) if rest.paths else []
-        return [*receipts, *publish()]
+    with traced_export.prepared(family, source, outputs.onnx, config, merge) as publish:
+        receipts = run_export(source, rest, config, threads, run, published) if rest.paths else []
+        return [*receipts, *publish(published)]
 
 
 def run_export(
-    source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None = None
+    source: Source,
+    outputs: Outputs,
+    config: ExportConfig,
+    threads: int,
+    run: Path | None = None,
+    published: Published | None = None,
 ) -> list[Receipt]:
     """The export, with a progress bar; `run` is measured on where choices are to be measured."""
     from edgetune_converters.export import export
@@ -256,8 +275,10 @@ def run_export(
         "threads": threads,
         "merge_base": config.merge_base,
         "trained_on": source.trained_on,
+        "expected_base": source.expected_base,
+        "expected_adapter": source.expected_adapter,
     }
-    settings = onnx_export.tuned(source, run, outputs, options) if config.tune else onnx_export.settings_of(config)
+    settings = onnx_export.chosen(source, run, outputs, config, options) if outputs.onnx else None
     gc.freeze()  # what was imported is not garbage: collections during the export need not look through it
     with console.byte_progress("export") as progress:
         return export(
@@ -273,9 +294,9 @@ def run_export(
             measure_survival=config.survival,
             name=source.name,
             progress=progress,
-            expected_base=source.expected_base,
             **options,
             extra_metadata=source.carried,
+            published=published,
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
+    from edgetune.reference import Rows
+    from edgetune.tuning.tune import Make, Subject
     from edgetune_converters.onnx.plan import Settings
 
 _TYPE = "int4"
@@ -26,30 +30,65 @@ def settings_of(config: ExportConfig) -> Settings:
     return Settings(config.block_size, config.symmetric, config.portable)
 
 
+def chosen(
+    source: Source, run: Path | None, outputs: Outputs, config: ExportConfig, options: dict[str, Any]
+) -> Settings:
+    """Measured where that is asked for. Errors: ConfigError."""
+    return tuned(source, run, outputs, options) if config.tune else settings_of(config)
+
+
 def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str, Any]) -> Settings:
     """Settings chosen by measurement, with a progress bar; `options` are those of the export.
 
     Errors: ConfigError where there is nothing to measure on, or nothing to choose.
     """
-    from edgetune.reference import Reference
-    from edgetune.validation import tuning
-    from edgetune_converters.export import export, plan_onnx
+    from edgetune.tuning import tune
+    from edgetune_converters.export import export
 
     if run is None:
         raise ConfigError("--tune measures on the held-out rows of a run, and none was named", "Give a run directory.")
-    rows = Reference.open(RunDirectory.open(run).reference).main_rows
-    (plan,) = plan_onnx(source.base, [_TYPE], adapter=source.adapter)
 
     def make(settings: Settings, folder: Path) -> None:
         export(source.base, {}, onnx={_TYPE: folder}, onnx_settings=settings, **options)
 
-    place = outputs.onnx[_TYPE].resolve().parent
-    place.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=".tune.", suffix=".partial", dir=place) as folder,
-        console.count_progress("tune") as progress,
-    ):
-        return tuning.tune(make, plan, rows, Path(folder), progress)
+    subject = _subject(source, make, _rows(run), options)
+    with _beside(outputs.onnx[_TYPE]) as folder, console.count_progress("tune") as progress:
+        return tune.tune(subject, folder, progress)
+
+
+def _rows(run: Path) -> Rows:
+    from edgetune.reference import Reference
+
+    return Reference.open(RunDirectory.open(run).reference).main_rows
+
+
+def _subject(source: Source, make: Make, rows: Rows, options: dict[str, Any]) -> Subject:
+    """The model, its plans and how it is exported."""
+    from edgetune.tuning.tune import Subject
+    from edgetune_converters.export import plan_onnx
+    from edgetune_converters.importance import read_importance
+    from edgetune_converters.merge_base import merge_base_named
+    from edgetune_converters.model import open_model
+    from edgetune_converters.onnx.plan import Settings
+
+    threads, imatrix = options["threads"], options["imatrix"]
+    (plan,) = plan_onnx(source.base, [_TYPE], adapter=source.adapter)
+    (apart,) = plan_onnx(source.base, [_TYPE], Settings(apart=True), adapter=source.adapter)
+    merge_base = merge_base_named(options["merge_base"], options["trained_on"], threads)
+    model = open_model(source.base, source.adapter, merge_base)
+    return Subject(model, plan, apart, make, rows, imatrix and read_importance(imatrix), threads)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A directory beside the target that goes in every case; that of a pass that was killed goes first."""
+    folder = path.resolve().with_name(path.name + ".tune.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_tuning(config: ExportConfig, outputs: Outputs) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgetune import run_lock
 from edgetune.errors import ConfigError
 from edgetune.run_directory import RunDirectory
 
@@ -66,7 +68,8 @@ def command(
         from edgetune.training.recapture import Wanted, recapture
 
         anew = changed or not (merged or llama_kld)
-        recapture(directory, config, Wanted(anew, merged, llama_kld, llama_context, llama_text))
+        with run_lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():
+            recapture(directory, config, Wanted(anew, merged, llama_kld, llama_context, llama_text))
 
 
 def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
+    from edgetune_converters.export import Published
     from edgetune_converters.model import Model
+    from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.traced import Stored
     from edgetune_converters.receipts import Receipt
 
@@ -29,7 +31,8 @@ _NEEDED = ("torch", "transformers")
 
 Merge = Callable[[Path], "Receipt"]
 """Write the merged model as a safetensors directory in f32."""
-Publish = Callable[[], "list[Receipt]"]
+Publish = Callable[["Published"], "list[Receipt]"]
+"""Give all folders their names; each receipt goes to the argument at once."""
 
 
 def family_to_trace(source: Source, outputs: Outputs) -> str | None:
@@ -47,20 +50,28 @@ def family_to_trace(source: Source, outputs: Outputs) -> str | None:
 def check(family: str, outputs: Outputs, config: ExportConfig) -> None:
     """Errors: ConfigError for what a traced graph cannot have; EnvironmentProblem without torch."""
     from edgetune_converters.outputs.onnx import check_replaceable
-    from edgetune_converters.outputs.traced import TYPES
+    from edgetune_converters.outputs.traced import CODES
 
-    for kind, path in outputs.onnx.items():
-        if kind not in TYPES:
-            raise ConfigError(
-                f"{family} is written as ONNX by {EXPORTER}, which gives f32 and f16 and not {kind}",
-                "Add -q f32 or -q f16, or write GGUF: --format gguf.",
-            )
+    coded = [kind for kind in outputs.onnx if kind in CODES]
+    for path in outputs.onnx.values():
         check_replaceable(path)
-    if config.block_size or config.symmetric:
+    if (config.block_size or config.symmetric) and not coded:
         raise ConfigError(
-            f"{family} is written as ONNX in f32 or f16, which have no blocks",
-            "Leave out --block-size and --symmetric.",
+            f"{family} is written as ONNX in {' and '.join(outputs.onnx)}, which have no blocks",
+            "Leave out --block-size and --symmetric, or add -q int4.",
         )
+    if config.portable and coded:
+        raise ConfigError(
+            f"{family} is written as ONNX by {EXPORTER}, and {coded[0]} of it with ONNX Runtime's operators",
+            "Leave out --portable, or take -q f32 or -q f16, whose operators are the standard's.",
+        )
+    if config.tune:
+        raise ConfigError(
+            f"--tune chooses for graphs of edgetune's own, and that of {family} is drawn by {EXPORTER}",
+            "Leave out --tune; --block-size sets the blocks of all matrices.",
+        )
+    if config.imatrix and coded:
+        console.warn(f"--imatrix is not used for {coded[0]} in ONNX, as {EXPORTER} draws the graph of {family}")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvironmentProblem(
@@ -70,7 +81,9 @@ def check(family: str, outputs: Outputs, config: ExportConfig) -> None:
 
 
 @contextmanager
-def prepared(family: str, source: Source, onnx: Mapping[str, Path], merge: Merge) -> Iterator[Publish]:
+def prepared(
+    family: str, source: Source, onnx: Mapping[str, Path], config: ExportConfig, merge: Merge
+) -> Iterator[Publish]:
     """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
     from edgetune_converters.export import write_errors
     from edgetune_converters.outputs import folders
@@ -84,15 +97,19 @@ def prepared(family: str, source: Source, onnx: Mapping[str, Path], merge: Merge
         made: list[tuple[Path, Path, Receipt]] = []
         for kind, path in onnx.items():
             place = stack.enter_context(_beside(path))
-            made.append((place / "model", path, _made(family, source, kind, place, merge)))
+            made.append((place / "model", path, _made(family, source, kind, config, place, merge)))
 
-        def publish() -> list[Receipt]:
+        def publish(published: Published) -> list[Receipt]:
+            from edgetune_converters.interrupts import held
             from edgetune_converters.receipts import receipt_path
 
-            for folder, path, _ in made:
-                receipt_path(path).unlink(missing_ok=True)
-                folders.replace(folder, path)
-            return [replace(receipt, artifact=str(path)) for _, path, receipt in made]
+            receipts = [replace(receipt, artifact=str(path)) for _, path, receipt in made]
+            with held():
+                for (folder, path, _), receipt in zip(made, receipts, strict=True):
+                    receipt_path(path).unlink(missing_ok=True)
+                    folders.replace(folder, path)
+                    published(receipt)
+            return receipts
 
         yield publish
 
@@ -109,7 +126,7 @@ def _beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _made(family: str, source: Source, kind: str, place: Path, merge: Merge) -> Receipt:
+def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
     """Merge, trace, write and compare, in `place`."""
     from edgetune.training import tracing
     from edgetune_converters.outputs import traced
@@ -118,21 +135,30 @@ def _made(family: str, source: Source, kind: str, place: Path, merge: Merge) -> 
     from edgetune_converters.tokenizers.ends import ends_of
 
     model = _opened(source)
-    config = model.config
-    ends = ends_of(source.tokenizer, config.raw, None, config.vocab_size)
-    documents = Documents(source.base, config.raw, source.tokenizer, None, model.tied)
+    stated = model.config
+    ends = ends_of(source.tokenizer, stated.raw, None, stated.vocab_size)
+    documents = Documents(source.base, stated.raw, source.tokenizer, None, model.tied)
     folder, merged = place / "model", place / "merged"
     receipt = merge(merged)
-    drawn, probe = tracing.trace(merged, family, kind, _context(model))
+    drawn, ask = tracing.trace(merged, family, _context(model))
     folder.mkdir()
-    stored = traced.write(folder, drawn, kind, documents, ends, _stated(model, source, receipt))
-    del drawn  # and with it the model: the next step loads the weights again
+    stored = traced.write(folder, drawn, _wanted(kind, config, model), documents, ends, _stated(model, source, receipt))
+    probe = ask()  # what transformers says with the weights as they were stored
+    del drawn, ask  # and with them the model: the next step loads the weights again
     shutil.rmtree(merged)
     divergence = tracing.check(folder / GRAPH_FILE, probe, family)
     console.note(
         f"{family}, {kind}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
     )
     return replace(_receipt(receipt, folder, stored), recipe=kind, exporter_kld=divergence)
+
+
+def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
+    from edgetune.commands.onnx_export import settings_of
+    from edgetune_converters.onnx import foreign
+    from edgetune_converters.outputs import traced
+
+    return traced.Wanted(kind, settings_of(config), foreign.slots_by_name(model.bound), config.allow_fallback)
 
 
 def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
@@ -151,6 +177,7 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
         tensors=stored.tensors,
         weights=stored.weights,
         bits_per_weight=stored.bits_per_weight,
+        fallback_share=round(stored.fallback_share, 4),
         files=hashes,
         exporter=EXPORTER,
         versions={**merged.versions, **tracing.versions()},

@@ -9,16 +9,20 @@ import click
 
 from edgetune import console
 
+RESUME = (
+    "Go on with a run that was stopped, from its last checkpoint; a finished one takes new gate and export options."
+)
+
 
 @click.command(name="train", short_help="Fine-tune a base model with QLoRA and store what it says.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run directory. Default: runs/NAME.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, from its last checkpoint.")
+@click.option("--resume", is_flag=True, help=RESUME)
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace a run that is there, but with --resume go on with an unfinished one.",
+    help="Replace a run that is there; with --resume, only one whose options, rows or base are others now.",
 )
 @click.option("--dry-run", is_flag=True, help="Check base, data, export and disk; train nothing.")
 def command(

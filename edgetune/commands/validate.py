@@ -56,7 +56,7 @@ def command(
 
     Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max, agreement_min,
     long_kld_max; what the run's configuration sets under `gate:` holds unless given here. Exit code 3 when one is
-    missed.
+    missed. Of several FILEs (`artifacts/*`), receipts, reports, Modelfiles, cards and adapters are skipped.
     """
     if llama_base is not None:
         _against_base_file(llama_base, (run, *files), threads)
@@ -69,6 +69,7 @@ def command(
 
     directory = RunDirectory.open(run)
     thresholds = gate.parse(gates, directory.manifest["config"])
+    files = only_models(files)
     check_distinct(files)
     options = Options(rows, not no_task, threads, locate_seconds if locate else None)
     ladder = climb(directory, list(files), options, console.count_progress)
@@ -95,6 +96,17 @@ def _write_page(path: Path, run: RunDirectory, contents: list[tuple[dict[str, An
     from edgetune.report import gather, page
 
     page.write(path, gather.material(run, [(content, file.parent) for content, file in contents if file]))
+
+
+def only_models(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files without what lies beside them; as they are where nothing would be left, so that opening says why."""
+    from edgetune.artifacts import models_among
+
+    models, others = models_among(files)
+    if models and others:
+        kinds = "; ".join(f"{kind} ({', '.join(path.name for path in paths)})" for kind, paths in others.items())
+        console.note(f"skipped, being no models that can be run: {kinds}")
+    return tuple(models) or files
 
 
 def check_distinct(files: tuple[Path, ...]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +62,14 @@ class Encoding:
     def longest(self) -> int:
         """Length of the longest row."""
         return max((len(row.input_ids) for row in self.rows), default=0)
+
+    @property
+    def sha256(self) -> str:
+        """Of the token ids and of which are trained on, row by row: what training sees."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes() + bytes(row.supervised))
+        return digest.hexdigest()
 
     def summary(self) -> dict[str, int]:
         """The counts, for the manifest."""

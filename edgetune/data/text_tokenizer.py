@@ -42,9 +42,11 @@ class TextTokenizer:
         """Read tokenizer.json; DataError when it is missing or damaged."""
         file = directory / "tokenizer.json"
         if not file.is_file():
+            # readers of a SentencePiece model disagree about the text behind a special token: one must be settled on
+            model = "tokenizer.model and " if (directory / "tokenizer.model").is_file() else ""
             raise DataError(
-                f"the base in {directory} has no tokenizer.json",
-                "Make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+                f"the base in {directory} has {model}no tokenizer.json, which fixes the ids that are trained on",
+                "Make one with transformers and sentencepiece: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )
         try:
             backend = Tokenizer.from_file(str(file))

@@ -48,6 +48,7 @@ def facts(file: Measured) -> list[tuple[str, str]]:
         ("bits per weight", receipt.get("bits_per_weight")),
         ("architecture", receipt.get("architecture")),
         ("merged into", _merge_base(receipt.get("merge_base"))),
+        ("mean KLD with each", _measured(receipt.get("merge_base_kld"))),
         ("stored types", _types(receipt.get("types"))),
         ("types set by hand", ", ".join(receipt.get("overrides") or [])),
         ("importance matrix", entry(receipt, "imatrix", "file")),
@@ -64,6 +65,10 @@ def _merge_base(value: Any) -> str | None:
         "nf4": "the base rounded to 4 bits, as it was trained on (nf4)",
     }
     return words.get(str(value), str(value)) if value else None
+
+
+def _measured(kld: Any) -> str:
+    return ", ".join(f"{name} {short(value)}" for name, value in (kld or {}).items())
 
 
 def _types(types: Any) -> str:

@@ -198,6 +198,7 @@ class ReceiptShape(_Shape):
     base: dict[str, str] | None = None
     adapter: dict[str, str] | None = None
     merge_base: str = ""
+    merge_base_kld: dict[str, float] | None = None
     types: dict[str, int] = {}
     tensors: dict[str, str] = {}
     bits_per_weight: Number = None

@@ -9,6 +9,7 @@ from edgetune.report import gate_table
 from edgetune.report.gate_table import Miss
 from edgetune.report.gather import Material, Measured
 from edgetune.report.numbers import NOTHING, entry, number, plural, share, short, size
+from edgetune.sample_size import caution
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ def _basis(material: Material, passing: Sequence[Measured]) -> str:
     rows, tokens = (number(reference.get(key)) for key in ("rows", "tokens"))
     counted = f"{plural(int(rows or 0), 'held-out row')}, {plural(int(tokens or 0), 'scored token')}"
     measured = f"Measured on {counted} against the model as it was trained."
+    doubt = caution(int(rows or 0), int(tokens or 0))
+    if doubt:
+        measured += f" {doubt[:1].upper()}{doubt[1:]}."
     if len(material.files) == 1 or not passing:
         return measured
     each = "All" if len(passing) == len(material.files) else f"{len(passing)} of"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from edgetune.runtime.interface import Finish, Generation, Runtime, RuntimeProblem, Sampling
+from edgetune.runtime.interface import Completion, Finish, Generation, Runtime, RuntimeProblem, Sampling
 from edgetune.runtime.loading import load
 
-__all__ = ["Finish", "Generation", "Runtime", "RuntimeProblem", "Sampling", "load"]
+__all__ = ["Completion", "Finish", "Generation", "Runtime", "RuntimeProblem", "Sampling", "load"]

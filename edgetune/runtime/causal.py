@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.interface import Finish, Generation, RuntimeProblem, Sampling
+from edgetune.runtime.interface import Completion, Finish, Generation, RuntimeProblem, Sampling, Scoring
+from edgetune.runtime.rows import Asked, OneRow, Prompt, Rows, Rules, complete, in_order
 from edgetune.runtime.sampling import Sampler
 from edgetune.runtime.text import TextStream
 
@@ -46,15 +47,59 @@ class CausalRuntime(ABC):
         stream = TextStream()
         return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
 
+    @abstractmethod
+    def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """See Runtime."""
+
+    def score_rows(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See Runtime."""
+        for ids, positions in rows:
+            self._check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
+        for group in self._groups([Asked.of(number, *row) for number, row in enumerate(rows) if len(row[1])]):
+            if len(group) == 1:
+                number = group[0].number
+                yield from ((number, block) for block in self.score(*rows[number]))
+            else:
+                yield from self._score_together(group)
+
+    def _groups(self, rows: list[Asked]) -> list[list[Asked]]:
+        """Which rows are evaluated together: none, where a library does not override this."""
+        return [[row] for row in rows]
+
+    def _score_together(self, group: Sequence[Asked]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The logits of a group of more than one."""
+        raise NotImplementedError
+
     def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
         """See Runtime."""
+        return Generation(self._generate(self._prompt(ids, max_tokens), sampling, max_tokens))
+
+    def generate_rows(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
+    ) -> Iterator[Completion]:
+        """See Runtime."""
+        pairs = enumerate(zip(prompts, max_tokens, strict=True))
+        asked = [Prompt(number, self._prompt(ids, most), most) for number, (ids, most) in pairs]
+        if not asked:
+            return iter(())
+        length = min(self.context, max(len(prompt.ids) + prompt.max_tokens for prompt in asked))
+        return in_order(
+            complete(self._make_rows(len(asked), length), asked, Rules(sampling, self.stop_tokens, self.context))
+        )
+
+    def _make_rows(self, count: int, length: int) -> Rows:
+        """Room for up to `count` rows of `length` tokens; a library that can have more than one overrides this."""
+        return OneRow(self._prefill, self._step)
+
+    def _prompt(self, ids: Sequence[int], max_tokens: int) -> NDArray[np.int32]:
+        """Errors: RuntimeProblem for one that is empty or too long, or has ids that there are not."""
         prompt = np.asarray(ids, np.int32)
         if not len(prompt):
             raise RuntimeProblem("the prompt is empty", "Give some text.")
         if len(prompt) >= self.context:
             raise self._too_long(f"the prompt has {len(prompt)} tokens", len(prompt) + max_tokens)
         self._check_ids(prompt)
-        return Generation(self._generate(prompt, sampling, max_tokens))
+        return prompt
 
     def _generate(
         self, prompt: NDArray[np.int32], sampling: Sampling, max_tokens: int

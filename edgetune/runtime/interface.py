@@ -52,6 +52,14 @@ class Finish(StrEnum):
     """The context is full."""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer: its tokens, without the one at which it stopped, and why it ended."""
+
+    tokens: list[int]
+    finish: Finish
+
+
 class Generation:
     """An iterator of token ids that knows, once exhausted, why it ended. The stop token itself is not among them."""
 
@@ -71,6 +79,10 @@ class Generation:
             self._tokens.close()
             raise StopIteration
         return token
+
+
+Scoring = tuple[NDArray[np.int32], NDArray[np.int64]]
+"""Ids of a text, and the positions in it that are scored."""
 
 
 class Runtime(Protocol):
@@ -111,8 +123,23 @@ class Runtime(Protocol):
         A block is a view of the runtime's own buffer: valid until the next one is asked for.
         """
 
+    def score_rows(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What `score` says of each row, as (number of the row, block); short rows are evaluated together.
+
+        A row's blocks are in order, the rows in any. A block is valid until the next one is asked for.
+        """
+
     def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
         """Continue `ids`. RuntimeProblem when these alone do not fit the context."""
+
+    def generate_rows(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
+    ) -> Iterator[Completion]:
+        """Continue several prompts, each by at most its `max_tokens`: what `generate` says of each, in their order.
+
+        As many as memory has room for are evaluated at once, which takes hardly longer than one alone where reading
+        the weights is what takes the time. A seed holds for each prompt anew. RuntimeProblem as for `generate`.
+        """
 
     def verify(self) -> None:
         """Read all weights and compare them with the hash in the file, where it has one. ArtifactError if they differ.

@@ -20,29 +20,28 @@ from edgetune import console
 from edgetune.data.chat import ChatTemplate
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.interrupts import InterruptFlag
+from edgetune.runtime.llama_context import BATCH, LlamaContext, rounded
 from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.llama_rows import LlamaRows, prefilled
 from edgetune.runtime.llama_vocabulary import LlamaVocabulary
 from edgetune.runtime.long_runs import long_run
+from edgetune.runtime.rows import MOST, Rows
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.whole import check_data
 from edgetune_converters.preparation import Preparation
 
-_BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
 _OUTPUT_BYTES = 128 << 20  # of logits at a time: 512 rows up to a vocabulary of 64k, 220 at 152k
 _DEFAULT_CONTEXT = 4096  # models made for 128k tokens would otherwise take gigabytes of cache for a one-line question
 _UNQUANTIZED = {0: "f32", 1: "f16", 32: "bf16"}  # general.file_type
-_NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
+_ROW_CELLS = 8192  # tokens of all rows together that are evaluated at once
 
 
 class LlamaRuntime(CausalRuntime):
     """A GGUF file in llama.cpp. See `Runtime` for what it offers."""
 
     _model: Any = None
-    _context: Any = None
-    _batch: Any = None
-    _interrupt: InterruptFlag | None = None
+    _context: LlamaContext | None = None
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
         """Raises ArtifactError for a damaged or foreign file, RuntimeProblem for one that llama.cpp cannot run."""
@@ -80,34 +79,15 @@ class LlamaRuntime(CausalRuntime):
         return model
 
     def _start(self, context: int) -> None:
-        """The context (key-value cache and buffers) and a batch that is reused for every call."""
-        self._interrupt = self._flag = InterruptFlag()
-        self._outputs = max(1, min(_BATCH, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
-        parameters = self._library.llama_context_default_params()
-        parameters.n_ctx = context
-        parameters.n_batch = parameters.n_ubatch = _BATCH
-        parameters.n_outputs_max = self._outputs
-        parameters.n_threads = parameters.n_threads_batch = self.threads
-        parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)
-        parameters.abort_callback_data = self._flag.data
-        with collecting_errors() as errors:
-            self._context = self._library.llama_init_from_model(self._model, parameters)
-        if self._context is None:
-            raise RuntimeProblem(
-                f"llama.cpp cannot make a context of {context} tokens: {errors.cause}", "Ask for less with --context."
-            )
+        self._outputs = max(1, min(BATCH, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
+        self._context = self._make_context(context, self._outputs)
         self.context: int = context  # llama.cpp rounds up to 256; what was asked for is what is promised
-        self._memory: Any = self._library.llama_get_memory(self._context)
-        self._make_batch()
 
-    def _make_batch(self) -> None:
-        self._batch = batch = self._library.llama_batch_init(_BATCH, 0, 1)
-        self._tokens = np.ctypeslib.as_array(batch.token, (_BATCH,))
-        self._positions = np.ctypeslib.as_array(batch.pos, (_BATCH,))
-        self._wanted = np.ctypeslib.as_array(batch.logits, (_BATCH,))
-        np.ctypeslib.as_array(batch.n_seq_id, (_BATCH,))[:] = 1
-        for i in range(_BATCH):
-            batch.seq_id[i][0] = 0
+    def _make_context(self, cells: int, outputs: int, sequences: int = 1) -> LlamaContext:
+        return LlamaContext(
+            self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
+            outputs=outputs, sequences=sequences,
+        )  # fmt: skip
 
     def tokenize(self, text: str) -> list[int]:
         """See Runtime. Prepared as the tokenizer of training did, which llama.cpp by itself does not."""
@@ -126,68 +106,42 @@ class LlamaRuntime(CausalRuntime):
         return self._vocabulary.token_bytes(token, special=special)
 
     def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """See Runtime. Tokens after the last scored one are not evaluated."""
+        """See Runtime. Tokens after the last scored one are not evaluated.
+
+        Rows do not share a batch (`score_rows`): it would be cut at other places, where the attention adds up in 16
+        bits, and what is measured of a file would depend on which rows are measured together.
+        """
         if not len(positions):
             return
         self._check_ids(ids[: positions[-1]])
         wanted = np.zeros(positions[-1], np.int8)
         wanted[positions - 1] = 1
-        self._library.llama_memory_clear(self._memory, False)
+        context = self._open()
+        context.forget()
         for start, stop in _pieces(wanted, self._outputs):
-            self._decode(ids[start:stop], start, wanted[start:stop])
+            context.decode(ids[start:stop], start, wanted[start:stop])
             count = int(wanted[start:stop].sum())
             if count:
-                yield self._logits(count)
+                yield context.logits(count)
 
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
-        self._library.llama_memory_clear(self._memory, False)
-        wanted = np.zeros(len(prompt), np.int8)
-        wanted[-1] = 1
-        for start in range(0, len(prompt), _BATCH):
-            stop = min(start + _BATCH, len(prompt))
-            self._decode(prompt[start:stop], start, wanted[start:stop])
-        return self._last_logits()
-
-    def _decode(self, ids: NDArray[np.int32], start: int, wanted: NDArray[np.int8]) -> None:
-        """Evaluate ids [n <= _BATCH] at positions start.. and keep the logits of those that are wanted."""
-        count = len(ids)
-        self._batch.n_tokens = count
-        self._tokens[:count] = ids
-        self._positions[:count] = np.arange(start, start + count)
-        self._wanted[:count] = wanted
-        while True:
-            with self._flag.watching():
-                status = self._library.llama_decode(self._context, self._batch)
-            if status != _ABORTED:  # a KeyboardInterrupt is raised before we get here
-                break
-            self._library.llama_memory_seq_rm(self._memory, 0, start, -1)  # another signal: once more
-        if status:
-            raise self._stopped(start, status)
+        context = self._open()
+        context.forget()
+        return prefilled(context, prompt)
 
     def _step(self, token: int, position: int) -> NDArray[np.float32]:
-        batch = self._batch
-        batch.n_tokens = 1
-        batch.token[0] = token
-        batch.pos[0] = position
-        batch.logits[0] = 1
-        self._flag.lower()
-        status = self._library.llama_decode(self._context, batch)
-        if status:
-            raise self._stopped(position, status)
-        return self._last_logits()
+        return self._open().step(token, position)
 
-    def _last_logits(self) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._logits(1)[0]
-        return logits
+    def _make_rows(self, count: int, length: int) -> Rows:
+        size = min(count, MOST, max(1, _ROW_CELLS // rounded(length)))
+        if size == 1:
+            return super()._make_rows(count, length)
+        return LlamaRows(self._make_context(length, size, size), size)
 
-    def _logits(self, count: int) -> NDArray[np.float32]:
-        """[count, V], llama.cpp's own buffer."""
-        pointer = self._library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (count, self.vocabulary_size))
-
-    def _stopped(self, position: int, status: int) -> RuntimeProblem:
-        reason = "there is no room in its context" if status == _NO_ROOM else f"status {status}"
-        return RuntimeProblem(f"llama.cpp stopped at token {position} of {self.path}: {reason}")
+    def _open(self) -> LlamaContext:
+        if self._context is None:
+            raise RuntimeProblem(f"{self.path} has been closed")
+        return self._context
 
     def verify(self) -> None:
         """See Runtime."""
@@ -195,24 +149,22 @@ class LlamaRuntime(CausalRuntime):
 
     def close(self) -> None:
         """See Runtime. Idempotent."""
-        frees = {"_batch": "llama_batch_free", "_context": "llama_free", "_model": "llama_model_free"}
-        for name, free in frees.items():
-            if (held := getattr(self, name)) is not None:
-                setattr(self, name, None)
-                getattr(self._library, free)(held)
-        if self._interrupt is not None:
-            self._interrupt.close()
-            self._interrupt = None
+        context, model = self._context, self._model
+        self._context = self._model = None
+        if context is not None:
+            context.close()
+        if model is not None:
+            self._library.llama_model_free(model)
 
 
 def _pieces(wanted: NDArray[np.int8], outputs: int) -> Iterator[tuple[int, int]]:
-    """Cut 0..len(wanted) into pieces of at most `_BATCH` tokens and `outputs` wanted ones."""
+    """Cut 0..len(wanted) into pieces of at most `BATCH` tokens and `outputs` wanted ones."""
     so_far = np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])
     start = 0
     while start < len(wanted):
         # the last `stop` up to which no more than `outputs` are wanted
         stop = int(np.searchsorted(so_far, so_far[start] + outputs, side="right")) - 1
-        stop = min(stop, start + _BATCH, len(wanted))
+        stop = min(stop, start + BATCH, len(wanted))
         yield start, stop
         start = stop
 

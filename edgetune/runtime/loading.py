@@ -29,7 +29,17 @@ def load(path: Path, *, threads: int | None = None, context: int | None = None, 
 def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
     from edgetune.runtime.llama_cpp import LlamaRuntime
 
-    return LlamaRuntime(path, threads=threads, context=context)
+    try:
+        return LlamaRuntime(path, threads=threads, context=context)
+    except RuntimeProblem:
+        from edgetune import artifacts
+
+        if artifacts.is_adapter(path):
+            raise RuntimeProblem(
+                f"{path} holds an adapter alone, which runs with its base: llama-cli -m BASE.gguf --lora {path.name}",
+                "Merged into its base it is exported by `edgetune merge-export --format gguf`.",
+            ) from None
+        raise
 
 
 def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
@@ -39,6 +49,14 @@ def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool)
 
 
 def _is_directory(path: Path) -> RuntimeProblem:
-    artifacts = sorted(RunDirectory(path).artifacts.glob("*.gguf"))
-    hint = f"Give a file, for instance {artifacts[0]}." if artifacts else "Export a file with `edgetune merge-export`."
+    from edgetune.artifacts import models_among
+
+    if any(path.glob("*.safetensors")):
+        return RuntimeProblem(
+            f"{path} is a model directory for transformers, which is not run here",
+            f"Export it with `edgetune merge-export --base {path} -q q8_0`.",
+        )
+    lying = sorted([*RunDirectory(path).artifacts.glob("*"), *path.glob("*")])
+    models = [each for each in models_among(lying)[0] if each.suffix == ".gguf" or is_onnx(each)]
+    hint = f"Give a file, for instance {models[0]}." if models else "Export a file with `edgetune merge-export`."
     return RuntimeProblem(f"{path} is a directory, not an exported file", hint)

@@ -7,6 +7,7 @@ writes a longer present each time, for which there are two buffers that change r
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,10 +31,16 @@ class Decoder:
         self._range = np.zeros(2, interface.range.dtype) if interface.range else None
         self._logits = np.zeros((rows, interface.vocabulary_size), interface.logits.dtype)
         self._bound: tuple[int, int] | None = None
+        self._given: dict[str, NDArray[Any]] = {}
         kind = _SharedCache if interface.is_shared else _GrowingCache
         self._cache: _KeyValues = kind(self._binding, interface.caches, context)
         if interface.range and self._range is not None:
-            _bind_input(self._binding, interface.range, (2,), self._range)
+            bind_input(self._binding, interface.range, (2,), self._range)
+
+    def give(self, name: str, values: NDArray[Any]) -> None:
+        """Bind one more input to a buffer, whose contents may be changed between calls."""
+        self._given[name] = values
+        self._binding.bind_input(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
 
     def step(self, token: int, position: int) -> NDArray[np.float32]:
         """Logits [V] after one token at `position`; a view."""
@@ -65,6 +72,10 @@ class Decoder:
         logits = self._as_floats(rows)
         return logits if rows == end - first else logits[first:end]
 
+    def past(self, length: int) -> list[NDArray[Any]]:
+        """Keys and values of the first `length` positions, of each cache [heads, length, head_size]; views."""
+        return self._cache.past(length)
+
     def _bind(self, start: int, count: int, first: int, end: int) -> int:
         """Tell the binding what has changed; how many rows of logits there will be."""
         interface, total = self._interface, start + count
@@ -73,13 +84,13 @@ class Decoder:
             self._range[:] = first, end
             rows = end - first
         if self._bound != (count, rows):
-            _bind_input(self._binding, interface.ids, (1, count), self._ids)
-            _bind_output(self._binding, interface.logits, (1, rows, interface.vocabulary_size), self._logits)
+            bind_input(self._binding, interface.ids, (1, count), self._ids)
+            bind_output(self._binding, interface.logits, (1, rows, interface.vocabulary_size), self._logits)
             self._bound = count, rows
         if self._mask is not None and interface.mask:
-            _bind_input(self._binding, interface.mask, (1, total), self._mask)
+            bind_input(self._binding, interface.mask, (1, total), self._mask)
         if self._positions is not None and interface.positions:
-            _bind_input(self._binding, interface.positions, (1, count), self._positions[start:])
+            bind_input(self._binding, interface.positions, (1, count), self._positions[start:])
         self._cache.bind(start, total)
         return rows
 
@@ -94,6 +105,9 @@ class _KeyValues(Protocol):
     def advance(self) -> None:
         """After it."""
 
+    def past(self, length: int) -> list[NDArray[Any]]:
+        """See Decoder."""
+
 
 class _SharedCache:
     """Past and present in one buffer, bound once for all calls."""
@@ -104,14 +118,18 @@ class _SharedCache:
             shape = (1, cache.heads, context, cache.head_size)
             buffer = np.zeros(shape, cache.past.dtype)  # memory is taken only as it is written
             self._buffers.append(buffer)
-            _bind_input(binding, cache.past, shape, buffer)
-            _bind_output(binding, cache.present, shape, buffer)
+            bind_input(binding, cache.past, shape, buffer)
+            bind_output(binding, cache.present, shape, buffer)
 
     def bind(self, start: int, total: int) -> None:
         """Nothing changes."""
 
     def advance(self) -> None:
         """Nothing changes."""
+
+    def past(self, length: int) -> list[NDArray[Any]]:
+        """See Decoder."""
+        return [buffer[0, :, :length] for buffer in self._buffers]
 
 
 class _GrowingCache:
@@ -126,17 +144,24 @@ class _GrowingCache:
     def bind(self, start: int, total: int) -> None:
         """The lengths, and which buffer is which."""
         for cache, past, present in zip(self._caches, self._pasts, self._presents, strict=True):
-            _bind_input(self._binding, cache.past, (1, cache.heads, start, cache.head_size), past)
-            _bind_output(self._binding, cache.present, (1, cache.heads, total, cache.head_size), present)
+            bind_input(self._binding, cache.past, (1, cache.heads, start, cache.head_size), past)
+            bind_output(self._binding, cache.present, (1, cache.heads, total, cache.head_size), present)
 
     def advance(self) -> None:
         """What was written is the past of the next call."""
         self._pasts, self._presents = self._presents, self._pasts
 
+    def past(self, length: int) -> list[NDArray[Any]]:
+        """See Decoder; just after a call that ended there."""
+        shapes = [(cache.heads, length, cache.head_size) for cache in self._caches]
+        return [past[: math.prod(shape)].reshape(shape) for past, shape in zip(self._pasts, shapes, strict=True)]
 
-def _bind_input(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+
+def bind_input(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+    """Let an input be read from the beginning of a buffer, which is to be kept."""
     binding.bind_input(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)
 
 
-def _bind_output(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+def bind_output(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+    """Let an output be written to the beginning of a buffer, which is to be kept."""
     binding.bind_output(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ LOGITS_RANGE = "logits_range"
 _TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16}  # TensorProto.DataType
 _FLOATS, _INTEGERS = (np.float32, np.float16), (np.int32, np.int64)
 _MANY = 1 << 16
+_OF_THE_LONGEST = frozenset(("If", "ReduceMax"))  # how LongRoPE's tables are switched
 _FOREIGN = (
     "edgetune runs decoders with the inputs and outputs of onnxruntime-genai: ids, mask, positions, keys, values."
 )
@@ -69,6 +70,8 @@ class GraphInterface:
     is_shared: bool
     """Whether the attention appends to the past in place, so that past and present are one buffer."""
     vocabulary_size: int
+    takes_rows: bool
+    """Whether several rows of different lengths can be evaluated at once, each as if it were alone."""
 
 
 def of(folder: OnnxFolder, model: OnnxModel) -> GraphInterface:
@@ -106,7 +109,8 @@ class _Reading:
         width = logits.shape[-1] if len(logits.shape) == 3 else None
         if width is None:
             raise self._problem(f"gives logits of the shape {list(logits.shape)}, not [batch, sequence, vocabulary]")
-        return GraphInterface(ids, mask, positions, range_, logits, caches, self._is_shared(caches), width)
+        takes_rows = mask is not None and self._takes_rows([ids, mask, logits, *(cache.past for cache in caches)])
+        return GraphInterface(ids, mask, positions, range_, logits, caches, self._is_shared(caches), width, takes_rows)
 
     def _caches(self) -> tuple[Cache, ...]:
         found = []
@@ -146,6 +150,12 @@ class _Reading:
             for name in node.input
         }
         return all(cache.past.name in in_place for cache in caches)
+
+    def _takes_rows(self, ports: Sequence[Port]) -> bool:
+        """Not where the number of rows is fixed, or where the longest row decides about a table of all."""
+        if any(not port.shape or port.shape[0] is not None for port in ports):
+            return False
+        return not any(node.op_type in _OF_THE_LONGEST for node in self._model.nodes)
 
     def _input(self, name: str, types: tuple[type[Any], ...]) -> Port:
         if name not in self._inputs:

@@ -5,7 +5,7 @@ Not through onnxruntime-genai, which copies, allocates for every token and hides
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
 from edgetune.runtime.onnx_decoder import Decoder
 from edgetune.runtime.onnx_folder import OnnxFolder
+from edgetune.runtime.onnx_rows import OnnxRows, Padded, how_many
 from edgetune.runtime.onnx_session import cause, open_session
 from edgetune.runtime.onnx_vocabulary import OnnxVocabulary
-from edgetune.runtime.threads import default_threads
+from edgetune.runtime.rows import Asked, Rows
+from edgetune.runtime.threads import ProcessorTime, default_threads
 
 _BATCH = 512  # tokens per forward pass
 _OUTPUT_BYTES = 64 << 20  # of logits at a time, as for llama.cpp
@@ -37,6 +39,7 @@ class OnnxRuntime(CausalRuntime):
         self, path: Path, *, threads: int | None = None, context: int | None = None, clip: bool = False
     ) -> None:
         """Raises ArtifactError for a damaged or foreign folder, RuntimeProblem for one that cannot be run."""
+        before = ProcessorTime.now()
         folder = OnnxFolder.open(path)
         model = onnx_model.read(folder.graph)
         model.check_receipt(folder.directory)
@@ -57,7 +60,8 @@ class OnnxRuntime(CausalRuntime):
         self._rows = max(1, min(_BATCH, _ROWS, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
         # without a range, logits are computed for every token of a call
         self._batch = _BATCH if self._interface.range else self._rows
-        session = open_session(model, self.threads)
+        session = open_session(model, self.threads, spinning=self.threads > 1 and before.leaves(self.threads))
+        self._session: Any = session
         self._decoder = Decoder(session, self._interface, self.context, min(self._batch, self.context), self._rows)
 
     def tokenize(self, text: str) -> list[int]:
@@ -90,6 +94,23 @@ class OnnxRuntime(CausalRuntime):
         last: NDArray[np.float32] = logits[0]
         return last
 
+    def _make_rows(self, count: int, length: int) -> Rows:
+        size = how_many(self._interface, count, length)
+        if size == 1:
+            return super()._make_rows(count, length)
+        past = self._open().past
+        return OnnxRows(self._session, self._interface, size, length, self._prefill, past, self._stopped)
+
+    def _groups(self, rows: list[Asked]) -> list[list[Asked]]:
+        return Padded(self._session, self._interface, self._rows).groups(rows)
+
+    def _score_together(self, group: Sequence[Asked]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        self._open()
+        try:
+            yield from Padded(self._session, self._interface, self._rows).scored(group)
+        except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
+            raise self._stopped(0, error) from None
+
     def _evaluate(self, ids: NDArray[np.int32], start: int, first: int, end: int | None = None) -> NDArray[np.float32]:
         try:
             return self._open().evaluate(ids, start, first, first + 1 if end is None else end)
@@ -112,13 +133,17 @@ class OnnxRuntime(CausalRuntime):
             return error
         return RuntimeProblem(f"ONNX Runtime stopped at token {position} of {self.path}: {cause(error)}")
 
+    def give(self, name: str, values: NDArray[Any]) -> None:
+        """Take an input that has a default from a buffer, whose contents may be changed between calls."""
+        self._open().give(name, values)
+
     def verify(self) -> None:
         """See Runtime."""
         self._model.verify()
 
     def close(self) -> None:
         """See Runtime. Idempotent."""
-        self._decoder = None
+        self._decoder = self._session = None
 
 
 def _trained_context(folder: OnnxFolder) -> int:

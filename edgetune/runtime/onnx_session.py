@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from edgetune.errors import EnvironmentProblem
@@ -11,12 +12,12 @@ from edgetune.runtime.onnx_operators import missing_operator
 
 _SILENT = 4  # log fatal errors only; the others arrive as exceptions
 
-# Measured on a 1.24 B model at int4, two threads (docs/run.md): what is not here stayed at ONNX Runtime's default.
-_ENTRIES = {
-    # A thread that spins while it waits for its peer takes the core that this peer needs on a machine with other work
-    # (half the speed and less); on an idle one it saves a few hundredths.
-    "session.intra_op.allow_spinning": "0",
-}
+# Measured on a 1.24 B model at int4, two threads (docs/benchmarks.md): what is not here stayed as ONNX Runtime has it.
+# On a busy machine, a thread that spins while it waits for its peer takes the core that this peer needs. On an idle one
+# a thread that sleeps has to be woken for each of 113 products a token, which takes some 50 microseconds.
+_SLEEPING = {"session.intra_op.allow_spinning": "0"}
+_SPINNING = {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": "200"}
+_BOUNDED = (1, 26)  # the first release that knows a duration: those before spin for tens of milliseconds
 
 
 def library() -> Any:
@@ -30,23 +31,31 @@ def library() -> Any:
     return onnxruntime
 
 
-def options(threads: int) -> Any:
-    """SessionOptions for one decoder on the CPU."""
+def options(threads: int, *, spinning: bool = False) -> Any:
+    """SessionOptions for one decoder on the CPU; `spinning`: threads wait for each other awake, if only for a while."""
     chosen = library().SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = _SILENT
-    for key, value in _ENTRIES.items():
+    for key, value in (_SPINNING if spinning and _spins_for_a_while() else _SLEEPING).items():
         chosen.add_session_config_entry(key, value)
     return chosen
 
 
-def open_session(model: OnnxModel, threads: int) -> Any:
+def _spins_for_a_while() -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", library().__version__)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _BOUNDED
+
+
+def open_session(model: OnnxModel, threads: int, *, spinning: bool = False) -> Any:
     """An InferenceSession; it maps the external data itself. Errors: RuntimeProblem with ONNX Runtime's words."""
     onnxruntime = library()
     try:
         return onnxruntime.InferenceSession(
-            str(model.path), options(threads), providers=["CPUExecutionProvider"], enable_fallback=0
+            str(model.path),
+            options(threads, spinning=spinning),
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,
         )
     except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
         missing = missing_operator(model)

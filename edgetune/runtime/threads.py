@@ -1,17 +1,23 @@
 """How many threads a model runs on by default: at most the physical cores that this process may use.
 
 Two threads on one core share its vector units, and generating is bound by memory; hyper-threads only add waiting.
+And whether other work wants these cores, as threads should only spin on cores that nobody else wants.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import NamedTuple, Self
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_STATISTICS = Path("/proc/stat")
 
 _SMALL_MODEL = 32 << 20
+_LONG_ENOUGH = 0.1  # seconds; the system counts in hundredths
+_LITTLE = 0.3  # of a core, which any machine needs for itself
 
 
 def default_threads(model_bytes: int) -> int:
@@ -47,3 +53,41 @@ def _quota() -> int:
         return max(1, int(quota) // int(period))
     except (OSError, ValueError, ZeroDivisionError):
         return 1 << 16
+
+
+class ProcessorTime(NamedTuple):
+    """A moment, and seconds that all cores together and this process have worked until then."""
+
+    at: float
+    machine: float | None
+    own: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """`machine` is None where the system does not say (it is Linux that does)."""
+        used = os.times()
+        return cls(time.monotonic(), _worked(), used.user + used.system)
+
+    def leaves(self, threads: int) -> bool:
+        """Whether other processes have since then left `threads` cores idle; at least a tenth of a second is looked at.
+
+        True where that is unknown.
+        """
+        if self.machine is None:
+            return True
+        time.sleep(max(0.0, self.at + _LONG_ENOUGH - time.monotonic()))
+        now = ProcessorTime.now()
+        if now.machine is None:
+            return True
+        others = (now.machine - self.machine) - (now.own - self.own)
+        return others / (now.at - self.at) + threads <= (os.cpu_count() or 1) + _LITTLE
+
+
+def _worked() -> float | None:
+    """Seconds of all cores in /proc/stat that were neither idle nor waiting for a disk (man 5 proc)."""
+    try:
+        line = _STATISTICS.read_text(encoding="ascii").split("\n", 1)[0].split()
+        user, nice, system, _idle, _waiting, *interrupts = map(int, line[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")

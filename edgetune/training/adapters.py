@@ -55,6 +55,11 @@ def trainable_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def is_zero(model: Any) -> bool:
+    """Whether the adapter changes nothing: B, which begins as zero, still is, in every layer."""
+    return not any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
+
+
 def layer_names(model: Any) -> list[str]:
     """The last parts of the names of the linear layers that can be adapted."""
     head = model.get_output_embeddings()

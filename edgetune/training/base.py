@@ -11,6 +11,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
+from edgetune.export_types import are_given, types_by_format
 from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import CheckpointError
 
@@ -97,8 +98,10 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     from edgetune_converters.recipes import MAX_FALLBACK
 
     wanted = config.export
+    # without GGUF, any type that fits shows whether the tensors are known
+    types = types_by_format(wanted, are_given(wanted)).get("gguf") or ["f16"]
     overrides = overrides_of(wanted.tensor_types, wanted.output_tensor_type, wanted.token_embedding_type)
-    for plan in plan_export(base.path, wanted.types, overrides=overrides):
+    for plan in plan_export(base.path, types, overrides=overrides):
         if plan.fallback_share > MAX_FALLBACK and not config.export.allow_fallback:
             console.warn(
                 f"{plan.recipe.name} does not fit this base: {plan.fallback_share:.0%} of its bytes would need another "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +28,10 @@ FIRST_TOKENS = 5
 
 
 def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
-    """Write reference/ and the manifest's `reference` stage. Killed, it goes on where it was when called again."""
-    started = time.perf_counter()
+    """Write reference/, and nothing else of the run: what is exported does not depend on it.
+
+    Killed, it goes on where it was when called again.
+    """
     outputs.prepare(model)
     theirs, tokenizer = load_tokenizer(plan.base, plan.config)
     golden = contract(plan.template, tokenizer, theirs, plan.splits.validation)
@@ -42,18 +43,17 @@ def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
         task = capture_task(plan, model, writer)
         writer.set_greedy(greedy_answers(plan, model))
         writer.set_contract(_with_first_tokens(model, golden))
-        entropy = writer.mean_nll(len(rows) - long_rows)
-    results = {
-        "rows": len(rows) - long_rows,
-        "positions": len(rows.first(len(rows) - long_rows).positions),
-        "long_rows": long_rows,
-        "cross_entropy": entropy,
-        "task": task,
-        "contract": len(golden),
-        "dtype": dtype,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    run.record_stage("reference", results)
+        writer.set_summary(
+            {
+                "rows": len(rows) - long_rows,
+                "positions": len(rows.first(len(rows) - long_rows).positions),
+                "long_rows": long_rows,
+                "cross_entropy": writer.mean_nll(len(rows) - long_rows),
+                "task": task,
+                "contract": len(golden),
+                "dtype": dtype,
+            }
+        )
 
 
 def _writer(run: RunDirectory, plan: Plan, model: Any, rows: Rows, long_rows: int, dtype: str) -> ReferenceWriter:

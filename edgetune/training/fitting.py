@@ -11,7 +11,7 @@ import numpy as np
 from transformers import TrainerState, set_seed
 
 from edgetune import console
-from edgetune.run_directory import RunDirectory
+from edgetune.run_directory import RunDirectory, sha256_file
 from edgetune.training import adapters, checkpoints, quantized
 from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
 from edgetune.training.loading import load_model, load_tokenizer
@@ -42,7 +42,8 @@ def trained_model(run: RunDirectory, plan: Plan) -> Any:
         metrics.close()
     _save_adapter(trainer, run)
     seconds = round(time.perf_counter() - started, 1)
-    run.record_stage("train", {**_results(trainer, plan, metrics), "seconds": seconds})
+    files = {path.name: sha256_file(path) for path in sorted(run.adapter.iterdir())}
+    run.record_stage("train", {**_results(trainer, plan, metrics), "seconds": seconds, "adapter": files})
     # Trainer leaves its autocast wrapped around the forward, even in evaluation; capture chooses its own type.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
@@ -98,6 +99,7 @@ def _results(trainer: Trainer, plan: Plan, metrics: Metrics) -> dict[str, Any]:
         "eval_loss": metrics.evaluations[step],
         "tokens_per_second": round(metrics.tokens_per_second, 1),
         "trainable_parameters": adapters.trainable_parameters(trainer.model),
+        "adapter_is_zero": adapters.is_zero(trainer.model),
         "rows": {"train": plan.train.summary(), "validation": plan.validation.summary()},
         "pad_token": name(plan.pad_id),
         "stop_tokens": [name(id_) for id_ in sorted(plan.stop_ids)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from edgetune.config import Config, QuantizationConfig
@@ -40,7 +40,6 @@ def load_model(base: Base, config: Config) -> Any:
             dtype=dtype,
             quantization_config=_bitsandbytes(config.quantization),
             device_map={"": 0 if on_gpu else "cpu"},
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
         )
@@ -48,6 +47,16 @@ def load_model(base: Base, config: Config) -> Any:
         raise refuse_remote_code(base.name, error) from None
     _keep_weights_as_quantized(model)
     return model
+
+
+def empty_model(base: Base, config: Config) -> Any:
+    """The base's modules, with names and shapes and without weights: for checks before the long loading."""
+    options = {"trust_remote_code": config.trust_remote_code}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, **options), **options)
+    except (ValueError, KeyError) as error:
+        raise refuse_remote_code(base.name, error) from None
 
 
 def _bitsandbytes(config: QuantizationConfig) -> BitsAndBytesConfig | None:

@@ -1,4 +1,4 @@
-"""The stages of `edgetune train`: prepare -> train -> reference; each leaves its results in the manifest.
+"""The stages of `edgetune train`: prepare -> train -> reference; each leaves its results behind.
 
 `prepare` finds and checks everything that can be wrong, without torch; the stages after it can be killed at any time
 and taken up again.
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgetune import console
-from edgetune.config import Config
+from edgetune import console, reference, run_lock
+from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
 from edgetune.run_directory import RunDirectory
 from edgetune.training import environment, state
@@ -32,22 +32,38 @@ def train(config: Config, path: Path, *, resume: bool = False, overwrite: bool =
     """
     run = RunDirectory(path)
     state.check_state(run, resume=resume, overwrite=overwrite)
-    if run.is_finished and not overwrite:
-        state.check_same_options(run, config)
-        console.note(f"the run in {path} has finished already; there is nothing to resume")
+    plan = prepare(config)
+    identity = plan.base.identity()
+    holds = resume and run.is_finished and state.still_holds(run, plan, identity, overwrite=overwrite)
+    if holds and state.has_its_reference(run, config):
+        with run_lock.writing(path, "a training"):
+            state.take_over(run, config)
         return run
     environment.require_train_extra()
-    plan = prepare(config)
     describe(plan)
     check_disk(path, bytes_needed(config, plan.base.checkpoint, plan.reference_rows))
-    identity = plan.base.identity()
-    if not state.goes_on(run, config, identity, plan.splits.identity, resume=resume, overwrite=overwrite):
-        state.clear(run)
-    with environment.quiet():
-        _begin(run, plan, identity)
-        _run_stages(run, plan)
-    run.finish()
+    _check_targets(plan)
+    with run_lock.writing(path, "a training"):
+        if holds and run.is_finished:
+            run.reopen()
+        state.check_state(run, resume=resume and not run.is_finished, overwrite=overwrite)  # as it is by now
+        if not state.goes_on(run, config, identity, plan.data_identity, resume=resume, overwrite=overwrite):
+            state.clear(run)
+        with environment.quiet():
+            _begin(run, plan, identity)
+            _run_stages(run, plan)
+        run.finish()
     return run
+
+
+def _check_targets(plan: Plan) -> None:
+    """ConfigError when layers that are named are not there. Imports torch, but loads no weights."""
+    if plan.config.adapter.target_modules == ALL_LINEAR:
+        return
+    with environment.quiet():
+        from edgetune.training import adapters, loading
+
+        adapters.add_adapter(loading.empty_model(plan.base, plan.config), plan.config.adapter)
 
 
 def _run_stages(run: RunDirectory, plan: Plan) -> None:
@@ -75,13 +91,14 @@ def _run_stages(run: RunDirectory, plan: Plan) -> None:
 
 
 def check(config: Config, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Everything that `train` checks before it imports torch, and nothing else."""
+    """Everything that `train` checks before it loads weights; torch is imported for layers that are named only."""
     state.check_state(RunDirectory(path), resume=resume, overwrite=overwrite)
     environment.require_train_extra()
     plan = prepare(config)
     describe(plan)
     needed = bytes_needed(config, plan.base.checkpoint, plan.reference_rows)
     check_disk(path, needed)
+    _check_targets(plan)
     console.note(f"{path} will take about {needed / 2**20:.0f} MiB; nothing was written")
 
 
@@ -94,7 +111,7 @@ def _begin(run: RunDirectory, plan: Plan, identity: Mapping[str, Any]) -> None:
     run.update_manifest(
         config=plan.config.model_dump(mode="json"),
         base=dict(identity),
-        data={**plan.splits.identity, "formats": plan.splits.formats},
+        data=plan.data_identity,
         versions=environment.versions(),
         device=device,
     )
@@ -103,16 +120,22 @@ def _begin(run: RunDirectory, plan: Plan, identity: Mapping[str, Any]) -> None:
 
 def summary(run: RunDirectory) -> str:
     """What came out, for standard output."""
-    trained, reference = run.stage("train"), run.stage("reference")
-    entropy = reference["cross_entropy"]
+    trained, said = run.stage("train"), reference.summary(run)
+    entropy = said["cross_entropy"]
     lines = [
         f"run         {run.path}",
         f"training    {trained['steps']} steps in {trained['seconds']:.0f} s, "
         f"loss {trained['loss_first']:.4f} -> {trained['loss_last']:.4f}, evaluation loss {trained['eval_loss']:.4f}",
-        f"held out    {reference['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
+        f"held out    {said['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
         f"{math.exp(entropy['trained']):.3f} (trained)",
     ]
-    task = reference["task"]
+    task = said["task"]
     if task:
         lines.append(f"task        {task['rows']} rows, {task['base']:.1%} (base) -> {task['trained']:.1%} (trained)")
+    if trained.get("adapter_is_zero"):
+        lines.append(
+            "warning     the adapter is all zero: training has changed nothing, and merge-export will refuse it; "
+            "train for more steps, or raise training.learning_rate"
+        )
+        return "\n".join(lines)
     return "\n".join([*lines, f"next        edgetune merge-export {shlex.quote(str(run.path))}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from edgetune import console
 from edgetune.config import Config
@@ -13,6 +14,7 @@ from edgetune.data.masks import EncodedRow
 from edgetune.data.preview import totals
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
+from edgetune.sample_size import caution
 from edgetune.training.base import Base, check_exportable, find_base
 from edgetune.validation.answers import CHOICE, answer_matches
 
@@ -37,9 +39,21 @@ class Plan:
         return self.tokenizer.stop_ids | self.train.turn_ends
 
     @property
+    def data_identity(self) -> dict[str, Any]:
+        """The manifest's `data`: what identifies the sources of each split, and the rows that came of them."""
+        rows = {"train": self.train.sha256, "validation": self.validation.sha256}
+        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows}
+
+    @property
     def reference_rows(self) -> list[EncodedRow]:
         """Held-out rows whose log-probabilities are stored."""
         return self.validation.rows[: self.config.reference.rows]
+
+    @property
+    def trained_held_out(self) -> int:
+        """Held-out rows that are, token by token, training rows as well."""
+        trained = {tuple(row.input_ids) for row in self.train.rows}
+        return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
 
     @property
     def task_rows(self) -> list[Conversation]:
@@ -84,6 +98,21 @@ def describe(plan: Plan) -> None:
     console.note(f"base {plan.base.name}; {', '.join(plan.splits.formats)} rows")
     console.note(f"training: {totals(plan.train)}")
     console.note(f"held out: {totals(plan.validation)}")
+    silent = sum(len(row.scored) < 2 for row in plan.train.rows)
+    if silent:
+        console.warn(
+            f"{silent} of {len(plan.train.rows)} training rows have an empty answer, or one cut to a single token; "
+            "`edgetune preview --rows N` shows the first N"
+        )
+    seen = plan.trained_held_out
+    if seen:
+        console.warn(
+            f"{seen} of {len(plan.validation.rows)} held-out rows are trained on too: evaluation loss and gates look "
+            "better than they are; give data.validation other rows, or leave duplicates out of data.train"
+        )
+    doubt = caution(len(plan.reference_rows), sum(len(row.scored) for row in plan.reference_rows))
+    if doubt:
+        console.warn(f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows")
     for encoding in (plan.train, plan.validation):
         if encoding.rewritten:
             console.note(f"each assistant turn became a row of its own, since {encoding.rewritten}")

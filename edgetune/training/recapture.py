@@ -87,7 +87,7 @@ def _capture_merged(run: RunDirectory, plan: Plan, name: str) -> None:
             export(
                 plan.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter, tokenizer=run.tokenizer,
                 merge_base=merged.MERGED[name], trained_on=manifest.get("quantized"), progress=progress,
-                expected_base=manifest["base"]["files"],
+                expected_base=manifest["base"]["files"], expected_adapter=run.trained_adapter,
             )  # fmt: skip
         compared = _compare_directory(folder, plan, reference, name)
     finally:

@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune import console
+from edgetune import console, run_lock
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
 from edgetune.reference_writer import stopped_directory
 from edgetune.run_directory import RunDirectory
+from edgetune.training.plan import Plan
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
 _FREE_TRAINING = ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps")
+
+_SPLITS = {"train": "the rows of data.train", "validation": "the held-out rows", "test": "the rows of data.test"}
 
 
 class Stopped(Exception):
@@ -26,6 +29,7 @@ class Stopped(Exception):
 
 def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
     """RunDirectoryError when the directory's state does not allow what was asked for."""
+    run_lock.refuse_if_written(run.path)
     if overwrite or (resume and run.manifest_file.is_file()):
         return
     if run.is_finished:
@@ -36,7 +40,7 @@ def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
         raise RunDirectoryError(
             f"{run.path} holds an unfinished run", "Go on with --resume, or start anew with --overwrite."
         )
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    if run.path.exists() and (not run.path.is_dir() or {each.name for each in run.path.iterdir()} - {run_lock.FILE}):
         raise RunDirectoryError(f"{run.path} exists and is not a run directory", "Write elsewhere with -o.")
 
 
@@ -83,14 +87,39 @@ def goes_on(
     return not changed
 
 
-def check_same_options(run: RunDirectory, config: Config) -> None:
-    """RunDirectoryError when a finished run was trained with other options than those that are asked for now."""
-    changed = differences(run.manifest.get("config", {}), config.model_dump(mode="json"))
-    if changed:
+def still_holds(run: RunDirectory, plan: Plan, base: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether a finished run is what training with `plan` would give; if not, says what differs.
+
+    RunDirectoryError in place of that without `overwrite`, since the run would be replaced.
+    """
+    changed = changed_inputs(run.manifest, plan.config, base, plan.data_identity)
+    changed += [f"the base's {name}" for name in run.changed_tokenizer(plan.base.path, plan.template.source)]
+    words = ", ".join(dict.fromkeys(changed))
+    if changed and not overwrite:
         raise RunDirectoryError(
-            f"{run.path} holds a finished run with other inputs: {', '.join(changed)} differ",
+            f"{run.path} holds a finished run with other inputs: {words} differ",
             "Write elsewhere with -o, or replace it with --overwrite.",
         )
+    if changed:
+        console.note(f"replacing the finished run in {run.path}: trained anew, since {words} changed after it")
+    return not changed
+
+
+def has_its_reference(run: RunDirectory, config: Config) -> bool:
+    """Whether the reference of a finished run was captured as `config` wants it; if not, says so."""
+    same = run.manifest["config"].get("reference") == config.reference.model_dump(mode="json")
+    if not same:
+        console.note(f"the run in {run.path} keeps its adapter; its reference is captured anew: other options")
+    return bool(same)
+
+
+def take_over(run: RunDirectory, config: Config) -> None:
+    """Give a finished run the sections of `config` that had no say in training, and say so."""
+    before, wanted = run.manifest["config"], config.model_dump(mode="json")
+    changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
+    taken = f"; {', '.join(changed)} taken into run.json" if changed else ""
+    console.note(f"the run in {run.path} has finished already; there is nothing to resume{taken}")
+    run.adopt(**{section: wanted[section] for section in _FREE_SECTIONS})
 
 
 def changed_inputs(
@@ -102,9 +131,28 @@ def changed_inputs(
     changed += [
         f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
     ]
-    if manifest.get("data", {}).get("train") != data["train"]:
-        changed.append("the rows of data.train")
-    return changed
+    return changed + changed_rows(manifest.get("data", {}), data)
+
+
+def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The splits whose rows differ between two of the manifest's `data`; where a file lies is of no matter.
+
+    Compared are the rows as they were encoded, or, where one of the two does not know them, the hashes of the sources.
+    """
+    found = []
+    for split, words in _SPLITS.items():
+        same_sources = _contents(before.get(split)) == _contents(now.get(split))
+        digests = [data.get("rows", {}).get(split) for data in (before, now)]
+        if None in digests:
+            found += [] if same_sources else [words]
+        elif digests[0] != digests[1]:
+            found.append(f"{words} as tokens (by tokenizer or template)" if same_sources else words)
+    return found
+
+
+def _contents(sources: Any) -> list[dict[str, Any]]:
+    """Sources without their paths; none of a split that is unknown."""
+    return [{key: value for key, value in source.items() if key != "path"} for source in sources or []]
 
 
 def clear(run: RunDirectory) -> None:

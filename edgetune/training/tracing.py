@@ -10,9 +10,10 @@ import ctypes
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ import edgetune_native
 from edgetune.errors import DataError
 from edgetune.training.base import refuse_remote_code
 from edgetune.training.environment import quiet
-from edgetune_converters.errors import ArchitectureError, RecipeError
+from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.onnx.genai import Sizes
-from edgetune_converters.outputs.storing import F16_MAX
-from edgetune_converters.outputs.traced import Drawn, type_of
+from edgetune_converters.outputs.traced import Drawn
 
 OPSET = 17  # all that the tracing exporter of torch knows
 MAX_KLD = 1e-6
@@ -39,6 +39,7 @@ _BATCH, _PAST, _NEW = 2, 5, 3  # of the traced call: all different, none of them
 _PROBE, _BEYOND, _FAR = 96, 40, 1024  # tokens compared; past a window that is not longer than the last
 _STEPS = 12
 _FILE = "traced.onnx"
+_EXACT_FILE, _IN_F32 = "exact.onnx", 1  # MatMulNBits' accuracy_level
 _INSTEAD = "Write it as GGUF: --format gguf"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -75,40 +76,40 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def trace(directory: Path, family: str, kind: str, context: int) -> tuple[Drawn, Probe]:
-    """Load a merged model in f32 and trace it; weights that `kind` (f32, f16) rounds are rounded before.
+def trace(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[], Probe]]:
+    """Load a merged model in f32 and trace it. The weights of the drawing are those of the model itself: what is asked
+    of it afterwards, it answers with the weights as they are then.
 
     Errors: ArchitectureError for what cannot be traced, or keeps another state than keys and values; DataError where
-    transformers cannot load the model; RecipeError where f16 would overflow.
+    transformers cannot load the model.
     """
     disable_progress_bar()
     with quiet(), torch.no_grad():
         model = _loaded(directory, family)
-        if kind == "f16":
-            _round(model)
-        shapes = _cache_shapes(model, family)
-        probe = _probe(model, context)
+        shapes, vocabulary = _cache_shapes(model, family)
         graph = _traced(model, family, shapes, directory / _FILE)
         weights = {f"model.{name}": value.detach().numpy() for name, value in model.state_dict().items()}
     used = {entry.name for entry in graph.graph.input}
-    vocabulary = probe.logits.shape[1]
     _state_outputs(graph, shapes, vocabulary)
     kept = {name: value for name, value in weights.items() if name in used}
     if odd := [name for name, value in kept.items() if value.dtype != np.float32]:
         raise _refused(family, f"its {odd[0]} holds other numbers than weights")
-    return Drawn(graph, kept, _sizes(model.config.get_text_config(), shapes, vocabulary, context)), probe
+    sizes = _sizes(model.config.get_text_config(), shapes, vocabulary, context)
+    return Drawn(graph, kept, sizes), partial(_probe, model, context)
 
 
 def check(graph: Path, probe: Probe, family: str) -> float:
     """The mean KLD (nats) of the written graph from transformers, all at once or in steps, whichever is larger.
 
+    Activations are in f32 for this, in products with codes too: so it is the graph that is compared and nothing else.
     Errors: ArchitectureError when it is not the same model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     count = len(probe.ids)
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        with _exact(graph) as exact:
+            session = onnxruntime.InferenceSession(exact, options, providers=["CPUExecutionProvider"])
         found = [_run(session, probe.ids, steps) for steps in ([count], [count - _STEPS - 4, 4, *[1] * _STEPS])]
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base of their own
         raise _refused(family, f"ONNX Runtime cannot run the traced graph: {_first_line(error)}") from None
@@ -116,6 +117,22 @@ def check(graph: Path, probe: Probe, family: str) -> float:
     if not divergence < MAX_KLD:
         raise _refused(family, f"the traced graph is not the model: mean KLD {divergence:.1e} in another step")
     return divergence
+
+
+@contextmanager
+def _exact(graph: Path) -> Iterator[Path]:
+    """The same graph with activations in f32, beside it for as long as it is looked at."""
+    path = graph.with_name(_EXACT_FILE)
+    model = onnx.load_model(graph, load_external_data=False)
+    for node in model.graph.node:
+        for entry in node.attribute:
+            if entry.name == "accuracy_level":
+                entry.i = _IN_F32
+    path.write_bytes(model.SerializeToString())
+    try:
+        yield path
+    finally:
+        path.unlink()
 
 
 def _loaded(directory: Path, family: str) -> Any:
@@ -142,18 +159,10 @@ def _experts(directory: Path) -> dict[str, str]:
     return {"experts_implementation": "batched_mm"} if "expert" in text else {}
 
 
-def _round(model: Any) -> None:
-    """Weights as 16 bits hold them."""
-    for name, weight in model.state_dict().items():
-        if type_of(weight.numpy(), "f16") == "f16":
-            if weight.abs().max() > F16_MAX:
-                raise RecipeError(f"{name} holds weights beyond {F16_MAX:.0f}, the largest f16", "Use -q f32")
-            weight.copy_(weight.half().float())
-
-
-def _cache_shapes(model: Any, family: str) -> list[tuple[int, int]]:
-    """(heads, head size) of each key and each value in turn."""
-    cache = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True).past_key_values
+def _cache_shapes(model: Any, family: str) -> tuple[list[tuple[int, int]], int]:
+    """(heads, head size) of each key and each value in turn; and the width of the logits."""
+    found = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    cache = found.past_key_values
     layers = getattr(cache, "layers", None) or [None]
     shapes = []
     for layer in layers:
@@ -161,7 +170,7 @@ def _cache_shapes(model: Any, family: str) -> list[tuple[int, int]]:
             if part is None or part.dim() != 4:
                 raise _refused(family, f"its {type(layer or cache).__name__} keeps another state than keys and values")
             shapes.append((part.shape[1], part.shape[3]))
-    return shapes
+    return shapes, found.logits.shape[-1]
 
 
 def _probe(model: Any, context: int) -> Probe:
@@ -170,7 +179,8 @@ def _probe(model: Any, context: int) -> Probe:
     window = getattr(config, "sliding_window", None) or 0
     count = min(context, max(_PROBE, window + _BEYOND if window <= _FAR else 0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
-    return Probe(ids, model(input_ids=torch.from_numpy(ids)[None]).logits[0].float().numpy())
+    with quiet(), torch.no_grad():
+        return Probe(ids, model(input_ids=torch.from_numpy(ids)[None]).logits[0].float().numpy())
 
 
 def _traced(model: Any, family: str, shapes: Sequence[tuple[int, int]], file: Path) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,19 @@ def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def arguments(config: Config, directory: Path) -> SFTConfig:
+class Arguments(SFTConfig):  # type: ignore[misc]
+    """SFTConfig whose `warmup_steps` is always a share of the steps."""
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """The first step of a warm-up has the learning rate 0; a training of one step therefore has none."""
+        return min(math.ceil(num_training_steps * float(self.warmup_steps)), num_training_steps - 1)
+
+
+def arguments(config: Config, directory: Path) -> Arguments:
     """Our options in TRL's names."""
     training = config.training
     on_gpu = torch.cuda.is_available()
-    return SFTConfig(
+    return Arguments(
         output_dir=str(directory),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
@@ -77,7 +86,7 @@ def arguments(config: Config, directory: Path) -> SFTConfig:
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
-        warmup_steps=training.warmup_ratio,  # below 1: a share of the steps
+        warmup_steps=training.warmup_ratio,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optimizer,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune.console import Progress
-from edgetune.runtime import Finish, Runtime, Sampling
+from edgetune.runtime import Completion, Finish, Runtime, Sampling
 
 Answer = Mapping[str, Any]
 """{"prompt": ids, "answer": ids, "stopped"}: what the trained model says, without the token at which it stopped."""
@@ -32,10 +32,15 @@ def follow(
     `stops` are those of training. A file that would rather go on where the trained model stops has lost precision; one
     that says the stop token and goes on all the same, or stops at a token in the middle of an answer, is broken.
     """
-    shares, fault = [], None
     usable = [entry for entry in answers if len(entry["prompt"]) + len(entry["answer"]) < runtime.context]
-    for done, entry in enumerate(usable, 1):
-        share, wrong = _follow_one(runtime, entry, stops)
+    early = [_stop_within(runtime, entry) for entry in usable]
+    asked = [entry for entry, token in zip(usable, early, strict=True) if token is None]
+    said = runtime.generate_rows(
+        [entry["prompt"] for entry in asked], Sampling(), [len(entry["answer"]) + 1 for entry in asked]
+    )
+    shares, fault = [], None
+    for done, (entry, token) in enumerate(zip(usable, early, strict=True), 1):
+        share, wrong = _compared(runtime, entry, next(said), stops) if token is None else _too_early(runtime, token)
         shares.append(share)
         fault = fault or wrong
         progress(done, len(usable))
@@ -44,18 +49,22 @@ def follow(
     return Agreement(len(shares), sum(shares) / len(shares), sum(share == 1 for share in shares)), fault
 
 
-def _follow_one(runtime: Runtime, entry: Answer, stops: Collection[int]) -> tuple[float, str | None]:
+def _stop_within(runtime: Runtime, entry: Answer) -> int | None:
+    return next((token for token in entry["answer"] if token in runtime.stop_tokens), None)
+
+
+def _too_early(runtime: Runtime, token: int) -> tuple[float, str]:
+    return 0.0, f"the file stops at {_named(runtime, token)}, which the trained model writes within an answer"
+
+
+def _compared(runtime: Runtime, entry: Answer, said: Completion, stops: Collection[int]) -> tuple[float, str | None]:
     wanted: list[int] = entry["answer"]
-    early = next((token for token in wanted if token in runtime.stop_tokens), None)
-    if early is not None:
-        return 0.0, f"the file stops at {_named(runtime, early)}, which the trained model writes within an answer"
-    generation = runtime.generate(entry["prompt"], Sampling(), len(wanted) + 1)
-    found = list(generation)
+    found = said.tokens
     pairs = enumerate(zip(wanted, found, strict=False))
     equal = next((place for place, (a, b) in pairs if a != b), min(len(wanted), len(found)))
     if equal < len(wanted):
         return equal / (len(wanted) + entry["stopped"]), None
-    if not entry["stopped"] or generation.finish is Finish.STOP:
+    if not entry["stopped"] or said.finish is Finish.STOP:
         return 1.0, None
     after = next(iter(found[len(wanted) :]), None)
     wrong = None if after is None or after not in stops else f"the file says {_named(runtime, after)} and goes on"

@@ -8,6 +8,7 @@ from typing import Any
 from edgetune.merged import MERGED
 from edgetune.run_directory import RunDirectory
 from edgetune_converters.adapters import Adapter
+from edgetune_converters.identity import changed_files
 from edgetune_converters.receipts import combined_hash
 
 _BASE_HASH = "edgetune.base.sha256"
@@ -25,11 +26,19 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
     found = []
     if metadata[_BASE_HASH] != combined_hash(run.manifest["base"]["files"]):
         found.append("the file was made from another base than this run")
-    if run.adapter.is_dir() and metadata.get("edgetune.adapter.sha256") != combined_hash(
-        Adapter(run.adapter).identity()
-    ):
-        found.append("the file was not made with this run's adapter; if you trained again, export again")
+    if run.adapter.is_dir():
+        now = Adapter(run.adapter).identity()
+        changed = changed_files(run.trained_adapter, now)
+        if changed:
+            found.append(f"the run's adapter is not the one that was trained: {', '.join(changed)} changed")
+        if metadata.get("edgetune.adapter.sha256") != combined_hash(now | _known(run, now)):
+            found.append("the file was not made with this run's adapter; if you trained again, export again")
     return found
+
+
+def _known(run: RunDirectory, files: Mapping[str, str]) -> dict[str, str]:
+    """What training said of these files."""
+    return {name: digest for name, digest in run.trained_adapter.items() if name in files}
 
 
 def merge_base(metadata: Mapping[str, Any]) -> str | None:

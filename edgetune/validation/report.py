@@ -16,6 +16,7 @@ from rich.text import Text
 import edgetune
 from edgetune.config import GateConfig
 from edgetune.run_directory import write_json
+from edgetune.sample_size import caution
 from edgetune.validation.blame import most_lost
 from edgetune.validation.contract import Contract
 from edgetune.validation.gate import Miss
@@ -48,6 +49,7 @@ def content(ladder: Ladder, files: Sequence[Rung], gate: GateConfig, misses: Seq
         "run": ladder.run.path.name,
         "reference": {
             "rows": len(ladder.rows), "tokens": len(ladder.rows.positions), "vocabulary": reference.vocab_size,
+            "caution": caution(len(ladder.rows), len(ladder.rows.positions)),
             "coding": reference.coding, "kld_is_lower_bound": reference.is_lower_bound, "info": reference.info,
         },
         "passed": not own,
@@ -116,6 +118,9 @@ def _remarks(ladder: Ladder) -> list[str]:
         f"{len(ladder.rows)} rows, {len(ladder.rows.positions)} tokens; KLD in nats per token ± standard error; "
         f"coding floor {_short(floor)}{bound}",
     ]
+    doubt = caution(len(ladder.rows), len(ladder.rows.positions))
+    if doubt:
+        lines.append(f"{doubt}; more of them: edgetune reference RUN --rows FILE")
     if ladder.trained.figures.recovery is None:
         lines.append("recovery is not defined: training gained nothing on these rows")
     lines += [f"{_name(rung)}: {_contract(rung.contract)}" for rung in ladder.files if rung.contract]

@@ -23,15 +23,19 @@ def score(runtime: Runtime, reference: Reference, rows: Rows, progress: Progress
     One block of logits exists at a time. RunDirectoryError when the reference is of another vocabulary.
     """
     check_vocabulary(runtime, reference)
-    found: list[Compared] = []
+    each = list(rows)
+    places = [where.start for _, _, where in each]
+    found: dict[int, Compared] = {}
     done = 0
-    for ids, positions, _ in rows:
-        for logits in in_cache(runtime.score(ids, positions)):
-            check_finite(runtime, logits, done)
-            found.append(reference.compare(done, logits, threads=1))
-            done += len(logits)
+    for row, block in runtime.score_rows([(ids, positions) for ids, positions, _ in each]):
+        for logits in in_cache([block]):
+            check_finite(runtime, logits, places[row])
+            found[places[row]] = reference.compare(places[row], logits, threads=1)
+            places[row] += len(logits)
+        done += len(block)
         progress(done, len(rows.positions))
-    return Scored(*(np.concatenate([getattr(part, name) for part in found]) for name in ("kld", "top", "nll")))
+    parts = [found[place] for place in sorted(found)]
+    return Scored(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("kld", "top", "nll")))
 
 
 def in_cache(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

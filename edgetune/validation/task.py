@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
     rows: Sequence[Row] = task["rows"]
     right = same = 0
     miss: dict[str, str] | None = None
-    for done, row in enumerate(rows, 1):
-        got = choose(runtime, row) if task["kind"] == CHOICE else answer(runtime, row["messages"], max_tokens)
+    given = (choose(runtime, row) for row in rows) if task["kind"] == CHOICE else answers(runtime, rows, max_tokens)
+    for done, (row, got) in enumerate(zip(rows, given, strict=True), 1):
         matches = answer_matches(task["kind"], row["expected"], got)
         right += matches
         same += got.strip() == row["trained"].strip()
@@ -71,8 +71,10 @@ def choose(runtime: Runtime, row: Row) -> str:
     return best(row["choices"], scores)
 
 
-def answer(runtime: Runtime, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
-    """The greedy answer to a conversation."""
+def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[str]:
+    """The greedy answer to each conversation."""
     assert runtime.chat_template is not None
-    prompt = runtime.tokenize(runtime.chat_template.render(messages, add_generation_prompt=True))
-    return runtime.detokenize(list(runtime.generate(prompt, Sampling(), max_tokens)))
+    texts = [runtime.chat_template.render(row["messages"], add_generation_prompt=True) for row in rows]
+    prompts = [runtime.tokenize(text) for text in texts]
+    for completion in runtime.generate_rows(prompts, Sampling(), [max_tokens] * len(prompts)):
+        yield runtime.detokenize(completion.tokens)

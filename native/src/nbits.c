@@ -6,8 +6,9 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { PIECE_ELEMENTS = 32 * 1024, LANES = ET_NBITS_LANES, MAX_BLOCK = ET_NBITS_MAX_BLOCK };
+enum { PIECE_ELEMENTS = 32 * 1024, BLOCKS = ET_NBITS_BLOCKS, MAX_BLOCK = ET_NBITS_MAX_BLOCK };
 
 static const struct et_nbits_kernels *nbits_kernels(void) {
 #ifdef __x86_64__
@@ -15,6 +16,10 @@ static const struct et_nbits_kernels *nbits_kernels(void) {
         return &et_nbits_avx512;
     if (et_isa_in_use == ET_AVX2)
         return &et_nbits_avx2;
+#endif
+#ifdef __aarch64__
+    if (et_isa_in_use == ET_NEON)
+        return &et_nbits_neon;
 #endif
     return &et_nbits_scalar;
 }
@@ -34,50 +39,46 @@ static size_t zero_row_bytes(const struct et_nbits_format *format, int64_t k_blo
 
 /* --- a tile ------------------------------------------------------------------------------------------------------- */
 
-/* A block as floats: where it lies, or widened into `buffer`. */
-static const float *block_floats(const struct et_nbits_quantize_job *job, int64_t offset, int64_t count,
-                                 float *buffer /* [count] */) {
-    if (job->dtype == ET_F32)
-        return (const float *)job->rows + offset;
-    et_widen(job->dtype, (const uint16_t *)job->rows + offset, buffer, count);
-    return buffer;
+/* What one thread works with: a tile, and for blocks that are short, or not there, whole ones filled up with zeros. */
+struct work {
+    struct et_nbits_tile tile;
+    _Alignas(64) float filled[BLOCKS][MAX_BLOCK]; /* of the job's element type */
+    uint8_t nowhere[MAX_BLOCK];
+};
+
+/* Block `block` of row `row`, counted through all rows as `index`. */
+struct place {
+    int64_t row, block, index;
+};
+
+static struct place next_block(struct place place, int64_t k_blocks) {
+    bool ends = place.block + 1 == k_blocks;
+    return (struct place){place.row + ends, ends ? 0 : place.block + 1, place.index + 1};
 }
 
-static bool all_finite(const float *x /* [count] */, int64_t count) {
-    int32_t wrong = 0;
-    for (int64_t i = 0; i < count; i++)
-        wrong |= !(fabsf(x[i]) <= FLT_MAX);
-    return !wrong;
+static void set_block(const struct et_nbits_quantize_job *job, struct work *work, int b, struct place place) {
+    size_t width = et_dtype_bytes(job->dtype);
+    int64_t size = job->format.block_size, begin = place.block * size;
+    int64_t count = weights_in_block(&job->format, job->k, place.block);
+    const char *values = (const char *)job->rows + (size_t)(place.row * job->k + begin) * width;
+    if (count < size) {
+        memset(work->filled[b], 0, (size_t)size * width);
+        memcpy(work->filled[b], values, (size_t)count * width);
+    }
+    work->tile.from[b] = count < size ? (const void *)work->filled[b] : values;
+    work->tile.to[b] = job->codes + place.index * (size * job->format.bits / 8);
+    if (!job->weights)
+        return;
+    for (int64_t i = 0; i < size; i++)
+        work->tile.w[i][b] = i < count ? job->weights[begin + i] : 0.0f;
 }
 
-static void fill_lane(float lanes[][LANES], int lane, const float *values /* [count] */, int64_t count, int size) {
-    for (int64_t i = 0; i < count; i++)
-        lanes[i][lane] = values[i];
-    for (int64_t i = count; i < size; i++)
-        lanes[i][lane] = 0.0f;
-}
-
-/* Lane `lane` = block `block` of row `row`; false if that holds a value that is not finite. */
-static bool load_block(const struct et_nbits_quantize_job *job, struct et_nbits_tile *tile, int lane, int64_t row,
-                       int64_t block) {
-    float buffer[MAX_BLOCK];
-    int size = job->format.block_size;
-    int64_t begin = block * size, count = weights_in_block(&job->format, job->k, block);
-    const float *values = block_floats(job, row * job->k + begin, count, buffer);
-    fill_lane(tile->x, lane, values, count, size);
-    if (job->weights)
-        fill_lane(tile->w, lane, job->weights + begin, count, size);
-    return all_finite(values, count);
-}
-
-static void store_codes(const struct et_nbits_tile *tile, int lane, const struct et_nbits_format *format,
-                        uint8_t *out) {
-    if (format->bits == 8)
-        for (int i = 0; i < format->block_size; i++)
-            out[i] = tile->codes[i][lane];
-    else
-        for (int i = 0; i < format->block_size; i += 2)
-            out[i / 2] = (uint8_t)(tile->codes[i][lane] | tile->codes[i + 1][lane] << 4);
+static void set_nothing(struct work *work, int b) {
+    memset(work->filled[b], 0, sizeof work->filled[b]);
+    work->tile.from[b] = work->filled[b];
+    work->tile.to[b] = work->nowhere;
+    for (int i = 0; i < MAX_BLOCK; i++)
+        work->tile.w[i][b] = 0.0f;
 }
 
 /* Blocks of a row are stored in ascending order, so the one in the low half comes first; a last high half without a
@@ -92,58 +93,54 @@ static void store_zero(uint8_t *row /* [zero_row_bytes] */, int64_t block, int b
 }
 
 /* False if the scale does not fit its type. */
-static bool store_block(const struct et_nbits_quantize_job *job, const struct et_nbits_tile *tile, int lane,
-                        int64_t row, int64_t block) {
+static bool store_scale(const struct et_nbits_quantize_job *job, float scale, float zero, struct place place) {
     const struct et_nbits_format *format = &job->format;
-    int64_t k_blocks = blocks_per_row(format, job->k), index = row * k_blocks + block;
-    float scale = tile->scale[lane];
     if (format->half_scales)
-        ((uint16_t *)job->scales)[index] = f16_of_float(scale);
+        ((uint16_t *)job->scales)[place.index] = f16_of_float(scale);
     else
-        ((float *)job->scales)[index] = scale;
-    store_codes(tile, lane, format, job->codes + index * (format->block_size * format->bits / 8));
-    if (!format->symmetric)
-        store_zero(job->zero_points + (size_t)row * zero_row_bytes(format, k_blocks), block, format->bits,
-                   (uint8_t)tile->zero[lane]);
+        ((float *)job->scales)[place.index] = scale;
+    if (!format->symmetric) {
+        size_t row_bytes = zero_row_bytes(format, blocks_per_row(format, job->k));
+        store_zero(job->zero_points + (size_t)place.row * row_bytes, place.block, format->bits, (uint8_t)zero);
+    }
     return fabsf(scale) <= FLT_MAX;
 }
 
-/* `count` <= LANES blocks of the rows as one sequence, from block `first` on; the lanes without one are zeros. */
-static enum et_status quantize_lanes(const struct et_nbits_quantize_job *job, struct et_nbits_tile *tile, int64_t first,
-                                     int count, int64_t *bad_row) {
-    int64_t k_blocks = blocks_per_row(&job->format, job->k);
-    int good = 0; /* blocks before the first that is not finite: the row of an earlier failure goes first */
-    while (good < count && load_block(job, tile, good, (first + good) / k_blocks, (first + good) % k_blocks))
-        good++;
-    for (int lane = good; lane < LANES; lane++) {
-        fill_lane(tile->x, lane, NULL, 0, job->format.block_size);
-        if (job->weights)
-            fill_lane(tile->w, lane, NULL, 0, job->format.block_size);
-    }
-    nbits_kernels()->quantize(tile, &job->format, job->weights != NULL, job->search);
-    for (int lane = 0; lane < good; lane++) {
-        *bad_row = (first + lane) / k_blocks;
-        if (!store_block(job, tile, lane, *bad_row, (first + lane) % k_blocks))
+/* `count` <= BLOCKS blocks from `*place` on, which moves behind them; at a failure, to the first bad block. */
+static enum et_status quantize_blocks(const struct et_nbits_quantize_job *job, struct work *work, int count,
+                                      struct place *place) {
+    const int64_t k_blocks = blocks_per_row(&job->format, job->k);
+    struct place each = *place;
+    for (int b = 0; b < count; b++, each = next_block(each, k_blocks))
+        set_block(job, work, b, each);
+    for (int b = count; b < BLOCKS; b++)
+        set_nothing(work, b);
+    nbits_kernels()->quantize(&work->tile, job->dtype, &job->format, job->weights != NULL, job->search);
+    for (int b = 0; b < count; b++, *place = next_block(*place, k_blocks)) {
+        if (work->tile.not_finite >> b & 1)
+            return ET_NOT_FINITE;
+        if (!store_scale(job, work->tile.scale[b], work->tile.zero[b], *place))
             return ET_SCALE_TOO_LARGE;
     }
-    *bad_row = (first + good) / k_blocks;
-    return good < count ? ET_NOT_FINITE : ET_OK;
+    return ET_OK;
 }
 
 /* --- rows --------------------------------------------------------------------------------------------------------- */
 
 static enum et_status quantize_rows(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
     const struct et_nbits_quantize_job *job = argument;
-    struct et_nbits_tile *tile = aligned_alloc(64, sizeof *tile); /* the size of each part is a multiple of 64 */
-    if (!tile)
+    struct work *work = aligned_alloc(64, sizeof *work);
+    if (!work)
         return ET_NO_MEMORY;
     int64_t k_blocks = blocks_per_row(&job->format, job->k);
+    struct place place = {begin, 0, begin * k_blocks};
     enum et_status status = ET_OK;
-    for (int64_t first = begin * k_blocks; first < end * k_blocks && status == ET_OK; first += LANES) {
-        int64_t left = end * k_blocks - first;
-        status = quantize_lanes(job, tile, first, left < LANES ? (int)left : LANES, bad_row);
+    while (place.row < end && status == ET_OK) {
+        int64_t left = end * k_blocks - place.index;
+        status = quantize_blocks(job, work, left < BLOCKS ? (int)left : BLOCKS, &place);
     }
-    free(tile);
+    *bad_row = place.row;
+    free(work);
     return status;
 }
 

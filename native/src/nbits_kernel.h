@@ -1,8 +1,10 @@
-/* Block quantization to 4 and 8 bits, sixteen blocks at a time, one per lane. Written once and compiled once per
- * instruction set: nbits_<isa>.c includes this file with its own flags. There are no intrinsics: the lanes are short
- * loops, without branches, that the compiler turns into vectors. Each lane does the same operations in the same order
- * everywhere (and nothing is contracted), so the bytes are the same on every instruction set.
+/* Block quantization to 4 and 8 bits, sixteen blocks at a time. Written once and compiled once per instruction set:
+ * nbits_<isa>.c includes this file after simd_<isa>.h, with its own flags. What takes the time of an export is written
+ * in vectors (nbits_lanes.h, nbits_search.h); what is here are short loops over the blocks, without branches, that the
+ * compiler turns into vectors. Each block sees the same operations in the same order everywhere (and nothing is
+ * contracted), so the bytes are the same on every instruction set.
  *
+ * The search here is that of 8 bits and of columns that count differently.
  * A code q stands for scale * (q - zero). With d = q - zero, t = x / scale and r = t - d the error of a block is
  * scale^2 sum w r^2. For given d the scale that minimises it is scale * (1 + delta), delta = sum w r d / sum w d^2, and
  * a scale off by any delta has the error scale^2 (sum w r^2 - 2 delta sum w r d + delta^2 sum w d^2). Working with the
@@ -12,16 +14,12 @@
 #define EDGETUNE_NBITS_KERNEL_H
 
 #include "half.h"
-#include "nbits_rows.h"
+#include "nbits_lanes.h"
+#include "nbits_search.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
-
-enum { LANES = ET_NBITS_LANES };
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: added and taken away it rounds |x| < 2^22 to a whole number, half to even */
 
 ALWAYS_INLINE float smaller(float a, float b) {
     return a < b ? a : b;
@@ -44,11 +42,11 @@ ALWAYS_INLINE float round_half_up(float x) {
 /* Scales as they will be stored. Below the smallest normal number the reciprocal could overflow, so there it is 0.
  * (Here and below, what is the same for all lanes is decided outside the loop: the compiler needs that for vectors.) */
 ALWAYS_INLINE void store_scales(const float *scale, bool half, float *stored) {
-    memcpy(stored, scale, LANES * sizeof *stored);
+    memcpy(stored, scale, BLOCKS * sizeof *stored);
     if (half)
-        for (int l = 0; l < LANES; l++)
+        for (int l = 0; l < BLOCKS; l++)
             stored[l] = round_f16(stored[l]);
-    for (int l = 0; l < LANES; l++)
+    for (int l = 0; l < BLOCKS; l++)
         stored[l] = fabsf(stored[l]) >= FLT_MIN ? stored[l] : 0.0f;
 }
 
@@ -61,45 +59,40 @@ struct range {
     bool symmetric, half;
 };
 
-/* Each [LANES]; what is known of a block before the search. */
+/* Each [BLOCKS]; what is known of a block before the search. */
 struct start {
-    float low[LANES], high[LANES]; /* the smallest and largest value, 0 included */
-    float exact[LANES];            /* the scale that takes them in, before it was rounded */
-    float scale[LANES], zero[LANES];
+    float low[BLOCKS], high[BLOCKS]; /* the smallest and largest value, 0 included */
+    float exact[BLOCKS];            /* the scale that takes them in, before it was rounded */
+    float scale[BLOCKS], zero[BLOCKS];
 };
-
-ALWAYS_INLINE void extremes(const struct et_nbits_tile *tile, int size, float *low, float *high) {
-    for (int l = 0; l < LANES; l++)
-        low[l] = high[l] = 0.0f;
-    for (int i = 0; i < size; i++)
-        for (int l = 0; l < LANES; l++) {
-            low[l] = smaller(tile->x[i][l], low[l]);
-            high[l] = larger(tile->x[i][l], high[l]);
-        }
-}
 
 /* As ONNX Runtime's own quantizer: symmetric, the value of largest size (of equals the negative one) becomes code 0, so
  * the scale has the opposite sign; otherwise the range from min(x, 0) to max(x, 0) is spread over all codes. The range
  * is halved first, which changes no bit and does not overflow. */
-ALWAYS_INLINE void take_in_all(const struct et_nbits_tile *tile, int size, struct range range, struct start *start) {
-    extremes(tile, size, start->low, start->high);
+ALWAYS_INLINE void take_in_all(struct range range, struct start *start) {
     const float *low = start->low, *high = start->high;
     float *exact = start->exact, *zero = start->zero;
     if (range.symmetric)
-        for (int l = 0; l < LANES; l++)
+        for (int l = 0; l < BLOCKS; l++)
             exact[l] = (high[l] > -low[l] ? high[l] : low[l]) / -range.middle;
     else
-        for (int l = 0; l < LANES; l++)
+        for (int l = 0; l < BLOCKS; l++)
             exact[l] = (high[l] * 0.5f - low[l] * 0.5f) / range.top * 2.0f;
     store_scales(exact, false, exact);
     store_scales(exact, range.half, start->scale);
-    for (int l = 0; l < LANES; l++) {
+    for (int l = 0; l < BLOCKS; l++) {
         float divisor = exact[l] != 0.0f ? exact[l] : 1.0f;
         zero[l] = round_half_up(clamp(0.0f - low[l] / divisor, 0.0f, range.top));
     }
     if (range.symmetric)
-        for (int l = 0; l < LANES; l++)
+        for (int l = 0; l < BLOCKS; l++)
             zero[l] = range.middle;
+}
+
+/* Steps of a value in the scale that takes in all; 0 where none is to be searched: no error is then a number. */
+ALWAYS_INLINE void units(const struct start *start, float *unit) {
+    for (int l = 0; l < BLOCKS; l++)
+        unit[l] = start->scale[l] != 0.0f ? 1.0f / start->exact[l] : 0.0f;
 }
 
 ALWAYS_INLINE float code_of(float x, float inverse, float zero, float top) {
@@ -107,16 +100,8 @@ ALWAYS_INLINE float code_of(float x, float inverse, float zero, float top) {
 }
 
 ALWAYS_INLINE void inverses(const float *scale, float *inverse) {
-    for (int l = 0; l < LANES; l++)
+    for (int l = 0; l < BLOCKS; l++)
         inverse[l] = scale[l] != 0.0f ? 1.0f / scale[l] : 0.0f;
-}
-
-ALWAYS_INLINE void encode(struct et_nbits_tile *tile, int size, float top) {
-    float inverse[LANES];
-    inverses(tile->scale, inverse);
-    for (int i = 0; i < size; i++)
-        for (int l = 0; l < LANES; l++)
-            tile->codes[i][l] = (uint8_t)(int32_t)code_of(tile->x[i][l], inverse[l], tile->zero[l], top);
 }
 
 /* --- the search --------------------------------------------------------------------------------------------------- */
@@ -141,19 +126,19 @@ enum { MOVES = 4 };
 static const float MOVE_ZERO[MOVES] = {-1.0f, 1.0f, 0.0f, 0.0f};
 static const float MOVE_SIGN[MOVES] = {-1.0f, 1.0f, 1.0f, 1.0f};
 
-struct sums { /* over a block, each [LANES]: of w r^2, w r d and w d^2 */
-    float rr[LANES], rd[LANES], dd[LANES];
+struct sums { /* over a block, each [BLOCKS]: of w r^2, w r d and w d^2 */
+    float rr[BLOCKS], rd[BLOCKS], dd[BLOCKS];
 };
 
 ALWAYS_INLINE void add_up(const struct et_nbits_tile *tile, int size, bool weighted, float top, const float *inverse,
                           const float *zero, struct sums *sums) {
-    float rr[LANES] = {0}, rd[LANES] = {0}, dd[LANES] = {0}, low[LANES], high[LANES];
-    for (int l = 0; l < LANES; l++) {
+    float rr[BLOCKS] = {0}, rd[BLOCKS] = {0}, dd[BLOCKS] = {0}, low[BLOCKS], high[BLOCKS];
+    for (int l = 0; l < BLOCKS; l++) {
         low[l] = -zero[l];
         high[l] = top - zero[l];
     }
     for (int i = 0; i < size; i++)
-        for (int l = 0; l < LANES; l++) {
+        for (int l = 0; l < BLOCKS; l++) {
             float t = tile->x[i][l] * inverse[l];
             float d = (clamp(t, low[l], high[l]) + ROUNDER) - ROUNDER;
             float r = t - d;
@@ -168,22 +153,22 @@ ALWAYS_INLINE void add_up(const struct et_nbits_tile *tile, int size, bool weigh
     memcpy(sums->dd, dd, sizeof dd);
 }
 
-/* The best so far, each [LANES]. Errors are in units of the square of start->exact, so that they neither overflow nor
+/* The best so far, each [BLOCKS]. Errors are in units of the square of start->exact, so that they neither overflow nor
  * vanish whatever the size of the values. */
 struct best {
-    float error[LANES], scale[LANES], zero[LANES];
+    float error[BLOCKS], scale[BLOCKS], zero[BLOCKS];
 };
 
 /* The best scale for the codes that 1 / inverse gives, and how far from that it is: 1 / inverse * (1 + delta). */
 ALWAYS_INLINE void fit(const struct sums *sums, bool half, const float *inverse, float *scale, float *delta) {
-    for (int l = 0; l < LANES; l++) {
+    for (int l = 0; l < BLOCKS; l++) {
         float divisor = sums->dd[l] > 0.0f ? sums->dd[l] : 1.0f;
         delta[l] = sums->rd[l] / divisor; /* without any d there is no rd either */
         float tried = 1.0f / inverse[l];
         scale[l] = tried + tried * delta[l];
     }
     if (half)
-        for (int l = 0; l < LANES; l++) {
+        for (int l = 0; l < BLOCKS; l++) {
             scale[l] = round_f16(scale[l]);
             delta[l] = scale[l] * inverse[l] - 1.0f;
         }
@@ -194,10 +179,10 @@ ALWAYS_INLINE void fit(const struct sums *sums, bool half, const float *inverse,
 ALWAYS_INLINE void try_scale(const struct et_nbits_tile *tile, int size, bool weighted, struct range range,
                              const float *unit, const float *inverse, const float *zero, struct best *best) {
     struct sums sums;
-    float scale[LANES], delta[LANES];
+    float scale[BLOCKS], delta[BLOCKS];
     add_up(tile, size, weighted, range.top, inverse, zero, &sums);
     fit(&sums, range.half, inverse, scale, delta);
-    for (int l = 0; l < LANES; l++) {
+    for (int l = 0; l < BLOCKS; l++) {
         float ratio = unit[l] / inverse[l];
         float change = delta[l] * delta[l] * sums.dd[l] - 2.0f * delta[l] * sums.rd[l];
         float error = ratio * ratio * (sums.rr[l] + change);
@@ -217,8 +202,8 @@ ALWAYS_INLINE void try_grid(const struct et_nbits_tile *tile, int size, bool wei
     for (int i = 0; i < grid.count; i++) {
         float more = grid.first + (float)i * grid.step, factor = (full + more) / full;
         float side = (float)(i % 3 - 1) * (more * 0.5f); /* in turn the block is clipped below, at both ends, above */
-        float inverse[LANES], zero[LANES];
-        for (int l = 0; l < LANES; l++) {
+        float inverse[BLOCKS], zero[BLOCKS];
+        for (int l = 0; l < BLOCKS; l++) {
             inverse[l] = unit[l] * factor;
             float centre = range.top * 0.5f - (start->high[l] * 0.5f + start->low[l] * 0.5f) * inverse[l];
             zero[l] = (clamp(centre + side, 0.0f, range.top) + ROUNDER) - ROUNDER;
@@ -230,9 +215,9 @@ ALWAYS_INLINE void try_grid(const struct et_nbits_tile *tile, int size, bool wei
 ALWAYS_INLINE void try_moves(const struct et_nbits_tile *tile, int size, bool weighted, struct range range,
                              const float *unit, struct best *best) {
     for (int i = 0; i < MOVES; i++) {
-        float inverse[LANES], zero[LANES];
+        float inverse[BLOCKS], zero[BLOCKS];
         float sign = range.symmetric ? MOVE_SIGN[i] : 1.0f, step = range.symmetric ? 0.0f : MOVE_ZERO[i];
-        for (int l = 0; l < LANES; l++) {
+        for (int l = 0; l < BLOCKS; l++) {
             inverse[l] = sign / best->scale[l];
             zero[l] = clamp(best->zero[l] + step, 0.0f, range.top);
         }
@@ -243,11 +228,11 @@ ALWAYS_INLINE void try_moves(const struct et_nbits_tile *tile, int size, bool we
 /* sum w (x - scale * d)^2 with the codes that encode will write, in double: here a verdict falls. */
 ALWAYS_INLINE void exact_error(const struct et_nbits_tile *tile, int size, bool weighted, float top, const float *scale,
                                const float *zero, double *error) {
-    float inverse[LANES];
+    float inverse[BLOCKS];
     inverses(scale, inverse);
-    double sum[LANES] = {0};
+    double sum[BLOCKS] = {0};
     for (int i = 0; i < size; i++)
-        for (int l = 0; l < LANES; l++) {
+        for (int l = 0; l < BLOCKS; l++) {
             float d = code_of(tile->x[i][l], inverse[l], zero[l], top) - zero[l];
             double r = (double)tile->x[i][l] - (double)scale[l] * (double)d;
             sum[l] += weighted ? (double)tile->w[i][l] * (r * r) : r * r;
@@ -257,39 +242,43 @@ ALWAYS_INLINE void exact_error(const struct et_nbits_tile *tile, int size, bool 
 
 /* The scale of the rule without search stays unless another is better. */
 ALWAYS_INLINE void search(struct et_nbits_tile *tile, int size, bool weighted, struct range range,
-                          const struct start *start) {
-    float unit[LANES];
+                          const struct start *start, const float *unit) {
     struct best best;
-    for (int l = 0; l < LANES; l++) {
-        unit[l] = start->scale[l] != 0.0f ? 1.0f / start->exact[l] : 0.0f; /* 0: no error is a number, none is taken */
+    for (int l = 0; l < BLOCKS; l++) {
         best.error[l] = INFINITY;
         best.scale[l] = start->scale[l];
         best.zero[l] = start->zero[l];
     }
     try_grid(tile, size, weighted, range, start, unit, &best);
     try_moves(tile, size, weighted, range, unit, &best);
-    double before[LANES], after[LANES];
+    double before[BLOCKS], after[BLOCKS];
     exact_error(tile, size, weighted, range.top, start->scale, start->zero, before);
     exact_error(tile, size, weighted, range.top, best.scale, best.zero, after);
-    for (int l = 0; l < LANES; l++) {
+    for (int l = 0; l < BLOCKS; l++) {
         tile->scale[l] = after[l] < before[l] ? best.scale[l] : start->scale[l];
         tile->zero[l] = after[l] < before[l] ? best.zero[l] : start->zero[l];
     }
 }
 
-static void quantize_tile(struct et_nbits_tile *tile, const struct et_nbits_format *format, bool weighted,
-                          bool with_search) {
+static void quantize_tile(struct et_nbits_tile *tile, enum et_dtype dtype, const struct et_nbits_format *format,
+                          bool weighted, bool with_search) {
     const float top = (float)((1 << format->bits) - 1), middle = (float)(1 << (format->bits - 1));
     const struct range range = {top, middle, format->symmetric, format->half_scales};
+    const int size = format->block_size;
     struct start start;
-    take_in_all(tile, format->block_size, range, &start);
+    load_tile(tile, dtype, size, start.low, start.high);
+    take_in_all(range, &start);
     memcpy(tile->scale, start.scale, sizeof tile->scale);
     memcpy(tile->zero, start.zero, sizeof tile->zero);
+    float unit[BLOCKS];
+    units(&start, unit);
     if (with_search && weighted)
-        search(tile, format->block_size, true, range, &start);
+        search(tile, size, true, range, &start, unit);
+    else if (with_search && format->bits == 8)
+        search(tile, size, false, range, &start, unit);
     else if (with_search)
-        search(tile, format->block_size, false, range, &start);
-    encode(tile, format->block_size, top);
+        search_integers(tile, format, start.low, start.high, unit);
+    encode(tile, size, format->bits);
 }
 
 /* --- back --------------------------------------------------------------------------------------------------------- */

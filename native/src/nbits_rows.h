@@ -4,20 +4,25 @@
 
 #include "edgetune.h"
 
-/* Sixteen blocks at once, one per lane, on every instruction set. */
-enum { ET_NBITS_LANES = 16, ET_NBITS_MAX_BLOCK = 256 };
+/* Sixteen blocks at once, on every instruction set. */
+enum { ET_NBITS_BLOCKS = 16, ET_NBITS_MAX_BLOCK = 256 };
 
 struct et_nbits_tile {
-    float x[ET_NBITS_MAX_BLOCK][ET_NBITS_LANES]; /* lane l holds block l; what a block lacks is 0 */
-    float w[ET_NBITS_MAX_BLOCK][ET_NBITS_LANES]; /* importance, below 1; 0 where a block lacks values; if weighted */
-    float scale[ET_NBITS_LANES];                 /* found: a number of the scale's type */
-    float zero[ET_NBITS_LANES];                  /* found: the zero point, a whole number */
-    uint8_t codes[ET_NBITS_MAX_BLOCK][ET_NBITS_LANES]; /* found: one code a byte, not yet packed */
+    const void *from[ET_NBITS_BLOCKS]; /* each [block_size] of the job's element type */
+    uint8_t *to[ET_NBITS_BLOCKS];      /* each [block_size * bits / 8]: the codes go here */
+    uint32_t not_finite; /* found: bit b: block b holds a NaN or an infinity, and what else is found means nothing */
+    float scale[ET_NBITS_BLOCKS]; /* found: a number of the scale's type */
+    float zero[ET_NBITS_BLOCKS];  /* found: the zero point, a whole number */
+    /* If weighted: importance, below 1; 0 where a block lacks values. */
+    _Alignas(64) float w[ET_NBITS_MAX_BLOCK][ET_NBITS_BLOCKS];
+    /* For the kernels alone: column b holds block b, and the same in 16 bits, two values a word. */
+    _Alignas(64) float x[ET_NBITS_MAX_BLOCK][ET_NBITS_BLOCKS];
+    _Alignas(64) int32_t pairs[ET_NBITS_MAX_BLOCK / 2][ET_NBITS_BLOCKS];
 };
 
 struct et_nbits_kernels {
-    /* Reads x and w, writes scale, zero and codes. */
-    void (*quantize)(struct et_nbits_tile *tile, const struct et_nbits_format *format, bool weighted, bool search);
+    void (*quantize)(struct et_nbits_tile *tile, enum et_dtype dtype, const struct et_nbits_format *format,
+                     bool weighted, bool search);
     /* One block of count <= block_size weights: out[i] = scale * (code i - zero). */
     void (*dequantize)(const uint8_t *codes, int bits, float scale, float zero, float *out, int64_t count);
 };
@@ -26,6 +31,9 @@ extern const struct et_nbits_kernels et_nbits_scalar;
 #ifdef __x86_64__
 extern const struct et_nbits_kernels et_nbits_avx2;
 extern const struct et_nbits_kernels et_nbits_avx512;
+#endif
+#ifdef __aarch64__
+extern const struct et_nbits_kernels et_nbits_neon;
 #endif
 
 #endif

@@ -54,6 +54,7 @@ static inline vm vm_not(vm a) { return _mm256_xor_ps(a, vm_all()); }
 static inline uint32_t vm_bits(vm a) { return (uint32_t)_mm256_movemask_ps(a); }
 
 static inline vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
 static inline vi vi_set(int32_t a) { return _mm256_set1_epi32(a); }
 static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
@@ -65,6 +66,10 @@ static inline vi vi_shl(vi a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si
 static inline vi vi_shr(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vm vi_eq(vi a, vi b) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)); }
 static inline vi vi_bits_of(vf a) { return _mm256_castps_si256(a); }
+static inline vi vi_halves_mul(vi a, vi b) { return _mm256_mulhrs_epi16(a, b); }
+static inline vi vi_halves_min(vi a, vi b) { return _mm256_min_epi16(a, b); }
+static inline vi vi_halves_max(vi a, vi b) { return _mm256_max_epi16(a, b); }
+static inline vi vi_halves_dot(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 static inline vf vf_of_vi(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vi vi_trunc(vf a) { return _mm256_cvttps_epi32(a); }
 

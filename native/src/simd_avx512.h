@@ -46,6 +46,7 @@ static inline vm vm_all(void) { return 0xffff; }
 static inline uint32_t vm_bits(vm a) { return a; }
 
 static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+static inline void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
 static inline vi vi_set(int32_t a) { return _mm512_set1_epi32(a); }
 static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
@@ -60,6 +61,10 @@ static inline vi vi_select(vm m, vi a, vi b) { return _mm512_mask_blend_epi32(m,
 static inline vf vf_of_vi(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi vi_trunc(vf a) { return _mm512_cvttps_epi32(a); }
 static inline vi vi_bits_of(vf a) { return _mm512_castps_si512(a); }
+static inline vi vi_halves_mul(vi a, vi b) { return _mm512_mulhrs_epi16(a, b); }
+static inline vi vi_halves_min(vi a, vi b) { return _mm512_min_epi16(a, b); }
+static inline vi vi_halves_max(vi a, vi b) { return _mm512_max_epi16(a, b); }
+static inline vi vi_halves_dot(vi a, vi b) { return _mm512_madd_epi16(a, b); }
 
 /* 16 x 16 in four steps: pairs and quads within 128 bits, then the 128-bit quarters. */
 static inline void transpose(const __m512i *in, __m512i *out) {

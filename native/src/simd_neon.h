@@ -45,6 +45,7 @@ static inline uint32_t vm_bits(vm a) {
 }
 
 static inline vi vi_load(const int32_t *p) { return vld1q_s32(p); }
+static inline void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
 static inline vi vi_set(int32_t a) { return vdupq_n_s32(a); }
 static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
@@ -61,6 +62,16 @@ static inline vi vi_select(vm m, vi a, vi b) { return vbslq_s32(m, a, b); }
 static inline vf vf_of_vi(vi a) { return vcvtq_f32_s32(a); }
 static inline vi vi_trunc(vf a) { return vcvtq_s32_f32(a); }
 static inline vi vi_bits_of(vf a) { return vreinterpretq_s32_f32(a); }
+
+#define HALVES vreinterpretq_s16_s32
+static inline vi vi_halves_mul(vi a, vi b) { return vreinterpretq_s32_s16(vqrdmulhq_s16(HALVES(a), HALVES(b))); }
+static inline vi vi_halves_min(vi a, vi b) { return vreinterpretq_s32_s16(vminq_s16(HALVES(a), HALVES(b))); }
+static inline vi vi_halves_max(vi a, vi b) { return vreinterpretq_s32_s16(vmaxq_s16(HALVES(a), HALVES(b))); }
+
+static inline vi vi_halves_dot(vi a, vi b) {
+    vi low = vmull_s16(vget_low_s16(HALVES(a)), vget_low_s16(HALVES(b)));
+    return vpaddq_s32(low, vmull_high_s16(HALVES(a), HALVES(b)));
+}
 
 static inline void vf_transpose(const vf *in, vf *out) {
     vf ab_low = vzip1q_f32(in[0], in[2]), ab_high = vzip2q_f32(in[0], in[2]);

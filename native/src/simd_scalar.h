@@ -45,6 +45,7 @@ static inline vm vm_all(void) { return true; }
 static inline uint32_t vm_bits(vm a) { return a; } /* bit l: lane l */
 
 static inline vi vi_load(const int32_t *p) { return (uint32_t)*p; }
+static inline void vi_store(int32_t *p, vi a) { *p = (int32_t)a; }
 static inline vi vi_set(int32_t a) { return (uint32_t)a; }
 static inline vi vi_add(vi a, vi b) { return a + b; }
 static inline vi vi_sub(vi a, vi b) { return a - b; }
@@ -58,6 +59,33 @@ static inline vm vi_eq(vi a, vi b) { return a == b; }
 static inline vi vi_select(vm m, vi a, vi b) { return m ? a : b; }
 static inline vf vf_of_vi(vi a) { return (float)(int32_t)a; } /* by value */
 static inline vi vi_trunc(vf a) { return (uint32_t)(int32_t)a; } /* towards zero; the caller knows that it fits */
+
+/* A word as two numbers of 16 bits, each by itself. */
+static inline int32_t vi_half(vi a, int n) { return (int16_t)(a >> 16 * n); }
+static inline vi vi_of_halves(int32_t low, int32_t high) { return ((uint32_t)low & 0xffff) | (uint32_t)high << 16; }
+
+/* a b / 2^15, half up; not both are -2^15. */
+static inline vi vi_halves_mul(vi a, vi b) {
+    int32_t low = vi_half(a, 0) * vi_half(b, 0) + (1 << 14), high = vi_half(a, 1) * vi_half(b, 1) + (1 << 14);
+    return vi_of_halves(low >> 15, high >> 15);
+}
+
+static inline vi vi_halves_min(vi a, vi b) {
+    int32_t low = vi_half(a, 0) < vi_half(b, 0) ? vi_half(a, 0) : vi_half(b, 0);
+    int32_t high = vi_half(a, 1) < vi_half(b, 1) ? vi_half(a, 1) : vi_half(b, 1);
+    return vi_of_halves(low, high);
+}
+
+static inline vi vi_halves_max(vi a, vi b) {
+    int32_t low = vi_half(a, 0) > vi_half(b, 0) ? vi_half(a, 0) : vi_half(b, 0);
+    int32_t high = vi_half(a, 1) > vi_half(b, 1) ? vi_half(a, 1) : vi_half(b, 1);
+    return vi_of_halves(low, high);
+}
+
+/* The sum of both products, of 32 bits. */
+static inline vi vi_halves_dot(vi a, vi b) {
+    return (uint32_t)(vi_half(a, 0) * vi_half(b, 0)) + (uint32_t)(vi_half(a, 1) * vi_half(b, 1));
+}
 
 static inline vi vi_bits_of(vf a) { /* by representation */
     vi b;

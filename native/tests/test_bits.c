@@ -246,7 +246,7 @@ static const void *rows_of(enum et_dtype dtype, int64_t k) {
     return dtype == ET_F32 ? (const void *)x : halves;
 }
 
-/* variant: element type, 4 or 8 bits, symmetric, f16 scales, block size */
+/* variant: element type, 4 or 8 bits, symmetric, f16 scales, importance, block size */
 static uint64_t digest_nbits(int variant, int threads) {
     static float w[MAX_K];
     static uint8_t codes[ROWS * MAX_K * 2], zeros[ROWS * MAX_K];
@@ -258,7 +258,7 @@ static uint64_t digest_nbits(int variant, int threads) {
     size_t scale_bytes = ROWS * k_blocks * (format.half_scales ? 2 : 4);
     struct et_nbits_quantize_job job = {.format = format, .dtype = dtype, .rows = rows_of(dtype, k), .codes = codes,
                                         .scales = scales, .zero_points = format.symmetric ? NULL : zeros, .n = ROWS,
-                                        .k = k, .search = true, .weights = variant & 1 ? w : NULL};
+                                        .k = k, .search = true, .weights = variant & 8 ? w : NULL};
     state = 9;
     for (int64_t i = 0; i < k; i++)
         w[i] = fabsf(uniform());

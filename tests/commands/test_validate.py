@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def test_the_table_and_the_report(run_directory: Path, copy: Path) -> None:
     assert result.returncode == 0, result.stderr
     table = result.stdout.decode()
     assert max(map(len, table.splitlines())) <= 100
-    for word in ("base", "trained", "tiny", "recovery", "1.0000", "100.0%", "contract holds", "coding floor"):
+    for word in (
+        "base", "trained", "tiny", "recovery", "1.0000", "100.0%", "contract holds", "coding floor", "a small sample"
+    ):  # fmt: skip
         assert word in table
     assert result.stderr == b""
     report = report_of(copy)
@@ -87,6 +90,57 @@ def test_bad_files_are_one_sentence_and_leave_no_report(run_directory: Path, bad
     assert result.returncode == 1
     assert "bad.gguf" in sentence(result).replace("\n", "")
     assert not list(bad.parent.glob("*.json"))
+
+
+def write_adapter(path: Path) -> Path:
+    """What makes a GGUF file an adapter."""
+    header = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+    key, value = b"general.type", b"adapter"
+    text = struct.pack(f"<Q{len(key)}sIQ{len(value)}s", len(key), key, 8, len(value), value)
+    path.write_bytes(header + text + bytes(-len(header + text) % 32))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a-lora.gguf", "merged", "artifacts", "run"])
+def test_what_is_no_model_is_said_to_be_what_it_is(file: Path, tmp_path: Path, name: str) -> None:
+    """By `run` as by all others, with what could be meant."""
+    folder = tmp_path / "run/artifacts"
+    folder.mkdir(parents=True)
+    (folder / "merged").mkdir()
+    (folder / "merged/model.safetensors").write_bytes(b"")
+    write_adapter(folder / "a-lora.gguf")
+    shutil.copy(file, folder / "tiny.gguf")
+    path = {"run": tmp_path / "run", "artifacts": folder}.get(name, folder / name)
+    said = " ".join(sentence(edgetune("run", path, "-p", "x")).split())
+    words = {"a-lora.gguf": "holds an adapter alone", "merged": "is a model directory for transformers"}
+    assert words.get(name, f"for instance {folder / 'tiny.gguf'}") in said
+
+
+def test_what_lies_beside_artifacts_is_skipped_and_said(run_directory: Path, file: Path, tmp_path: Path) -> None:
+    """What a shell makes of `artifacts/*` after an export with everything and a validation."""
+    copy = Path(shutil.copy(file, tmp_path / "tiny.gguf"))
+    for name in ("tiny.gguf.receipt.json", "tiny.gguf.validation.json", "tiny.Modelfile", "README.md", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    write_adapter(tmp_path / "tiny-lora.gguf")
+    (tmp_path / "tiny-merged").mkdir()
+    (tmp_path / "tiny-merged/model.safetensors").write_bytes(b"")
+    result = edgetune("validate", run_directory, *sorted(tmp_path.iterdir()), "--no-task")
+    assert result.returncode == 0, result.stderr
+    said = result.stderr.decode()
+    assert said.count("\n") == 1
+    for words in (
+        "receipts (tiny.gguf.receipt.json)", "reports (tiny.gguf.validation.json)", "Modelfiles (tiny.Modelfile)",
+        "model cards (README.md)", "adapters (tiny-lora.gguf)", "merged safetensors directories (tiny-merged)",
+        "other files (notes.txt)",
+    ):  # fmt: skip
+        assert words in said
+    assert [rung["name"] for rung in report_of(copy)["rungs"]] == ["base", "trained", "tiny.gguf"]  # type: ignore[attr-defined]
+
+
+def test_what_may_be_a_damaged_model_is_not_skipped(run_directory: Path, file: Path, bad: Path) -> None:
+    result = edgetune("validate", run_directory, file, bad, "--no-task")
+    assert result.returncode == 1
+    assert "bad.gguf" in sentence(result).replace("\n", "")
 
 
 @pytest.mark.parametrize(

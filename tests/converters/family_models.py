@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -414,11 +414,19 @@ class _TableGelu(torch.nn.Module):  # type: ignore[misc]
         return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, found))
 
 
-def reference(name: str, directory: Path, *, table_gelu: bool = False) -> NDArray[np.float32]:
-    """transformers' logits in f32; with `table_gelu` its activation is as coarse as llama.cpp's."""
+def reference(
+    name: str, directory: Path, weights: Mapping[str, NDArray[Any]] | None = None, *, table_gelu: bool = False
+) -> NDArray[np.float32]:
+    """transformers' logits in f32; `weights` replace its own (filled up at the ends of their rows).
+
+    With `table_gelu` its activation is as coarse as llama.cpp's.
+    """
     saved = _as_saved(directory) if _as_saved(directory).exists() else directory
     kind = _auto(transformers.AutoConfig.from_pretrained(saved))
     model = kind.from_pretrained(saved, dtype=torch.float32, attn_implementation="eager")
+    state = model.state_dict()
+    for key, values in (weights or {}).items():
+        state[key].copy_(torch.from_numpy(values[..., : state[key].shape[-1]].copy()))
     if table_gelu:
         for module in list(model.modules()):
             for child, activation in list(module.named_children()):

@@ -37,6 +37,16 @@ _SCALED: dict[str, dict[str, Any]] = {
 # where two tokens of a random model happen to be equally good to six digits
 SEEDS = {("Gemma 3 (text)", "untied"): 2, ("GPT-2", "untied"): 1, ("MPT", "untied"): 1, ("StarCoder 2", "linear"): 1}
 
+_OWN_ROPE = "the configuration of Phi-3 takes longrope alone"
+_NO_BIASES = "its attention has no biases"
+# models that transformers does not have, with the reason; every other failure to build one is a fault of the settings
+ABSENT: dict[tuple[str, str], str] = {
+    **{("Phi-3 and Phi-4", option): _OWN_ROPE for option in ("linear", "yarn", "llama3")},
+    **{(family, "biases"): _NO_BIASES for family in (
+        "Mistral", "EXAONE 4", "Phi-3 and Phi-4", "Mixtral", "Falcon", "MPT", "LFM2"
+    )},
+}  # fmt: skip
+
 
 def tried() -> Iterator[tuple[str, str]]:
     """Family and option, wherever the option means anything."""

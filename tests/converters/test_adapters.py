@@ -15,7 +15,7 @@ from edgetune_converters.adapters import Adapter
 from edgetune_converters.errors import AdapterError
 from tests.converters.test_checkpoint import safetensors
 
-TARGETS = {"m.q.weight": (6, 4), "m.v.weight": (3, 4), "m.v.bias": (3,), "e.weight": (10, 4)}
+TARGETS = {"m.q.weight": (6, 4), "m.r.weight": (6, 4), "m.v.weight": (3, 4), "m.v.bias": (3,), "e.weight": (10, 4)}
 _CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8}
 _RANDOM = np.random.default_rng(0)
 A = _RANDOM.normal(size=(2, 4)).astype(np.float32)
@@ -106,8 +106,10 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
         ({"m.q.lora_B.weight": B}, "m.q has no lora_A"),
         (pair("m.q", A[:, :3]), r"A \[2, 3\] and B \[6, 2\] do not fit \[6, 4\] at rank 2"),
         (pair("m.q", A[:1], B[:, :1]), "at rank 2"),
-        (pair("m.q", A, B * 0), "change nothing: their product is zero"),
-        (pair("m.q", A * 0, B), "change nothing"),
+        (pair("m.q", A, B * 0) | pair("m.r"), "m.q.lora_B.weight change nothing: their product is zero"),
+        (pair("m.q", A * 0, B) | pair("m.r"), "change nothing"),
+        (pair("m.q", A, B * 0), "is all zero: training has changed nothing"),
+        (pair("m.q", A, B * 0) | pair("m.r", A * 0, B), "^the adapter .* is all zero: .* would be the base"),
         (pair("m.q", A * np.nan, B), "hold NaN or infinity"),
         (pair("m.q", A, B * np.inf), "hold NaN or infinity"),
         (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is not a tensor of a LoRA adapter"),

@@ -81,10 +81,10 @@ _SNIPPETS = st.sampled_from(
 )
 # what the tokenizers have long tokens for
 _WORDS = st.sampled_from(sorted({word for text in corpus.TEXTS for word in text.split(" ") if word}))
-# a lone surrogate is no text: the tokenizers library refuses it before anything is compared
-_TEXT = st.lists(
-    _SPACES | _SCRIPTS | _WORDS | _SNIPPETS | st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=6
-).map("".join)
+# A lone surrogate is no text: the tokenizers library refuses it before anything is compared. Of characters that this
+# Python does not know, some are letters to the tokenizers library (Unicode 16) and not yet to llama.cpp (15.1).
+_CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"])
+_TEXT = st.lists(_SPACES | _SCRIPTS | _WORDS | _SNIPPETS | st.text(_CHARACTERS, max_size=30), max_size=6).map("".join)
 
 
 @cache

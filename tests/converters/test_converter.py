@@ -118,7 +118,10 @@ def _any(ours: Any, theirs: Any) -> bool:
 
 DIFFERENCES: tuple[tuple[str, str, str, Rule], ...] = (
     ("general.name", "*", "the directory's name as it is, theirs with capitals", _any),
-    ("general.*", "*", "size_label, basename, version: guessed from the name, for file names of the hub", _only_theirs),
+    ("general.basename", "*", "guessed from the name, for file names of the hub", _only_theirs),
+    ("general.size_label", "gemma3*", "with the rows of the embedding that have no token", lambda ours, _: bool(ours)),
+    ("general.finetune", "*", "the same", _only_theirs),
+    ("general.version", "*", "the same", _only_theirs),
     ("general.file_type", "*", "which the converter leaves out of GPT-NeoX and MPT", _only_ours),
     ("edgetune.*", "*", "the proof", _only_ours),
     # what llama.cpp assumes where a file says nothing, said

@@ -89,6 +89,36 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     print(f"{outcomes.count(False)} of {len(outcomes)} killed, {len(seen)} different sets of files seen")
 
 
+# Ctrl-C at the first rename of an output to its final name
+_INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from edgetune_converters.export import export
+rename, out = Path.replace, Path(sys.argv[2])
+def interrupted(self, target):
+    result = rename(self, target)
+    if Path(target).name == "a.gguf":
+        os.kill(os.getpid(), signal.SIGINT)
+    return result
+Path.replace = interrupted
+outputs = {"q8_0": out / "a.gguf", "q4_0": out / "b.gguf"}
+try:
+    export(Path(sys.argv[1]), outputs, onnx={"int4": out / "o"}, threads=1, published=lambda receipt: receipt.write())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_between_renames_leaves_receipts(tmp_path: Path) -> None:
+    base, out = tiny.base("llama", tmp_path / "base"), tmp_path / "out"
+    program = [sys.executable, "-c", _INTERRUPTED, str(base), str(out)]
+    assert subprocess.run(program, check=False).returncode == 130
+    made = {"a.gguf", "b.gguf", "o"}
+    assert {path.name for path in out.iterdir()} == made | {f"{name}.receipt.json" for name in made}
+    for name in made:
+        Receipt.read(out / name).check()
+
+
 # what the process does last: nothing after this call of the module `os` happens
 _LAST = """
 import os, signal, sys

@@ -16,7 +16,7 @@ from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.export import export
 from edgetune_converters.overrides import overrides_of
-from tests.converters import family_models, tiny
+from tests.converters import family_models, runtime, tiny
 
 torch: Any = pytest.importorskip("torch")
 mxfp4: Any = pytest.importorskip("transformers.integrations.mxfp4")
@@ -27,8 +27,12 @@ _NAME = "model.layers.1.mlp.experts.gate_up_proj"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint in MXFP4 with any codes, and the same as transformers decodes it."""
-    plain = family_models.base("gpt-oss", tmp_path_factory.mktemp("plain") / "base", **_SIZES)
+    return make_pair(tmp_path_factory.mktemp("plain") / "base", **_SIZES)
+
+
+def make_pair(plain: Path, **sizes: Any) -> tuple[Path, Path]:
+    """A checkpoint in MXFP4 with any codes, and before it the same as transformers decodes it."""
+    family_models.base("gpt-oss", plain, **sizes)
     packed = plain.with_name("packed")
     packed.mkdir()
     tensors = load_file(plain / "model.safetensors")
@@ -77,6 +81,25 @@ def test_an_adapter_beside_the_experts(pair: tuple[Path, Path], tmp_path: Path) 
         export(base, {"f32": tmp_path / f"{name}.gguf"}, adapter=adapter)
     one, other = gguf.read(tmp_path / "plain.gguf"), gguf.read(tmp_path / "packed.gguf")
     assert all(np.array_equal(one.tensor(entry.name), other.tensor(entry.name)) for entry in one.tensors)
+
+
+@pytest.mark.parametrize("width", [96, 64])  # 64: down_proj is square, as in the published models
+@pytest.mark.parametrize("patterns", [{}, {"rank_pattern": {"mlp.experts.down_proj": 2}, "alpha_pattern": {".*": 7}}])
+def test_an_adapter_on_the_experts(width: int, patterns: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT trains them as transformers decodes them, transposed; the published tensors are not."""
+    bases = make_pair(tmp_path / "base", **_SIZES | {"intermediate_size": width})
+    experts: dict[str, Any] = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    adapter = tiny.adapter(bases[0], tmp_path / "adapter", target_modules=["q_proj"], **experts, **patterns)
+    for base, name in zip(bases, ("plain", "packed"), strict=True):
+        export(base, {"f32": tmp_path / f"{name}.gguf"}, adapter=adapter)
+    one, other = gguf.read(tmp_path / "plain.gguf"), gguf.read(tmp_path / "packed.gguf")
+    for entry in one.tensors:  # products of transposed factors may be added up in another order
+        wanted, found = (file.tensor(entry.name).view(np.float32) for file in (one, other))
+        assert np.allclose(found, wanted, rtol=1e-5, atol=1e-6), entry.name
+    ids = tiny.random_ids(64)
+    found = runtime.logits(tmp_path / "packed.gguf", ids)
+    kld, _ = tiny.divergence(tiny.torch_logits(bases[0], adapter, ids), found)
+    assert kld < 1e-5
 
 
 @pytest.mark.parametrize(

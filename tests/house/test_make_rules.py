@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from edgetune.errors import ConfigError
 
 STAND_IN = """#!/bin/sh
 echo "$*" >> calls
+test ! -e "$1-refuses" || exit 2
 case $1 in
-  train) mkdir -p "$4"; echo '{}' > "$4/run.json" ;;
+  train) mkdir -p "$4/reference"; echo '{}' > "$4/run.json"; echo '{}' > "$4/reference/reference.json" ;;
   merge-export) mkdir -p "$2/artifacts"; for name in $MAKES; do echo made > "$2/artifacts/$name"; done ;;
   validate) echo '{}' > "$5"; test ! -e gate-fails ;;
 esac
@@ -34,6 +36,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "base/generation_config.json").write_text("{}")
     (tmp_path / "base/model.safetensors").write_text("")
     (tmp_path / "my data.jsonl").write_text("{}\n")
     (tmp_path / "config.yaml").write_text(CONFIG)
@@ -74,7 +77,9 @@ def test_everything_is_made_once(project: Path) -> None:
         ("my data.jsonl", ALL),
         ("config.yaml", ALL),
         ("base/model.safetensors", ALL),
+        ("base/generation_config.json", ALL),  # the run holds a copy
         ("runs/demo/run.json", ALL[1:]),
+        ("runs/demo/reference/reference.json", ALL[2:]),  # as `edgetune reference` does
         ("runs/demo/artifacts/demo-q8_0.gguf", ["validate"]),
     ],
 )
@@ -91,6 +96,20 @@ def test_a_failed_gate_leaves_no_report(project: Path) -> None:
     assert not list(project.rglob("*.validation.json"))
     (project / "gate-fails").unlink()
     assert make(project) == (0, ["validate", "validate"])
+
+
+@pytest.mark.parametrize(("verb", "touched"), [("train", "config.yaml"), ("merge-export", "runs/demo/run.json")])
+def test_a_refusal_leaves_what_was_made(project: Path, verb: str, touched: str) -> None:
+    """A configuration that is wrong is refused before anything is changed; make must not remove what it had made."""
+    assert make(project)[0] == 0
+    made = sorted(project.rglob("runs/**/*"))
+    touch_later(project / touched)
+    (project / f"{verb}-refuses").touch()
+    code, verbs = make(project)
+    assert (code, verbs) == (2, [verb])
+    assert sorted(project.rglob("runs/**/*")) == made
+    (project / f"{verb}-refuses").unlink()
+    assert make(project) == (0, ALL[ALL.index(verb) :])
 
 
 def _again_with(project: Path, monkeypatch: pytest.MonkeyPatch, export: str, makes: str) -> None:
@@ -111,6 +130,14 @@ def test_every_format_is_made_and_models_are_validated(project: Path, monkeypatc
     assert reports == [f"demo-{name}.validation.json" for name in ("bf16.gguf", "int4-onnx", "q8_0.gguf")]
     (project / "runs/demo/artifacts/demo-lora-bf16.gguf").unlink()
     assert make(project) == (0, ["merge-export", "validate", "validate", "validate"])
+
+
+def test_an_export_that_is_tuned_on_the_reference_depends_on_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = "{formats: [onnx], types: [int4], tune: true}"
+    _again_with(project, monkeypatch, settings, "demo-int4-onnx.receipt.json")
+    assert make(project) == (0, ["train", "merge-export", "validate"])
+    touch_later(project / "runs/demo/reference/reference.json")
+    assert make(project) == (0, ["merge-export", "validate"])
 
 
 def test_a_model_in_parts_is_validated_through_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +168,40 @@ def test_types_that_no_format_has_are_told_before_training(project: Path) -> Non
     path.write_text(CONFIG.replace("{types", "{formats: [safetensors], types"))
     with pytest.raises(ConfigError, match="q4_k_m is a type of gguf, not of safetensors"):
         make_rules(path, load_config(path))
+    path.write_text(CONFIG.replace("q4_k_m", "int4"))
+    with pytest.raises(ConfigError, match="int4 is a type of onnx, not of gguf") as caught:
+        make_rules(path, load_config(path))
+    assert "Add onnx to the formats" in str(caught.value.hint)
+
+
+def test_formats_without_types_have_their_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _again_with(project, monkeypatch, "{formats: [onnx]}", "demo-int4-onnx.receipt.json")
+    assert make(project) == (0, ["train", "merge-export", "validate"])
+    assert "merge-export runs/demo --format onnx --overwrite" in (project / "calls").read_text()
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def _shown(page: str, language: str) -> str:
+    """The first example in a language on a page of the documentation."""
+    return (ROOT / page).read_text(encoding="utf-8").split(f"```{language}\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pipelines.md"])
+def test_the_makefile_that_is_shown_fits_the_configuration_that_is_shown(project: Path, page: str) -> None:
+    path = project / "config.yaml"
+    path.write_text("base: [\n")
+    (project / "Makefile").write_text(_shown(page, "make"))
+    command = ["make", "release", f"EDGETUNE={sys.executable} -m edgetune"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "error:" in refused.stderr
+    assert not Path(".edgetune.mk").exists()  # an empty one would be the rules of the next call
+    path.write_text(_shown("README.md", "yaml"))
+    planned = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    assert "validate runs/assistant runs/assistant/artifacts/assistant-q8_0.gguf" in planned.stdout
 
 
 @pytest.mark.parametrize("name", ["a b.txt", "50%.txt", "a#b", "c:d", "$x", "it's"])

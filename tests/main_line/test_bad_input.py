@@ -163,7 +163,7 @@ def test_merge_export(
     [
         ([], 2, ("nothing to export was named",)),
         (["no-such-run"], 1, ("no run directory no-such-run",)),
-        (["--base", str(SAMPLE / "base"), "-q", "q9_x"], 1, ("q9_x", "q4_k_m")),
+        (["--base", str(SAMPLE / "base"), "-q", "q9_x"], 2, ("q9_x", "q4_k_m")),
         (["--base", str(SAMPLE / "base"), "-q", ","], 2, ("-q names no type",)),
         (["--base", str(SAMPLE / "base"), "-q", "q8_0,f16", "-o", "x.gguf"], 2, ("one file", "folder")),
         (["--base", str(SAMPLE / "base"), "--adapter", "no-such-adapter"], 1, ("no-such-adapter",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,28 @@ def test_another_base_is_refused(run_directory: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_an_adapter_with_a_flipped_bit_is_refused(run_directory: Path, artifact: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run_directory, damaged, ignore=shutil.ignore_patterns("artifacts", "checkpoints"))
+    weights = damaged / "adapter/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 1
+    weights.write_bytes(content)
+    result = edgetune("merge-export", damaged, "-q", "q8_0,q4_k_m", "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert "is not the adapter that was trained: adapter_model.safetensors differs" in result.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    checked = edgetune("validate", damaged, artifact, "--no-task")
+    assert checked.returncode == 3
+    assert "the run's adapter is not the one that was trained" in checked.stderr
+    assert "not made with this run's adapter" not in checked.stderr  # it was, before that
+
+    manifest = json.loads((damaged / "run.json").read_text(encoding="utf-8"))
+    del manifest["stages"]["train"]["adapter"]  # as older versions wrote it
+    (damaged / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert edgetune("merge-export", damaged, "-q", "q8_0", "-o", tmp_path / "old.gguf").returncode == 0
+
+
 def test_an_existing_file_is_not_overwritten_by_accident(run_directory: Path, artifact: Path) -> None:
     before = artifact.read_bytes()
     result = edgetune("merge-export", run_directory, "-q", "q4_k_m")
@@ -158,6 +181,13 @@ def test_stopping_training_leaves_an_unfinished_run_that_goes_on(tmp_path: Path)
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    before = metrics.read_text(encoding="utf-8")
+    for again in ([*arguments, "--resume"], [*arguments, "--overwrite"], ["merge-export", path, "-o", path / "x.gguf"]):
+        second = edgetune(*again)
+        assert second.returncode == 1
+        assert f"a training (pid {process.pid}) is writing in {path}" in " ".join(second.stderr.split())
+    assert process.poll() is None
+    assert metrics.read_text(encoding="utf-8").startswith(before)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

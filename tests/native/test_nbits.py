@@ -268,6 +268,10 @@ def test_search_gains(bits: int, block_size: int, symmetric: bool, weighted: boo
     assert relative_error("gauss", bits, block_size, symmetric, weighted) < limit
 
 
+# each with a search of its own: integers, either kind of zero point; with importance; 8 bits
+FORMATS = ((4, 32, True, False), (4, 64, False, False), (4, 16, False, True), (8, 128, False, False))
+
+
 @pytest.mark.parametrize("search", [True, False])
 @pytest.mark.parametrize(
     ("kind", "half"), [(kind, half) for kind in KINDS for half in (False, True) if kind != "large" or not half]
@@ -276,7 +280,7 @@ def test_instruction_sets_threads_and_twin_give_the_same_bytes(
     compiled: Face, isas: tuple[str, ...], kind: str, half: bool, search: bool
 ) -> None:
     twin = Face(_twin)
-    for bits, block_size, symmetric, weighted in ((4, 32, True, False), (4, 16, False, True), (8, 128, False, False)):
+    for bits, block_size, symmetric, weighted in FORMATS:
         rows = rows_of(kind, 37, 301, 3)
         if half:
             rows = rows.clip(-1e5, 1e5)

@@ -38,6 +38,12 @@ def material(*files: Measured) -> Material:
     return Material("run", {}, [], [], list(files))
 
 
+def test_the_verdict_says_that_a_sample_is_small() -> None:
+    assert (
+        "2 held-out rows with 9 scored tokens are a small sample" in verdict.judge(material(measured("a", 1, 1))).basis
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -25,7 +25,7 @@ def test_blocks_are_bounded_whatever_is_asked(file: Path, monkeypatch: pytest.Mo
     with load(file) as runtime:
         whole = scored(runtime, ids, positions)
     monkeypatch.setattr(implementation, "_OUTPUT_BYTES", 7 * 4 * runtime.vocabulary_size)
-    monkeypatch.setattr(implementation, "_BATCH", 64)
+    monkeypatch.setattr(implementation, "BATCH", 64)
     with load(file) as bounded:
         blocks = [block.copy() for block in bounded.score(np.array(ids, np.int32), np.array(positions))]
     assert {len(block) for block in blocks} <= {7, 3}

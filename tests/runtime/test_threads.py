@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,52 @@ def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_small_model_runs_on_one(hyper_threaded: Path) -> None:
     assert threads.default_threads(1 << 20) == 1
     assert threads.default_threads(1 << 30) == 3
+
+
+class Clock:
+    """A machine of four cores in hundredths of seconds, of which `others` are at work."""
+
+    def __init__(self, statistics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.statistics, self.now, self.own, self.others = statistics, 0.0, 0.0, 0.0
+        self._worked = 100.0
+        monkeypatch.setattr(threads, "_STATISTICS", statistics)
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(os, "sysconf", lambda _: 100)
+        monkeypatch.setattr(os, "times", lambda: os.times_result((self.own / 2, self.own / 2, 9.0, 9.0, 9.0)))
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.pass_)
+        self.pass_(0)
+
+    def pass_(self, seconds: float) -> None:
+        """We work on one core all the time."""
+        self.now += seconds
+        self.own += seconds
+        self._worked += seconds * (1 + self.others)
+        ticks = round(100 * self._worked)
+        self.statistics.write_text(f"cpu  {ticks - 30} 10 10 7777 888 4 3 3 555 66\ncpu0 1 2 3 4 5 6 7 0 0 0\n")
+
+
+@pytest.mark.parametrize(
+    ("others", "leaves"),
+    [(0.0, True), (0.2, True), (1.0, True), (2.0, True), (2.2, True), (2.5, False), (3.0, False), (4.0, False)],
+)
+@pytest.mark.parametrize("passed", [0.0, 0.05, 2.0])
+def test_two_threads_of_four_cores_are_left_when_others_use_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, leaves: bool, passed: float
+) -> None:
+    clock = Clock(tmp_path / "stat", monkeypatch)
+    before = threads.ProcessorTime.now()
+    clock.others = others
+    clock.pass_(passed)
+    assert before.leaves(2) is leaves
+    assert clock.now == max(passed, 0.1), "a model is not kept waiting for longer"
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu 1 2", "cpu a b c d e f g"])
+def test_where_the_system_counts_nothing_all_cores_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    monkeypatch.setattr(threads, "_STATISTICS", tmp_path / "stat")
+    if text is not None:
+        (tmp_path / "stat").write_text(text)
+    assert threads.ProcessorTime.now().leaves(64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 
 from edgetune import cli
+from tests.converters import sentencepiece_files
 from tests.training import runs
 
 Said = Any
@@ -108,7 +111,27 @@ def test_unknown_key(train: Said) -> None:
 
 
 def test_unknown_export_type(train: Said) -> None:
-    assert "'q9_9' is not a storage type" in train(export={"types": ["q9_9"]})
+    assert "'q9_9' is not a storage type" in train(2, export={"types": ["q9_9"]})
+    said = " ".join(train(2, export={"types": ["q4km"]}).split())
+    assert "'q4km' is not a storage type that can be written, did you mean q4_k_m?" in said
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        {"formats": ["gguf", "onnx"], "types": ["q8_0", "q4_k_m", "int4"], "allow_fallback": True},
+        {"formats": ["onnx"], "types": ["int4"]},
+    ],
+)
+def test_types_of_every_format_are_taken(train: Said, export: dict[str, Any]) -> None:
+    """As merge-export and make-rules take them."""
+    assert "nothing was written" in train(0, "--dry-run", export=export)
+
+
+def test_a_type_of_a_format_that_is_not_asked_for(train: Said) -> None:
+    said = " ".join(train(2, "--dry-run", export={"types": ["q8_0", "int4"]}).split())
+    assert "int4 is a type of onnx, not of gguf" in said
+    assert "Add onnx to the formats" in said
 
 
 def test_full_disk(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +149,63 @@ def test_without_the_train_extra(train: Said, monkeypatch: pytest.MonkeyPatch) -
     said = train()
     assert "training needs peft, trl" in said
     assert "pip install 'edgetune[train]'" in said
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [
+        (["q_prj", "v_proj", "gate"], "adapter.target_modules: q_prj, gate fit no linear layer"),
+        (r".*\.nothing", "adapter.target_modules: '.*\\\\.nothing' fits no layer"),
+    ],
+)
+def test_target_modules_are_checked_before_weights_are_loaded(
+    train: Said, monkeypatch: pytest.MonkeyPatch, flags: list[str], targets: Any, what: str
+) -> None:
+    monkeypatch.setattr("edgetune.training.loading.load_model", lambda *_: pytest.fail("weights were loaded"))
+    said = train(2, *flags, adapter={"target_modules": targets})
+    assert what in said
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in said
+
+
+def test_a_sentencepiece_model_alone(train: Said, base: Path, tmp_path: Path) -> None:
+    """It is not enough: how transformers cuts the text behind a special token depends on the class that reads it."""
+    old = shutil.copytree(base, tmp_path / "old")
+    (old / "tokenizer.json").unlink()
+    (old / "tokenizer.model").write_bytes(sentencepiece_files.bpe())
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    (old / "tokenizer_config.json").write_text(json.dumps(names))
+    wanted = {"base": str(old), "data": {"chat_template": "plain"}}
+    said = " ".join(train(1, "--dry-run", **wanted).split())
+    assert "has tokenizer.model and no tokenizer.json" in said
+    made = transformers.AutoTokenizer.from_pretrained(old)  # what the hint says
+    made.save_pretrained(old)
+    assert "nothing was written" in train(0, "--dry-run", **wanted)
+
+
+def test_empty_answers_are_said(train: Said, tmp_path: Path) -> None:
+    rows = [{"instruction": f"question {number}", "output": "yes" if number % 3 else ""} for number in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = " ".join(train(0, "--dry-run", data={"train": str(tmp_path / "rows.jsonl")}).split())
+    assert "warning: 3 of 9 training rows have an empty answer" in said
+    assert "empty answer" not in train(0, "--dry-run")
+
+
+def test_held_out_rows_that_are_trained_on_are_said(train: Said, tmp_path: Path) -> None:
+    rows = [json.dumps({"instruction": f"question {number}", "output": f"yes {number}"}) + "\n" for number in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "held.jsonl").write_text("".join(rows[:2]) + json.dumps({"instruction": "new", "output": "yes 1"}))
+    for held, words in (("held.jsonl", "2 of 3"), ("rows.jsonl", "9 of 9")):
+        data = {"train": str(tmp_path / "rows.jsonl"), "validation": str(tmp_path / held)}
+        said = " ".join(train(0, "--dry-run", data=data).split())
+        assert f"warning: {words} held-out rows are trained on too" in said
+    assert "trained on too" not in train(0, "--dry-run", data={"train": str(tmp_path / "rows.jsonl")})
+
+
+def test_a_small_held_out_set_is_said(train: Said) -> None:
+    said = " ".join(train(0, "--dry-run").split())
+    assert re.search(r"warning: 4 held-out rows with \d\d scored tokens are a small sample: a difference in", said)
+    assert "standard errors, which take the tokens of a row as independent, are too small" in said
 
 
 def test_dry_run_checks_everything_and_writes_nothing(train: Said) -> None:

@@ -122,6 +122,8 @@ def test_options_reach_the_trainer(base: Path, tmp_path: Path) -> None:
     assert (args.lr_scheduler_type, args.seed, args.data_seed) == ("linear", 7, 7)
     assert (args.gradient_checkpointing, args.num_train_epochs, args.max_steps) == (False, 2.5, -1)
     assert args.get_warmup_steps(10) == 5
+    assert args.get_warmup_steps(3) == 2
+    assert args.get_warmup_steps(1) == 0
     assert args.eval_steps == 11
     assert args.bf16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 from edgetune import cli, merged
 from edgetune.codings import F32
 from edgetune.llama_base import LlamaBase
-from edgetune.reference import Reference, ReferenceWriter
+from edgetune.reference import Reference, ReferenceWriter, summary
 from edgetune.run_directory import RunDirectory
 from edgetune.training import task
-from edgetune.validation import base_file
+from edgetune.validation import base_file, merge_bases
 from edgetune.validation.greedy import follow
+from edgetune.validation.metrics import Mean
+from edgetune.validation.report import json_path
 from edgetune_converters.export import export
+from edgetune_converters.receipts import Receipt
 from tests.training import runs
 from tests.validation import stock
 
@@ -43,14 +47,15 @@ def reference(run: RunDirectory, *arguments: str, code: int = 0) -> Reference:
 
 
 def test_again_it_says_the_same(run: RunDirectory) -> None:
-    before = Reference.open(run.reference)
+    before, manifest = Reference.open(run.reference), run.finished_file.stat()
     after = reference(run)
     np.testing.assert_array_equal(after.rows.tokens, before.rows.tokens)
     np.testing.assert_array_equal(after.log_probs(0, 5), before.log_probs(0, 5))
     assert after.contract == before.contract
     assert after.greedy == before.greedy
-    assert run.is_finished
-    assert run.stage("reference")["rows"] == 4
+    assert after.digest == before.digest
+    assert run.finished_file.stat() == manifest  # which make compares with the exports
+    assert summary(run)["rows"] == 4
 
 
 def test_other_rows_and_another_coding(run: RunDirectory, tmp_path: Path) -> None:
@@ -66,7 +71,7 @@ def test_long_rows_come_last_and_are_no_rows_of_the_user(run: RunDirectory) -> N
     assert found.long_rows == 1  # this model allows nothing past its context
     assert [len(ids) for ids, _, _ in found.rows][-1] == 256
     np.testing.assert_array_equal(found.main_rows.tokens, before.rows.tokens)
-    assert run.stage("reference")["cross_entropy"]["trained"] == pytest.approx(before.trained_nll.mean(), rel=1e-5)
+    assert summary(run)["cross_entropy"]["trained"] == pytest.approx(before.trained_nll.mean(), rel=1e-5)
 
 
 def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tmp_path: Path) -> None:
@@ -91,6 +96,65 @@ def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tm
     assert agreement is not None
     assert agreement.rows == task.GREEDY_ROWS
     assert not list(run.path.glob("*.partial"))
+
+
+def test_the_merge_base_is_chosen_by_measurement(
+    run: RunDirectory, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The figures are those that `validate` finds, and the file is that of the merge base by its name."""
+    auto, nf4 = tmp_path / "auto.gguf", tmp_path / "nf4.gguf"
+    export_ = ["merge-export", str(run.path), "-q", "q8_0", "--merge-base"]
+    assert cli.run([*export_, "auto", "-o", str(auto)]) == 0
+    assert "merge base nf4; mean KLD from the trained model, in 8 bits: original " in capfd.readouterr().err
+    assert cli.run([*export_, "nf4", "-o", str(nf4)]) == 0
+    receipt = Receipt.read(auto)
+    assert receipt.merge_base == "nf4"
+    assert receipt.sha256 == Receipt.read(nf4).sha256
+    assert cli.run(["validate", str(run.path), str(auto), "--no-task", "--gate", "mean_kld_max=9"]) == 0
+    (figures,) = (
+        rung["figures"] for rung in json.loads(json_path(auto).read_text())["rungs"] if rung["name"] == "auto.gguf"
+    )
+    assert receipt.merge_base_kld is not None
+    assert receipt.merge_base_kld["nf4"] == pytest.approx(figures["kld"]["value"], rel=1e-3)
+    assert receipt.merge_base_kld["original"] > 2 * receipt.merge_base_kld["nf4"]
+    assert not list(tmp_path.glob(".merge-base*"))
+
+
+def test_a_merge_base_that_is_not_surely_nearer_is_not_taken(run: RunDirectory, tmp_path: Path) -> None:
+    """Both files are the same: the base keeps its precision."""
+    (receipt,) = export(run.base_directory(), {"q8_0": tmp_path / "one.gguf"}, adapter=run.adapter, allow_fallback=True)
+    choice = merge_bases.choose(
+        lambda _, file: shutil.copy(receipt.artifact, file), Reference.open(run.reference), tmp_path, lambda *_: None
+    )
+    assert choice.name == "original"
+    assert choice.kld["original"] == choice.kld["nf4"]
+
+
+def test_a_better_figure_that_is_not_taken_is_explained() -> None:
+    better, worse = Mean(0.010, 0.002), Mean(0.011, 0.002)
+    unsure = merge_bases.Choice("original", {"original": worse, "nf4": better})
+    assert unsure.sentence.endswith(
+        "nf4 0.01 ± 0.002; nf4 is not surely nearer (by less than two standard errors of the difference)"
+    )
+    for clear in (
+        merge_bases.Choice("nf4", {"original": worse, "nf4": better}),
+        merge_bases.Choice("original", {"original": better, "nf4": worse}),
+    ):
+        assert "surely" not in clear.sentence
+
+
+def test_a_merge_base_without_anything_to_choose(
+    run: RunDirectory, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-q", "q8_0", "--merge-base", "auto", "-o", str(tmp_path / "x.gguf")]
+    assert cli.run(["merge-export", "--base", str(base), "--adapter", str(run.adapter), *options]) == 2
+    assert "--merge-base auto measures on the held-out rows of a run" in capfd.readouterr().err
+    manifest = run.manifest
+    del manifest["quantized"]
+    run.finished_file.write_text(json.dumps(manifest))
+    assert cli.run(["merge-export", str(run.path), *options]) == 0
+    assert "merge base original: the run was trained on the base as it is" in capfd.readouterr().err
+    assert Receipt.read(tmp_path / "x.gguf").merge_base_kld is None
 
 
 def test_killed_in_the_middle_it_goes_on(

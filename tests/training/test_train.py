@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
-from edgetune.reference import Reference, ReferenceWriter
+from edgetune.reference import Reference, ReferenceWriter, summary
 from edgetune.run_directory import RunDirectory, sha256_file
-from edgetune.training import adapters, capture, checkpoints, fitting, outputs
+from edgetune.training import adapters, capture, checkpoints, fitting, outputs, state
 from edgetune.training.callbacks import Metrics
 from edgetune.training.contract import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
 from edgetune.training.plan import prepare
+from tests.data import templates
 from tests.training import runs
 
 STEPS, SAVE = 9, 4
@@ -64,7 +66,7 @@ def test_it_learns(finished: RunDirectory) -> None:
     results = finished.stage("train")
     assert results["steps"] == STEPS
     assert results["loss_last"] < results["loss_first"] - 0.3
-    entropy = finished.stage("reference")["cross_entropy"]
+    entropy = summary(finished)["cross_entropy"]
     assert entropy["trained"] < entropy["base"]
 
 
@@ -143,7 +145,7 @@ def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, conf
         assert row["trained"] == plan.tokenizer.decode(answer, skip_special=True)
         assert row["expected"] == conversation[-1]["content"]
         assert row["messages"] == conversation[:-1]
-    scores = finished.stage("reference")["task"]
+    scores = summary(finished)["task"]
     assert scores["trained"] == sum(row["trained"].strip() == row["expected"] for row in task["rows"]) / 6
 
 
@@ -287,6 +289,31 @@ def test_stopped_between_the_last_step_and_the_end(finished: RunDirectory, confi
     assert_same_run(RunDirectory.open(path), finished)
 
 
+def one_step(config: Path, run: Path, *flags: str) -> list[str]:
+    return ["train", str(config), "-o", str(run), "--set", "training.max_steps=1", *flags]
+
+
+@pytest.mark.parametrize("ratio", [0.03, 1.0])
+def test_one_step_with_warm_up_trains(config: Path, tmp_path: Path, ratio: float) -> None:
+    """The first step of a warm-up has the learning rate 0: of a training of one step nothing would be left."""
+    assert cli.run(one_step(config, tmp_path / "run", "--set", f"training.warmup_ratio={ratio}")) == 0
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.stage("train")["adapter_is_zero"] is False
+    tensors = safetensors.numpy.load_file(run.adapter / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_an_adapter_that_is_all_zero_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By training at its end, and by the export, each in one sentence."""
+    run = tmp_path / "run"
+    assert cli.run(one_step(config, run, "--set", "training.learning_rate=1.0e-300")) == 0  # 0 in 32 bits
+    assert capfd.readouterr().out.splitlines()[-1].startswith("warning     the adapter is all zero")
+    assert cli.run(["merge-export", str(run), "-q", "q8_0"]) == 1
+    said = capfd.readouterr().err
+    assert f"the adapter {run / 'adapter'} is all zero" in said
+    assert len(said.splitlines()) == 2
+
+
 def test_divergence_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -323,6 +350,65 @@ def test_states_of_the_run_directory(
     assert (foreign / "thesis.txt").exists()
 
 
+def test_a_finished_run_takes_what_has_no_say_in_training(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As make calls it after a change of the gate: nothing is trained, and the products are as new as the change."""
+    run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
+    weights = (run.adapter / "adapter_model.safetensors").stat()
+    before = run.manifest
+    for file in (run.finished_file, run.reference_file):
+        os.utime(file, (1, 1))
+    arguments = ["train", str(config), "-o", str(run.path), "--resume", "--overwrite"]
+    assert cli.run([*arguments, "--set", "gate.recovery_min=0.5", "--set", "export.types=[q8_0, f16]"]) == 0
+    assert "nothing to resume; export, gate taken into run.json" in " ".join(capfd.readouterr().err.split())
+    after = run.manifest
+    assert (after["config"]["gate"]["recovery_min"], after["config"]["export"]["types"]) == (0.5, ["q8_0", "f16"])
+    assert {**after["config"], "gate": None, "export": None} == {**before["config"], "gate": None, "export": None}
+    assert {**after, "config": None} == {**before, "config": None}
+    assert min(file.stat().st_mtime for file in (run.finished_file, run.reference_file)) > 1
+    assert (run.adapter / "adapter_model.safetensors").stat() == weights
+
+
+def test_another_reference_is_captured_without_training(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
+    assert cli.run(["train", str(config), "-o", str(run.path), "--resume", "--set", "reference.rows=2"]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "keeps its adapter; its reference is captured anew" in said
+    assert "the adapter is trained already" in said
+    assert (summary(run)["rows"], run.manifest["config"]["reference"]["rows"]) == (2, 2)
+    assert run.manifest["stages"]["train"] == finished.manifest["stages"]["train"]
+
+
+def test_a_finished_run_is_replaced_with_a_sentence_that_says_why(
+    finished: RunDirectory,
+    config: Path,
+    base: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
+    cleared: list[Path] = []
+
+    def stop(run: RunDirectory) -> None:
+        cleared.append(run.path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "clear", stop)
+    arguments = ["train", str(config), "-o", str(run.path), "--resume"]
+    assert cli.run([*arguments, "--set", "adapter.r=4"]) == 1
+    assert "finished run with other inputs: adapter.r differ" in " ".join(capfd.readouterr().err.split())
+    assert cli.run([*arguments, "--overwrite", "--set", "adapter.r=4"]) == 130
+    assert "trained anew, since adapter.r changed after it" in " ".join(capfd.readouterr().err.split())
+    (run.tokenizer / "generation_config.json").write_text("{}")  # as if that of the base had changed since
+    assert cli.run([*arguments, "--overwrite"]) == 130
+    assert "since the base's generation_config.json changed after it" in " ".join(capfd.readouterr().err.split())
+    assert cleared == [run.path] * 2
+
+
 def test_resume_checks_the_base(
     finished: RunDirectory, config: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +421,62 @@ def test_resume_checks_the_base(
     (unfinished / "run.unfinished.json").write_text(json.dumps(manifest))
     assert cli.run(["train", str(config), "-o", str(unfinished), "--resume"]) == 1
     assert "the base's model.safetensors differ" in capfd.readouterr().err
+
+
+def _changed(text: str) -> str:
+    """The same rows, of which one asks for something else."""
+    return text.replace("lamp ", "light ", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("train", "the rows of data.train"), ("validation", "the held-out rows"), ("test", "the rows of data.test")],
+)
+def test_resume_checks_the_rows(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    """Of an unfinished run, and of one for which nothing is left to do."""
+    file = config.parent / f"{name}.jsonl"
+    before = file.read_text()
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(finished.finished_file, unfinished / "run.unfinished.json")
+    try:
+        file.write_text(_changed(before))
+        for run in (unfinished, finished.path):
+            assert cli.run(["train", str(config), "-o", str(run), "--resume"]) == 1
+            said = capfd.readouterr().err.splitlines()[-2:]
+            assert f"with other inputs: {words} differ" in said[0]
+            assert said[1].lstrip().startswith(("Restore them", "Write elsewhere"))
+    finally:
+        file.write_text(before)
+
+
+def test_resume_goes_by_the_rows_and_not_by_the_bytes_of_the_file(finished: RunDirectory) -> None:
+    data = finished.manifest["data"]
+    moved = [{**source, "path": "/elsewhere/train.jsonl"} for source in data["train"]]
+    respaced = [{**source, "sha256": "0" * 64} for source in data["train"]]
+    assert state.changed_rows(data, {**data, "train": moved}) == []
+    assert state.changed_rows(data, {**data, "train": respaced}) == []
+    assert state.changed_rows({**data, "rows": {}}, {**data, "train": moved}) == []  # of an earlier edgetune
+    assert state.changed_rows({**data, "rows": {}}, {**data, "train": respaced}) == ["the rows of data.train"]
+
+
+def test_resume_checks_the_tokens(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A chat template that was edited trains on other tokens, with options and data as they were."""
+    manifest = json.loads(finished.finished_file.read_text())
+    template = tmp_path / "template.jinja"
+    template.write_text(templates.CHATML)
+    options = ["--set", f"data.chat_template={template}"]
+    manifest["config"]["data"]["chat_template"] = str(template)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.unfinished.json").write_text(json.dumps(manifest))
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
+    assert cli.run(["train", str(config), "-o", str(tmp_path / "run"), "--resume", *options]) == 1
+    said = capfd.readouterr().err
+    assert "the rows of data.train as tokens (by tokenizer or template), the held-out rows as tokens" in said
 
 
 def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
@@ -352,7 +494,7 @@ def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
     run = RunDirectory(unfinished)
     run.finished_file.rename(run.unfinished_file)
     manifest = json.loads(run.unfinished_file.read_text())
-    manifest["data"]["train"] = []
+    manifest["data"] |= {"train": [], "rows": {"train": "0"}}
     run.unfinished_file.write_text(json.dumps(manifest))
     assert cli.run(["train", str(config), "-o", str(unfinished), "--resume"]) == 1
     assert "the rows of data.train differ" in capfd.readouterr().err

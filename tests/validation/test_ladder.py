@@ -137,6 +137,8 @@ def test_flags_override_the_configuration() -> None:
     ("flag", "what"),
     [
         ("mean_kld=0.1", "did you mean gate.mean_kld_max"),
+        ("recovery_min=95", "gate.recovery_min is '95'"),
+        ("same_top_min=97", "gate.same_top_min is '97'"),
         ("mean_kld_max", "no value"),
         ("same_top_min=2", "same_top_min"),
     ],

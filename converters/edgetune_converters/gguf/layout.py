@@ -45,12 +45,22 @@ def align(position: int) -> int:
 
 def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> Layout:
     """Build the header and place the tensors in the order given."""
+    return lay_out_encoded(encoded(metadata), tensors)
+
+
+def encoded(metadata: Mapping[str, Value]) -> dict[str, bytes]:
+    """Each key with its value as they stand in the file; a vocabulary takes a while."""
+    return {key: encode_string(key) + encode(value) for key, value in metadata.items()}
+
+
+def lay_out_encoded(metadata: Mapping[str, bytes], tensors: Sequence[TensorSpec]) -> Layout:
+    """As `lay_out`, of metadata that is encoded already."""
     relative, end = _place(tensors)
     header = b"".join(
         [
             MAGIC,
             struct.pack("<IQQ", VERSION, len(tensors), len(metadata)),
-            *(encode_string(key) + encode(value) for key, value in metadata.items()),
+            *metadata.values(),
             *(_info(spec, offset) for spec, offset in zip(tensors, relative, strict=True)),
         ]
     )

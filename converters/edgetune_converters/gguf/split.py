@@ -85,6 +85,11 @@ class SplitWriter:
         for writer in self._writers:
             writer.verify()
 
+    def hash_files(self) -> None:
+        """Wait for the hashes of all files."""
+        for writer in self._writers:
+            writer.hexdigest()
+
     def publish(self) -> dict[str, str]:
         """Give the files their names, all or none. Returns their SHA-256 by name, the first file's first."""
         first, *rest = self._writers

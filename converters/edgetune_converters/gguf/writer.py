@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
+from edgetune_converters.gguf.layout import TensorSpec, align, encoded, lay_out_encoded
 from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Value, as_read
 from edgetune_converters.hashed_file import HashedFile
@@ -34,7 +34,8 @@ class GgufWriter:
         self.partial = path.with_name(path.name + ".partial")
         self._metadata = dict(metadata)
         self._tensors = tensors
-        self._layout = lay_out(metadata, tensors)
+        self._encoded = encoded(metadata)
+        self._layout = lay_out_encoded(self._encoded, tensors)
         self._settled = settled
         self._current = 0  # index of the tensor whose rows come next
         self._left = tensors[0].bytes if tensors else 0  # bytes of it still to come
@@ -81,7 +82,7 @@ class GgufWriter:
         assert self._file is not None
         changed = {key: value for key, value in values.items() if self._metadata[key] != value}
         self._metadata |= changed
-        layout = lay_out(self._metadata, self._tensors) if changed else self._layout
+        layout = lay_out_encoded(self._encoded | encoded(changed), self._tensors) if changed else self._layout
         if len(layout.header) != len(self._layout.header):
             raise ArtifactError(f"{self.partial}: there is no room for {', '.join(changed)} in the header")
         self._file.settle(layout.header if changed else b"")
@@ -96,10 +97,14 @@ class GgufWriter:
         if differences:
             raise ArtifactError.of_many(f"differences between {self.path} and its plan", differences)
 
+    def hexdigest(self) -> str:
+        """SHA-256 of the file, after the last write. Errors: OSError when it cannot be read back."""
+        assert self._file is not None
+        return self._file.hexdigest()
+
     def publish(self) -> str:
         """Give the file its name, replacing one that was there. Returns its SHA-256."""
-        assert self._file is not None
-        digest = self._file.hexdigest()
+        digest = self.hexdigest()
         self.partial.replace(self.path)
         self._published = True
         _sync_directory(self.path.parent)

@@ -73,8 +73,13 @@ class OnnxModel:
     @property
     def size(self) -> int:
         """Bytes of the file of weights."""
-        last = [array for pair in self.tables.values() for array in pair]
-        return max(_end(self.placed), *(array.offset + array.form.bytes for array in last), 0)
+        return max(array.offset + array.form.bytes for array in self.arrays)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All arrays of the file of weights in their order."""
+        weights = [array for item in self.placed for array in item.arrays]
+        return weights + [array for pair in self.tables.values() for array in pair]
 
     def computed(self) -> Iterator[tuple[Array, int, F32]]:
         """The tables, some rows at a time: array, first row, values."""

@@ -121,12 +121,12 @@ def known(slot: str) -> bool:
 
 
 def weights_of(
-    sources: Sequence[Source], storage: Callable[[Source], Storage], *, in_turn: bool = True
+    sources: Sequence[Source], storage: Callable[[Source], Storage], *, in_turn: bool = True, apart: bool = False
 ) -> list[Weight]:
     """The weights that the sources make, in the order of their first sources.
 
     `storage` says how each is to be stored: only matrices that are stored alike become one. `in_turn`: gate and up of
-    experts give their rows in turn, as ONNX Runtime's MoE wants them.
+    experts give their rows in turn, as ONNX Runtime's MoE wants them. `apart`: query, key and value are apart.
     """
     together: dict[tuple[str, int | None], set[Storage]] = {}
     for source in sources:
@@ -136,7 +136,7 @@ def weights_of(
     parts: dict[str, list[Source]] = {}
     for source in sources:
         slot, layer, part = source.slot
-        joined = len(together.get((_NAMES[slot][0], layer), ())) < 2
+        joined = len(together.get((_NAMES[slot][0], layer), ())) < 2 and not (apart and slot in _ALONE)
         name = _NAMES[slot][0] if joined else _ALONE[slot]
         parts.setdefault(f"{name.format(layer=layer)}.{part}", []).append(source)
     ordered = ((name, sorted(found, key=lambda source: _NAMES[source.slot[0]][1])) for name, found in parts.items())

@@ -59,14 +59,14 @@ class Settings:
     """What can be chosen beside the type: weights per block, no zero points, standard operators alone.
 
     `choices` are what a measurement chose for some slots of some layers, with its reason; `tuning` is what the receipt
-    says of that measurement. `accuracy` is MatMulNBits' accuracy_level of weights in 4 bits.
+    says of that measurement. `apart`: query, key and value are products of their own even where they are stored alike.
     """
 
     block: int | None = None
     symmetric: bool = False
     portable: bool = False
     choices: Mapping[tuple[str, int], tuple[Codes, str]] = field(default_factory=dict)
-    accuracy: int | None = None
+    apart: bool = False
     tuning: Mapping[str, Any] | None = None
 
 
@@ -105,25 +105,26 @@ def types_named(name: str) -> Types:
 def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], settings: Settings) -> OnnxPlan:
     """Decide about every weight. Tensors that read the same are one weight if they are stored alike."""
     tied = not any(source.slot[0] == "output" for source in sources)
-    asked = {source: _computed(*_asked(types, source, tied, settings), settings.accuracy) for source in sources}
-    weights = weights_of(sources, lambda source: asked[source][0], in_turn=not settings.portable)
+    asked = {source: asked_of(types, source, tied, settings) for source in sources}
+    in_turn = not settings.portable
+    weights = weights_of(sources, lambda source: asked[source][0], in_turn=in_turn, apart=settings.apart)
     widths = {weight.shape[-1] for weight in weights if len(weight.shape) == 3}
     decided = [(weight, *_decided(weight, *asked[weight.parts[0].source], settings, widths)) for weight in weights]
-    decided += _first_look(types, weights, tied, settings)
+    head = next(at for at, weight in enumerate(weights) if ("embedding" if tied else "output") in weight.slots)
+    decided[head + 1 : head + 1] = _first_look(types, weights, weights[head], settings)
     rows = tuple(row for _, row, _ in decided)
     chosen = tuple((weight, storage) for weight, _, storage in decided)
     return OnnxPlan(Recipe(types.name, 0, types.name), (*rows, *tables), chosen)
 
 
 def _first_look(
-    types: Types, weights: Sequence[Weight], tied: bool, settings: Settings
+    types: Types, weights: Sequence[Weight], head: Weight, settings: Settings
 ) -> list[tuple[Weight, Row, Storage]]:
-    """The copy of the head, where it is worth one."""
+    """The copy of the head, where it is worth one. It lies behind it, as both are written at the same time."""
     names = {weight.name for weight in weights}
-    head = next(weight for weight in weights if ("embedding" if tied else "output") in weight.slots)
     if types.first_look is None or settings.portable or "lm_head.bias" in names or head.shape[0] < LARGE_VOCABULARY:
         return []
-    if not isinstance(_fitting(types.first_look, {head.shape[-1]}), Codes):
+    if not isinstance(fitting(types.first_look, {head.shape[-1]}), Codes):
         return []
     copy = replace(head, name=COARSE)
     size = sum(form.bytes for form in types.first_look.forms(copy.shape))
@@ -152,7 +153,7 @@ def _decided(
     if isinstance(asked, Codes):
         widths = experts if len(weight.shape) == 3 else {weight.shape[-1]}
         why = _whole_rows(weight, settings)
-        chosen = _fitting(asked, widths) if why else asked
+        chosen = fitting(asked, widths) if why else asked
         if chosen != asked:
             reason = f"rows of {_either(widths)} are no multiple of {asked.block}, as {why} needs"
         if settings.portable and isinstance(chosen, Codes):
@@ -163,7 +164,7 @@ def _decided(
     return Row(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
 
 
-def _asked(types: Types, source: Source, tied: bool, settings: Settings) -> tuple[Storage, str]:
+def asked_of(types: Types, source: Source, tied: bool, settings: Settings) -> tuple[Storage, str]:
     """The storage that is asked for, and why."""
     slot, layer, part = source.slot
     if len(source.shape) < 2 or part != "weight" or slot.endswith("_norm"):
@@ -181,13 +182,6 @@ def _asked(types: Types, source: Source, tied: bool, settings: Settings) -> tupl
     more = isinstance(storage, Codes) and _bits(storage) != _bits(types.matrices)
     reason = "few weights, on which much depends" if more else "the recipe"
     return (_as_set(storage, source, settings) if isinstance(storage, Codes) else storage), reason
-
-
-def _computed(storage: Storage, reason: str, accuracy: int | None) -> tuple[Storage, str]:
-    """With the accuracy that is set. 8 bits are only multiplied in 8 bits: anything else is a hundred times slower."""
-    if accuracy is None or not isinstance(storage, Codes) or storage.bits != 4:
-        return storage, reason
-    return replace(storage, accuracy=accuracy), reason
 
 
 def _bits(storage: Storage) -> str:
@@ -220,8 +214,8 @@ def _either(widths: Collection[int]) -> str:
     return " or ".join(str(width) for width in sorted(widths))
 
 
-def _fitting(wanted: Codes, widths: Collection[int]) -> Codes | Floats:
+def fitting(wanted: Codes, widths: Collection[int]) -> Codes | Floats:
     """The largest block that divides all rows, or f16."""
     blocks = [block for block in (128, 64, 32, 16) if block <= wanted.block]
-    fitting = [block for block in blocks if all(width % block == 0 for width in widths)]
-    return replace(wanted, block=fitting[0]) if fitting else Floats("f16")
+    whole = [block for block in blocks if all(width % block == 0 for width in widths)]
+    return replace(wanted, block=whole[0]) if whole else Floats("f16")

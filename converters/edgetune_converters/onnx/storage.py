@@ -83,6 +83,12 @@ class Codes:
         made = edgetune_native.quantize_blocks(rows, self.bits, **kind, weights=weights, threads=threads)
         return [array.view(np.uint8) for array in made if array is not None]
 
+    def restored(self, arrays: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> F32:
+        """The rows of `shape` [n, k] that stored arrays stand for."""
+        codes, scales, *zeros = arrays
+        made = (codes, scales.view(np.float32), zeros[0] if zeros else None)
+        return edgetune_native.dequantize_blocks(*made, bits=self.bits, block_size=self.block, k=shape[1])
+
 
 @dataclass(frozen=True)
 class Blocked:

@@ -85,5 +85,8 @@ class Output(Protocol):
     def verify(self) -> None:
         """Read back what was written. Errors: ArtifactError when it is not what was planned."""
 
+    def hash_files(self) -> None:
+        """Take the hashes of all files, so that nothing of `publish` takes long."""
+
     def publish(self) -> Summary:
         """Give it its name."""

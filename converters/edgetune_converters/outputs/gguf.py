@@ -57,16 +57,20 @@ class GgufOutput(GgufFiles):
     def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
         """A block of tensor `index` of the plan, quantized."""
         row = self._plan.rows[index]
-        stored = self._store(index, block, threads)
-        if self._survival is not None and block.delta is not None:
-            self._survival.add(row.name, row.type, block, stored, threads)
-        return stored
 
-    def _store(self, index: int, block: Block, threads: int) -> NDArray[Any]:
-        row, rows = self._plan.rows[index], block.rows
+        def stored(rows: NDArray[Any]) -> NDArray[Any]:
+            return self._store(index, block.first, rows, threads)
+
+        written = stored(block.rows)
+        if self._survival is not None and block.delta is not None:
+            self._survival.add(row.name, row.type, block, written, stored)
+        return written
+
+    def _store(self, index: int, first: int, rows: NDArray[Any], threads: int) -> NDArray[Any]:
+        row = self._plan.rows[index]
         if self._importance is None or len(row.shape) < 2:
             return store(rows, row.type, row.name, threads)
-        pieces = self._importance.pieces(row.name, row.shape, block.first, rows)
+        pieces = self._importance.pieces(row.name, row.shape, first, rows)
         stored = [store(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
         return stored[0] if len(stored) == 1 else np.concatenate(stored)
 

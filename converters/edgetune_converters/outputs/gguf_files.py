@@ -50,3 +50,7 @@ class GgufFiles:
     def verify(self) -> None:
         """Read the headers back and compare. Errors: ArtifactError."""
         self._writer.verify()
+
+    def hash_files(self) -> None:
+        """Wait for the hashes. Errors: OSError when a file cannot be read back."""
+        self._writer.hash_files()

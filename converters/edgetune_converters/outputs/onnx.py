@@ -7,8 +7,6 @@ written last, and the directory is given its name when it is whole.
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +25,11 @@ from edgetune_converters.merge import Block, MergedTensor
 from edgetune_converters.metadata import BASE_HASH
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
-from edgetune_converters.onnx.places import Part, Placed
+from edgetune_converters.onnx.places import Array, Part, Placed
 from edgetune_converters.onnx.storage import Floats
 from edgetune_converters.outputs import Summary, Taken, folders
 from edgetune_converters.outputs.folders import Documents
+from edgetune_converters.outputs.placed_file import PlacedFile, Region
 from edgetune_converters.receipts import combined_hash, tool_versions
 from edgetune_converters.tokenizers.ends import Ends
 
@@ -76,7 +75,8 @@ class OnnxOutput:
         self._importance = importance
         self._notes = [] if importance is None else importance.check(self._quantized())
         self._written: dict[int, int] = {}  # rows of each tensor
-        self._file: int | None = None
+        self._computed = model.computed()
+        self._file: PlacedFile | None = None
         self._hashes: dict[str, str] = {}
         self._published = False
 
@@ -100,14 +100,15 @@ class OnnxOutput:
         if self._partial.is_dir():  # of a pass that was killed
             shutil.rmtree(self._partial)
         self._partial.mkdir(parents=True)
-        self._file = os.open(self._partial / DATA_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        os.truncate(self._file, self._model.size)
+        regions = (Region(array.offset, array.form.bytes) for array in self._model.arrays)
+        self._file = PlacedFile(self._partial / DATA_FILE, self._model.size, regions)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        if self._file is not None:
+            self._file.close()
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -122,7 +123,8 @@ class OnnxOutput:
         return Stored(number, count, [_stored(placed, pieces, threads) for placed in taking])
 
     def append(self, rows: Any) -> None:
-        """Write what `convert` gave."""
+        """Write what `convert` gave, and a piece of the tables: this thread has time."""
+        assert self._file is not None
         number, count, stored = rows
         done = self._written.get(number, 0)
         self._written[number] = done + count
@@ -133,7 +135,9 @@ class OnnxOutput:
                 per_row = array.form.bytes // placed.weight.rows
                 data = np.ascontiguousarray(values).reshape(count, per_row)
                 for run in _runs(placed, part, done, count):
-                    self._put_rows(data[run.block : run.block + run.many], array.offset + run.row * per_row, part.step)
+                    own = data[run.block : run.block + run.many]
+                    self._file.write(array.offset, own, array.offset + run.row * per_row, part.step)
+        self._write_table(next(self._computed, None))
 
     def _weighted(self, index: int, first: int, rows: NDArray[Any]) -> list[tuple[NDArray[Any], F32 | None]]:
         """The rows with what the importance matrix says of their columns: a piece for each expert."""
@@ -154,13 +158,11 @@ class OnnxOutput:
         wanted = {number: using[0][1].rows for number, using in self._uses.items()}
         if self._written != wanted:
             raise ArtifactError(f"{self._partial}: not all tensors were written")
-        for array, first, values in self._model.computed():
-            data = np.ascontiguousarray(values).view(np.uint8)
-            self._put(data.reshape(-1), array.offset + first * data.shape[1])
         assert self._file is not None
-        os.fsync(self._file)
-        self._close()
-        self._hashes[DATA_FILE] = sha256_of(self._partial / DATA_FILE)
+        for piece in self._computed:
+            self._write_table(piece)
+        self._hashes[DATA_FILE] = self._file.finish()
+        self._file.close()
         self._proof |= {BASE_HASH: identity.base_hash}
         self._write_graph()
         folders.copy_tokenizer(self._documents, self._partial)
@@ -170,11 +172,14 @@ class OnnxOutput:
         """Read the graph back. Errors: ArtifactError."""
         check_graph(self._partial / GRAPH_FILE, whole=self._model.settings.portable)
 
-    def publish(self) -> Summary:
-        """Rename the directory; one that was exported before gives way."""
+    def hash_files(self) -> None:
+        """Of the data the hash was taken while it was written."""
         for path in sorted(self._partial.iterdir()):
             if path.name not in self._hashes:
                 self._hashes[path.name] = sha256_of(path)
+
+    def publish(self) -> Summary:
+        """Rename the directory; one that was exported before gives way."""
         check_replaceable(self._path)
         folders.replace(self._partial, self._path)
         self._published = True
@@ -196,6 +201,14 @@ class OnnxOutput:
             imatrix=None if self._importance is None else self._importance.named,
         )
 
+    def _write_table(self, piece: tuple[Array, int, F32] | None) -> None:
+        if piece is None:
+            return
+        assert self._file is not None
+        array, first, values = piece
+        data = np.ascontiguousarray(values).view(np.uint8)
+        self._file.write(array.offset, data, array.offset + first * data.shape[1])
+
     def _write_graph(self) -> None:
         plan = self._model.plan
         own = {
@@ -210,34 +223,6 @@ class OnnxOutput:
         stated = {**self._extra, **self._proof, **own, "edgetune.receipt": json.dumps(receipt, ensure_ascii=False)}
         onnx.helper.set_model_props(self._graph, stated)
         (self._partial / GRAPH_FILE).write_bytes(self._graph.SerializeToString())
-
-    def _put_rows(self, rows: NDArray[np.uint8], offset: int, step: int) -> None:
-        """Write rows, of `step` places each one; the rows of another tensor lie between."""
-        if step == 1:
-            self._put(rows.reshape(-1), offset)
-            return
-        assert self._file is not None
-        width = rows.shape[1]
-        start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        length = offset - start + ((len(rows) - 1) * step + 1) * width
-        with mmap.mmap(self._file, length, offset=start) as mapped:
-            target: NDArray[np.uint8] = np.ndarray(
-                rows.shape, np.uint8, mapped, offset - start, strides=(step * width, 1)
-            )
-            target[:] = rows
-            del target
-
-    def _put(self, data: NDArray[np.uint8], offset: int) -> None:
-        assert self._file is not None
-        view = memoryview(data.data)
-        while view:
-            written = os.pwrite(self._file, view, offset)
-            view, offset = view[written:], offset + written
-
-    def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 def _stored(placed: Placed, pieces: Sequence[tuple[NDArray[Any], F32 | None]], threads: int) -> Sequence[NDArray[Any]]:

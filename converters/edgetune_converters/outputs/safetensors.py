@@ -139,11 +139,14 @@ class SafetensorsOutput:
             if {info.name: (info.dtype, info.shape) for info in found.values()} != wanted:
                 raise ArtifactError(f"{self._partial / name} does not hold what was planned")
 
-    def publish(self) -> Summary:
-        """Rename the directory; one that was exported before gives way."""
+    def hash_files(self) -> None:
+        """Of the shards the hashes were taken while they were written."""
         for path in self._partial.rglob("*"):
             if path.is_file() and path.name not in self._hashes:
                 self._hashes[path.relative_to(self._partial).as_posix()] = sha256_of(path)
+
+    def publish(self) -> Summary:
+        """Rename the directory; one that was exported before gives way."""
         check_replaceable(self._path)
         folders.replace(self._partial, self._path)
         self._published = True

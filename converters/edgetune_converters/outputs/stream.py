@@ -38,6 +38,7 @@ class _Converted(NamedTuple):
 def run(outputs: Sequence[Output], checkpoint: Checkpoint, threads: int, progress: Progress) -> None:
     """Give every output its tensors; `progress` is called with the bytes read so far and in all."""
     jobs = list(_jobs(outputs))
+    checkpoint.expect(_reads(jobs, checkpoint))
     total = sum(job.tensor.source_bytes for job in jobs)
     workers, threads = divided(threads)
     before = done = 0
@@ -50,6 +51,17 @@ def run(outputs: Sequence[Output], checkpoint: Checkpoint, threads: int, progres
         progress(before + job.tensor.source_bytes * done // whole, total)
         if done == whole:
             before, done = before + job.tensor.source_bytes, 0
+
+
+def _reads(jobs: Sequence[_Job], checkpoint: Checkpoint) -> dict[str, float]:
+    """How often each of the base's tensors will be read; parts of one count as parts."""
+    reads: dict[str, float] = {}
+    for job in jobs:
+        sources = [checkpoint.tensors[name] for name in job.tensor.sources if name in checkpoint.tensors]
+        whole = sum(source.bytes for source in sources)
+        for source in sources:
+            reads[source.name] = reads.get(source.name, 0) + job.tensor.source_bytes / whole
+    return reads
 
 
 def _jobs(outputs: Sequence[Output]) -> Iterator[_Job]:

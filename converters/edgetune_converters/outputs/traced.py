@@ -12,34 +12,49 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgetune_converters.checkpoint import F32, sha256_of
+from edgetune_converters.errors import RecipeError
 from edgetune_converters.onnx import places
+from edgetune_converters.onnx.builder import CONTRIB
+from edgetune_converters.onnx.foreign import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE
+from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
+from edgetune_converters.onnx.storage import Codes, Floats, Storage
 from edgetune_converters.outputs import folders
 from edgetune_converters.outputs.folders import Documents
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
-from edgetune_converters.outputs.storing import store
+from edgetune_converters.recipes import MAX_FALLBACK
 from edgetune_converters.tokenizers.ends import Ends
 
-TYPES = ("f32", "f16")
+CODES = ("int8", "int4")
+TYPES = ("f32", "f16", *CODES)
 _ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16}
-_TURNED = [1, 0]
 
 
 @dataclass
 class Drawn:
-    """A graph of which some inputs are the weights, by name."""
+    """A graph of which some inputs are the weights, by name: writing rounds them to what is stored, in place."""
 
     graph: ModelProto
     weights: Mapping[str, F32]
     sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The type, what is chosen beside it, and how the family's table calls a weight."""
+
+    type: str
+    settings: Settings = PLAIN
+    slot_of: SlotOf = lambda name: None
+    allow_fallback: bool = False
 
 
 @dataclass
@@ -49,6 +64,14 @@ class Stored:
     types: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     weights: int = 0
+    fallback_share: float = 0.0
+
+    def add(self, name: str, storage: Storage, shape: tuple[int, ...]) -> None:
+        """One more weight."""
+        size = _bytes(storage, shape)
+        self.types[storage.name] = self.types.get(storage.name, 0) + size
+        self.tensors[name] = storage.name
+        self.weights += math.prod(shape)
 
     @property
     def bits_per_weight(self) -> float:
@@ -56,22 +79,17 @@ class Stored:
         return round(sum(self.types.values()) * 8 / self.weights, 4)
 
 
-def type_of(weight: NDArray[Any], wanted: str) -> str:
-    """Vectors (norms, biases) stay in 32 bits: they are few, and an error in them meets every row."""
-    return wanted if weight.ndim > 1 else "f32"
-
-
 def write(
-    folder: Path, drawn: Drawn, wanted: str, documents: Documents, ends: Ends, stated: Mapping[str, str]
+    folder: Path, drawn: Drawn, wanted: Wanted, documents: Documents, ends: Ends, stated: Mapping[str, str]
 ) -> Stored:
-    """Write graph, weights, tokenizer and genai_config.json into `folder`; `wanted` is one of TYPES.
+    """Write graph, weights, tokenizer and genai_config.json into `folder`; the type is one of TYPES.
 
-    `stated` goes into the metadata of the graph. Errors: RecipeError where f16 would overflow; ArtifactError for a
-    graph that onnx's checker does not take.
+    `stated` goes into the metadata of the graph. Errors: RecipeError where f16 would overflow, or too much does not fit
+    the type; ArtifactError for a graph that onnx's checker does not take.
     """
     stored = _write_weights(folder / DATA_FILE, drawn, wanted)
     own = {
-        "edgetune.recipe": wanted,
+        "edgetune.recipe": wanted.type,
         "edgetune.cache": "grows",
         "edgetune.data.size": str((folder / DATA_FILE).stat().st_size),
         "edgetune.data.sha256": sha256_of(folder / DATA_FILE),
@@ -86,65 +104,127 @@ def write(
     return stored
 
 
-def _write_weights(path: Path, drawn: Drawn, wanted: str) -> Stored:
-    """The file of weights, each at a page boundary; the graph is changed so that it finds them there."""
-    graph, stored = drawn.graph.graph, Stored()
-    casts: list[NodeProto] = []
+def _write_weights(path: Path, drawn: Drawn, wanted: Wanted) -> Stored:
+    """The file of weights, each array at a page boundary; the graph is changed so that it finds them there."""
+    uses = Uses(drawn.graph.graph)
+    using = {name: uses.of(name) for name in drawn.weights}
+    chosen, stored = _chosen(drawn, wanted, using), Stored()
+    stored.fallback_share = _checked_share(drawn, chosen, allowed=wanted.allow_fallback)
+    changes = _Changes()
     with path.open("xb") as file:
         for name, weight in drawn.weights.items():
-            kind = type_of(weight, wanted)
-            turned = weight.T if _turn(graph, name) else weight
-            data = (
-                store(np.ascontiguousarray(turned).reshape(len(turned), -1), kind, name, 0).reshape(-1).view(np.uint8)
-            )
-            file.seek(places.aligned(file.tell()))
-            graph.initializer.append(_external(name, kind, turned.shape, file.tell(), data.nbytes))
-            file.write(data.data)
-            if kind != "f32":
-                casts.append(_widened(graph, name))
-            stored.types[kind] = stored.types.get(kind, 0) + data.nbytes
-            stored.tensors[name] = kind
-            stored.weights += math.prod(weight.shape)
+            storage, _ = chosen[name]
+            _write_weight(file, name, weight, storage, using[name], changes)
+            stored.add(name, storage, weight.shape)
         file.flush()
         os.fsync(file.fileno())
-    kept = [entry for entry in graph.input if entry.name not in drawn.weights]
-    _replace(graph.input, kept)
-    _replace(graph.node, [*casts, *graph.node])
+    changes.apply(drawn)
     return stored
 
 
-def _turn(graph: Any, name: str) -> bool:
-    """Whether all that is done with a matrix is to transpose it: then it is stored so, and the nodes go."""
-    using = [node for node in graph.node if name in node.input]
-    if not using or not all(_transposes(node) for node in using):
-        return False
-    gone = {node.output[0] for node in using}
-    _replace(graph.node, [node for node in graph.node if not gone.intersection(node.output)])
-    _rename(graph.node, gone, name)
-    return True
+def _chosen(drawn: Drawn, wanted: Wanted, using: Mapping[str, Use]) -> dict[str, tuple[Storage, Storage]]:
+    """What each weight gets, and what it was meant to get."""
+    types = types_named(wanted.type)
+    return {
+        name: storage_of(name, weight.shape, using[name].manner, types, wanted.settings, wanted.slot_of(name))
+        for name, weight in drawn.weights.items()
+    }
 
 
-def _transposes(node: NodeProto) -> bool:
-    stated = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    return node.op_type == "Transpose" and list(stated.get("perm", ())) == _TURNED
+def _checked_share(drawn: Drawn, chosen: Mapping[str, tuple[Storage, Storage]], *, allowed: bool) -> float:
+    """The share of the bytes that could not have the type they were meant to have. Errors: RecipeError past a limit."""
+    sizes = {name: _bytes(storage, drawn.weights[name].shape) for name, (storage, _) in chosen.items()}
+    odd = {name: size for name, size in sizes.items() if chosen[name][0] != chosen[name][1]}
+    share = sum(odd.values()) / sum(sizes.values())
+    if share > MAX_FALLBACK and not allowed:
+        largest = max(odd, key=lambda name: odd[name])
+        raise RecipeError(
+            f"{share:.0%} of the bytes would be stored as f16: the traced graph uses {largest} and {len(odd) - 1} more "
+            "in ways, or with rows, that blocks do not fit",
+            "Accept that with --allow-fallback, or take f16",
+        )
+    return share
 
 
-def _widened(graph: Any, name: str) -> NodeProto:
-    """The node that makes f32 of a weight, which all that used the weight use in its place."""
-    wide = f"{name}.f32"
-    _rename(graph.node, {name}, wide)
-    return helper.make_node("Cast", [name], [wide], name=f"{wide}/Cast", to=TensorProto.FLOAT)
+def _bytes(storage: Storage, shape: tuple[int, ...]) -> int:
+    return sum(form.bytes for form in storage.forms(shape))
 
 
-def _rename(nodes: Sequence[NodeProto], old: set[str], new: str) -> None:
-    for node in nodes:
-        for index, value in enumerate(node.input):
-            if value in old:
-                node.input[index] = new
+@dataclass
+class _Changes:
+    """What becomes of the graph: nodes that go or are replaced (by their first output), others before all, arrays."""
+
+    nodes: dict[str, NodeProto | None] = field(default_factory=dict)
+    first: list[NodeProto] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    arrays: list[TensorProto] = field(default_factory=list)
+
+    def apply(self, drawn: Drawn) -> None:
+        """Change it."""
+        graph = drawn.graph.graph
+        kept = [self.nodes.get(node.output[0], node) for node in graph.node]
+        nodes = [node for node in kept if node is not None]
+        for node in nodes:
+            for index, value in enumerate(node.input):
+                if value in self.renamed:
+                    node.input[index] = self.renamed[value]
+        if any(node.domain == CONTRIB for node in nodes):
+            drawn.graph.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+        _replace(graph.node, [*self.first, *nodes])
+        _replace(graph.input, [entry for entry in graph.input if entry.name not in drawn.weights])
+        graph.initializer.extend(self.arrays)
 
 
-def _external(name: str, kind: str, shape: tuple[int, ...], offset: int, length: int) -> TensorProto:
-    tensor = TensorProto(name=name, data_type=_ELEMENTS[kind], dims=shape)
+def _write_weight(file: BinaryIO, name: str, weight: F32, storage: Storage, use: Use, changes: _Changes) -> None:
+    """Store a weight, round it to what was stored, and say what that means for the graph."""
+    if isinstance(storage, Floats):
+        _write_floats(file, name, weight, storage, use, changes)
+        return
+    assert isinstance(storage, Codes)
+    rows = np.ascontiguousarray(weight).reshape(-1, weight.shape[-1])
+    arrays = storage.store(rows, name, 0)
+    forms = storage.forms(weight.shape)
+    for form, array in zip(forms, arrays, strict=True):
+        place = _append(file, array)
+        changes.arrays.append(_external(name + form.suffix, form.dtype, form.shape, place, form.bytes))
+        if form.suffix == ".codes" and use.lookups:
+            *lead, blocks, blob = form.shape
+            flat = (*lead, blocks * blob)
+            changes.arrays.append(_external(rows_name(name), form.dtype, flat, place, form.bytes))
+    weight[...] = storage.restored(arrays, rows.shape).reshape(weight.shape)
+    changes.nodes |= {node.output[0]: other for node, other in rewritten(name, weight.shape, use, storage)}
+
+
+def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: Use, changes: _Changes) -> None:
+    """As numbers. A matrix that is only ever transposed for products is stored so, and the nodes go."""
+    turned = bool(use.products) and not use.lookups and not use.others
+    values = np.ascontiguousarray(weight.T if turned else weight)
+    (data,) = storage.store(values.reshape(len(values), -1), name, 0)
+    place = _append(file, data)
+    changes.arrays.append(_external(name, _ELEMENTS[storage.name], values.shape, place, data.nbytes))
+    seen = name
+    if storage.name == "f16":
+        node = widening(name)
+        seen = node.output[0]
+        changes.first.append(node)
+        changes.renamed[name] = seen
+        stored = data.reshape(-1).view(np.float16).reshape(values.shape)
+        weight[...] = stored.T if turned else stored
+    if turned:
+        changes.nodes |= {node.output[0]: None for node in use.turning}
+        changes.renamed |= {node.output[0]: seen for node in use.turning}
+
+
+def _append(file: BinaryIO, data: NDArray[Any]) -> int:
+    """Write at the next page; returns where."""
+    file.seek(places.aligned(file.tell()))
+    place = file.tell()
+    file.write(np.ascontiguousarray(data).data)
+    return place
+
+
+def _external(name: str, dtype: int, shape: Sequence[int], offset: int, length: int) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=dtype, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in {"location": DATA_FILE, "offset": offset, "length": length}.items():
         tensor.external_data.add(key=key, value=str(value))

@@ -22,8 +22,7 @@ class Ends(NamedTuple):
 def ends_of(directory: Path, model_config: Mapping[str, Any], chat_template: str | None, rows: int) -> Ends:
     """What a tokenizer directory says, for an embedding of `rows` rows. Errors: TokenizerError."""
     files = tokenizer_files.read(directory, model_config)
-    numbers = files.loaded.get_vocab(with_added_tokens=True)
-    found = {role: special.id_of(files, role, numbers) for role in ("bos", "eos", "pad")}
+    found = {role: special.id_of(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
     for role, number in found.items():
         if number is not None and not 0 <= number < rows:
             raise TokenizerError(f"{role}_token_id is {number}, the embedding has {rows} rows")

@@ -102,8 +102,9 @@ def _library_errors(directory: Path) -> Iterator[None]:
 
 def _load(directory: Path, tokenizer: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer itself, which also proves that tokenizer.json has the structure that is relied on below."""
+    path = directory / "tokenizer.json"
     with _library_errors(directory):
-        loaded = Tokenizer.from_str(json.dumps(tokenizer))
+        loaded = Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_str(json.dumps(tokenizer))
         loaded.no_truncation()
         loaded.no_padding()
     return loaded

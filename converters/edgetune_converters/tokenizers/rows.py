@@ -52,11 +52,9 @@ def read(files: Files, rows: int) -> Rows:
         )
     unknown = _unknown(files)
     has_bytes = bool(files.model.get("byte_fallback"))
-    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
-    types = [
-        _type(number, texts.get(number), files.added.get(number), unknown, has_bytes=has_bytes)
-        for number in range(rows)
-    ]
+    found = map(texts.get, range(rows))
+    tokens = [f"[PAD{number}]" if text is None else text for number, text in enumerate(found)]
+    types = _types(texts, files.added, rows, unknown, has_bytes=has_bytes)
     if _spaces_are_marks(files):
         _marked_as_typed(tokens, types, merged)
     _check_texts(tokens, files)
@@ -71,9 +69,11 @@ def _vocabulary(files: Files) -> tuple[dict[int, str], dict[int, float]]:
     vocab = files.model["vocab"]
     if isinstance(vocab, list):
         return dict(enumerate(text for text, _ in vocab)), dict(enumerate(score for _, score in vocab))
-    texts: dict[int, str] = {}
+    texts = {number: text for text, number in reversed(vocab.items())}  # the first of several stays
+    if len(texts) == len(vocab):
+        return texts, {}
     for text, number in vocab.items():
-        if number not in texts or byte_value(text) is not None:
+        if byte_value(text) is not None:
             texts[number] = text
     return texts, {}
 
@@ -87,18 +87,25 @@ def _unknown(files: Files) -> str | int | None:
     return text if files.model.get("byte_fallback") else None
 
 
-def _type(
-    number: int, text: str | None, added: Mapping[str, Any] | None, unknown: str | int | None, *, has_bytes: bool
-) -> TokenType:
-    if text is None:
-        return TokenType.UNUSED
-    if unknown is not None and unknown in (number, text):
-        return TokenType.UNKNOWN
-    if has_bytes and byte_value(text) is not None:
-        return TokenType.BYTE
-    if added is None:
-        return TokenType.NORMAL
-    return TokenType.CONTROL if added.get("special") or looks_special(text) else TokenType.USER_DEFINED
+def _types(
+    texts: Mapping[int, str],
+    added: Mapping[int, Mapping[str, Any]],
+    rows: int,
+    unknown: str | int | None,
+    *,
+    has_bytes: bool,
+) -> list[TokenType]:
+    """Almost all are normal; what comes later here goes before what comes earlier."""
+    types = [TokenType.NORMAL if number in texts else TokenType.UNUSED for number in range(rows)]
+    for number, entry in added.items():
+        special = entry.get("special") or looks_special(texts[number])
+        types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    for number, text in texts.items() if has_bytes or unknown is not None else ():
+        if has_bytes and byte_value(text) is not None:
+            types[number] = TokenType.BYTE
+        if unknown is not None and unknown in (number, text):
+            types[number] = TokenType.UNKNOWN
+    return types
 
 
 def looks_special(text: str) -> bool:

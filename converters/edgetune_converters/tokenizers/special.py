@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, boolean, u32
@@ -21,7 +21,7 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
     for key, role in _ROLES.items():
-        number = id_of(files, role, numbers)
+        number = id_of(files, role, numbers.get)
         if number is not None and not 0 <= number < len(tokens):
             raise TokenizerError(f"{role}_token_id is {number}, the vocabulary has {len(tokens)} tokens")
         if number is not None:
@@ -35,13 +35,14 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     return {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
 
 
-def id_of(files: Files, role: str, numbers: Mapping[str, int]) -> int | None:
+def id_of(files: Files, role: str, number_of: Callable[[str], int | None]) -> int | None:
     """From the tokenizer's files by text, else from the model's by number."""
     for source in (files.config, files.special):
         named = source.get(f"{role}_token")
         text = named.get("content") if isinstance(named, dict) else named
-        if isinstance(text, str) and text in numbers:
-            return numbers[text]
+        number = number_of(text) if isinstance(text, str) else None
+        if number is not None:
+            return number
     if role == "unk" and type(files.model.get("unk_id")) is int:
         unknown: int = files.model["unk_id"]
         return unknown

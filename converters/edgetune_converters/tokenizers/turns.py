@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from edgetune_converters.gguf.values import Value
 from edgetune_converters.tokenizers.files import Files
 
@@ -18,6 +16,8 @@ def end_of_turn(files: Files, template: Value | None) -> int | None:
     """The special token right after an assistant's answer; None without one, or when the template cannot be asked."""
     if template is None:
         return None
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # takes as long to load as all tokenizers modules together
+
     try:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

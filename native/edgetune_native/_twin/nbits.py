@@ -5,7 +5,6 @@ Arrays are [block_size, blocks]: a column is a block, and sums run down the colu
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +13,9 @@ from numpy.typing import NDArray
 from edgetune_native._kernels import Buffer
 
 from .ggml import widen
+from .nbits_search import IntegerSearch
+from .nbits_steps import F32, SMALLEST, Floats, add_rows, clamp, inverse_of, round_even, round_half_up
 
-_F32 = np.float32
-_Floats = NDArray[np.float32]
-
-_ROUNDER = _F32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds |x| < 2^22 to a whole number, half to even
-_SMALLEST = np.finfo(np.float32).tiny
 _PIECE_ELEMENTS = 1 << 18
 
 # Count, first and step of the scales tried, by (bits, symmetric); see struct grid in nbits_kernel.h.
@@ -36,135 +32,124 @@ _MOVES_ZERO = (-1.0, 1.0, 0.0, 0.0)
 class _Blocks(NamedTuple):
     """What is to be quantized, and how."""
 
-    x: _Floats  # [block_size, blocks]
-    w: _Floats | None  # likewise; None: all alike
+    x: Floats  # [block_size, blocks]
+    w: Floats | None  # likewise; None: all alike
     bits: int
     symmetric: bool
     half: bool
 
     @property
     def top(self) -> np.float32:
-        return _F32(2**self.bits - 1)
+        return F32(2**self.bits - 1)
 
     @property
     def middle(self) -> np.float32:
-        return _F32(2 ** (self.bits - 1))
+        return F32(2 ** (self.bits - 1))
 
 
 class _Scales(NamedTuple):
-    scale: _Floats  # [blocks]
-    zero: _Floats  # [blocks]
+    scale: Floats  # [blocks]
+    zero: Floats  # [blocks]
 
 
-def _round_even(x: Any) -> Any:
-    return (x + _ROUNDER) - _ROUNDER
+def _stored(scale: Floats, half: bool) -> Floats:
+    rounded = scale.astype(np.float16).astype(F32) if half else scale
+    return np.where(np.abs(rounded) >= SMALLEST, rounded, F32(0))
 
 
-def _round_half_up(x: Any) -> Any:
-    even = _round_even(x)
-    return np.where(x - even == _F32(0.5), even + _F32(1), even)
-
-
-def _clamp(x: Any, low: Any, high: Any) -> Any:
-    return np.minimum(np.maximum(x, low), high)
-
-
-def _stored(scale: _Floats, half: bool) -> _Floats:
-    rounded = scale.astype(np.float16).astype(_F32) if half else scale
-    return np.where(np.abs(rounded) >= _SMALLEST, rounded, _F32(0))
-
-
-def _add_rows(terms: NDArray[Any]) -> NDArray[Any]:
-    """Add up down the columns; numpy's own sum may pair the terms otherwise."""
-    total: NDArray[Any] = functools.reduce(np.add, terms)
-    return total
-
-
-def _codes(x: _Floats, scales: _Scales, top: np.float32) -> _Floats:
-    inverse = np.where(scales.scale != 0, _F32(1) / scales.scale, _F32(0))
-    codes: _Floats = _round_half_up(_clamp(x * inverse + scales.zero, _F32(0), top))
+def _codes(x: Floats, scales: _Scales, top: np.float32) -> Floats:
+    codes: Floats = round_half_up(clamp(x * inverse_of(scales.scale) + scales.zero, F32(0), top))
     return codes
 
 
 def _exact_error(blocks: _Blocks, scales: _Scales) -> NDArray[np.float64]:
     d = _codes(blocks.x, scales, blocks.top) - scales.zero
     r = blocks.x.astype(np.float64) - scales.scale.astype(np.float64) * d
-    return _add_rows(r * r if blocks.w is None else blocks.w.astype(np.float64) * (r * r))
+    return add_rows(r * r if blocks.w is None else blocks.w.astype(np.float64) * (r * r))
 
 
 class _Search:
-    """The best scales so far; errors in units of the square of the scale that takes in all."""
+    """The best scales so far; errors in units of the square of the scale that takes in all, of which `unit` is 1."""
 
-    def __init__(self, blocks: _Blocks, start: _Scales, exact: _Floats) -> None:
+    def __init__(self, blocks: _Blocks, start: _Scales, unit: Floats) -> None:
         self.blocks = blocks
-        self.unit = np.where(start.scale != 0, _F32(1) / exact, _F32(0))
+        self.unit = unit
         self.error = np.full_like(start.scale, np.inf)
         self.scale, self.zero = start.scale, start.zero
 
-    def _sums(self, inverse: _Floats, zero: _Floats) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _sums(self, inverse: Floats, zero: Floats) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Sums of w r^2, w r d and w d^2."""
         x, w = self.blocks.x, self.blocks.w
         t = x * inverse
-        d = _round_even(_clamp(t, -zero, self.blocks.top - zero))
+        d = round_even(clamp(t, -zero, self.blocks.top - zero))
         r = t - d
         wr, wd = (r, d) if w is None else (w * r, w * d)
-        return _add_rows(wr * r), _add_rows(wr * d), _add_rows(wd * d)
+        return add_rows(wr * r), add_rows(wr * d), add_rows(wd * d)
 
-    def attempt(self, inverse: _Floats, zero: _Floats) -> None:
+    def attempt(self, inverse: Floats, zero: Floats) -> None:
         """Try the scale 1 / inverse, improved for the codes it gives."""
         rr, rd, dd = self._sums(inverse, zero)
-        delta = rd / np.where(dd > 0, dd, _F32(1))
-        tried = _F32(1) / inverse
+        delta = rd / np.where(dd > 0, dd, F32(1))
+        tried = F32(1) / inverse
         scale = tried + tried * delta
         if self.blocks.half:
-            scale = scale.astype(np.float16).astype(_F32)
-            delta = scale * inverse - _F32(1)
+            scale = scale.astype(np.float16).astype(F32)
+            delta = scale * inverse - F32(1)
         ratio = self.unit / inverse
-        error = ratio * ratio * (rr + (delta * delta * dd - _F32(2) * delta * rd))
-        better = (error < self.error) & (np.abs(scale) >= _SMALLEST) & np.isfinite(scale)
+        error = ratio * ratio * (rr + (delta * delta * dd - F32(2) * delta * rd))
+        better = (error < self.error) & (np.abs(scale) >= SMALLEST) & np.isfinite(scale)
         self.error = np.where(better, error, self.error)
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
 
-    def grid(self, low: _Floats, high: _Floats) -> None:
+    def grid(self, low: Floats, high: Floats) -> None:
         top, middle, symmetric = self.blocks.top, self.blocks.middle, self.blocks.symmetric
         count, first, step = _GRIDS[self.blocks.bits, symmetric]
         full = middle if symmetric else top
         for i in range(count):
-            more = _F32(first + i * step)
-            side = _F32(i % 3 - 1) * (more * _F32(0.5))
+            more = F32(first + i * step)
+            side = F32(i % 3 - 1) * (more * F32(0.5))
             inverse = self.unit * ((full + more) / full)
-            centre = top * _F32(0.5) - (high * _F32(0.5) + low * _F32(0.5)) * inverse
-            zero = np.full_like(centre, middle) if symmetric else _round_even(_clamp(centre + side, _F32(0), top))
+            centre = top * F32(0.5) - (high * F32(0.5) + low * F32(0.5)) * inverse
+            zero = np.full_like(centre, middle) if symmetric else round_even(clamp(centre + side, F32(0), top))
             self.attempt(inverse, zero)
 
     def moves(self) -> None:
         for sign, step in zip(_MOVES_SIGN, _MOVES_ZERO, strict=True):
             if self.blocks.symmetric:
-                self.attempt(_F32(sign) / self.scale, self.zero)
+                self.attempt(F32(sign) / self.scale, self.zero)
             else:
-                self.attempt(_F32(1) / self.scale, _clamp(self.zero + _F32(step), _F32(0), self.blocks.top))
+                self.attempt(F32(1) / self.scale, clamp(self.zero + F32(step), F32(0), self.blocks.top))
 
 
 def _quantize_columns(blocks: _Blocks, search: bool) -> tuple[_Scales, NDArray[np.uint8]]:
     x, top, middle = blocks.x, blocks.top, blocks.middle
-    low, high = np.minimum(x.min(axis=0), _F32(0)), np.maximum(x.max(axis=0), _F32(0))
+    low, high = np.minimum(x.min(axis=0), F32(0)), np.maximum(x.max(axis=0), F32(0))
     if blocks.symmetric:
         wanted = np.where(high > -low, high, low) / -middle
         exact = _stored(wanted, False)
         zero = np.full_like(exact, middle)
     else:
-        exact = _stored((high * _F32(0.5) - low * _F32(0.5)) / top * _F32(2), False)
-        zero = _round_half_up(_clamp(_F32(0) - low / np.where(exact != 0, exact, _F32(1)), _F32(0), top))
+        exact = _stored((high * F32(0.5) - low * F32(0.5)) / top * F32(2), False)
+        zero = round_half_up(clamp(F32(0) - low / np.where(exact != 0, exact, F32(1)), F32(0), top))
     found = start = _Scales(_stored(exact, blocks.half), zero)
     if search:
-        best = _Search(blocks, start, exact)
-        best.grid(low, high)
-        best.moves()
-        after = _exact_error(blocks, _Scales(best.scale, best.zero))
-        better = after < _exact_error(blocks, start)
-        found = _Scales(np.where(better, best.scale, start.scale), np.where(better, best.zero, start.zero))
+        unit = np.where(start.scale != 0, F32(1) / exact, F32(0))
+        found = _searched(blocks, start, unit, low, high)
     return found, _codes(x, found, top).astype(np.uint8)
+
+
+def _searched(blocks: _Blocks, start: _Scales, unit: Floats, low: Floats, high: Floats) -> _Scales:
+    """The best that the search of this format finds; `start` where that is no better."""
+    if blocks.bits == 4 and blocks.w is None:
+        integers = IntegerSearch(blocks.x, start.zero, unit, symmetric=blocks.symmetric, half=blocks.half)
+        return _Scales(*integers.best(start.scale))
+    best = _Search(blocks, start, unit)
+    best.grid(low, high)
+    best.moves()
+    after = _exact_error(blocks, _Scales(best.scale, best.zero))
+    better = after < _exact_error(blocks, start)
+    return _Scales(np.where(better, best.scale, start.scale), np.where(better, best.zero, start.zero))
 
 
 def _pack(values: NDArray[np.uint8], bits: int, padding: int) -> NDArray[np.uint8]:
@@ -184,16 +169,16 @@ def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])[..., :count]
 
 
-def _columns(values: _Floats, block_size: int) -> _Floats:
+def _columns(values: Floats, block_size: int) -> Floats:
     """[n, k] -> [block_size, n * k_blocks], filled up with zeros."""
     filled = np.pad(values, ((0, 0), (0, -values.shape[1] % block_size)))
     return np.ascontiguousarray(filled.reshape(-1, block_size).T)
 
 
-def _proportions(weights: _Floats) -> _Floats:
+def _proportions(weights: Floats) -> Floats:
     """Return the weights times a power of two, so that sums do not overflow."""
     exponent = np.frexp(weights.max())[1]
-    scaled: _Floats = np.ldexp(weights, -exponent)
+    scaled: Floats = np.ldexp(weights, -exponent)
     return scaled
 
 
@@ -258,6 +243,6 @@ def dequantize_blocks(
     zeros = np.full((n, k_blocks), 2 ** (bits - 1), np.uint8)
     if zero_points is not None:
         zeros = _unpack(zero_points, bits, k_blocks)
-    d = _unpack(codes, bits, block_size).astype(_F32) - zeros[..., None].astype(_F32)
+    d = _unpack(codes, bits, block_size).astype(F32) - zeros[..., None].astype(F32)
     with np.errstate(all="ignore"):
-        out[:] = (scales[..., None].astype(_F32) * d).reshape(n, k_blocks * block_size)[:, :k]
+        out[:] = (scales[..., None].astype(F32) * d).reshape(n, k_blocks * block_size)[:, :k]

@@ -73,7 +73,7 @@ class NBitsFace:
 
         Without `search` codes and scales are those of ONNX Runtime's own quantizer: symmetric, the value of largest
         size becomes code 0 (so a scale may be negative); otherwise the range from min(x, 0) to max(x, 0) is spread over
-        all codes. With `search` each block takes, of 12 or 13 (4 bits) or 36 (8 bits) scales and zero points, each
+        all codes. With `search` each block takes, of 15 (4 bits; 12 or 13 with `weights`) or 36 (8 bits) trials, each
         improved by least squares for its codes, the one of least sum w (x - scale * (q - zero point))^2, measured with
         the scale as it is stored; that of the rule without search stays if none is better. What is left of that rule's
         error, on Gaussian weights (tests/bench/bench_nbits.py has more):

@@ -1,0 +1,169 @@
+"""The weights of a graph that another exporter drew: what is done with each, how it is stored, and the nodes for that.
+
+torch.onnx.export writes a linear layer as MatMul with the transposed weight, an embedding as Gather, and experts of
+which each token has its own (batched_mm) as Gather from a stack of matrices. In codes these become MatMulNBits and
+GatherBlockQuantized, ONNX Runtime's operators; what is used in another way stays in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from onnx import NodeProto, TensorProto, helper
+
+from edgetune_converters.architectures import Bound
+from edgetune_converters.architectures.decoder import Slot
+from edgetune_converters.onnx.builder import CONTRIB
+from edgetune_converters.onnx.places import Source
+from edgetune_converters.onnx.plan import Settings, Types, asked_of, fitting
+from edgetune_converters.onnx.storage import Codes, Floats, Storage
+
+_TURNED = [1, 0]
+_F32 = Floats("f32")
+
+SlotOf = Callable[[str], Slot | None]
+"""The slot of a weight by its name, where the family's table knows it."""
+
+
+class Manner(NamedTuple):
+    """What is done with a weight: products with its transpose, lookups of its rows, anything else."""
+
+    multiplied: bool
+    looked_up: bool
+    otherwise: bool = False
+
+
+@dataclass(frozen=True)
+class Use:
+    """The nodes that take a weight: those that transpose it for a product, these products, lookups, and others."""
+
+    turning: tuple[NodeProto, ...]
+    products: tuple[NodeProto, ...]
+    lookups: tuple[NodeProto, ...]
+    others: tuple[NodeProto, ...]
+
+    @property
+    def manner(self) -> Manner:
+        """What is done with it."""
+        return Manner(bool(self.products), bool(self.lookups), bool(self.others))
+
+
+class Uses:
+    """How a graph uses its weights."""
+
+    def __init__(self, graph: Any) -> None:
+        self._taking: dict[str, list[NodeProto]] = {}
+        for node in graph.node:
+            for name in dict.fromkeys(node.input):
+                self._taking.setdefault(name, []).append(node)
+
+    def of(self, name: str) -> Use:
+        """Of one weight."""
+        turning: list[NodeProto] = []
+        products: list[NodeProto] = []
+        lookups: list[NodeProto] = []
+        others: list[NodeProto] = []
+        for node in self._taking.get(name, ()):
+            after = self._taking.get(node.output[0], []) if _transposes(node) else []
+            if after and all(_multiplies(other, node.output[0]) for other in after):
+                turning.append(node)
+                products += after
+            elif node.op_type == "Gather" and node.input[0] == name and _attributes(node).get("axis", 0) == 0:
+                lookups.append(node)
+            else:
+                others.append(node)
+        return Use(tuple(turning), tuple(products), tuple(lookups), tuple(others))
+
+
+def _transposes(node: NodeProto) -> bool:
+    """Whether a node makes the transpose of a matrix."""
+    return node.op_type == "Transpose" and list(_attributes(node).get("perm", ())) == _TURNED
+
+
+def _multiplies(node: NodeProto, matrix: str) -> bool:
+    return node.op_type == "MatMul" and list(node.input).index(matrix) == 1
+
+
+def _attributes(node: NodeProto) -> Mapping[str, Any]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def slots_by_name(bound: Sequence[Bound]) -> SlotOf:
+    """By the names of the checkpoint, with or without what transformers puts before them."""
+    known = {
+        name: (item.slot, item.layer, item.part)
+        for item in bound
+        for piece in item.pieces
+        for name in (piece.source.name, piece.target)
+    }
+
+    def slot_of(name: str) -> Slot | None:
+        parts = name.split(".")
+        found = (known.get(".".join(parts[start:])) for start in range(len(parts)))
+        return next((slot for slot in found if slot is not None), None)
+
+    return slot_of
+
+
+def storage_of(
+    name: str, shape: Sequence[int], manner: Manner, types: Types, settings: Settings, slot: Slot | None
+) -> tuple[Storage, Storage]:
+    """How a weight is stored, and what the type asks for where its rows or its use do not allow that.
+
+    Vectors (norms, biases) stay in 32 bits: they are few, and an error in them meets every row.
+    """
+    if not isinstance(types.matrices, Codes):
+        kind = types.matrices if len(shape) > 1 else _F32
+        return kind, kind
+    if name.endswith("bias"):
+        return _F32, _F32
+    tied = manner.multiplied and manner.looked_up
+    asked, _ = asked_of(types, Source(0, slot or _guessed(shape, manner), tuple(shape), "F32"), tied, settings)
+    if not isinstance(asked, Codes):
+        return asked, asked
+    if manner.otherwise:
+        return Floats("f16"), asked
+    stored = fitting(asked, {shape[-1]}) if manner.looked_up else asked
+    return stored, asked if isinstance(stored, Floats) else stored
+
+
+def _guessed(shape: Sequence[int], manner: Manner) -> Slot:
+    """Of a weight that the table does not know by this name."""
+    if len(shape) > 2:
+        return "expert_gate", 0, "weight"
+    return ("embedding", None, "weight") if manner.looked_up else ("", 0, "weight")
+
+
+def rewritten(name: str, shape: Sequence[int], use: Use, storage: Codes) -> list[tuple[NodeProto, NodeProto | None]]:
+    """For each node that goes the one that comes in its place, on arrays NAME.codes, NAME.scales, NAME.zero_points."""
+    changed: list[tuple[NodeProto, NodeProto | None]] = [(node, None) for node in use.turning]
+    changed += [(node, _product(name, shape, node, storage)) for node in use.products]
+    return changed + [(node, _lookup(name, shape, node, storage)) for node in use.lookups]
+
+
+def _product(name: str, shape: Sequence[int], node: NodeProto, storage: Codes) -> NodeProto:
+    inputs = [node.input[0], *(name + form.suffix for form in storage.forms(tuple(shape)))]
+    sizes = {"K": shape[1], "N": shape[0], "bits": storage.bits, "block_size": storage.block}
+    sizes["accuracy_level"] = storage.accuracy
+    return helper.make_node("MatMulNBits", inputs, list(node.output), name=node.name, domain=CONTRIB, **sizes)
+
+
+def _lookup(name: str, shape: Sequence[int], node: NodeProto, storage: Codes) -> NodeProto:
+    inputs = [rows_name(name), node.input[1], f"{name}.scales"]
+    sizes = {"bits": storage.bits, "block_size": storage.block}
+    return helper.make_node(
+        "GatherBlockQuantized", inputs, list(node.output), name=node.name, domain=CONTRIB, gather_axis=0,
+        quantize_axis=len(shape) - 1, **sizes,
+    )  # fmt: skip
+
+
+def rows_name(name: str) -> str:
+    """The codes as a lookup sees them: those of a row on one axis."""
+    return f"{name}.codes.rows"
+
+
+def widening(name: str) -> NodeProto:
+    """The node that makes f32 of a weight in 16 bits."""
+    return helper.make_node("Cast", [name], [f"{name}.f32"], name=f"{name}.f32/Cast", to=TensorProto.FLOAT)

@@ -1,0 +1,147 @@
+"""A context of llama.cpp: a key-value cache, a batch that is reused for every call, and the logits of the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.runtime.interface import RuntimeProblem
+from edgetune.runtime.interrupts import InterruptFlag
+from edgetune.runtime.llama_library import collecting_errors, library
+
+BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
+_NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
+_CELLS = 256
+F32 = NDArray[np.float32]
+
+
+def rounded(cells: int) -> int:
+    """What llama.cpp makes of the cells of one text among several."""
+    return -(-cells // _CELLS) * _CELLS
+
+
+class LlamaContext:
+    """`cells` tokens of each of `sequences` texts; at most `outputs` logits [vocabulary_size] a call.
+
+    Each text has keys and values of its own: in a buffer that all share, the attention of one would add up in another
+    order, in 16 bits, depending on the others.
+    """
+
+    _batch: Any = None
+    _context: Any = None
+
+    def __init__(
+        self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
+        sequences: int = 1,
+    ) -> None:  # fmt: skip
+        """Raises RuntimeProblem where llama.cpp has no room for it."""
+        self._library, self._path, self._vocabulary_size = library(), path, vocabulary_size
+        self._has_several = sequences > 1
+        self._flag: InterruptFlag | None = InterruptFlag()
+        parameters = self._library.llama_context_default_params()
+        parameters.n_ctx = cells if sequences == 1 else sequences * rounded(cells)
+        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_outputs_max = outputs
+        parameters.n_seq_max = sequences
+        parameters.kv_unified = False
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)
+        parameters.abort_callback_data = self._flag.data
+        with collecting_errors() as errors:
+            self._context = self._library.llama_init_from_model(model, parameters)
+        if self._context is None:
+            self.close()
+            raise RuntimeProblem(
+                f"llama.cpp cannot make a context of {cells} tokens: {errors.cause}", "Ask for less with --context."
+            )
+        self._memory: Any = self._library.llama_get_memory(self._context)
+        self._make_batch()
+
+    def _make_batch(self) -> None:
+        self._batch = batch = self._library.llama_batch_init(BATCH, 0, 1)
+        self._tokens = np.ctypeslib.as_array(batch.token, (BATCH,))
+        self._positions = np.ctypeslib.as_array(batch.pos, (BATCH,))
+        self._wanted = np.ctypeslib.as_array(batch.logits, (BATCH,))
+        np.ctypeslib.as_array(batch.n_seq_id, (BATCH,))[:] = 1
+        for i in range(BATCH):
+            batch.seq_id[i][0] = 0
+
+    def forget(self, sequence: int | None = None) -> None:
+        """Drop the keys and values of one text, or of all."""
+        if sequence is None:
+            self._library.llama_memory_clear(self._memory, False)
+        else:
+            self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def decode(self, ids: NDArray[np.int32], start: int, wanted: NDArray[np.int8], sequence: int = 0) -> None:
+        """Evaluate ids [n <= BATCH] of a text at positions start.. and keep the logits of those that are wanted."""
+        count = len(ids)
+        self._batch.n_tokens = count
+        self._tokens[:count] = ids
+        self._positions[:count] = np.arange(start, start + count)
+        self._wanted[:count] = wanted
+        for place in range(count if self._has_several else 0):
+            self._batch.seq_id[place][0] = sequence
+        while True:
+            with self._interrupts.watching():
+                status = self._library.llama_decode(self._context, self._batch)
+            if status != _ABORTED:  # a KeyboardInterrupt is raised before we get here
+                break
+            self._library.llama_memory_seq_rm(self._memory, sequence, start, -1)  # another signal: once more
+        if status:
+            raise self._stopped(start, status)
+
+    def step(self, token: int, position: int) -> F32:
+        """Logits [V] after one token more of text 0; the shortest way."""
+        batch = self._batch
+        batch.n_tokens = 1
+        batch.token[0] = token
+        batch.pos[0] = position
+        batch.logits[0] = 1
+        self._interrupts.lower()
+        status = self._library.llama_decode(self._context, batch)
+        if status:
+            raise self._stopped(position, status)
+        logits: F32 = self.logits(1)[0]
+        return logits
+
+    def step_together(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32:
+        """Logits [n, V] after one token more of each of `sequences`."""
+        count = len(tokens)
+        self._batch.n_tokens = count
+        self._tokens[:count], self._positions[:count], self._wanted[:count] = tokens, positions, 1
+        for place, sequence in enumerate(sequences):
+            self._batch.seq_id[place][0] = sequence
+        self._interrupts.lower()
+        status = self._library.llama_decode(self._context, self._batch)
+        if status:
+            raise self._stopped(max(positions), status)
+        return self.logits(count)
+
+    def logits(self, count: int) -> F32:
+        """[count, V], llama.cpp's own buffer."""
+        pointer = self._library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (count, self._vocabulary_size))
+
+    @property
+    def _interrupts(self) -> InterruptFlag:
+        assert self._flag is not None, "the context has been closed"
+        return self._flag
+
+    def _stopped(self, position: int, status: int) -> RuntimeProblem:
+        reason = "there is no room in its context" if status == _NO_ROOM else f"status {status}"
+        return RuntimeProblem(f"llama.cpp stopped at token {position} of {self._path}: {reason}")
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent."""
+        for name, free in {"_batch": "llama_batch_free", "_context": "llama_free"}.items():
+            if (held := getattr(self, name)) is not None:
+                setattr(self, name, None)
+                getattr(self._library, free)(held)
+        if self._flag is not None:
+            self._flag.close()
+            self._flag = None

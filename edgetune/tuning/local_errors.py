@@ -1,0 +1,156 @@
+"""How far each storage of a matrix takes its product from that of its weights as they are: by the real operator.
+
+The merged weights come by in blocks of rows, as they do for an export. Each block is stored in every way, and all are
+multiplied with the captured activations in one small session of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from edgetune.codings import F32
+from edgetune.console import Progress
+from edgetune.runtime.onnx_session import library, options
+from edgetune.tuning.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
+from edgetune_converters.importance import Importance
+from edgetune_converters.merge import Block, MergedTensor
+from edgetune_converters.model import Model
+from edgetune_converters.onnx.builder import CONTRIB, IR_VERSION, OPSET
+from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.overlap import divided, in_order
+
+_EXACT = "exact"
+
+
+@dataclass
+class LocalErrors:
+    """Of one matrix, sums of squares over all captured tokens and all rows."""
+
+    errors: dict[Codes, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
+    """Between the product in each storage and the exact one."""
+    swapped: float = 0.0
+    """Between LEAST and WHOLE: what a swap of the two does."""
+
+
+class _Found(NamedTuple):
+    matrix: Matrix
+    block: Block
+    errors: Mapping[Codes, float]
+    swapped: float
+
+
+def measure(
+    model: Model,
+    matrices: Sequence[Matrix],
+    activations: Mapping[str, F32],
+    importance: Importance | None,
+    threads: int,
+    progress: Progress,
+) -> dict[str, LocalErrors]:
+    """By the matrices' names; `progress` counts weights."""
+    found = {matrix.name: LocalErrors() for matrix in matrices}
+    total = sum(int(np.prod(matrix.shape)) for matrix in matrices)
+    workers, _ = divided(threads)
+    done = 0
+    for matrix, block, errors, swapped in in_order(_calls(model, matrices, activations, importance), workers):
+        of = found[matrix.name]
+        for codes, error in errors.items():
+            of.errors[codes] += error
+        of.swapped += swapped
+        done += block.rows.size
+        block.release()
+        progress(done, total)
+    return found
+
+
+def _calls(
+    model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: Importance | None
+) -> Iterator[Callable[[], _Found]]:
+    for matrix in matrices:
+        given = np.ascontiguousarray(activations[matrix.name])
+        for source in matrix.sources:
+            tensor = model.unpaired[source.number]
+            for make in tensor.pieces(model.checkpoint):
+                yield partial(_measured, matrix, tensor, make, given, importance)
+
+
+def _measured(
+    matrix: Matrix,
+    tensor: MergedTensor,
+    make: Callable[[int], Block],
+    given: F32,
+    importance: Importance | None,
+) -> _Found:
+    block = make(1)
+    rows = block.rows.reshape(-1, matrix.shape[-1])
+    weights = None
+    if importance is not None:
+        ((_, weights),) = importance.pieces(tensor.gguf_name, tensor.shape, block.first, rows)
+    stored = {codes: codes.store(rows, matrix.name, 1, weights) for codes in STORED}
+    products = _products(block.floats.reshape(rows.shape), stored, given)
+    exact = products.pop(_EXACT)
+    errors = {codes: _squares(products[_name(codes)] - exact) for codes in CANDIDATES}
+    return _Found(matrix, block, errors, _squares(products[_name(LEAST)] - products[_name(WHOLE)]))
+
+
+def _squares(difference: F32) -> float:
+    flat = difference.ravel()
+    return float(np.dot(flat, flat))
+
+
+def _name(codes: Codes) -> str:
+    return f"{codes.name} {codes.accuracy}"
+
+
+def _products(rows: F32, stored: Mapping[Codes, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
+    """given [n, k] times rows.T, exactly and in every candidate."""
+    count, width = rows.shape
+    weights = [
+        TensorProto(name=_EXACT + " rows", data_type=TensorProto.FLOAT, dims=rows.shape, raw_data=rows.tobytes())
+    ]
+    nodes = [helper.make_node("FusedMatMul", ["x", weights[0].name], [_EXACT], domain=CONTRIB, transB=1)]
+    names: dict[str, list[str]] = {}
+    for codes, arrays in stored.items():
+        forms = codes.forms(rows.shape)
+        names[codes.name] = [codes.name + form.suffix for form in forms]
+        weights += [
+            TensorProto(name=codes.name + form.suffix, data_type=form.dtype, dims=form.shape, raw_data=array.tobytes())
+            for form, array in zip(forms, arrays, strict=True)
+        ]
+    nodes += [_product(codes, names[codes.name], count, width) for codes in CANDIDATES]
+    outputs = [node.output[0] for node in nodes]
+    session = library().InferenceSession(_serialized(nodes, weights, width, count), _options(), providers=_PROVIDERS)
+    return dict(zip(outputs, session.run(outputs, {"x": given}), strict=True))
+
+
+def _product(codes: Codes, inputs: Sequence[str], count: int, width: int) -> NodeProto:
+    sizes = {"K": width, "N": count, "bits": codes.bits, "block_size": codes.block, "accuracy_level": codes.accuracy}
+    return helper.make_node("MatMulNBits", ["x", *inputs], [_name(codes)], domain=CONTRIB, **sizes)
+
+
+_PROVIDERS = ("CPUExecutionProvider",)
+
+
+def _options() -> Any:
+    chosen = options(1)
+    chosen.graph_optimization_level = library().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return chosen
+
+
+def _serialized(nodes: Sequence[NodeProto], weights: Sequence[TensorProto], width: int, count: int) -> bytes:
+    graph = helper.make_graph(
+        list(nodes),
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, ["n", count]) for node in nodes],
+        list(weights),
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())

@@ -1,0 +1,25 @@
+"""When a held-out set is said to be small."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgetune.sample_size import FEW_ROWS, FEW_TOKENS, caution
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "words"),
+    [
+        (1, 1, "1 held-out row with 1 scored token is a small sample: a difference in 100% of all tokens"),
+        (64, 150, "a difference in 2.0% of all tokens can go unseen"),
+        (5, 5000, "5 held-out rows with 5000 scored tokens are a small sample: standard errors"),
+    ],
+)
+def test_too_few(rows: int, tokens: int, words: str) -> None:
+    assert words in (caution(rows, tokens) or "")
+
+
+def test_enough() -> None:
+    assert caution(FEW_ROWS, FEW_TOKENS) is None
+    assert caution(FEW_ROWS, FEW_TOKENS - 1)
+    assert caution(FEW_ROWS - 1, FEW_TOKENS)

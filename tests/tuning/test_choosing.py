@@ -1,0 +1,56 @@
+"""A knapsack with a choice for each matrix, beside all choices that there are."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.tuning import choosing
+from edgetune.tuning.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
+from edgetune.tuning.choosing import Measured
+from edgetune_converters.onnx.places import Source
+from edgetune_converters.onnx.storage import Codes
+
+FEW = CANDIDATES[::3]
+COARSE_IN_F32 = Codes(4, 128, symmetric=False, accuracy=EXACT)
+
+
+def matrix(number: int, rows: int = 64) -> Matrix:
+    source = Source(number, ("ffn_down", number, "weight"), (rows, 1024), "F32")
+    return Matrix(f"matrix {number}", source.shape, (source,))
+
+
+errors = st.lists(st.floats(0, 1, width=32), min_size=len(FEW), max_size=len(FEW))
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), errors), min_size=1, max_size=3), st.floats(0, 1.2))
+def test_no_choice_is_better_by_more_than_one_step(given: list[tuple[int, list[float]]], share: float) -> None:
+    """Filling along the hull loses at most the step that no longer fits."""
+    measured = [
+        Measured(matrix(number, rows), 1.0, dict(zip(FEW, found, strict=True)))
+        for number, (rows, found) in enumerate(given)
+    ]
+    least = sum(min(each.matrix.cost(codes) for codes in FEW) for each in measured)
+    most = sum(max(each.matrix.cost(codes) for codes in FEW) for each in measured)
+    budget = least + share * (most - least)
+    chosen = choosing.choose(measured, budget)
+    assert sum(matrix.cost(codes) for matrix, codes in chosen.items()) <= budget + 1e-6
+    best = min(
+        sum(each.errors[codes] for each, codes in zip(measured, combination, strict=True))
+        for combination in product(FEW, repeat=len(measured))
+        if sum(each.matrix.cost(codes) for each, codes in zip(measured, combination, strict=True)) <= budget
+    )
+    step = max(max(each.errors.values()) - min(each.errors.values()) for each in measured)
+    assert best - 1e-9 <= choosing.total(measured, chosen) <= best + step + 1e-9
+
+
+def test_activations_in_f32_are_taken_where_they_are_what_costs() -> None:
+    """They cost as much as twice the bytes: less than 8 bits."""
+    rounded = dict.fromkeys(CANDIDATES, 1.0) | {COARSE_IN_F32: 0.1}
+    lost = dict.fromkeys(CANDIDATES, 1.0) | {WHOLE: 0.1}
+    measured = [Measured(matrix(0), 1.0, rounded), Measured(matrix(1), 1.0, lost)]
+    chosen = choosing.choose(measured, 4 * matrix(0).cost(WHOLE))
+    assert list(chosen.values()) == [COARSE_IN_F32, WHOLE]
+    assert next(iter(choosing.choose(measured, 0).values())).accuracy == LEAST.accuracy
