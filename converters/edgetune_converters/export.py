@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_converters import formats, recipes
 from edgetune_converters.errors import EdgetuneError
+from edgetune_converters.files.interrupts import held
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
 from edgetune_converters.identity import Hashing, Identity
 from edgetune_converters.importance import read_importance
-from edgetune_converters.interrupts import held
 from edgetune_converters.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import Output, Summary, stream

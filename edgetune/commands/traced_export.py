@@ -86,7 +86,7 @@ def prepared(
 ) -> Iterator[Publish]:
     """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
     from edgetune_converters.export import write_errors
-    from edgetune_converters.outputs import folders
+    from edgetune_converters.files import directory
 
     console.note(
         f"{family} has no graph of edgetune's own: transformers and torch.onnx.export draw it, which needs torch and "
@@ -100,14 +100,14 @@ def prepared(
             made.append((place / "model", path, _made(family, source, kind, config, place, merge)))
 
         def publish(published: Published) -> list[Receipt]:
-            from edgetune_converters.interrupts import held
+            from edgetune_converters.files.interrupts import held
             from edgetune_converters.receipts import receipt_path
 
             receipts = [replace(receipt, artifact=str(path)) for _, path, receipt in made]
             with held():
                 for (folder, path, _), receipt in zip(made, receipts, strict=True):
                     receipt_path(path).unlink(missing_ok=True)
-                    folders.replace(folder, path)
+                    directory.replace(folder, path)
                     published(receipt)
             return receipts
 
@@ -129,8 +129,8 @@ def _beside(path: Path) -> Iterator[Path]:
 def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
     """Merge, trace, write and compare, in `place`."""
     from edgetune.training import tracing
+    from edgetune_converters.files.directory import Documents
     from edgetune_converters.outputs import traced
-    from edgetune_converters.outputs.folders import Documents
     from edgetune_converters.outputs.onnx import GRAPH_FILE
     from edgetune_converters.tokenizers.ends import ends_of
 

@@ -16,7 +16,7 @@ from edgetune_converters import gguf
 from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.export import export
-from edgetune_converters.outputs import folders
+from edgetune_converters.files import directory
 from edgetune_converters.receipts import Receipt
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.test_flagship import ADAPTERS, F32_KLD
@@ -243,7 +243,7 @@ def test_an_older_directory_gives_way(exchangeable: bool, tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "rename", counted)
     if not exchangeable:
-        monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+        monkeypatch.setattr(directory, "exchange", lambda one, other: False)
     export(base, {}, safetensors={"bf16": tmp_path / "m"})
     assert not (tmp_path / "m" / "mark").exists()
     assert (tmp_path / "m" / "model.safetensors").is_file()

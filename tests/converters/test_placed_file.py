@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune_converters.outputs.placed_file import PlacedFile, Region
+from edgetune_converters.files.region_file import PlacedFile, Region
 
 GAP = 4096
 

@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_converters.files.hashed_file import joined_hash
 from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
 from edgetune_converters.gguf.values import Kind, Value
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.hashed_file import joined_hash
 
 
 class SplitWriter:

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.files.hashed_file import joined_hash
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.split import part_path
-from edgetune_converters.hashed_file import joined_hash
 from edgetune_converters.metadata import DATA_HASH
 
 

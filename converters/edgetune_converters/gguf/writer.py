@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf.layout import TensorSpec, align, encoded, lay_out_encoded
 from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Value, as_read
-from edgetune_converters.hashed_file import HashedFile
 
 
 class GgufWriter:

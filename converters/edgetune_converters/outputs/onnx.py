@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from edgetune_converters.checkpoint import F32, sha256_of
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.files import directory
+from edgetune_converters.files.directory import Documents
+from edgetune_converters.files.region_file import PlacedFile, Region
 from edgetune_converters.identity import Identity
 from edgetune_converters.importance import Importance
 from edgetune_converters.merge import Block, MergedTensor
@@ -27,9 +30,7 @@ from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
 from edgetune_converters.onnx.places import Array, Part, Placed
 from edgetune_converters.onnx.storage import Floats
-from edgetune_converters.outputs import Summary, Taken, folders
-from edgetune_converters.outputs.folders import Documents
-from edgetune_converters.outputs.placed_file import PlacedFile, Region
+from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.receipts import combined_hash, tool_versions
 from edgetune_converters.tokenizers.ends import Ends
 
@@ -67,7 +68,7 @@ class OnnxOutput:
         self._documents = documents
         self._proof = dict(proof)
         self._ends = ends
-        folders.check_tokenizer(documents.tokenizer)
+        directory.check_tokenizer(documents.tokenizer)
         self._graph = model.graph(tool_versions()["edgetune"])
         self._uses = uses(model.placed)
         self._numbers = sorted(self._uses)  # of the tensors that are a part of the graph
@@ -165,8 +166,8 @@ class OnnxOutput:
         self._file.close()
         self._proof |= {BASE_HASH: identity.base_hash}
         self._write_graph()
-        folders.copy_tokenizer(self._documents, self._partial)
-        folders.write_json(self._partial / CONFIG_FILE, genai_config(Sizes.of(self._model), self._ends))
+        directory.copy_tokenizer(self._documents, self._partial)
+        directory.write_json(self._partial / CONFIG_FILE, genai_config(Sizes.of(self._model), self._ends))
 
     def verify(self) -> None:
         """Read the graph back. Errors: ArtifactError."""
@@ -181,7 +182,7 @@ class OnnxOutput:
     def publish(self) -> Summary:
         """Rename the directory; one that was exported before gives way."""
         check_replaceable(self._path)
-        folders.replace(self._partial, self._path)
+        directory.replace(self._partial, self._path)
         self._published = True
         plan = self._model.plan
         return Summary(
@@ -255,7 +256,7 @@ def _runs(placed: Placed, part: Part, done: int, count: int) -> list[_Run]:
 
 def check_replaceable(path: Path) -> None:
     """Errors: EdgetuneError when `path` is something that an export must not remove."""
-    folders.check_replaceable(path, "an ONNX model", _is_exported)
+    directory.check_replaceable(path, "an ONNX model", _is_exported)
 
 
 def _is_exported(path: Path) -> bool:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from edgetune_converters.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
 from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
-from edgetune_converters.hashed_file import HashedFile
+from edgetune_converters.files import directory
+from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
+from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block
-from edgetune_converters.outputs import Summary, Taken, folders
+from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.base_stream import BaseTensor
-from edgetune_converters.outputs.folders import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.receipts import combined_hash, tool_versions
 
@@ -148,7 +149,7 @@ class SafetensorsOutput:
     def publish(self) -> Summary:
         """Rename the directory; one that was exported before gives way."""
         check_replaceable(self._path)
-        folders.replace(self._partial, self._path)
+        directory.replace(self._partial, self._path)
         self._published = True
         return self._summary()
 
@@ -191,7 +192,7 @@ class SafetensorsOutput:
 
 def check_replaceable(path: Path) -> None:
     """Errors: EdgetuneError when `path` is something that an export must not remove."""
-    folders.check_replaceable(path, "a safetensors model", _is_exported)
+    directory.check_replaceable(path, "a safetensors model", _is_exported)
 
 
 def _is_exported(path: Path) -> bool:

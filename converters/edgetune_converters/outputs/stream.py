@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merge import Block, MakeBlock
 from edgetune_converters.outputs import Output, Taken
-from edgetune_converters.overlap import divided, in_order
 
 Progress = Callable[[int, int], None]
 

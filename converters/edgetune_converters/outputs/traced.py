@@ -20,6 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgetune_converters.checkpoint import F32, sha256_of
 from edgetune_converters.errors import RecipeError
+from edgetune_converters.files import directory
+from edgetune_converters.files.directory import Documents
 from edgetune_converters.onnx import places
 from edgetune_converters.onnx.builder import CONTRIB
 from edgetune_converters.onnx.foreign import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
@@ -27,8 +29,6 @@ from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
 from edgetune_converters.onnx.storage import Codes, Floats, Storage
-from edgetune_converters.outputs import folders
-from edgetune_converters.outputs.folders import Documents
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.recipes import MAX_FALLBACK
 from edgetune_converters.tokenizers.ends import Ends
@@ -99,8 +99,8 @@ def write(
     helper.set_model_props(drawn.graph, {**stated, **own, "edgetune.receipt": text})
     (folder / GRAPH_FILE).write_bytes(drawn.graph.SerializeToString())
     check_graph(folder / GRAPH_FILE, whole=False)
-    folders.copy_tokenizer(documents, folder)
-    folders.write_json(folder / CONFIG_FILE, genai_config(drawn.sizes, ends))
+    directory.copy_tokenizer(documents, folder)
+    directory.write_json(folder / CONFIG_FILE, genai_config(drawn.sizes, ends))
     return stored
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.hashed_file import start_writing
+from edgetune_converters.files.hashed_file import start_writing
 
 _PIECE_BYTES = 256 * 1024
 _WRITEBACK_BYTES = 32 * 1024 * 1024
