@@ -16,7 +16,7 @@ from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation.report import json_path
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry
-from edgetune_converters.receipts import Receipt, receipt_path
+from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 LARGEST = 5
 SPECIAL = ("bos", "eos", "eot", "eom", "padding", "unknown")

@@ -16,7 +16,7 @@ import yaml
 
 import edgetune
 from edgetune.validation.report import json_path
-from edgetune_converters.receipts import Receipt, receipt_path
+from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 FILE = "README.md"
 _MARK = "<!-- made by edgetune: a new export replaces this file -->"

@@ -18,14 +18,14 @@ from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files.interrupts import held
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
-from edgetune_converters.identity import Hashing, Identity
 from edgetune_converters.importance import read_importance
 from edgetune_converters.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import Output, Summary, stream
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.overrides import NONE, Overrides
-from edgetune_converters.receipts import Receipt, receipt_path, tool_versions
+from edgetune_converters.provenance.hashing import Hashing, Identity
+from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
 from edgetune_converters.recipes import Plan
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: 
     edgetune card runs/mine/artifacts/mine-q4_k_m.gguf --run runs/mine
     """
     from edgetune import model_card
-    from edgetune_converters.receipts import Receipt
+    from edgetune_converters.provenance.receipts import Receipt
 
     receipts = [Receipt.read(file) for file in files]
     for path in sorted({model_card.card_path(receipt) for receipt in receipts}):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgetune.config import ExportConfig
     from edgetune_converters.export import Published
     from edgetune_converters.overrides import Overrides
-    from edgetune_converters.receipts import Receipt
+    from edgetune_converters.provenance.receipts import Receipt
     from edgetune_converters.recipes import Plan
 
 

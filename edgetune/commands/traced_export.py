@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgetune_converters.model import Model
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.traced import Stored
-    from edgetune_converters.receipts import Receipt
+    from edgetune_converters.provenance.receipts import Receipt
 
 EXPORTER = "transformers/torch.onnx"
 _NEEDED = ("torch", "transformers")
@@ -101,7 +101,7 @@ def prepared(
 
         def publish(published: Published) -> list[Receipt]:
             from edgetune_converters.files.interrupts import held
-            from edgetune_converters.receipts import receipt_path
+            from edgetune_converters.provenance.receipts import receipt_path
 
             receipts = [replace(receipt, artifact=str(path)) for _, path, receipt in made]
             with held():
@@ -165,7 +165,7 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
     """That of the merged model, with what the folder holds in its place."""
     from edgetune.training import tracing
     from edgetune_converters.checkpoint import sha256_of
-    from edgetune_converters.receipts import combined_hash
+    from edgetune_converters.provenance.receipts import combined_hash
 
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     return replace(
@@ -186,8 +186,8 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
 
 def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
     """The metadata of the graph."""
-    from edgetune_converters.metadata import proof
-    from edgetune_converters.receipts import combined_hash
+    from edgetune_converters.provenance.metadata import proof
+    from edgetune_converters.provenance.receipts import combined_hash
 
     own = {"edgetune.merge_base": merged.merge_base, "edgetune.exporter": EXPORTER}
     return {**source.carried, **proof(model, combined_hash(merged.base), merged.adapter), **own}
@@ -195,7 +195,7 @@ def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
 
 def _context(model: Model) -> int:
     """Positions, as the family's table has them for GGUF."""
-    from edgetune_converters.metadata import hyperparameters
+    from edgetune_converters.provenance.metadata import hyperparameters
 
     found = hyperparameters(model)[f"{model.family.gguf}.context_length"].data
     assert isinstance(found, int)

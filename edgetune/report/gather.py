@@ -14,7 +14,7 @@ from edgetune.report import shapes
 from edgetune.report.numbers import entry, number
 from edgetune.run_directory import RunDirectory
 from edgetune.validation.report import VERSION, json_path
-from edgetune_converters.receipts import receipt_path
+from edgetune_converters.provenance.receipts import receipt_path
 
 Json = Mapping[str, Any]
 SUFFIX = ".validation.json"

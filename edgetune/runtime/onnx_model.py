@@ -15,7 +15,7 @@ from typing import Any
 
 from edgetune_converters.checkpoint import sha256_of
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.receipts import Receipt, receipt_path
+from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 _DAMAGED = "The file is damaged or was not copied completely: export it again, or fetch it again."
 _UNTRUSTED = "Fetch the folder from where you trust it."

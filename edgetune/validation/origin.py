@@ -8,8 +8,8 @@ from typing import Any
 from edgetune.merged import MERGED
 from edgetune.run_directory import RunDirectory
 from edgetune_converters.adapters import Adapter
-from edgetune_converters.identity import changed_files
-from edgetune_converters.receipts import combined_hash
+from edgetune_converters.provenance.hashing import changed_files
+from edgetune_converters.provenance.receipts import combined_hash
 
 _BASE_HASH = "edgetune.base.sha256"
 

@@ -21,8 +21,8 @@ from edgetune.runtime import Runtime, load
 from edgetune.validation import contract
 from edgetune.validation.choices import log_likelihoods
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.metadata import DATA_HASH
-from edgetune_converters.receipts import Receipt, receipt_path
+from edgetune_converters.provenance.metadata import DATA_HASH
+from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 PUBLISHED = {
     "f32": 0.0, "f16": 0.0, "bf16": 0.0, "q8": 0.0014, "int8": 0.0014, "q6": 0.0055, "q5": 0.011, "q4_k": 0.031,

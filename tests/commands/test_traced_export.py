@@ -14,7 +14,7 @@ import pytest
 
 from edgetune.cli import run
 from edgetune.runtime import load
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import family_models, tiny, vocabularies
 from tests.converters.onnx import session
 from tests.data import templates

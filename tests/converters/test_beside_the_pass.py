@@ -19,8 +19,8 @@ from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerE
 from edgetune_converters.export import export
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.identity import Hashing
-from edgetune_converters.receipts import Receipt, combined_hash
+from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from edgetune_converters.tokenizers import proof
 from tests.converters import tiny
 

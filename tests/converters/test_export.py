@@ -27,7 +27,7 @@ from edgetune_converters.errors import (
 )
 from edgetune_converters.export import export
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import imatrices, tiny
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.export import export
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import tiny
 
 # stands for a larger model: every block takes a while, so that a kill can strike anywhere between the renames too

@@ -17,7 +17,7 @@ from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.export import export
 from edgetune_converters.files import directory
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.test_flagship import ADAPTERS, F32_KLD
 

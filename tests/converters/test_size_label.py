@@ -8,7 +8,7 @@ from gguf.utility import size_label as counted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_converters.size_label import rounded, size_label
+from edgetune_converters.provenance.size_label import rounded, size_label
 
 _PARTS = (
     "Llama",

@@ -11,7 +11,7 @@ from edgetune_converters import gguf
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.export import export
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import runtime, tiny
 
 LIMIT = 250_000

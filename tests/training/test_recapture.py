@@ -20,7 +20,7 @@ from edgetune.validation.greedy import follow
 from edgetune.validation.metrics import Mean
 from edgetune.validation.report import json_path
 from edgetune_converters.export import export
-from edgetune_converters.receipts import Receipt
+from edgetune_converters.provenance.receipts import Receipt
 from tests.training import runs
 from tests.validation import stock
 

@@ -9,7 +9,7 @@ from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files.hashed_file import joined_hash
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.split import part_path
-from edgetune_converters.metadata import DATA_HASH
+from edgetune_converters.provenance.metadata import DATA_HASH
 
 
 def check_data(path: Path) -> None:

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from edgetune_converters.checkpoint import Checkpoint
-from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block, MakeBlock
+from edgetune_converters.provenance.hashing import Identity
 
 
 class Summary(NamedTuple):

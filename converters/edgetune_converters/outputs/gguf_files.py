@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import string
-from edgetune_converters.identity import Identity
-from edgetune_converters.metadata import BASE_HASH, DATA_HASH
+from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.provenance.metadata import BASE_HASH, DATA_HASH
 
 
 class GgufFiles:

@@ -23,12 +23,12 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
-from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block
 from edgetune_converters.model import Model
 from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.outputs.storing import store
+from edgetune_converters.provenance.hashing import Identity
 
 TYPES = ("f32", "f16", "bf16")
 _ROWS = 1024  # compared at a time

@@ -22,16 +22,16 @@ from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
-from edgetune_converters.identity import Identity
 from edgetune_converters.importance import Importance
 from edgetune_converters.merge import Block, MergedTensor
-from edgetune_converters.metadata import BASE_HASH
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
 from edgetune_converters.onnx.places import Array, Part, Placed
 from edgetune_converters.onnx.storage import Floats
 from edgetune_converters.outputs import Summary, Taken
-from edgetune_converters.receipts import combined_hash, tool_versions
+from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.provenance.metadata import BASE_HASH
+from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.tokenizers.ends import Ends
 
 GRAPH_FILE = "model.onnx"

@@ -21,12 +21,12 @@ from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeErr
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.files.hashed_file import HashedFile
-from edgetune_converters.identity import Identity
 from edgetune_converters.merge import Block
 from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.base_stream import BaseTensor
 from edgetune_converters.outputs.storing import store
-from edgetune_converters.receipts import combined_hash, tool_versions
+from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 
 BASE_TYPE = "base"
 _MADE_BY = "edgetune.version"  # in the free metadata of the weights

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from edgetune_converters.gguf.values import Scalar, Value, of_plain, string
 from edgetune_converters.model import Model
-from edgetune_converters.receipts import combined_hash, tool_versions
-from edgetune_converters.size_label import size_label
+from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.provenance.size_label import size_label
 
 BASE_HASH = "edgetune.base.sha256"
 DATA_HASH = "edgetune.data.sha256"

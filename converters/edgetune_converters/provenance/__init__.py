@@ -1,0 +1,1 @@
+"""Where an artifact came from: hashes, receipts, metadata."""
