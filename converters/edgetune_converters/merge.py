@@ -15,8 +15,8 @@ import edgetune_native
 from edgetune_converters.adapters import Change
 from edgetune_converters.architectures import Bound, Family, Head, ModelConfig, Piece, slots
 from edgetune_converters.architectures.operations import Pair, Read
-from edgetune_converters.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo, widened
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
+from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo, widened
 
 BLOCK_BYTES = 4 * 1024 * 1024
 

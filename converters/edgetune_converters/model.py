@@ -10,10 +10,10 @@ from pathlib import Path
 from edgetune_converters import merge, recipes
 from edgetune_converters.adapters import Adapter, Change
 from edgetune_converters.architectures import Bound, Family, ModelConfig, bind, family_of, slots, stored_turned, targets
-from edgetune_converters.checkpoint import Checkpoint
-from edgetune_converters.gguf_base import open_base
 from edgetune_converters.merge_base import MergeBase
 from edgetune_converters.outputs.base_stream import BaseTensor, base_tensors
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.reading.gguf_base import open_base
 
 
 @dataclass(frozen=True)

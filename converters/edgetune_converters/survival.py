@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.checkpoint import F32
 from edgetune_converters.merge import Block
+from edgetune_converters.reading.checkpoint import F32
 
 Store = Callable[[F32], NDArray[Any]]
 """Rows in f32 -> as they would lie in the file: the same type, and the same importance of each column."""

@@ -41,7 +41,7 @@ def family_to_trace(source: Source, outputs: Outputs) -> str | None:
         return None
     from edgetune_converters.architectures import ModelConfig, family_of
     from edgetune_converters.architectures.traits import TRAITS
-    from edgetune_converters.gguf_base import open_base
+    from edgetune_converters.reading.gguf_base import open_base
 
     name = family_of(ModelConfig(open_base(source.base).config)).name
     return None if name in TRAITS else name
@@ -164,8 +164,8 @@ def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
 def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
     """That of the merged model, with what the folder holds in its place."""
     from edgetune.training import tracing
-    from edgetune_converters.checkpoint import sha256_of
     from edgetune_converters.provenance.receipts import combined_hash
+    from edgetune_converters.reading.checkpoint import sha256_of
 
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     return replace(

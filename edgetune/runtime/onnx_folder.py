@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune_converters.checkpoint import read_json
 from edgetune_converters.errors import ArtifactError, CheckpointError
+from edgetune_converters.reading.checkpoint import read_json
 
 MODEL = "model.onnx"
 GENAI_CONFIG = "genai_config.json"

@@ -12,8 +12,8 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune.export_types import are_given, types_by_format
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import CheckpointError
+from edgetune_converters.reading.checkpoint import Checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

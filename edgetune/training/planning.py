@@ -9,7 +9,7 @@ from pathlib import Path
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
-from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what others write meanwhile
 _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter

@@ -16,9 +16,9 @@ from edgetune_converters.adapters import Adapter
 from edgetune_converters.architectures import ModelConfig, bind, family_of, known, stored_turned, targets
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import Pair, Take, View
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.export import export
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"

@@ -14,13 +14,13 @@ import pytest
 
 from edgetune_converters import gguf, merge, tokenizers
 from edgetune_converters.adapters import Adapter
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
 from edgetune_converters.export import export
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.provenance.hashing import Hashing
 from edgetune_converters.provenance.receipts import Receipt, combined_hash
+from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tokenizers import proof
 from tests.converters import tiny
 

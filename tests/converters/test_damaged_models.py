@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from edgetune_converters import gguf
-from edgetune_converters.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from edgetune_converters.errors import AdapterError, EdgetuneError
 from edgetune_converters.export import export
+from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.converters import tiny
 
 _TIMES = int(os.environ.get("EDGETUNE_FUZZ", "1"))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune_converters import gguf, merge
 from edgetune_converters.architectures import ModelConfig, bind, family_of
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import (
     AdapterError,
     ArchitectureError,
@@ -28,6 +27,7 @@ from edgetune_converters.errors import (
 from edgetune_converters.export import export
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.provenance.receipts import Receipt
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import imatrices, tiny
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.export import export
 from edgetune_converters.provenance.receipts import Receipt
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny
 
 # stands for a larger model: every block takes a while, so that a kill can strike anywhere between the renames too

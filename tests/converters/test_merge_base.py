@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, bind, family_of
-from edgetune_converters.checkpoint import ALL, Checkpoint
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
 from edgetune_converters.export import export
 from edgetune_converters.merge import merged_tensors
 from edgetune_converters.merge_base import RoundedRows, Rounding, merge_base_named, round_to
 from edgetune_converters.model import open_model
+from edgetune_converters.reading.checkpoint import ALL, Checkpoint
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_damage import _ANYTHING as ANYTHING
 from tests.converters.test_damage import _replace as replaced

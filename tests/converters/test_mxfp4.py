@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import edgetune_native
 from edgetune_converters import gguf
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.export import export
 from edgetune_converters.overrides import overrides_of
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
 
 torch: Any = pytest.importorskip("torch")

@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgetune_converters import gguf
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.export import export
 from edgetune_converters.files import directory
 from edgetune_converters.provenance.receipts import Receipt
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.test_flagship import ADAPTERS, F32_KLD
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.export import export
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_families import ADAPTERS, KLD
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetune_converters import page_cache
-from edgetune_converters.checkpoint import Checkpoint, sha256_of
 from edgetune_converters.export import export
-from edgetune_converters.page_cache import PassingPages, cached_pages
 from edgetune_converters.provenance import hashing as identity
 from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.reading import page_cache
+from edgetune_converters.reading.checkpoint import Checkpoint, sha256_of
+from edgetune_converters.reading.page_cache import PassingPages, cached_pages
 from tests.converters import tiny
 
 CHUNK = 1 << 16

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import CheckpointError, EdgetuneError
 from edgetune_converters.export import export
-from edgetune_converters.float8 import TABLES
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.reading.float8 import TABLES
 from tests.converters import runtime, tiny
 from tests.converters.test_merge_base import ODD, _logits, layers, load
 

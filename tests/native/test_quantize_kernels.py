@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_native import _native
 from edgetune_native.face import Face
 from tests.native import ggml

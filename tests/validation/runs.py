@@ -12,7 +12,7 @@ from edgetune.config import parse_config
 from edgetune.reference import ReferenceWriter, Rows
 from edgetune.run_directory import RunDirectory
 from edgetune.runtime import Finish, Runtime, Sampling, load
-from edgetune_converters.checkpoint import Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny
 from tests.runtime import models
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.checkpoint import Rows, widened
+from edgetune_converters.reading.checkpoint import Rows, widened
 
 Index = NDArray[np.intp]
 Read = Callable[[Rows, Rows], NDArray[Any]]  # rows and columns of a matrix, as floats or as they are stored

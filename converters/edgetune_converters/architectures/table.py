@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters import quantized
 from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.operations import COPY, View
-from edgetune_converters.checkpoint import TensorInfo
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.types import BY_ID
 from edgetune_converters.gguf.values import Value
+from edgetune_converters.reading import prequantized
+from edgetune_converters.reading.checkpoint import TensorInfo
 
-WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *quantized.DTYPES, *(kind.name.upper() for kind in BY_ID.values()))
+WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *prequantized.DTYPES, *(kind.name.upper() for kind in BY_ID.values()))
 
 Shape = Callable[[ModelConfig], tuple[int, ...]]
 Views = Callable[[ModelConfig], Sequence[View]]

@@ -11,7 +11,6 @@ from onnx import ModelProto, TensorProto
 from edgetune_converters.architectures import Family, ModelConfig
 from edgetune_converters.architectures.decoder import Decoder, describe
 from edgetune_converters.architectures.traits import TRAITS
-from edgetune_converters.checkpoint import F32
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.merge import MergedTensor
 from edgetune_converters.onnx import places
@@ -22,6 +21,7 @@ from edgetune_converters.onnx.places import Array, Part, Placed, Source
 from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
 from edgetune_converters.onnx.standard import operators_for
 from edgetune_converters.onnx.storage import Form
+from edgetune_converters.reading.checkpoint import F32
 from edgetune_converters.recipes import Row
 
 DATA_FILE = "model.onnx.data"

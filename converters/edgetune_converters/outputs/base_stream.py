@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from edgetune_converters.adapters import Change
 from edgetune_converters.architectures import Bound, Family, slots
 from edgetune_converters.architectures.operations import COPY
-from edgetune_converters.checkpoint import Checkpoint, TensorInfo
 from edgetune_converters.merge import BLOCK_BYTES, MakeBlock, MergedTensor, Part
+from edgetune_converters.reading.checkpoint import Checkpoint, TensorInfo
 
 
 @dataclass(frozen=True)

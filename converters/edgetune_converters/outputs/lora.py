@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from edgetune_converters.adapters import Change
 from edgetune_converters.architectures import Bound, Piece, slots
 from edgetune_converters.architectures.operations import View
-from edgetune_converters.checkpoint import F32, Checkpoint, Rows
 from edgetune_converters.errors import AdapterError, RecipeError
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
@@ -29,6 +28,7 @@ from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.reading.checkpoint import F32, Checkpoint, Rows
 
 TYPES = ("f32", "f16", "bf16")
 _ROWS = 1024  # compared at a time

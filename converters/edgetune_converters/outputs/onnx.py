@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgetune_converters.checkpoint import F32, sha256_of
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
@@ -32,6 +31,7 @@ from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.metadata import BASE_HASH
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.reading.checkpoint import F32, sha256_of
 from edgetune_converters.tokenizers.ends import Ends
 
 GRAPH_FILE = "model.onnx"

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
 from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
@@ -27,6 +26,7 @@ from edgetune_converters.outputs.base_stream import BaseTensor
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
 
 BASE_TYPE = "base"
 _MADE_BY = "edgetune.version"  # in the free metadata of the weights

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merge import Block, MakeBlock
 from edgetune_converters.outputs import Output, Taken
+from edgetune_converters.reading.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 

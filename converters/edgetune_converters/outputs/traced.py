@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from edgetune_converters.checkpoint import F32, sha256_of
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
@@ -30,6 +29,7 @@ from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
 from edgetune_converters.onnx.storage import Codes, Floats, Storage
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
+from edgetune_converters.reading.checkpoint import F32, sha256_of
 from edgetune_converters.recipes import MAX_FALLBACK
 from edgetune_converters.tokenizers.ends import Ends
 

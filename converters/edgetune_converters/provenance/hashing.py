@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from edgetune_converters.adapters import Adapter
-from edgetune_converters.checkpoint import Checkpoint
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.provenance.receipts import combined_hash
+from edgetune_converters.reading.checkpoint import Checkpoint
 
 _PIECE_BYTES = 4 * 1024 * 1024
 _AHEAD_BYTES = 256 * 1024 * 1024  # what may be in the cache for the pass; enough for disk and processor not to wait

@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from edgetune_converters.checkpoint import read_json
 from edgetune_converters.errors import CheckpointError, TokenizerError
+from edgetune_converters.reading.checkpoint import read_json
 from edgetune_converters.tokenizers import sentencepiece_model
 
 _NAMES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")

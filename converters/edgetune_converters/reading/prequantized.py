@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.float8 import TABLES
+from edgetune_converters.reading.float8 import TABLES
 
 if TYPE_CHECKING:
-    from edgetune_converters.checkpoint import F32, TensorInfo
+    from edgetune_converters.reading.checkpoint import F32, TensorInfo
 
     View = Callable[[TensorInfo], NDArray[Any]]
 

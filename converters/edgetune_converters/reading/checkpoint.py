@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters import quantized
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.float8 import TABLES
-from edgetune_converters.page_cache import PassingPages
+from edgetune_converters.reading import prequantized
+from edgetune_converters.reading.float8 import TABLES
+from edgetune_converters.reading.page_cache import PassingPages
 
 F32 = NDArray[np.float32]
 Rows = slice | NDArray[np.intp]
@@ -137,11 +137,11 @@ class Checkpoint:
         self.path = path
         _check_directory(path)
         self.config = read_json(path / "config.json")
-        quantized.check_method(path, self.config)
+        prequantized.check_method(path, self.config)
         self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
         stored = _collect(path, self._files)
-        self._decoders = quantized.decoders(stored, self.config, self._view)
-        self.tensors = quantized.folded(stored, self._decoders)
+        self._decoders = prequantized.decoders(stored, self.config, self._view)
+        self.tensors = prequantized.folded(stored, self._decoders)
         # tensors by slot that are written as they are, for bases without the config that gives them
         self.carried: list[tuple[str, F32]] = []
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_converters.architectures import ModelConfig
-from edgetune_converters.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
 from edgetune_converters.errors import ArtifactError, CheckpointError, TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.parts import read_joined
 from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, of_plain, string, strings, u32
-from edgetune_converters.gguf_config import HINT, config_of
-from edgetune_converters.gguf_tensors import Tensors
+from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
+from edgetune_converters.reading.gguf_config import HINT, config_of
+from edgetune_converters.reading.gguf_tensors import Tensors
 from edgetune_converters.tokenizers import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"

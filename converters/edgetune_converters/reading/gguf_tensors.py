@@ -18,10 +18,10 @@ import edgetune_native
 from edgetune_converters.architectures import Family, ModelConfig, slots
 from edgetune_converters.architectures.operations import Index, View
 from edgetune_converters.architectures.table import TensorRow
-from edgetune_converters.checkpoint import ALL, F32, Rows, TensorInfo
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.parts import JoinedFile
 from edgetune_converters.gguf.reader import TensorEntry
+from edgetune_converters.reading.checkpoint import ALL, F32, Rows, TensorInfo
 
 
 @lru_cache(maxsize=32)

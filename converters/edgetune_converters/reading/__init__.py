@@ -1,0 +1,1 @@
+"""Lazy, memory-mapped reading of base checkpoints: safetensors, quantized checkpoints, GGUF."""
