@@ -19,7 +19,7 @@ from edgetune_converters.files.interrupts import held
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
 from edgetune_converters.importance import read_importance
-from edgetune_converters.merge_base import ORIGINAL, merge_base_named
+from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import Output, Summary, stream
 from edgetune_converters.outputs.stream import Progress

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from edgetune_converters import merge, recipes
-from edgetune_converters.adapters import Adapter, Change
+from edgetune_converters import recipes
+from edgetune_converters.adapters.lora import Adapter, Change
 from edgetune_converters.architectures import Bound, Family, ModelConfig, bind, family_of, slots, stored_turned, targets
-from edgetune_converters.merge_base import MergeBase
-from edgetune_converters.outputs.base_stream import BaseTensor, base_tensors
+from edgetune_converters.merging import stream
+from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
+from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import open_base
 
@@ -24,7 +25,7 @@ class Model:
     adapter: Adapter | None
     family: Family
     config: ModelConfig
-    tensors: list[merge.MergedTensor]
+    tensors: list[stream.MergedTensor]
     bound: list[Bound]
     changes: Mapping[str, Change]
     merge_base: MergeBase
@@ -42,7 +43,7 @@ class Model:
         return sorted(tensors, key=lambda tensor: places.get(tensor.source.name, len(places)))
 
     @cached_property
-    def unpaired(self) -> list[merge.MergedTensor]:
+    def unpaired(self) -> list[stream.MergedTensor]:
         """The tensors with rotated heads in the order of the base; those that are so anyway are the same objects."""
         return [tensor.unpaired for tensor in self.tensors]
 
@@ -80,6 +81,6 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)
     changes = {} if adapter is None else adapter.changes(targets(bound), family.renamed, stored_turned(bound))
-    tensors = merge.merged_tensors(family, config, checkpoint, bound, changes)
+    tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
     applied = merge_base.apply(tensors, family.renamed)
     return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.merge import Block
+from edgetune_converters.merging.stream import Block
 from edgetune_converters.reading.checkpoint import F32
 
 Store = Callable[[F32], NDArray[Any]]

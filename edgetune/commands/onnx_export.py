@@ -67,7 +67,7 @@ def _subject(source: Source, make: Make, rows: Rows, options: dict[str, Any]) ->
     from edgetune.tuning.tune import Subject
     from edgetune_converters.export import plan_onnx
     from edgetune_converters.importance import read_importance
-    from edgetune_converters.merge_base import merge_base_named
+    from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
     from edgetune_converters.onnx.plan import Settings
 

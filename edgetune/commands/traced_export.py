@@ -204,7 +204,7 @@ def _context(model: Model) -> int:
 
 def _opened(source: Source) -> Model:
     """Headers only."""
-    from edgetune_converters.merge_base import ORIGINAL, merge_base_named
+    from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
     from edgetune_converters.model import open_model
 
     return open_model(source.base, source.adapter, merge_base_named(ORIGINAL))

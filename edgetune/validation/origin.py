@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetune.merged import MERGED
 from edgetune.run_directory import RunDirectory
-from edgetune_converters.adapters import Adapter
+from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.provenance.hashing import changed_files
 from edgetune_converters.provenance.receipts import combined_hash
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune_converters.adapters import Adapter
+from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError
 from tests.converters.test_checkpoint import safetensors
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune_converters import merge
-from edgetune_converters.adapters import Adapter
+from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.architectures import ModelConfig, bind, family_of, known, stored_turned, targets
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import Pair, Take, View
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.export import export
+from edgetune_converters.merging import stream
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, tiny
 
@@ -203,7 +203,7 @@ def test_blocks_of_every_kind_are_bounded_and_add_up(name: str, tmp_path: Path) 
     config = ModelConfig(checkpoint.config).completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
     changes = Adapter(adapter).changes(targets(bound), family.renamed, stored_turned(bound))
-    for tensor in merge.merged_tensors(family, config, checkpoint, bound, changes):
+    for tensor in stream.merged_tensors(family, config, checkpoint, bound, changes):
         whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint)])
         for limit in (1, 3000):
             pieces = [block.rows for block in tensor.blocks(checkpoint, limit)]

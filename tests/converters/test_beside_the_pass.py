@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune_converters import gguf, merge, tokenizers
-from edgetune_converters.adapters import Adapter
+from edgetune_converters import gguf, tokenizers
+from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
 from edgetune_converters.export import export
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import divided, in_order
+from edgetune_converters.merging import stream
 from edgetune_converters.provenance.hashing import Hashing
 from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -180,7 +181,7 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
 def test_the_number_of_threads_changes_no_byte(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge.MergedTensor.pieces, "__defaults__", (16 * 1024,))  # many blocks
+    monkeypatch.setattr(stream.MergedTensor.pieces, "__defaults__", (16 * 1024,))  # many blocks
     made = []
     for threads in (1, 2, 7):
         folder = tmp_path / str(threads)

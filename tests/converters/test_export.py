@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters import gguf, merge
+from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, bind, family_of
 from edgetune_converters.errors import (
     AdapterError,
@@ -26,6 +26,7 @@ from edgetune_converters.errors import (
 )
 from edgetune_converters.export import export
 from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.merging import stream
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import imatrices, tiny
@@ -151,7 +152,7 @@ def test_blocks_are_bounded_and_add_up(base: Path, adapter: Path, limit: int, tm
     config = ModelConfig(checkpoint.config)
     family = family_of(config)
     bound = bind(family, config, checkpoint.tensors)
-    for tensor in merge.merged_tensors(family, config, checkpoint, bound, {}):
+    for tensor in stream.merged_tensors(family, config, checkpoint, bound, {}):
         whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint)])
         pieces = [block.rows for block in tensor.blocks(checkpoint, limit)]
         assert np.array_equal(np.concatenate(pieces), whole)
@@ -162,7 +163,7 @@ def test_blocks_are_bounded_and_add_up(base: Path, adapter: Path, limit: int, tm
 def test_no_block_exceeds_the_bound_during_an_export(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert merge.BLOCK_BYTES == 4 * 1024 * 1024
+    assert stream.BLOCK_BYTES == 4 * 1024 * 1024
     sizes: list[int] = []
     append = GgufWriter.append
 
@@ -170,7 +171,7 @@ def test_no_block_exceeds_the_bound_during_an_export(
         sizes.append(block.nbytes)
         append(writer, block)
 
-    monkeypatch.setattr(merge.MergedTensor.pieces, "__defaults__", (16 * 1024,))
+    monkeypatch.setattr(stream.MergedTensor.pieces, "__defaults__", (16 * 1024,))
     monkeypatch.setattr(GgufWriter, "append", counted)
     export(base, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
     assert max(sizes) <= 16 * 1024

@@ -12,7 +12,7 @@ from edgetune_converters.architectures import Family, ModelConfig
 from edgetune_converters.architectures.decoder import Decoder, describe
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.merge import MergedTensor
+from edgetune_converters.merging.stream import MergedTensor
 from edgetune_converters.onnx import places
 from edgetune_converters.onnx.assembly import assemble
 from edgetune_converters.onnx.builder import Graph

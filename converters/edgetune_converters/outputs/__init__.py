@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from edgetune_converters.merge import Block, MakeBlock
+from edgetune_converters.merging.stream import Block, MakeBlock
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.reading.checkpoint import Checkpoint
 

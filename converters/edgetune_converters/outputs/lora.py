@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.adapters import Change
+from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import Bound, Piece, slots
 from edgetune_converters.architectures.operations import View
 from edgetune_converters.errors import AdapterError, RecipeError
@@ -22,7 +22,7 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
-from edgetune_converters.merge import Block
+from edgetune_converters.merging.stream import Block
 from edgetune_converters.model import Model
 from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles

@@ -22,7 +22,7 @@ from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
 from edgetune_converters.importance import Importance
-from edgetune_converters.merge import Block, MergedTensor
+from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
 from edgetune_converters.onnx.places import Array, Part, Placed

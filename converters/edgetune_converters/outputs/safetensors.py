@@ -20,9 +20,9 @@ from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeErr
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.files.hashed_file import HashedFile
-from edgetune_converters.merge import Block
+from edgetune_converters.merging.base_layout import BaseTensor
+from edgetune_converters.merging.stream import Block
 from edgetune_converters.outputs import Summary, Taken
-from edgetune_converters.outputs.base_stream import BaseTensor
 from edgetune_converters.outputs.storing import store
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgetune_converters.adapters import Change
+from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import Bound, Family, slots
 from edgetune_converters.architectures.operations import COPY
-from edgetune_converters.merge import BLOCK_BYTES, MakeBlock, MergedTensor, Part
+from edgetune_converters.merging.stream import BLOCK_BYTES, MakeBlock, MergedTensor, Part
 from edgetune_converters.reading.checkpoint import Checkpoint, TensorInfo
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune_converters.architectures.operations import Read
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
-from edgetune_converters.merge import MergedTensor, Part
+from edgetune_converters.merging.stream import MergedTensor, Part
 from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
 from edgetune_converters.reading.prequantized import FOUR_BIT
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.adapters import Change
+from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import Bound, Family, Head, ModelConfig, Piece, slots
 from edgetune_converters.architectures.operations import Pair, Read
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError

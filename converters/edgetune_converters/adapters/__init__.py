@@ -1,0 +1,1 @@
+"""PEFT adapters on disk, as the change of each base tensor."""

@@ -1,0 +1,1 @@
+"""The stream of merged tensors, in blocks of rows, and the merge base."""
