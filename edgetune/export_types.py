@@ -39,7 +39,7 @@ def are_given(config: ExportConfig) -> bool:
 
 
 def _files() -> tuple[str, ...]:
-    from edgetune_converters.recipes import ALIASES, RECIPES
+    from edgetune_converters.quantization.recipes import ALIASES, RECIPES
 
     return (*RECIPES, *ALIASES)
 

@@ -13,20 +13,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_converters import formats, recipes
+from edgetune_converters import formats
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files.interrupts import held
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
-from edgetune_converters.importance import read_importance
 from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import Output, Summary, stream
 from edgetune_converters.outputs.stream import Progress
-from edgetune_converters.overrides import NONE, Overrides
 from edgetune_converters.provenance.hashing import Hashing, Identity
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
-from edgetune_converters.recipes import Plan
+from edgetune_converters.quantization import recipes
+from edgetune_converters.quantization.imatrix import read_importance
+from edgetune_converters.quantization.overrides import NONE, Overrides
+from edgetune_converters.quantization.recipes import Plan
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import OnnxPlan, Settings

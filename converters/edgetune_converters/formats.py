@@ -9,19 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgetune_converters import recipes, tokenizers
+from edgetune_converters import tokenizers
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.gguf.values import Scalar, Value
-from edgetune_converters.importance import Importance
 from edgetune_converters.model import Model
 from edgetune_converters.outputs import Output, lora, safetensors
 from edgetune_converters.outputs.gguf import GgufOutput
-from edgetune_converters.overrides import Overrides
 from edgetune_converters.provenance import metadata
 from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.quantization import recipes
+from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.overrides import Overrides
+from edgetune_converters.quantization.recipes import Plan
 from edgetune_converters.reading.gguf_base import GgufBase
-from edgetune_converters.recipes import Plan
 from edgetune_converters.tokenizers.ends import ends_of
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from edgetune_converters import recipes
 from edgetune_converters.adapters.lora import Adapter, Change
 from edgetune_converters.architectures import Bound, Family, ModelConfig, bind, family_of, slots, stored_turned, targets
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
+from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import open_base
 

@@ -11,7 +11,7 @@ from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import lora, safetensors
-from edgetune_converters.recipes import Plan, Recipe, Row
+from edgetune_converters.quantization.recipes import Plan, Recipe, Row
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import Settings

@@ -21,9 +21,9 @@ from edgetune.run_directory import RunDirectory
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
     from edgetune_converters.export import Published
-    from edgetune_converters.overrides import Overrides
     from edgetune_converters.provenance.receipts import Receipt
-    from edgetune_converters.recipes import Plan
+    from edgetune_converters.quantization.overrides import Overrides
+    from edgetune_converters.quantization.recipes import Plan
 
 
 # numpy's matrix products are of no use to an export, but its idle threads spin. Read when numpy is first imported.
@@ -156,7 +156,7 @@ def write_modelfile(receipt: Receipt) -> None:
 
 def overrides_of(config: ExportConfig) -> Overrides:
     """The types set by hand."""
-    from edgetune_converters import overrides
+    from edgetune_converters.quantization import overrides
 
     return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
 

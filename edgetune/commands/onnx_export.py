@@ -66,10 +66,10 @@ def _subject(source: Source, make: Make, rows: Rows, options: dict[str, Any]) ->
     """The model, its plans and how it is exported."""
     from edgetune.tuning.tune import Subject
     from edgetune_converters.export import plan_onnx
-    from edgetune_converters.importance import read_importance
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
     from edgetune_converters.onnx.plan import Settings
+    from edgetune_converters.quantization.imatrix import read_importance
 
     threads, imatrix = options["threads"], options["imatrix"]
     (plan,) = plan_onnx(source.base, [_TYPE], adapter=source.adapter)

@@ -94,8 +94,8 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     """
     from edgetune_converters import tokenizers
     from edgetune_converters.export import plan_export
-    from edgetune_converters.overrides import overrides_of
-    from edgetune_converters.recipes import MAX_FALLBACK
+    from edgetune_converters.quantization.overrides import overrides_of
+    from edgetune_converters.quantization.recipes import MAX_FALLBACK
 
     wanted = config.export
     # without GGUF, any type that fits shows whether the tensors are known

@@ -20,11 +20,11 @@ from edgetune.console import Progress
 from edgetune.runtime.onnx_session import library, options
 from edgetune.tuning.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
 from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.importance import Importance
 from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.builder import CONTRIB, IR_VERSION, OPSET
 from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.quantization.imatrix import Importance
 
 _EXACT = "exact"
 

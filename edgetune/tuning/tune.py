@@ -25,10 +25,10 @@ from edgetune.tuning import activations, choosing, graphs, local_errors, swaps
 from edgetune.tuning.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of
 from edgetune.tuning.choosing import Choice, Measured
 from edgetune.tuning.local_errors import LocalErrors
-from edgetune_converters.importance import Importance
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.plan import OnnxPlan, Settings
 from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.quantization.imatrix import Importance
 
 Make = Callable[[Settings, Path], object]
 

@@ -23,7 +23,7 @@ from edgetune.runtime import load
 from edgetune.validation import scoring
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
-from edgetune_converters.overrides import Overrides, overrides_of
+from edgetune_converters.quantization.overrides import Overrides, overrides_of
 
 WHOLE = "f16"
 """What a tensor is swapped back to."""

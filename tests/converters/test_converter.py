@@ -18,7 +18,7 @@ import pytest
 
 from edgetune_converters import gguf, tokenizers
 from edgetune_converters.export import export
-from edgetune_converters.recipes import RECIPES
+from edgetune_converters.quantization.recipes import RECIPES
 from tests.converters import family_models, llama_cpp_source, peer, rebuilt, runtime, sentencepiece_files, tiny
 
 pytestmark = pytest.mark.slow

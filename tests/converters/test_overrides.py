@@ -14,9 +14,9 @@ from edgetune_converters import gguf
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.export import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
-from edgetune_converters.importance import Importance, read_importance
-from edgetune_converters.overrides import overrides_of
-from edgetune_converters.recipes import RECIPES
+from edgetune_converters.quantization.imatrix import Importance, read_importance
+from edgetune_converters.quantization.overrides import overrides_of
+from edgetune_converters.quantization.recipes import RECIPES
 from tests.converters import family_models, imatrices, runtime, tiny
 from tests.converters.imatrices import Weights
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import edgetune_native
-from edgetune_converters import gguf, recipes
+from edgetune_converters import gguf
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.export import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
-from edgetune_converters.recipes import RECIPES, Shape, Tensor
+from edgetune_converters.quantization import recipes
+from edgetune_converters.quantization.recipes import RECIPES, Shape, Tensor
 from tests.converters import family_models, runtime, tiny
 
 # 17 layers: more than 16 for the rules of sixteenths, and a multiple of nothing; four query heads share a key head

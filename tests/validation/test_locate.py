@@ -13,7 +13,7 @@ from edgetune.run_directory import RunDirectory
 from edgetune.validation.ladder import Options, climb
 from edgetune.validation.locate import groups, locate
 from edgetune_converters.export import export
-from edgetune_converters.overrides import overrides_of
+from edgetune_converters.quantization.overrides import overrides_of
 
 
 def mixed(base: Path, path: Path, *types: str, recipe: str = "q8_0", embedding: str | None = None) -> Path:

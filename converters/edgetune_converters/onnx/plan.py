@@ -9,7 +9,7 @@ from typing import Any
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.onnx.places import Source, Weight, weights_of
 from edgetune_converters.onnx.storage import Blocked, Codes, Floats, Storage
-from edgetune_converters.recipes import MAX_FALLBACK, Plan, Recipe, Row
+from edgetune_converters.quantization.recipes import MAX_FALLBACK, Plan, Recipe, Row
 
 _F32 = Floats("f32")
 TABLE = "table"  # how a plan calls what is computed from the config: no weights

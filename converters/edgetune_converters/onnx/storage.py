@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 import edgetune_native
-from edgetune_converters.outputs.storing import store
+from edgetune_converters.quantization.encode import store
 from edgetune_converters.reading.checkpoint import F32
 
 ALIGNMENT = 4096  # a page: arrays are mapped one by one

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters import recipes
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
-from edgetune_converters.importance import Importance, check_needed
 from edgetune_converters.merging.stream import Block
 from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
-from edgetune_converters.outputs.storing import store
-from edgetune_converters.recipes import Plan
-from edgetune_converters.survival import Survival
+from edgetune_converters.quantization import recipes
+from edgetune_converters.quantization.delta_survival import Survival
+from edgetune_converters.quantization.encode import store
+from edgetune_converters.quantization.imatrix import Importance, check_needed
+from edgetune_converters.quantization.recipes import Plan
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 

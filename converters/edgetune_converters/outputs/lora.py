@@ -26,8 +26,8 @@ from edgetune_converters.merging.stream import Block
 from edgetune_converters.model import Model
 from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
-from edgetune_converters.outputs.storing import store
 from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.quantization.encode import store
 from edgetune_converters.reading.checkpoint import F32, Checkpoint, Rows
 
 TYPES = ("f32", "f16", "bf16")

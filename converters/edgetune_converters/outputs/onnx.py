@@ -21,7 +21,6 @@ from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
-from edgetune_converters.importance import Importance
 from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
@@ -31,6 +30,7 @@ from edgetune_converters.outputs import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.metadata import BASE_HASH
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.quantization.imatrix import Importance
 from edgetune_converters.reading.checkpoint import F32, sha256_of
 from edgetune_converters.tokenizers.ends import Ends
 

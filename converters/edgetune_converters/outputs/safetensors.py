@@ -23,9 +23,9 @@ from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.merging.base_layout import BaseTensor
 from edgetune_converters.merging.stream import Block
 from edgetune_converters.outputs import Summary, Taken
-from edgetune_converters.outputs.storing import store
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.quantization.encode import store
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
 
 BASE_TYPE = "base"

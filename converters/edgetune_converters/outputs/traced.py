@@ -29,8 +29,8 @@ from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
 from edgetune_converters.onnx.storage import Codes, Floats, Storage
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
+from edgetune_converters.quantization.recipes import MAX_FALLBACK
 from edgetune_converters.reading.checkpoint import F32, sha256_of
-from edgetune_converters.recipes import MAX_FALLBACK
 from edgetune_converters.tokenizers.ends import Ends
 
 CODES = ("int8", "int4")

@@ -13,9 +13,9 @@ import pytest
 import edgetune_native
 from edgetune_converters.errors import EdgetuneError, RecipeError
 from edgetune_converters.export import export, plan_onnx
-from edgetune_converters.importance import read_importance
 from edgetune_converters.onnx import plan
 from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.quantization.imatrix import read_importance
 from tests.converters import imatrices, tiny
 from tests.converters.onnx import session
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.gguf.types import BY_NAME, StorageType
-from edgetune_converters.overrides import NONE, Overrides
+from edgetune_converters.quantization.overrides import NONE, Overrides
 
 MAX_FALLBACK = 0.05  # share of the bytes past which an export refuses
 

@@ -1,0 +1,1 @@
+"""Storage types: recipes, overrides, importance matrices, encoding, delta survival."""
