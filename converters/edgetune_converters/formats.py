@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgetune_converters import tokenizers
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.gguf.values import Scalar, Value
@@ -23,6 +22,7 @@ from edgetune_converters.quantization.imatrix import Importance
 from edgetune_converters.quantization.overrides import Overrides
 from edgetune_converters.quantization.recipes import Plan
 from edgetune_converters.reading.gguf_base import GgufBase
+from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.ends import ends_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Revised(Exception):
 class Vocabulary:
     """A vocabulary, of which the proof may still be going on while the pass has begun with it."""
 
-    def __init__(self, likely: tokenizers.Vocabulary, proof: Future[tokenizers.Vocabulary] | None = None) -> None:
+    def __init__(self, likely: convert.Vocabulary, proof: Future[convert.Vocabulary] | None = None) -> None:
         self.now = likely
         self._proof = proof
 
@@ -75,7 +75,7 @@ class Request:
         if isinstance(model.checkpoint, GgufBase) and source == model.checkpoint.path:
             return Vocabulary(model.checkpoint.vocabulary(self.chat_template))
         size, config = model.config.vocab_size, model.config.raw
-        conversion = tokenizers.Conversion(source, size, config, self.chat_template)
+        conversion = convert.Conversion(source, size, config, self.chat_template)
         return Vocabulary(conversion.likely, self.background.submit(conversion.proven))
 
     def check(self, *, wait: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune_converters.tokenizers.rows import MARK, byte_value, looks_special
+from edgetune_converters.tokenizers.vocabulary import MARK, byte_value, looks_special
 
 
 class OnnxVocabulary:

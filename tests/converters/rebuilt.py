@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgetune_converters import gguf
-from edgetune_converters.tokenizers import TokenType
+from edgetune_converters.tokenizers.convert import TokenType
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _MARK = "\u2581"

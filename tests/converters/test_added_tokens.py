@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
-from edgetune_converters.tokenizers import TokenType, Vocabulary
+from edgetune_converters.tokenizers import convert as tokenizers
+from edgetune_converters.tokenizers.convert import TokenType, Vocabulary
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import corpus, runtime, vocabularies
 
 _AROUND = ("a{0}b", "a {0} b", "a  {0}\n\n b{0}", "{0}", " {0} ", "{0}{0}x", "\t{0}\ty{0}", "x{0}\u3000z")

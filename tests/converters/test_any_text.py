@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
+from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers import pretokenizers
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import corpus, runtime, vocabularies
 
 

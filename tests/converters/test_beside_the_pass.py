@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
 from edgetune_converters.export import export
@@ -22,7 +22,7 @@ from edgetune_converters.merging import stream
 from edgetune_converters.provenance.hashing import Hashing
 from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.tokenizers import proof
+from edgetune_converters.tokenizers import convert, verify_ids
 from tests.converters import tiny
 
 
@@ -142,9 +142,9 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
 
     def failing(*arguments: Any) -> Any:
         assert began.wait(10)  # the pass has begun by then
-        return proof.Proof(1, [proof.Difference("text", [1], [2])], [])
+        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])], [])
 
-    monkeypatch.setattr(tokenizers, "prove", failing)
+    monkeypatch.setattr(convert, "prove", failing)
     with pytest.raises(TokenizerError, match="does not cut text as the tokenizer"):
         export(base, {"f32": tmp_path / "x.gguf"}, progress=lambda done, total: began.set())
     assert not list(tmp_path.iterdir())
@@ -155,7 +155,7 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
 ) -> None:
     """The first way of writing it is shown to be wrong; what is then written is what the second one gives."""
     began = threading.Event()
-    kinds = tokenizers._kinds
+    kinds = convert._kinds
 
     def two(*arguments: Any) -> Any:
         kind = next(iter(kinds(*arguments)))
@@ -164,10 +164,10 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
     def prove(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
-        return proof.Proof(1, [proof.Difference("text", [1], [2])] if wrong else [], [])
+        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
 
-    monkeypatch.setattr(tokenizers, "_kinds", two)
-    monkeypatch.setattr(tokenizers, "prove", prove)
+    monkeypatch.setattr(convert, "_kinds", two)
+    monkeypatch.setattr(convert, "prove", prove)
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, progress=lambda done, total: began.set())
     assert gguf.read(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
     assert receipt.tokenizer["pre"] == "llama-bpe"

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.export import export
 from edgetune_converters.quantization.recipes import RECIPES
+from edgetune_converters.tokenizers import convert as tokenizers
 from tests.converters import family_models, llama_cpp_source, peer, rebuilt, runtime, sentencepiece_files, tiny
 
 pytestmark = pytest.mark.slow

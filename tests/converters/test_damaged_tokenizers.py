@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
+from edgetune_converters.tokenizers import convert as tokenizers
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import runtime, sentencepiece_files, vocabularies
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from edgetune_converters import tokenizers
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
+from edgetune_converters.tokenizers import convert as tokenizers
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import corpus, llama_cpp_source, rebuilt, runtime
 
 pytestmark = pytest.mark.slow

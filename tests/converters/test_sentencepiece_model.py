@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
-from edgetune_converters.tokenizers import TokenType
+from edgetune_converters.tokenizers import convert as tokenizers
+from edgetune_converters.tokenizers.convert import TokenType
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import runtime, sentencepiece_files
 
 _CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from edgetune_converters import gguf, tokenizers
+from edgetune_converters import gguf
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
-from edgetune_converters.tokenizers import TokenType, Vocabulary, pretokenizers
+from edgetune_converters.tokenizers import convert as tokenizers
+from edgetune_converters.tokenizers import pretokenizers
+from edgetune_converters.tokenizers.convert import TokenType, Vocabulary
+from edgetune_converters.tokenizers.normalization import Preparation
 from tests.converters import corpus, runtime, vocabularies
 
 NONE: list[TensorSpec] = []

@@ -13,9 +13,9 @@ import pytest
 from edgetune.runtime.llama_library import library
 from edgetune.runtime.llama_vocabulary import LlamaVocabulary
 from edgetune.runtime.onnx_vocabulary import OnnxVocabulary
-from edgetune_converters import tokenizers
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.tokenizers import convert as tokenizers
 from tests.converters import vocabularies
 
 SIZE = 620

@@ -18,7 +18,7 @@ from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, 
 from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
 from edgetune_converters.reading.gguf_config import HINT, config_of
 from edgetune_converters.reading.gguf_tensors import Tensors
-from edgetune_converters.tokenizers import Vocabulary
+from edgetune_converters.tokenizers.convert import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"
 _OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP)

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import strings
-from edgetune_converters.preparation import NormalForm
 from edgetune_converters.tokenizers import pretokenizers
+from edgetune_converters.tokenizers.candidate import Kind
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.kind import Kind
+from edgetune_converters.tokenizers.normalization import NormalForm
 from edgetune_converters.tokenizers.pretokenizers import PreTokenizer
 
 

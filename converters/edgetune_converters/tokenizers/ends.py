@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgetune_converters.errors import TokenizerError
+from edgetune_converters.tokenizers import end_of_turn as turns
 from edgetune_converters.tokenizers import files as tokenizer_files
-from edgetune_converters.tokenizers import special, templates, turns
+from edgetune_converters.tokenizers import special, templates
 
 
 class Ends(NamedTuple):

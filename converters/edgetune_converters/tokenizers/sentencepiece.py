@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import boolean, f32s, strings
-from edgetune_converters.preparation import Space
 from edgetune_converters.tokenizers.byte_level import merges
+from edgetune_converters.tokenizers.candidate import Kind
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.kind import Kind
-from edgetune_converters.tokenizers.rows import MARK, Rows, TokenType
+from edgetune_converters.tokenizers.normalization import Space
+from edgetune_converters.tokenizers.vocabulary import MARK, Rows, TokenType
 
 _BY_RANK = "sarvam-moe"
 

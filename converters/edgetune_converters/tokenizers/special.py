@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, boolean, u32
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.known import STOPS
+from edgetune_converters.tokenizers.llama_special_tokens import STOPS
 
 # GGUF key -> name in the tokenizer's files
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}

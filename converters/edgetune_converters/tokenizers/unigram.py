@@ -11,9 +11,9 @@ from typing import Any
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Kind as ValueKind
 from edgetune_converters.gguf.values import Value, boolean, f32s
+from edgetune_converters.tokenizers.candidate import Kind
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.kind import Kind
-from edgetune_converters.tokenizers.rows import MARK, Rows, TokenType
+from edgetune_converters.tokenizers.vocabulary import MARK, Rows, TokenType
 
 _MARKS = "it replaces combining marks one by one as SentencePiece does, the tokenizers library whole characters at once"
 # what a Replace says that makes one space of several, or takes them from the ends

@@ -7,7 +7,7 @@ token as plain text ("</s>" in Qwen, which HTML spells too), and then llama.cpp 
 from __future__ import annotations
 
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.rows import Rows, TokenType
+from edgetune_converters.tokenizers.vocabulary import Rows, TokenType
 
 STOPS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",

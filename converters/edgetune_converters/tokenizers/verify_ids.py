@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.preparation import Preparation
 from edgetune_converters.tokenizers import corpus
 from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.known import KNOWN
-from edgetune_converters.tokenizers.rows import MARK
+from edgetune_converters.tokenizers.llama_special_tokens import KNOWN
+from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.vocabulary import MARK
 
 
 class Difference(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgetune_converters.gguf.values import Value
-from edgetune_converters.preparation import NormalForm, Space
+from edgetune_converters.tokenizers.normalization import NormalForm, Space
 
 
 @dataclass(frozen=True)
