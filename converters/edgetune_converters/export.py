@@ -20,7 +20,8 @@ from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
 from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
 from edgetune_converters.model import open_model
-from edgetune_converters.outputs import Output, Summary, stream
+from edgetune_converters.outputs import stream
+from edgetune_converters.outputs.base import Output, Summary
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import Hashing, Identity
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions

@@ -13,7 +13,8 @@ from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerErro
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.gguf.values import Scalar, Value
 from edgetune_converters.model import Model
-from edgetune_converters.outputs import Output, lora, safetensors
+from edgetune_converters.outputs import lora, safetensors
+from edgetune_converters.outputs.base import Output
 from edgetune_converters.outputs.gguf import GgufOutput
 from edgetune_converters.provenance import metadata
 from edgetune_converters.provenance.hashing import Hashing

@@ -35,11 +35,11 @@ def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None =
 def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter: Path | None = None) -> list[Plan]:
     """What a graph drawn by transformers' exporter would hold, one plan for each type: embeddings are looked up,
     matrices are multiplied with, and of a stack of experts each token takes its own."""
-    from edgetune_converters.onnx import foreign
+    from edgetune_converters.onnx import traced_weights
     from edgetune_converters.onnx.plan import types_named
 
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
-    slot_of = foreign.slots_by_name(model.bound)
+    slot_of = traced_weights.slots_by_name(model.bound)
     plans = []
     for wanted in (types_named(name) for name in types):
         rows = []
@@ -47,8 +47,8 @@ def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter
             slot = slot_of(tensor.name)
             embedding = slot is not None and slot[0].endswith("embedding")
             looked_up = embedding or len(tensor.shape) > 2
-            manner = foreign.Manner(not looked_up or (embedding and model.tied), looked_up)
-            storage, meant = foreign.storage_of(tensor.name, tensor.shape, manner, wanted, settings, slot)
+            manner = traced_weights.Manner(not looked_up or (embedding and model.tied), looked_up)
+            storage, meant = traced_weights.storage_of(tensor.name, tensor.shape, manner, wanted, settings, slot)
             size = sum(form.bytes for form in storage.forms(tensor.shape))
             why = "as the traced graph is expected to use it"
             dtype = tensor.source.dtype.lower()

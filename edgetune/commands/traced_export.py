@@ -155,10 +155,10 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
 
 def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
     from edgetune.commands.onnx_export import settings_of
-    from edgetune_converters.onnx import foreign
+    from edgetune_converters.onnx import traced_weights
     from edgetune_converters.outputs import traced
 
-    return traced.Wanted(kind, settings_of(config), foreign.slots_by_name(model.bound), config.allow_fallback)
+    return traced.Wanted(kind, settings_of(config), traced_weights.slots_by_name(model.bound), config.allow_fallback)
 
 
 def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:

@@ -28,7 +28,7 @@ from edgetune.runtime.long_runs import long_run
 from edgetune.runtime.rows import MOST, Rows
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
-from edgetune_converters.gguf.whole import check_data
+from edgetune_converters.gguf.joined import check_data
 from edgetune_converters.tokenizers.normalization import Preparation
 
 _OUTPUT_BYTES = 128 << 20  # of logits at a time: 512 rows up to a vocabulary of 64k, 220 at 152k

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-from edgetune_converters.onnx.places import Source
+from edgetune_converters.onnx.layout import Source
 from edgetune_converters.onnx.plan import OnnxPlan
 from edgetune_converters.onnx.storage import Codes
 

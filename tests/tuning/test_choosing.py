@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgetune.tuning import choosing
 from edgetune.tuning.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
 from edgetune.tuning.choosing import Measured
-from edgetune_converters.onnx.places import Source
+from edgetune_converters.onnx.layout import Source
 from edgetune_converters.onnx.storage import Codes
 
 FEW = CANDIDATES[::3]

@@ -23,7 +23,7 @@ from edgetune.runtime import Runtime, load
 from edgetune.validation.verify import Verdict, _contract, _first_tokens, limit_for, verify
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
-from edgetune_converters.gguf.whole import data_hash
+from edgetune_converters.gguf.joined import data_hash
 from tests.commands.made import edgetune, sentence
 
 

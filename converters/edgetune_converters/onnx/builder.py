@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edgetune_converters.onnx.places import Array
+from edgetune_converters.onnx.layout import Array
 
 CONTRIB = "com.microsoft"
 OPSET, IR_VERSION = 23, 11  # the first with RMSNormalization, Attention and RotaryEmbedding

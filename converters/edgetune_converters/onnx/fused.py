@@ -7,8 +7,8 @@ from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Activation, Attention, Experts, Norm
 from edgetune_converters.onnx.builder import CONTRIB
+from edgetune_converters.onnx.layout import Placed, seen_as
 from edgetune_converters.onnx.operators import Operators
-from edgetune_converters.onnx.places import Placed, seen_as
 from edgetune_converters.onnx.plan import COARSE
 from edgetune_converters.onnx.storage import Codes
 

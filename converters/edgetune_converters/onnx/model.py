@@ -13,11 +13,11 @@ from edgetune_converters.architectures.decoder import Decoder, describe
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.merging.stream import MergedTensor
-from edgetune_converters.onnx import places
+from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.assembly import assemble
 from edgetune_converters.onnx.builder import Graph
+from edgetune_converters.onnx.layout import Array, Part, Placed, Source
 from edgetune_converters.onnx.operators import Operators
-from edgetune_converters.onnx.places import Array, Part, Placed, Source
 from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
 from edgetune_converters.onnx.standard import operators_for
 from edgetune_converters.onnx.storage import Form
@@ -33,7 +33,7 @@ def sources_of(tensors: Sequence[MergedTensor]) -> list[Source]:
     return [
         Source(index, (tensor.slot, tensor.layer, tensor.part), _shape(tensor), tensor.dtype)
         for index, tensor in enumerate(tensors)
-        if places.known(tensor.slot)
+        if layout.known(tensor.slot)
     ]
 
 
@@ -67,7 +67,7 @@ class OnnxModel:
     def of(cls, decoder: Decoder, sources: Sequence[Source], types: Types, settings: Settings) -> OnnxModel:
         """Choose storages and give everything its place: weights first, tables behind them."""
         chosen = plan(types, sources, _table_rows(decoder), settings)
-        placed = tuple(places.place(chosen.chosen))
+        placed = tuple(layout.place(chosen.chosen))
         return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings)
 
     @property
@@ -133,7 +133,7 @@ def _tables(decoder: Decoder, start: int) -> dict[str, tuple[Array, Array]]:
         form = Form("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
         pair = []
         for which in ("cos", "sin"):
-            offset = places.aligned(offset)
+            offset = layout.aligned(offset)
             pair.append(Array(f"{which}.{name}", form, offset))
             offset += form.bytes
         found[name] = (pair[0], pair[1])

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Activation, Attention, Decoder, Experts, Norm
 from edgetune_converters.onnx.builder import Graph
-from edgetune_converters.onnx.places import Array, Placed
+from edgetune_converters.onnx.layout import Array, Placed
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.onnx.places import Source, Weight, weights_of
+from edgetune_converters.onnx.layout import Source, Weight, weights_of
 from edgetune_converters.onnx.storage import Blocked, Codes, Floats, Storage
 from edgetune_converters.quantization.recipes import MAX_FALLBACK, Plan, Recipe, Row
 

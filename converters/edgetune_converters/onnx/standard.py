@@ -7,8 +7,8 @@ from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Attention, Decoder, Experts, Norm
 from edgetune_converters.onnx.fused import HEAD_MULTIPLE, Fused
+from edgetune_converters.onnx.layout import Array, Placed
 from edgetune_converters.onnx.operators import Operators
-from edgetune_converters.onnx.places import Array, Placed
 from edgetune_converters.onnx.storage import Blocked
 
 

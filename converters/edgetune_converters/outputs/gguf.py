@@ -13,7 +13,7 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
 from edgetune_converters.merging.stream import Block
-from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.delta_survival import Survival

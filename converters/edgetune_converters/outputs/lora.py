@@ -24,7 +24,7 @@ from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
 from edgetune_converters.merging.stream import Block
 from edgetune_converters.model import Model
-from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.quantization.encode import store

@@ -23,10 +23,10 @@ from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
 from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.onnx.genai import Sizes, genai_config
+from edgetune_converters.onnx.layout import Array, Part, Placed
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
-from edgetune_converters.onnx.places import Array, Part, Placed
 from edgetune_converters.onnx.storage import Floats
-from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.metadata import BASE_HASH
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions

@@ -22,7 +22,7 @@ from edgetune_converters.files.directory import Documents, check_tokenizer, copy
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.merging.base_layout import BaseTensor
 from edgetune_converters.merging.stream import Block
-from edgetune_converters.outputs import Summary, Taken
+from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.quantization.encode import store

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merging.stream import Block, MakeBlock
-from edgetune_converters.outputs import Output, Taken
+from edgetune_converters.outputs.base import Output, Taken
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]

@@ -21,13 +21,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
-from edgetune_converters.onnx import places
+from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.builder import CONTRIB
-from edgetune_converters.onnx.foreign import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
 from edgetune_converters.onnx.storage import Codes, Floats, Storage
+from edgetune_converters.onnx.traced_weights import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.quantization.recipes import MAX_FALLBACK
 from edgetune_converters.reading.checkpoint import F32, sha256_of
@@ -217,7 +217,7 @@ def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: 
 
 def _append(file: BinaryIO, data: NDArray[Any]) -> int:
     """Write at the next page; returns where."""
-    file.seek(places.aligned(file.tell()))
+    file.seek(layout.aligned(file.tell()))
     place = file.tell()
     file.write(np.ascontiguousarray(data).data)
     return place

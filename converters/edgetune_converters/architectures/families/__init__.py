@@ -5,23 +5,23 @@ from __future__ import annotations
 from edgetune_converters.architectures.families import (
     deepseek,
     earlier,
-    experts,
     gemma,
+    gpt_oss_llama4,
     lfm,
     llama,
+    llama_variants,
+    moe,
     phi,
-    relatives,
-    turned_experts,
 )
 
 FAMILIES = (
     *llama.FAMILIES,
     *gemma.FAMILIES,
     *phi.FAMILIES,
-    *experts.FAMILIES,
+    *moe.FAMILIES,
     *deepseek.FAMILIES,
-    *turned_experts.FAMILIES,
+    *gpt_oss_llama4.FAMILIES,
     *earlier.FAMILIES,
     *lfm.FAMILIES,
-    *relatives.FAMILIES,
+    *llama_variants.FAMILIES,
 )

@@ -19,7 +19,7 @@ from edgetune_converters.architectures.families.common import (
     only,
     trunk,
 )
-from edgetune_converters.architectures.families.experts import (
+from edgetune_converters.architectures.families.moe import (
     EXPERT_COUNTS,
     EXPERT_WIDTH,
     expert_rows,

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 from edgetune_converters.architectures import Bound
 from edgetune_converters.architectures.decoder import Slot
 from edgetune_converters.onnx.builder import CONTRIB
-from edgetune_converters.onnx.places import Source
+from edgetune_converters.onnx.layout import Source
 from edgetune_converters.onnx.plan import Settings, Types, asked_of, fitting
 from edgetune_converters.onnx.storage import Codes, Floats, Storage
 

@@ -25,12 +25,7 @@ from edgetune_converters.architectures.families.common import (
     trunk,
     up,
 )
-from edgetune_converters.architectures.families.experts import (
-    EXPERT_COUNTS,
-    Width,
-    dense_width,
-    router,
-)
+from edgetune_converters.architectures.families.moe import EXPERT_COUNTS, Width, dense_width, router
 from edgetune_converters.architectures.operations import Take, View
 from edgetune_converters.architectures.table import Family, Head, TensorRow
 from edgetune_converters.gguf.values import u32
