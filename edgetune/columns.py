@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.run_directory import sha256_file
+from edgetune.runs.directory import sha256_file
 
 
 class Column:

@@ -15,7 +15,7 @@ from typing import Any
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import read_manifest
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 KEY = "edgetune.golden"
 VERSION = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgetune import reference
 from edgetune.errors import RunDirectoryError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation.report import json_path
 from edgetune_converters.gguf import reader

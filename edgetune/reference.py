@@ -27,7 +27,7 @@ from edgetune.codings import F32, F64, I64, Coding, Columns, Compared, FullVocab
 from edgetune.errors import RunDirectoryError
 from edgetune.reference_writer import HINT, MANIFEST, VERSION, ReferenceWriter, digest_of
 from edgetune.rows import Rows
-from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory, sha256_file
 
 __all__ = ["Reference", "ReferenceWriter", "Rows"]
 

@@ -17,7 +17,7 @@ from edgetune.codings import F32, I64, Coding, Columns, Compared, FullVocabulary
 from edgetune.columns import Column
 from edgetune.errors import RunDirectoryError
 from edgetune.rows import Rows
-from edgetune.run_directory import write_json
+from edgetune.runs.directory import write_json
 
 VERSION = 1
 MANIFEST = "reference.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 
 @click.command(name="card", short_help="Write a Hugging Face model card for exported files.")

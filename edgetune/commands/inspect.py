@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgetune import console
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 
 @click.command(name="inspect", short_help="Show what is in an exported file or a run directory.")

@@ -19,7 +19,7 @@ import click
 from edgetune.commands.export_paths import outputs_of
 from edgetune.config import Config, load_config
 from edgetune.export_types import are_given
-from edgetune.run_directory import TOKENIZER_FILES, RunDirectory
+from edgetune.runs.directory import TOKENIZER_FILES, RunDirectory
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.

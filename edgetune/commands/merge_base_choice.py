@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from edgetune.commands.export_paths import Outputs

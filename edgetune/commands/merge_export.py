@@ -16,7 +16,7 @@ from edgetune.commands import merge_base_choice, onnx_export
 from edgetune.commands.export_options import byte_count, check_overrides, check_used, options, resolve
 from edgetune.commands.export_paths import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig

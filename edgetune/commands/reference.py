@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from edgetune import run_lock
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs import lock
+from edgetune.runs.directory import RunDirectory
 
 
 @click.command(name="reference", short_help="Write what the trained model says anew: other rows, more of it, merged.")
@@ -68,7 +68,7 @@ def command(
         from edgetune.training.recapture import Wanted, recapture
 
         anew = changed or not (merged or llama_kld)
-        with run_lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():
+        with lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():
             recapture(directory, config, Wanted(anew, merged, llama_kld, llama_context, llama_text))
 
 

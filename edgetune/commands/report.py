@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 FILE = "report.html"
 

@@ -54,7 +54,7 @@ def command(
 
 
 def _say_how_to_go_on(stop: BaseException, config: Path, path: Path, overrides: tuple[str, ...]) -> None:
-    from edgetune.run_directory import RunDirectory
+    from edgetune.runs.directory import RunDirectory
 
     what = str(stop) or "stopped"
     if not RunDirectory(path).unfinished_file.is_file():

@@ -9,7 +9,7 @@ import click
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from edgetune.validation.rungs import Ladder

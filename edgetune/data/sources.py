@@ -11,7 +11,7 @@ from typing import Any
 
 from edgetune.data.formats import Conversation, RowProblem, convert_rows, formats_found
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune.run_directory import sha256_file
+from edgetune.runs.directory import sha256_file
 
 Place = str
 """Where a row lies, in words: 'train.jsonl, line 3'."""

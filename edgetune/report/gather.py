@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.errors import RunDirectoryError
 from edgetune.report import shapes
 from edgetune.report.numbers import entry, number
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.validation.report import VERSION, json_path
 from edgetune_converters.provenance.receipts import receipt_path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.interface import Runtime, RuntimeProblem
 from edgetune.runtime.onnx_folder import is_onnx
 

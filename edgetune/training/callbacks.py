@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
 
 Log = dict[str, float]

@@ -14,7 +14,7 @@ from edgetune import console
 from edgetune.codings import largest
 from edgetune.config import ReferenceConfig
 from edgetune.reference import ReferenceWriter, Rows
-from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import forward, outputs
 from edgetune.training.contract import contract
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import TrainerState, set_seed
 
 from edgetune import console
-from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import adapters, checkpoints, quantized
 from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
 from edgetune.training.loading import load_model, load_tokenizer

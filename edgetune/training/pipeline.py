@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgetune import console, reference, run_lock
+from edgetune import console, reference
 from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
-from edgetune.run_directory import RunDirectory
+from edgetune.runs import lock
+from edgetune.runs.directory import RunDirectory
 from edgetune.training import environment, state
 from edgetune.training.plan import Plan, describe, prepare
 from edgetune.training.planning import bytes_needed, check_disk
@@ -36,14 +37,14 @@ def train(config: Config, path: Path, *, resume: bool = False, overwrite: bool =
     identity = plan.base.identity()
     holds = resume and run.is_finished and state.still_holds(run, plan, identity, overwrite=overwrite)
     if holds and state.has_its_reference(run, config):
-        with run_lock.writing(path, "a training"):
+        with lock.writing(path, "a training"):
             state.take_over(run, config)
         return run
     environment.require_train_extra()
     describe(plan)
     check_disk(path, bytes_needed(config, plan.base.checkpoint, plan.reference_rows))
     _check_targets(plan)
-    with run_lock.writing(path, "a training"):
+    with lock.writing(path, "a training"):
         if holds and run.is_finished:
             run.reopen()
         state.check_state(run, resume=resume and not run.is_finished, overwrite=overwrite)  # as it is by now

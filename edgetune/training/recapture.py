@@ -20,7 +20,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
 from edgetune.llama_base import LlamaBaseWriter, chunked, fed, scored_positions
 from edgetune.reference import Reference
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.training import adapters, forward, outputs
 from edgetune.training.capture import capture
 from edgetune.training.loading import load_model

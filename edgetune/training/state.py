@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune import console, run_lock
+from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
 from edgetune.reference_writer import stopped_directory
-from edgetune.run_directory import RunDirectory
+from edgetune.runs import lock
+from edgetune.runs.directory import RunDirectory
 from edgetune.training.plan import Plan
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
@@ -29,7 +30,7 @@ class Stopped(Exception):
 
 def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
     """RunDirectoryError when the directory's state does not allow what was asked for."""
-    run_lock.refuse_if_written(run.path)
+    lock.refuse_if_written(run.path)
     if overwrite or (resume and run.manifest_file.is_file()):
         return
     if run.is_finished:
@@ -40,7 +41,7 @@ def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
         raise RunDirectoryError(
             f"{run.path} holds an unfinished run", "Go on with --resume, or start anew with --overwrite."
         )
-    if run.path.exists() and (not run.path.is_dir() or {each.name for each in run.path.iterdir()} - {run_lock.FILE}):
+    if run.path.exists() and (not run.path.is_dir() or {each.name for each in run.path.iterdir()} - {lock.FILE}):
         raise RunDirectoryError(f"{run.path} exists and is not a run directory", "Write elsewhere with -o.")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgetune import console
 from edgetune.data.formats import Conversation
 from edgetune.reference import ReferenceWriter, Rows
-from edgetune.run_directory import write_json
+from edgetune.runs.directory import write_json
 from edgetune.training import forward, outputs
 from edgetune.training.plan import Plan
 from edgetune.validation.answers import CHOICE, answer_matches

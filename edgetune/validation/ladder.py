@@ -15,7 +15,7 @@ from edgetune.console import Progress
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import Reference, Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation import contract, greedy, metrics, origin, scoring, task

@@ -18,7 +18,7 @@ from pathlib import Path
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import Reference, Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring
 from edgetune_converters.export import export

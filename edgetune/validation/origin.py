@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.merged import MERGED
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.provenance.hashing import changed_files
 from edgetune_converters.provenance.receipts import combined_hash

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import edgetune
 from edgetune.config import GateConfig
-from edgetune.run_directory import write_json
+from edgetune.runs.directory import write_json
 from edgetune.sample_size import caution
 from edgetune.validation.blame import most_lost
 from edgetune.validation.contract import Contract

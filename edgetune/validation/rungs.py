@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.reference import Reference, Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.validation.contract import Contract
 from edgetune.validation.greedy import Agreement
 from edgetune.validation.locate import Located

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetune import console
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate, report
 from edgetune.validation.ladder import Options, climb
 from edgetune_converters.export import export

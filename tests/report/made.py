@@ -10,7 +10,7 @@ from typing import Any
 
 from edgetune.commands.report import FILE
 from edgetune.report import gather, page
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 
 Content = dict[str, Any]
 HOSTILE = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from tests.commands.made import edgetune, sentence
 from tests.report.made import Content
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from tests.report.browser import CHARTS, Opened, started
 from tests.report.made import HOSTILE, VARIATIONS, Content, rendered
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgetune.errors import EdgetuneError, RunDirectoryError
 from edgetune.report import gather, page
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from tests.report.made import VARIATIONS, Content, files_of, rendered
 
 VENDOR = Path(page.__file__).parent / "vendor"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgetune import cli
-from edgetune.run_directory import RunDirectory, write_json
+from edgetune.runs.directory import RunDirectory, write_json
 from edgetune.training import quantized
 from edgetune_converters.export import export
 from tests.converters import test_merge_base, tiny

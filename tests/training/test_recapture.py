@@ -13,7 +13,7 @@ from edgetune import cli, merged
 from edgetune.codings import F32
 from edgetune.llama_base import LlamaBase
 from edgetune.reference import Reference, ReferenceWriter, summary
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.training import task
 from edgetune.validation import base_file, merge_bases
 from edgetune.validation.greedy import follow

@@ -21,7 +21,7 @@ from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
 from edgetune.reference import Reference, ReferenceWriter, summary
-from edgetune.run_directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import adapters, capture, checkpoints, fitting, outputs, state
 from edgetune.training.callbacks import Metrics
 from edgetune.training.contract import GOLDEN, WITH_TOOLS

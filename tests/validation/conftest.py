@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from tests.runtime import models
 from tests.validation.runs import make_run
 

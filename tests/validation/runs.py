@@ -10,7 +10,7 @@ import numpy as np
 from edgetune.codings import F32
 from edgetune.config import parse_config
 from edgetune.reference import ReferenceWriter, Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Finish, Runtime, Sampling, load
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny

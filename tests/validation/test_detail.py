@@ -12,7 +12,7 @@ import pytest
 
 from edgetune import console
 from edgetune.reference import Reference, Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation import detail
 from edgetune.validation.metrics import Scored

@@ -16,7 +16,7 @@ from edgetune import console, merged
 from edgetune.codings import Compared
 from edgetune.errors import GateFailure
 from edgetune.reference import Reference
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import gate, scoring
 from edgetune.validation.ladder import Ladder, Options, climb

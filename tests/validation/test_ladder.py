@@ -13,7 +13,7 @@ from edgetune import console
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.reference import Rows
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, climb
 from edgetune_converters.export import export

@@ -9,7 +9,7 @@ import pytest
 from edgetune import console
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import Reference
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.validation.ladder import Options, climb
 from edgetune.validation.locate import groups, locate
 from edgetune_converters.export import export

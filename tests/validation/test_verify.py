@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune import golden
 from edgetune.errors import EdgetuneError, RunDirectoryError
-from edgetune.run_directory import RunDirectory
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation.verify import Verdict, _contract, _first_tokens, limit_for, verify
 from edgetune_converters.export import export

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune import run_lock
 from edgetune.errors import RunDirectoryError
+from edgetune.runs import lock
 
 _HOLD = (
     "import sys; from pathlib import Path; from edgetune import run_lock\n"
@@ -27,15 +27,15 @@ def test_one_writer_at_a_time_and_a_kill_lets_go(tmp_path: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     held = rf"^a training \(pid {holder.pid}\) is writing in "
     with pytest.raises(RunDirectoryError, match=held):
-        run_lock.refuse_if_written(run)
-    with pytest.raises(RunDirectoryError, match=held), run_lock.writing(run, "other"):
+        lock.refuse_if_written(run)
+    with pytest.raises(RunDirectoryError, match=held), lock.writing(run, "other"):
         pass
     holder.kill()
     holder.communicate()
-    assert (run / run_lock.FILE).is_file()  # what the kill left says nothing
-    run_lock.refuse_if_written(run)
-    with run_lock.writing(run, "other"):
-        run_lock.refuse_if_written(run)  # one does not stand in one's own way
-        with pytest.raises(RunDirectoryError, match="is writing in"), run_lock.writing(run, "third"):
+    assert (run / lock.FILE).is_file()  # what the kill left says nothing
+    lock.refuse_if_written(run)
+    with lock.writing(run, "other"):
+        lock.refuse_if_written(run)  # one does not stand in one's own way
+        with pytest.raises(RunDirectoryError, match="is writing in"), lock.writing(run, "third"):
             pass
     assert list(run.iterdir()) == []

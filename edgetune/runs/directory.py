@@ -24,8 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgetune import readable_json, run_lock
 from edgetune.errors import RunDirectoryError
+from edgetune.runs import atomic, lock
 
 MANIFEST_VERSION = 1
 TOKENIZER_FILES = (
@@ -112,7 +112,7 @@ class RunDirectory:
         """Open an existing run directory; RunDirectoryError if `path` is not one."""
         run = cls(path)
         if run.unfinished_file.is_file() and not run.is_finished:
-            run_lock.refuse_if_written(path)
+            lock.refuse_if_written(path)
             raise RunDirectoryError(
                 f"the run in {path} has not finished", f"Go on with `edgetune train CONFIG.yaml -o {path} --resume`."
             )
@@ -232,7 +232,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(readable_json.dumps(value) + "\n", encoding="utf-8")
+        partial.write_text(atomic.dumps(value) + "\n", encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
