@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgetune import reference
 from edgetune.errors import RunDirectoryError
+from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.onnx_folder import is_onnx
 from edgetune.validation.report import json_path
@@ -178,7 +178,7 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
 def captured(run: RunDirectory) -> dict[str, Any]:
     """The stage that wrote the reference; empty where that is missing or damaged."""
     try:
-        return {"reference": reference.summary(run)}
+        return {"reference": store.summary(run)}
     except RunDirectoryError:
         return {}
 

@@ -44,7 +44,7 @@ def decided(
 
 
 def _measured(source: Source, run: RunDirectory, outputs: Outputs, threads: int) -> Choice:
-    from edgetune.reference import Reference
+    from edgetune.reference.store import Reference
     from edgetune.validation import merge_bases
     from edgetune_converters.export import export
 

@@ -211,7 +211,7 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
         assert base is not None
         name = (adapter or base).resolve().name.removesuffix(".gguf")
         return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, Path.cwd(), {})
-    from edgetune import golden
+    from edgetune.reference import golden
 
     directory = RunDirectory.open(run)
     manifest = directory.manifest

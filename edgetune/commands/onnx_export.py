@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.reference import Rows
+    from edgetune.reference.store import Rows
     from edgetune.tuning.tune import Make, Subject
     from edgetune_converters.onnx.plan import Settings
 
@@ -57,7 +57,7 @@ def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str,
 
 
 def _rows(run: Path) -> Rows:
-    from edgetune.reference import Reference
+    from edgetune.reference.store import Reference
 
     return Reference.open(RunDirectory.open(run).reference).main_rows
 

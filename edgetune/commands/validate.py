@@ -140,7 +140,7 @@ def _print_located(ladder: Ladder) -> None:
 
 def _against_base_file(base_file: Path, files: tuple[Path, ...], threads: int | None) -> None:
     """What `llama-perplexity --kl-divergence` prints, for each file."""
-    from edgetune.llama_base import LlamaBase
+    from edgetune.reference.llama_kld import LlamaBase
     from edgetune.validation import base_file as against
     from edgetune.validation import llama_statistics
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune import console
-from edgetune.codings import largest
 from edgetune.config import ReferenceConfig
-from edgetune.reference import ReferenceWriter, Rows
+from edgetune.reference.codecs import largest
+from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import forward, outputs
 from edgetune.training.contract import contract

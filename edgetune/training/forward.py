@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgetune.rows import Rows
+from edgetune.reference.scored_rows import Rows
 
 BLOCK_BYTES = 128 * 2**20
 BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
-from edgetune.reference import Rows
+from edgetune.reference.store import Rows
 from edgetune.training import outputs
 from edgetune.training.forward import concatenated
 from edgetune.training.plan import Plan

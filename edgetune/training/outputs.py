@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
-from edgetune.reference import Rows
+from edgetune.reference.store import Rows
 from edgetune.training.loading import compute_dtype, four_bit_layers
 
 GENERATION_BATCH = 32

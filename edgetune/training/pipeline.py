@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgetune import console, reference
+from edgetune import console
 from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
+from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import environment, state
@@ -121,7 +122,7 @@ def _begin(run: RunDirectory, plan: Plan, identity: Mapping[str, Any]) -> None:
 
 def summary(run: RunDirectory) -> str:
     """What came out, for standard output."""
-    trained, said = run.stage("train"), reference.summary(run)
+    trained, said = run.stage("train"), store.summary(run)
     entropy = said["cross_entropy"]
     lines = [
         f"run         {run.path}",

@@ -13,13 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from edgetune import console, merged
-from edgetune.codings import Compared
+from edgetune import console
 from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
-from edgetune.llama_base import LlamaBaseWriter, chunked, fed, scored_positions
-from edgetune.reference import Reference
+from edgetune.reference import merged
+from edgetune.reference.codecs import Compared
+from edgetune.reference.llama_kld import LlamaBaseWriter, chunked, fed, scored_positions
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import adapters, forward, outputs
 from edgetune.training.capture import capture

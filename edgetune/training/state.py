@@ -9,7 +9,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
-from edgetune.reference_writer import stopped_directory
+from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.plan import Plan

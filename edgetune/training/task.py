@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetune import console
 from edgetune.data.formats import Conversation
-from edgetune.reference import ReferenceWriter, Rows
+from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import write_json
 from edgetune.training import forward, outputs
 from edgetune.training.plan import Plan

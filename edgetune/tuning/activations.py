@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.codings import F32
-from edgetune.rows import Rows
+from edgetune.reference.codecs import F32
+from edgetune.reference.scored_rows import Rows
 from edgetune.runtime import onnx_model
 from edgetune.runtime.onnx_session import open_session
 from edgetune.runtime.threads import default_threads

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from edgetune.codings import F32
 from edgetune.console import Progress
+from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx_session import library, options
 from edgetune.tuning.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
 from edgetune_converters.files.ordered_pool import divided, in_order

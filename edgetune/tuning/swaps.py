@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import edgetune_native
-from edgetune.codings import F32
-from edgetune.rows import Rows
+from edgetune.reference.codecs import F32
+from edgetune.reference.scored_rows import Rows
 from edgetune.runtime import Runtime
 from edgetune.runtime.onnx_runtime import OnnxRuntime
 from edgetune.tuning import graphs

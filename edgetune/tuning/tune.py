@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.console import Progress
-from edgetune.reference import Rows
+from edgetune.reference.store import Rows
 from edgetune.runtime import load
 from edgetune.tuning import activations, choosing, graphs, local_errors, swaps
 from edgetune.tuning.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgetune.console import Progress
 from edgetune.errors import DataError
-from edgetune.llama_base import LlamaBase, each_chunk, fed, scored_positions
+from edgetune.reference.llama_kld import LlamaBase, each_chunk, fed, scored_positions
 from edgetune.runtime import Runtime, load
 from edgetune.validation.metrics import Figures, Pairs, of_pairs
 from edgetune.validation.scoring import check_finite, in_cache

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.codings import F64, I64, largest
-from edgetune.reference import Reference, Rows
+from edgetune.reference.codecs import F64, I64, largest
+from edgetune.reference.store import Reference, Rows
 from edgetune.runtime import Runtime
 from edgetune.validation.metrics import Scored
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune import merged
-from edgetune.codings import F64
 from edgetune.console import Progress
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference, Rows
+from edgetune.reference import merged
+from edgetune.reference.codecs import F64
+from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.runtime.onnx_folder import is_onnx

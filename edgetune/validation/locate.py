@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference, Rows
+from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring

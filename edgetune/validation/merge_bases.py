@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.codings import F64
 from edgetune.console import Progress
-from edgetune.reference import Reference
+from edgetune.reference.codecs import F64
+from edgetune.reference.store import Reference
 from edgetune.runtime import load
 from edgetune.validation import scoring
 from edgetune.validation.metrics import Mean

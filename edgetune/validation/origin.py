@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune.merged import MERGED
+from edgetune.reference.merged import MERGED
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.provenance.hashing import changed_files

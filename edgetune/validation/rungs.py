@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.reference import Reference, Rows
+from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation.contract import Contract
 from edgetune.validation.greedy import Agreement

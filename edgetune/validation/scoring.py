@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.codings import Compared
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference, Rows
+from edgetune.reference.codecs import Compared
+from edgetune.reference.store import Reference, Rows
 from edgetune.runtime import Runtime, RuntimeProblem
 from edgetune.validation.metrics import Scored
 

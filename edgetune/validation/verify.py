@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from edgetune import golden
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.golden import Golden
+from edgetune.reference import golden
+from edgetune.reference.golden import Golden
 from edgetune.runtime import Runtime, load
 from edgetune.validation import contract
 from edgetune.validation.choices import log_likelihoods

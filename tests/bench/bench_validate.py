@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.llama_base import LlamaBaseWriter, scored_positions
+from edgetune.reference.llama_kld import LlamaBaseWriter, scored_positions
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
 from tests.bench.models import LLAMA_1B, write_llama

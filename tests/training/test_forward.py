@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from edgetune.rows import Rows
+from edgetune.reference.scored_rows import Rows
 from edgetune.training import environment, forward
 from tests.converters import tiny
 

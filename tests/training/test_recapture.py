@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune import cli, merged
-from edgetune.codings import F32
-from edgetune.llama_base import LlamaBase
-from edgetune.reference import Reference, ReferenceWriter, summary
+from edgetune import cli
+from edgetune.reference import merged
+from edgetune.reference.codecs import F32
+from edgetune.reference.llama_kld import LlamaBase
+from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import task
 from edgetune.validation import base_file, merge_bases

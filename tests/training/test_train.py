@@ -20,7 +20,7 @@ import torch
 from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
-from edgetune.reference import Reference, ReferenceWriter, summary
+from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import adapters, capture, checkpoints, fitting, outputs, state
 from edgetune.training.callbacks import Metrics

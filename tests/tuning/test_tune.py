@@ -17,7 +17,7 @@ from edgetune.commands import onnx_export
 from edgetune.commands.export_paths import Outputs
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.rows import Rows
+from edgetune.reference.scored_rows import Rows
 from edgetune.tuning import choosing, tune
 from edgetune.tuning.candidates import LEAST, Matrix
 from edgetune_converters.export import export, plan_onnx

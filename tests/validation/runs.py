@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.codings import F32
 from edgetune.config import parse_config
-from edgetune.reference import ReferenceWriter, Rows
+from edgetune.reference.codecs import F32
+from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Finish, Runtime, Sampling, load
 from edgetune_converters.reading.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgetune import console
-from edgetune.reference import Reference, Rows
+from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation import detail

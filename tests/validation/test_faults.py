@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgetune import console, merged
-from edgetune.codings import Compared
+from edgetune import console
 from edgetune.errors import GateFailure
-from edgetune.reference import Reference
+from edgetune.reference import merged
+from edgetune.reference.codecs import Compared
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import gate, scoring

@@ -12,7 +12,7 @@ import pytest
 from edgetune import console
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, RunDirectoryError
-from edgetune.reference import Rows
+from edgetune.reference.store import Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, climb

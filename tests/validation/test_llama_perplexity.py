@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.llama_base import LlamaBase
+from edgetune.reference.llama_kld import LlamaBase
 from edgetune.validation import base_file, llama_statistics
 from edgetune_converters.export import export
 from tests.validation import stock

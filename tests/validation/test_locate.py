@@ -8,7 +8,7 @@ import pytest
 
 from edgetune import console
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation.ladder import Options, climb
 from edgetune.validation.locate import groups, locate

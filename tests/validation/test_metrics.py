@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from edgetune.codings import F32
-from edgetune.reference import Reference, ReferenceWriter, Rows
+from edgetune.reference.codecs import F32
+from edgetune.reference.store import Reference, ReferenceWriter, Rows
 from edgetune.validation import metrics
 from edgetune.validation.metrics import Mean, Scored
 

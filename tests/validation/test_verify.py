@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgetune import golden
 from edgetune.errors import EdgetuneError, RunDirectoryError
+from edgetune.reference import golden
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation.verify import Verdict, _contract, _first_tokens, limit_for, verify
@@ -139,7 +139,7 @@ def test_the_users_rows_do_not_leave_the_run(run: RunDirectory, tmp_path: Path) 
     copy = RunDirectory(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
     manifest = json.loads((copy.reference / "reference.json").read_text())
-    from edgetune.reference_writer import digest_of
+    from edgetune.reference.writer import digest_of
 
     manifest.pop("digest")
     manifest["contract"][0]["own"] = True

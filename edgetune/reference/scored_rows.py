@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.codings import I64
+from edgetune.reference.codecs import I64
 
 
 @dataclass(frozen=True)

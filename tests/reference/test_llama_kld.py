@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetune.codings import F32, F64
 from edgetune.errors import DataError
-from edgetune.llama_base import LlamaBase, LlamaBaseWriter, chunked, fed, scored_positions
+from edgetune.reference.codecs import F32, F64
+from edgetune.reference.llama_kld import LlamaBase, LlamaBaseWriter, chunked, fed, scored_positions
 
 CHUNKS, CONTEXT = 3, 21
 RANDOM = np.random.default_rng(3)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune import merged
-from edgetune.codings import F32, F64
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference, ReferenceWriter, Rows
+from edgetune.reference import merged
+from edgetune.reference.codecs import F32, F64
+from edgetune.reference.store import Reference, ReferenceWriter, Rows
 
 VOCAB = 300
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.codings import F32, F64, I64, Coding, Columns, Compared, FullVocabulary, TopK
 from edgetune.errors import RunDirectoryError
-from edgetune.reference_writer import HINT, MANIFEST, VERSION, ReferenceWriter, digest_of
-from edgetune.rows import Rows
+from edgetune.reference.codecs import F32, F64, I64, Coding, Columns, Compared, FullVocabulary, TopK
+from edgetune.reference.scored_rows import Rows
+from edgetune.reference.writer import HINT, MANIFEST, VERSION, ReferenceWriter, digest_of
 from edgetune.runs.directory import RunDirectory, sha256_file
 
 __all__ = ["Reference", "ReferenceWriter", "Rows"]

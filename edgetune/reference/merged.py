@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.codings import Compared
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import Reference
+from edgetune.reference.codecs import Compared
+from edgetune.reference.store import Reference
 
 MERGED = {"w16": "original", "nf4": "nf4"}
 """Name -> `merge_base` of the export."""

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgetune.codings import F32, I64, Coding, Columns, Compared, FullVocabulary, TopK
-from edgetune.columns import Column
 from edgetune.errors import RunDirectoryError
-from edgetune.rows import Rows
+from edgetune.reference.codecs import F32, I64, Coding, Columns, Compared, FullVocabulary, TopK
+from edgetune.reference.npy_stream import Column
+from edgetune.reference.scored_rows import Rows
 from edgetune.runs.directory import write_json
 
 VERSION = 1

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune.codings import F32, F64, I64, leave_out_negligible
 from edgetune.errors import DataError
+from edgetune.reference.codecs import F32, F64, I64, leave_out_negligible
 
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8siii")

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
-from edgetune.reference import read_manifest
+from edgetune.reference.store import read_manifest
 from edgetune.runs.directory import RunDirectory
 
 KEY = "edgetune.golden"

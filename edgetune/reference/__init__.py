@@ -1,0 +1,1 @@
+"""Stored outputs (log-probabilities) of the base and the fine-tuned model. NumPy only."""
