@@ -27,7 +27,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.data.dataset import encode_all, read_splits
     from edgetune.data.preview import row_heading, row_text, totals
     from edgetune.data.text_tokenizer import TextTokenizer
-    from edgetune.training.base import find_base
+    from edgetune.planning.base_model import find_base
 
     options = load_config(config, overrides)
     base = find_base(options, weights=False)

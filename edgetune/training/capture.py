@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgetune import console
 from edgetune.config import ReferenceConfig
+from edgetune.planning.prepare import Plan
 from edgetune.reference.codecs import largest
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import RunDirectory, sha256_file
@@ -19,7 +20,6 @@ from edgetune.training import forward, outputs
 from edgetune.training.contract import contract
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer
 from edgetune.training.long_rows import with_long_rows
-from edgetune.training.plan import Plan
 from edgetune.training.task import capture_task, greedy_answers
 from edgetune.validation.choices import log_likelihoods
 

@@ -11,11 +11,11 @@ import numpy as np
 from transformers import TrainerState, set_seed
 
 from edgetune import console
+from edgetune.planning.prepare import Plan
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import adapters, checkpoints, quantized
 from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
 from edgetune.training.loading import load_model, load_tokenizer
-from edgetune.training.plan import Plan
 from edgetune.training.state import Stopped
 from edgetune.training.trainer import Collator, Trainer, build_trainer
 

@@ -11,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from edgetune.config import Config, QuantizationConfig
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError
-from edgetune.training.base import Base, refuse_remote_code
+from edgetune.planning.base_model import Base, refuse_remote_code
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

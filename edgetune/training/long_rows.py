@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
+from edgetune.planning.prepare import Plan
 from edgetune.reference.store import Rows
 from edgetune.training import outputs
 from edgetune.training.forward import concatenated
-from edgetune.training.plan import Plan
 
 SCORED = 128
 """Tokens at the end of a long row that are scored."""

@@ -16,12 +16,12 @@ from typing import Any
 from edgetune import console
 from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
+from edgetune.planning.disk import bytes_needed, check_disk
+from edgetune.planning.prepare import Plan, describe, prepare
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import environment, state
-from edgetune.training.plan import Plan, describe, prepare
-from edgetune.training.planning import bytes_needed, check_disk
 
 FULL = 2**24
 """Fewer free bytes than this are taken for a full disk."""

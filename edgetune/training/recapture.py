@@ -17,6 +17,7 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
+from edgetune.planning.prepare import Plan, prepare
 from edgetune.reference import merged
 from edgetune.reference.codecs import Compared
 from edgetune.reference.llama_kld import LlamaBaseWriter, chunked, fed, scored_positions
@@ -25,7 +26,6 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.training import adapters, forward, outputs
 from edgetune.training.capture import capture
 from edgetune.training.loading import load_model
-from edgetune.training.plan import Plan, prepare
 from edgetune_converters.export import export
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
+from edgetune.planning.prepare import Plan
 from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
-from edgetune.training.plan import Plan
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")

@@ -11,10 +11,10 @@ import numpy as np
 
 from edgetune import console
 from edgetune.data.formats import Conversation
+from edgetune.planning.prepare import Plan
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import write_json
 from edgetune.training import forward, outputs
-from edgetune.training.plan import Plan
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
 

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import edgetune_native
 from edgetune.errors import DataError
-from edgetune.training.base import refuse_remote_code
+from edgetune.planning.base_model import refuse_remote_code
 from edgetune.training.environment import quiet
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.onnx.genai import Sizes

@@ -11,9 +11,9 @@ import torch
 from edgetune.config import Config, parse_config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, DataError
+from edgetune.planning.prepare import Plan, prepare
 from edgetune.training import adapters, environment
 from edgetune.training.loading import four_bit_layers, load_model, load_tokenizer
-from edgetune.training.plan import Plan, prepare
 from edgetune.training.trainer import Collator, Trainer, build_trainer, check_batch
 from tests.training import runs
 

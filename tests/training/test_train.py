@@ -20,13 +20,13 @@ import torch
 from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
+from edgetune.planning.prepare import prepare
 from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import adapters, capture, checkpoints, fitting, outputs, state
 from edgetune.training.callbacks import Metrics
 from edgetune.training.contract import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
-from edgetune.training.plan import prepare
 from tests.data import templates
 from tests.training import runs
 

@@ -12,8 +12,8 @@ import pytest
 
 from edgetune.config import parse_config
 from edgetune.errors import EnvironmentProblem
-from edgetune.training import planning
-from edgetune.training.base import find_base
+from edgetune.planning import disk
+from edgetune.planning.base_model import find_base
 from edgetune.training.loading import load_model
 from edgetune_converters.errors import CheckpointError
 from tests.training import runs
@@ -84,13 +84,13 @@ def test_remote_code_is_not_run_unasked(base: Path, tmp_path: Path) -> None:
 def test_disk_space_grows_with_rank_optimizer_and_reference(base: Path, tmp_path: Path) -> None:
     def needed(**options: Any) -> int:
         config = _config(tmp_path, base=str(base), **options)
-        return planning.bytes_needed(config, find_base(config).checkpoint, [])
+        return disk.bytes_needed(config, find_base(config).checkpoint, [])
 
     small = needed(adapter={"r": 8})
     assert needed(adapter={"r": 64}) > small
     assert needed(adapter={"r": 8}, training={"optimizer": "paged_adamw_32bit"}) > small
     checkpoint = find_base(_config(tmp_path, base=str(base))).checkpoint
-    assert planning.adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
+    assert disk.adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
 
 
 def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: Path) -> None:

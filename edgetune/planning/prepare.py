@@ -14,8 +14,8 @@ from edgetune.data.masks import EncodedRow
 from edgetune.data.preview import totals
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
+from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.sample_size import caution
-from edgetune.training.base import Base, check_exportable, find_base
 from edgetune.validation.answers import CHOICE, answer_matches
 
 

@@ -1,0 +1,1 @@
+"""Everything that is known before torch is imported: base model, rows, memory, disk."""
