@@ -65,7 +65,7 @@ def command(
 
     environment.require_train_extra()
     with environment.quiet():
-        from edgetune.training.recapture import Wanted, recapture
+        from edgetune.training.capture.recapture import Wanted, recapture
 
         anew = changed or not (merged or llama_kld)
         with lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():

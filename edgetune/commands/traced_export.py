@@ -128,7 +128,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
     """Merge, trace, write and compare, in `place`."""
-    from edgetune.training import tracing
+    from edgetune.training import onnx_trace
     from edgetune_converters.files.directory import Documents
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
@@ -140,13 +140,13 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
     documents = Documents(source.base, stated.raw, source.tokenizer, None, model.tied)
     folder, merged = place / "model", place / "merged"
     receipt = merge(merged)
-    drawn, ask = tracing.trace(merged, family, _context(model))
+    drawn, ask = onnx_trace.trace(merged, family, _context(model))
     folder.mkdir()
     stored = traced.write(folder, drawn, _wanted(kind, config, model), documents, ends, _stated(model, source, receipt))
     probe = ask()  # what transformers says with the weights as they were stored
     del drawn, ask  # and with them the model: the next step loads the weights again
     shutil.rmtree(merged)
-    divergence = tracing.check(folder / GRAPH_FILE, probe, family)
+    divergence = onnx_trace.check(folder / GRAPH_FILE, probe, family)
     console.note(
         f"{family}, {kind}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
     )
@@ -163,7 +163,7 @@ def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
 
 def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
     """That of the merged model, with what the folder holds in its place."""
-    from edgetune.training import tracing
+    from edgetune.training import onnx_trace
     from edgetune_converters.provenance.receipts import combined_hash
     from edgetune_converters.reading.checkpoint import sha256_of
 
@@ -180,7 +180,7 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
         fallback_share=round(stored.fallback_share, 4),
         files=hashes,
         exporter=EXPORTER,
-        versions={**merged.versions, **tracing.versions()},
+        versions={**merged.versions, **onnx_trace.versions()},
     )
 
 

@@ -39,8 +39,8 @@ def command(
 
     options = load_config(config, overrides)
     path = output or Path("runs") / options.name
-    from edgetune.training import pipeline
-    from edgetune.training.state import Stopped
+    from edgetune.training import run as pipeline
+    from edgetune.training.resume import Stopped
 
     if dry_run:
         pipeline.check(options, path, resume=resume, overwrite=overwrite)

@@ -23,9 +23,13 @@ from edgetune.data.masks import EncodedRow
 from edgetune.planning.prepare import prepare
 from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory, sha256_file
-from edgetune.training import adapters, capture, checkpoints, fitting, outputs, state
+from edgetune.training import checkpoints, fit
+from edgetune.training import resume as state
+from edgetune.training.adapters import lora
 from edgetune.training.callbacks import Metrics
-from edgetune.training.contract import GOLDEN, WITH_TOOLS
+from edgetune.training.capture import generate as outputs
+from edgetune.training.capture import reference as capture
+from edgetune.training.capture.golden import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
 from tests.data import templates
 from tests.training import runs
@@ -105,7 +109,7 @@ def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
 
 def _model_of(run: RunDirectory, config: Path) -> Any:
     options = load_config(config)
-    model = adapters.load_adapter(load_model(prepare(options).base, options), run.adapter)
+    model = lora.load_adapter(load_model(prepare(options).base, options), run.adapter)
     outputs.prepare(model)
     return model
 
@@ -267,7 +271,7 @@ def test_a_failure_in_the_capture_does_not_cost_the_training(
     run = RunDirectory(path)
     assert not run.reference.exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "_fit", fail)  # it is not trained again
+        patch.setattr(fit, "_fit", fail)  # it is not trained again
         patch.setattr(ReferenceWriter, "add_trained", fail)  # and what was captured is not captured again
         assert cli.run([*arguments, "--resume"]) == 0
     assert not list(path.glob("*.partial"))
@@ -283,7 +287,7 @@ def test_stopped_between_the_last_step_and_the_end(finished: RunDirectory, confi
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "_save_adapter", stop)
+        patch.setattr(fit, "_save_adapter", stop)
         assert cli.run(arguments) == 130
     assert cli.run([*arguments, "--resume"]) == 0
     assert_same_run(RunDirectory.open(path), finished)

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from edgetune.reference.scored_rows import Rows
-from edgetune.training import environment, forward
+from edgetune.training import environment
+from edgetune.training.capture import forward
 from tests.converters import tiny
 
 NOISE = 2e-5

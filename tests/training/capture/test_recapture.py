@@ -15,7 +15,7 @@ from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import LlamaBase
 from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory
-from edgetune.training import task
+from edgetune.training.capture import task_answers
 from edgetune.validation import base_file, merge_bases
 from edgetune.validation.greedy import follow
 from edgetune.validation.metrics import Mean
@@ -95,7 +95,7 @@ def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tm
     np.testing.assert_allclose(said.nll, w16.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
     assert fault is None
     assert agreement is not None
-    assert agreement.rows == task.GREEDY_ROWS
+    assert agreement.rows == task_answers.GREEDY_ROWS
     assert not list(run.path.glob("*.partial"))
 
 
@@ -162,7 +162,7 @@ def test_killed_in_the_middle_it_goes_on(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """After the first batch, at a batch a row."""
-    from edgetune.training import forward
+    from edgetune.training.capture import forward
 
     monkeypatch.setattr(forward, "BATCH_TOKENS", {"cpu": 1})
     before, add, calls = Reference.open(run.reference), ReferenceWriter.add_trained, []

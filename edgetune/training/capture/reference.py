@@ -16,11 +16,11 @@ from edgetune.planning.prepare import Plan
 from edgetune.reference.codecs import largest
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import RunDirectory, sha256_file
-from edgetune.training import forward, outputs
-from edgetune.training.contract import contract
+from edgetune.training.capture import forward, generate
+from edgetune.training.capture.golden import contract
+from edgetune.training.capture.long_rows import with_long_rows
+from edgetune.training.capture.task_answers import capture_task, greedy_answers
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer
-from edgetune.training.long_rows import with_long_rows
-from edgetune.training.task import capture_task, greedy_answers
 from edgetune.validation.choices import log_likelihoods
 
 FIRST_TOKENS = 5
@@ -32,12 +32,12 @@ def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
 
     Killed, it goes on where it was when called again.
     """
-    outputs.prepare(model)
+    generate.prepare(model)
     theirs, tokenizer = load_tokenizer(plan.base, plan.config)
     golden = contract(plan.template, tokenizer, theirs, plan.splits.validation)
     check_same_tokenizer(plan.tokenizer, tokenizer, [entry["text"] for entry in golden])
     rows, long_rows = with_long_rows(plan, model)
-    dtype, context = outputs.products_in(model, plan.config)
+    dtype, context = generate.products_in(model, plan.config)
     with torch.inference_mode(), context(), _writer(run, plan, model, rows, long_rows, dtype) as writer:
         capture_rows(model, writer, rows)
         task = capture_task(plan, model, writer)

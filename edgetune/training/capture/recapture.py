@@ -23,8 +23,9 @@ from edgetune.reference.codecs import Compared
 from edgetune.reference.llama_kld import LlamaBaseWriter, chunked, fed, scored_positions
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.training import adapters, forward, outputs
-from edgetune.training.capture import capture
+from edgetune.training.adapters import lora
+from edgetune.training.capture import forward, generate
+from edgetune.training.capture.reference import capture
 from edgetune.training.loading import load_model
 from edgetune_converters.export import export
 
@@ -51,8 +52,8 @@ def recapture(run: RunDirectory, config: Config, wanted: Wanted) -> None:
     _check_base(run, plan)
     model = None
     if wanted.anew or wanted.llama_base:
-        model = adapters.load_adapter(load_model(plan.base, config), run.adapter)
-        outputs.prepare(model)
+        model = lora.load_adapter(load_model(plan.base, config), run.adapter)
+        generate.prepare(model)
     if wanted.anew:
         capture(run, plan, model)
     if wanted.llama_base:
@@ -130,7 +131,7 @@ def _capture_llama_base(run: RunDirectory, plan: Plan, model: Any, wanted: Wante
     context = min(wanted.llama_context, int(config.max_position_embeddings))
     chunks = chunked(_tokens(run, plan, wanted.llama_text), context)
     bos = _added_bos(plan.tokenizer)
-    dtype, products = outputs.products_in(model, plan.config)
+    dtype, products = generate.products_in(model, plan.config)
     scored = scored_positions(context)
     with (
         LlamaBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,

@@ -21,7 +21,8 @@ from edgetune.planning.prepare import Plan, describe, prepare
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
-from edgetune.training import environment, state
+from edgetune.training import environment
+from edgetune.training import resume as state
 
 FULL = 2**24
 """Fewer free bytes than this are taken for a full disk."""
@@ -63,9 +64,10 @@ def _check_targets(plan: Plan) -> None:
     if plan.config.adapter.target_modules == ALL_LINEAR:
         return
     with environment.quiet():
-        from edgetune.training import adapters, loading
+        from edgetune.training import loading
+        from edgetune.training.adapters import lora
 
-        adapters.add_adapter(loading.empty_model(plan.base, plan.config), plan.config.adapter)
+        lora.add_adapter(loading.empty_model(plan.base, plan.config), plan.config.adapter)
 
 
 def _run_stages(run: RunDirectory, plan: Plan) -> None:
@@ -73,8 +75,8 @@ def _run_stages(run: RunDirectory, plan: Plan) -> None:
     import torch
     from safetensors import SafetensorError
 
-    from edgetune.training.capture import capture
-    from edgetune.training.fitting import trained_model
+    from edgetune.training.capture.reference import capture
+    from edgetune.training.fit import trained_model
 
     try:
         capture(run, plan, trained_model(run, plan))

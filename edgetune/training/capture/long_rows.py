@@ -9,8 +9,8 @@ import numpy as np
 from edgetune import console
 from edgetune.planning.prepare import Plan
 from edgetune.reference.store import Rows
-from edgetune.training import outputs
-from edgetune.training.forward import concatenated
+from edgetune.training.capture import generate
+from edgetune.training.capture.forward import concatenated
 
 SCORED = 128
 """Tokens at the end of a long row that are scored."""
@@ -20,7 +20,7 @@ _BEYOND = 8
 
 def with_long_rows(plan: Plan, model: Any) -> tuple[Rows, int]:
     """The held-out rows, and after them the long ones that `reference.long` asks for; how many these are."""
-    rows = outputs.to_rows(plan.reference_rows)
+    rows = generate.to_rows(plan.reference_rows)
     if not plan.config.reference.long:
         return rows, 0
     lengths = long_lengths(model.get_base_model().config.get_text_config())

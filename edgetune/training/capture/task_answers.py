@@ -14,7 +14,7 @@ from edgetune.data.formats import Conversation
 from edgetune.planning.prepare import Plan
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import write_json
-from edgetune.training import forward, outputs
+from edgetune.training.capture import forward, generate
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
 
@@ -51,8 +51,8 @@ def _prompts(plan: Plan, rows: Sequence[Conversation]) -> list[str]:
     return [plan.template.render(row[:-1], add_generation_prompt=True) for row in rows]
 
 
-def _settings(plan: Plan) -> outputs.Greedy:
-    return outputs.Greedy(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
+def _settings(plan: Plan) -> generate.Greedy:
+    return generate.Greedy(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
 
 
 def _generate(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
@@ -68,8 +68,8 @@ def _generate(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]
                 _keep(kept, prompts, known)
                 progress(len(prompts) * number + len(known[which]), 2 * len(prompts))
 
-            with outputs.as_model(model, which):
-                outputs.greedy(model, prompts, _settings(plan), advance, set(answers))
+            with generate.as_model(model, which):
+                generate.greedy(model, prompts, _settings(plan), advance, set(answers))
     return {
         which: [plan.tokenizer.decode(answers[i], skip_special=True) for i in range(len(prompts))]
         for which, answers in known.items()
@@ -104,7 +104,7 @@ def _choose(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
     rows = Rows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
     found = {}
     for which in MODELS:
-        with outputs.as_model(model, which):
+        with generate.as_model(model, which):
             found[which] = [
                 best(choices, scores) for scores in _sums(model, rows).reshape(len(texts), len(choices)).tolist()
             ]
@@ -128,8 +128,8 @@ def greedy_answers(plan: Plan, model: Any) -> list[dict[str, Any]]:
     rows = [row for row in plan.splits.validation if row[-1]["role"] == "assistant"][:GREEDY_ROWS]
     prompts = [ids for ids, _ in plan.tokenizer.encode_batch(_prompts(plan, rows))]
     settings, answers = _settings(plan), dict[int, list[int]]()
-    with outputs.as_model(model, "trained"):
-        outputs.greedy(model, prompts, settings, answers.update)
+    with generate.as_model(model, "trained"):
+        generate.greedy(model, prompts, settings, answers.update)
     return [
         {"prompt": prompt, "answer": answers[index], "stopped": len(answers[index]) < settings.length}
         for index, prompt in enumerate(prompts)

@@ -13,10 +13,11 @@ from transformers import TrainerState, set_seed
 from edgetune import console
 from edgetune.planning.prepare import Plan
 from edgetune.runs.directory import RunDirectory, sha256_file
-from edgetune.training import adapters, checkpoints, quantized
+from edgetune.training import bnb_record, checkpoints
+from edgetune.training.adapters import lora
 from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
 from edgetune.training.loading import load_model, load_tokenizer
-from edgetune.training.state import Stopped
+from edgetune.training.resume import Stopped
 from edgetune.training.trainer import Collator, Trainer, build_trainer
 
 
@@ -28,13 +29,13 @@ def trained_model(run: RunDirectory, plan: Plan) -> Any:
     done = run.manifest.get("stages", {}).get("train")
     set_seed(plan.config.training.seed)
     model = load_model(plan.base, plan.config)
-    run.update_manifest(quantized=quantized.record(model))
+    run.update_manifest(quantized=bnb_record.record(model))
     if done:
         console.note("the adapter is trained already")
-        return adapters.load_adapter(model, run.adapter)
+        return lora.load_adapter(model, run.adapter)
     stop = StopOnRequest()
     metrics = Metrics(run, plan.config.training.logging_steps)
-    trainer = _trainer(run, plan, adapters.add_adapter(model, plan.config.adapter), metrics, stop)
+    trainer = _trainer(run, plan, lora.add_adapter(model, plan.config.adapter), metrics, stop)
     started = time.perf_counter()
     try:
         _fit(trainer, run, metrics, stop)
@@ -57,7 +58,7 @@ def _trainer(run: RunDirectory, plan: Plan, model: Any, metrics: Metrics, stop: 
     trainer = build_trainer(
         model, tokenizer, plan.train.rows, plan.validation.rows, collator, config, run.checkpoints, callbacks
     )
-    console.note(f"training {adapters.trainable_parameters(trainer.model):,} parameters; {plan.pad_reason}")
+    console.note(f"training {lora.trainable_parameters(trainer.model):,} parameters; {plan.pad_reason}")
     return trainer
 
 
@@ -98,8 +99,8 @@ def _results(trainer: Trainer, plan: Plan, metrics: Metrics) -> dict[str, Any]:
         "loss_last": float(np.mean(metrics.losses[-metrics.window :])),
         "eval_loss": metrics.evaluations[step],
         "tokens_per_second": round(metrics.tokens_per_second, 1),
-        "trainable_parameters": adapters.trainable_parameters(trainer.model),
-        "adapter_is_zero": adapters.is_zero(trainer.model),
+        "trainable_parameters": lora.trainable_parameters(trainer.model),
+        "adapter_is_zero": lora.is_zero(trainer.model),
         "rows": {"train": plan.train.summary(), "validation": plan.validation.summary()},
         "pad_token": name(plan.pad_id),
         "stop_tokens": [name(id_) for id_ in sorted(plan.stop_ids)],

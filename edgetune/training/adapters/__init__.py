@@ -1,0 +1,1 @@
+"""The PEFT methods that can be trained, one module a family."""

@@ -1,0 +1,1 @@
+"""Capture the outputs of the base and the fine-tuned model on held-out rows."""
