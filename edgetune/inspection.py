@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
-from edgetune.runtime.onnx_folder import is_onnx
+from edgetune.runtime.onnx.folder import is_onnx
 from edgetune.validation.report import json_path
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry

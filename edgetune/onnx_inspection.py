@@ -13,9 +13,9 @@ from edgetune.data.chat import ChatTemplate
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.inspection import LARGEST, receipt_facts, validation_facts
-from edgetune.runtime import onnx_model
-from edgetune.runtime.onnx_folder import OnnxFolder
-from edgetune.runtime.onnx_model import OnnxModel, Tensor
+from edgetune.runtime.onnx import model_file
+from edgetune.runtime.onnx.folder import OnnxFolder
+from edgetune.runtime.onnx.model_file import OnnxModel, Tensor
 
 # operators with weights in codes -> which inputs are codes, scales and zero points
 _CODED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}
@@ -28,7 +28,7 @@ _USUAL_BITS, _USUAL_BLOCK = 4, 128  # attributes that a node leaves out
 def describe_folder(path: Path, tensors: bool = False) -> dict[str, Any]:
     """Section -> fact -> value. Raises ArtifactError for what is not a whole ONNX folder."""
     folder = OnnxFolder.open(path)
-    model = onnx_model.read(folder.graph)
+    model = model_file.read(folder.graph)
     artifact = folder.directory
     return {
         "file": file_facts(folder, model),

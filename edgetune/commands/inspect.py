@@ -35,7 +35,7 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
 def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
     """Section -> fact -> value, of whatever lies there."""
     from edgetune.inspection import describe_file, describe_run
-    from edgetune.runtime.onnx_folder import is_onnx
+    from edgetune.runtime.onnx.folder import is_onnx
 
     if is_onnx(path):
         from edgetune.onnx_inspection import describe_folder

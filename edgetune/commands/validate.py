@@ -100,7 +100,7 @@ def _write_page(path: Path, run: RunDirectory, contents: list[tuple[dict[str, An
 
 def only_models(files: tuple[Path, ...]) -> tuple[Path, ...]:
     """The files without what lies beside them; as they are where nothing would be left, so that opening says why."""
-    from edgetune.artifacts import models_among
+    from edgetune.runtime.artifacts import models_among
 
     models, others = models_among(files)
     if models and others:

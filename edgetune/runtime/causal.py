@@ -11,8 +11,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.runtime.batching import Asked, OneRow, Prompt, Rows, Rules, complete, in_order
 from edgetune.runtime.interface import Completion, Finish, Generation, RuntimeProblem, Sampling, Scoring
-from edgetune.runtime.rows import Asked, OneRow, Prompt, Rows, Rules, complete, in_order
 from edgetune.runtime.sampling import Sampler
 from edgetune.runtime.text import TextStream
 

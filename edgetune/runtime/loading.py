@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.interface import Runtime, RuntimeProblem
-from edgetune.runtime.onnx_folder import is_onnx
+from edgetune.runtime.onnx.folder import is_onnx
 
 
 def load(path: Path, *, threads: int | None = None, context: int | None = None, clip: bool = False) -> Runtime:
@@ -27,12 +27,12 @@ def load(path: Path, *, threads: int | None = None, context: int | None = None, 
 
 
 def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
-    from edgetune.runtime.llama_cpp import LlamaRuntime
+    from edgetune.runtime.llama.runtime import LlamaRuntime
 
     try:
         return LlamaRuntime(path, threads=threads, context=context)
     except RuntimeProblem:
-        from edgetune import artifacts
+        from edgetune.runtime import artifacts
 
         if artifacts.is_adapter(path):
             raise RuntimeProblem(
@@ -43,13 +43,13 @@ def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
 
 
 def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
-    from edgetune.runtime.onnx_runtime import OnnxRuntime
+    from edgetune.runtime.onnx.runtime import OnnxRuntime
 
     return OnnxRuntime(path, threads=threads, context=context, clip=clip)
 
 
 def _is_directory(path: Path) -> RuntimeProblem:
-    from edgetune.artifacts import models_among
+    from edgetune.runtime.artifacts import models_among
 
     if any(path.glob("*.safetensors")):
         return RuntimeProblem(

@@ -9,8 +9,8 @@ import numpy as np
 
 from edgetune.reference.codecs import F32
 from edgetune.reference.scored_rows import Rows
-from edgetune.runtime import onnx_model
-from edgetune.runtime.onnx_session import open_session
+from edgetune.runtime.onnx import model_file
+from edgetune.runtime.onnx.session import open_session
 from edgetune.runtime.threads import default_threads
 from edgetune.tuning import graphs
 
@@ -25,7 +25,7 @@ def capture(folder: Path, names: Sequence[str], rows: Rows, place: Path) -> Mapp
     hundreds of times as large as all others.
     """
     graph, outputs = graphs.capturing(folder, names)
-    model = onnx_model.read(graph)
+    model = model_file.read(graph)
     session = open_session(model, default_threads(model.size))
     spread = _spread(rows)
     count = sum(len(positions) for positions in spread)

@@ -17,7 +17,7 @@ from edgetune.reference.codecs import F64
 from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
-from edgetune.runtime.onnx_folder import is_onnx
+from edgetune.runtime.onnx.folder import is_onnx
 from edgetune.validation import contract, greedy, metrics, origin, scoring, task
 from edgetune.validation.detail import detail
 from edgetune.validation.locate import locate

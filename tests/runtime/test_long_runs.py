@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetune.runtime.long_runs import long_run
+from edgetune.runtime.llama.regex_guard import long_run
 
 
 @pytest.mark.parametrize("run", ["a", "中", " ", "\n", "=", "क़", "0"])

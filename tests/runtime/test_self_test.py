@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgetune.diagnosis import KLD_LIMIT, NBITS_LIMIT
-from edgetune.runtime import onnx_self_test
-from edgetune.runtime.self_test import run
+from edgetune.runtime.llama.self_test import run
+from edgetune.runtime.onnx import self_test as onnx_self_test
 
 
 def test_the_test_model_runs() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune.runtime.onnx_operators import FIRST_RELEASE, available
-from edgetune.runtime.onnx_session import library, options
+from edgetune.runtime.onnx.operators import FIRST_RELEASE, available
+from edgetune.runtime.onnx.session import library, options
 
 WIDTH, ROWS, BLOCK = 256, 64, 32
 _IN_8_BITS = 4  # accuracy_level of MatMulNBits: activations are rounded to 8 bits

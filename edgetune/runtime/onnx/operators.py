@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx_model import OnnxModel
+from edgetune.runtime.onnx.model_file import OnnxModel
 
 _STANDARD = ("", "ai.onnx")
 

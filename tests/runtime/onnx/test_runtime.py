@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgetune.runtime import RuntimeProblem, Sampling, load
-from edgetune.runtime import onnx_runtime as implementation
 from edgetune.runtime.interrupts import terminating
+from edgetune.runtime.onnx import runtime as implementation
 from edgetune_converters.errors import ArtifactError
 from tests.converters import tiny
 from tests.runtime.scores import PROMPT, scored

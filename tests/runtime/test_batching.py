@@ -14,19 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune.runtime import (
-    Completion,
-    Finish,
-    Runtime,
-    RuntimeProblem,
-    Sampling,
-    llama_cpp,
-    llama_rows,
-    load,
-    onnx_rows,
-)
+from edgetune.runtime import Completion, Finish, Runtime, RuntimeProblem, Sampling, load
+from edgetune.runtime.batching import Asked, OneRow, Rows
 from edgetune.runtime.causal import CausalRuntime
-from edgetune.runtime.rows import Asked, OneRow, Rows
+from edgetune.runtime.llama import batch
+from edgetune.runtime.llama import runtime as llama_cpp
+from edgetune.runtime.onnx import batch
 from tests.converters import family_models, tiny
 from tests.runtime import models
 from tests.runtime.scores import PROMPT
@@ -66,7 +59,7 @@ def test_a_seed_holds_for_each_row_anew(runtime: Runtime) -> None:
 def test_however_many_are_evaluated_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     expected = alone(runtime, Sampling())
     monkeypatch.setattr(llama_cpp, "MOST", most)
-    monkeypatch.setattr(onnx_rows, "MOST", most)
+    monkeypatch.setattr(batch, "MOST", most)
     assert list(runtime.generate_rows(PROMPTS, Sampling(), LIMITS)) == expected
 
 
@@ -105,12 +98,12 @@ def test_memory_is_bounded(folder: Path, portable: Path, monkeypatch: pytest.Mon
     for path, buffers in ((folder, 1), (portable, 2)):
         with load(path) as runtime:
             interface = runtime._interface  # type: ignore[attr-defined]
-            monkeypatch.setattr(onnx_rows, "_CACHE_BYTES", 5 * 100 * per_token * buffers)
-            assert onnx_rows.how_many(interface, 50, 100) == 5
-            assert onnx_rows.how_many(interface, 3, 100) == 3
-            assert onnx_rows.how_many(interface, 50, 10_000) == 1
+            monkeypatch.setattr(batch, "_CACHE_BYTES", 5 * 100 * per_token * buffers)
+            assert batch.how_many(interface, 50, 100) == 5
+            assert batch.how_many(interface, 3, 100) == 3
+            assert batch.how_many(interface, 50, 10_000) == 1
             monkeypatch.undo()
-            assert onnx_rows.how_many(interface, 50, 100) == 16
+            assert batch.how_many(interface, 50, 100) == 16
 
 
 # -- logits ------------------------------------------------------------------------------------------------------------
@@ -127,7 +120,7 @@ def stepped(runtime: CausalRuntime, prompts: list[list[int]], tokens: NDArray[np
 
 def made(runtime: CausalRuntime, count: int) -> Rows:
     rows = runtime._make_rows(count, 200)
-    assert isinstance(rows, onnx_rows.OnnxRows | llama_rows.LlamaRows)
+    assert isinstance(rows, batch.OnnxRows | batch.LlamaRows)
     return rows
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetune.runtime.onnx_folder import is_onnx
+from edgetune.runtime.onnx.folder import is_onnx
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.gguf import reader
 

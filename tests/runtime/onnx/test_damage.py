@@ -12,10 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgetune.runtime import RuntimeProblem, load, onnx_model
-from edgetune.runtime.onnx_folder import OnnxFolder
+from edgetune.runtime import RuntimeProblem, load
+from edgetune.runtime.onnx import model_file
+from edgetune.runtime.onnx.folder import OnnxFolder
 from edgetune_converters.errors import ArtifactError
-from tests.runtime.test_onnx_runtime import configure, edit
+from tests.runtime.onnx.test_runtime import configure, edit
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_snapshot_of_the_cache_of_the_hub_is_links_to_one_folder(copy: Path) -
     for number, file in enumerate(sorted(copy.iterdir())):
         shutil.move(file, blobs / f"{number:064x}")
         file.symlink_to(os.path.relpath(blobs / f"{number:064x}", copy))
-    model = onnx_model.read(OnnxFolder.open(copy).graph)
+    model = model_file.read(OnnxFolder.open(copy).graph)
     assert model.data_files
 
 
@@ -163,10 +164,10 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
     """As if this were ONNX Runtime 1.17: the session fails, and the operator is not among the available ones."""
     import onnxruntime
 
-    from edgetune.runtime import onnx_operators
+    from edgetune.runtime.onnx import operators
 
-    have = onnx_operators.available() - {("com.microsoft", "GroupQueryAttention")}
-    monkeypatch.setattr(onnx_operators, "available", lambda: have)
+    have = operators.available() - {("com.microsoft", "GroupQueryAttention")}
+    monkeypatch.setattr(operators, "available", lambda: have)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("not implemented")
@@ -178,9 +179,9 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
 
 
 def test_every_operator_of_the_exports_is_available_here() -> None:
-    from edgetune.runtime import onnx_operators
+    from edgetune.runtime.onnx import operators
 
-    assert {("com.microsoft", name) for name in onnx_operators.FIRST_RELEASE} <= onnx_operators.available()
+    assert {("com.microsoft", name) for name in operators.FIRST_RELEASE} <= operators.available()
 
 
 def test_an_operator_set_of_the_future(copy: Path) -> None:
@@ -246,5 +247,5 @@ def test_a_graph_whose_weights_are_inside_runs(folder: Path, copy: Path) -> None
     (copy / "model.onnx").write_bytes(whole.SerializeToString())
     (copy / "model.onnx.data").unlink()
     with load(copy) as runtime:
-        assert not onnx_model.read(copy / "model.onnx").data_files
+        assert not model_file.read(copy / "model.onnx").data_files
         runtime.verify()

@@ -7,8 +7,8 @@ from typing import Any
 
 from edgetune.errors import EnvironmentProblem
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx_model import OnnxModel
-from edgetune.runtime.onnx_operators import missing_operator
+from edgetune.runtime.onnx.model_file import OnnxModel
+from edgetune.runtime.onnx.operators import missing_operator
 
 _SILENT = 4  # log fatal errors only; the others arrive as exceptions
 

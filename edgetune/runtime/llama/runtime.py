@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune import console
 from edgetune.data.chat import ChatTemplate
+from edgetune.runtime.batching import MOST, Rows
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.llama_context import BATCH, LlamaContext, rounded
-from edgetune.runtime.llama_library import collecting_errors, library
-from edgetune.runtime.llama_rows import LlamaRows, prefilled
-from edgetune.runtime.llama_vocabulary import LlamaVocabulary
-from edgetune.runtime.long_runs import long_run
-from edgetune.runtime.rows import MOST, Rows
+from edgetune.runtime.llama.batch import LlamaRows, prefilled
+from edgetune.runtime.llama.context import BATCH, LlamaContext, rounded
+from edgetune.runtime.llama.library import collecting_errors, library
+from edgetune.runtime.llama.regex_guard import long_run
+from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import check_data

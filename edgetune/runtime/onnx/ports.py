@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx_folder import OnnxFolder
-from edgetune.runtime.onnx_model import OnnxModel
+from edgetune.runtime.onnx.folder import OnnxFolder
+from edgetune.runtime.onnx.model_file import OnnxModel
 
 # by role: the key in genai_config.json, and the name when it says nothing
 _INPUTS = {

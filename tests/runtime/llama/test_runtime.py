@@ -12,8 +12,8 @@ import pytest
 
 import edgetune_native
 from edgetune.runtime import RuntimeProblem, load
-from edgetune.runtime import llama_cpp as implementation
-from edgetune.runtime.llama_library import library
+from edgetune.runtime.llama import runtime as implementation
+from edgetune.runtime.llama.library import library
 from edgetune_converters.errors import ArtifactError
 from tests.converters import tiny
 from tests.runtime import models

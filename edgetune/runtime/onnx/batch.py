@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.onnx_decoder import bind_input, bind_output
-from edgetune.runtime.onnx_interface import Cache, GraphInterface, Port
-from edgetune.runtime.rows import MOST, Asked, grouped
+from edgetune.runtime.batching import MOST, Asked, grouped
+from edgetune.runtime.onnx.decoder import bind_input, bind_output
+from edgetune.runtime.onnx.ports import Cache, GraphInterface, Port
 
 _CACHE_BYTES = 256 << 20  # of keys and values of all rows together
 _PADDED = 256  # tokens, padding included: more at once are hardly faster

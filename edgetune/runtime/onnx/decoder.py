@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.runtime.interrupts import terminating
-from edgetune.runtime.onnx_interface import Cache, GraphInterface, Port
-from edgetune.runtime.onnx_session import library
+from edgetune.runtime.onnx.ports import Cache, GraphInterface, Port
+from edgetune.runtime.onnx.session import library
 
 
 class Decoder:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.llama_context import BATCH, LlamaContext
+from edgetune.runtime.llama.context import BATCH, LlamaContext
 
 F32 = NDArray[np.float32]
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.chat import ChatTemplate
-from edgetune.runtime import onnx_interface, onnx_model
+from edgetune.runtime.batching import Asked, Rows
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx_decoder import Decoder
-from edgetune.runtime.onnx_folder import OnnxFolder
-from edgetune.runtime.onnx_rows import OnnxRows, Padded, how_many
-from edgetune.runtime.onnx_session import cause, open_session
-from edgetune.runtime.onnx_vocabulary import OnnxVocabulary
-from edgetune.runtime.rows import Asked, Rows
+from edgetune.runtime.onnx import model_file, ports
+from edgetune.runtime.onnx.batch import OnnxRows, Padded, how_many
+from edgetune.runtime.onnx.decoder import Decoder
+from edgetune.runtime.onnx.folder import OnnxFolder
+from edgetune.runtime.onnx.session import cause, open_session
+from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
 from edgetune.runtime.threads import ProcessorTime, default_threads
 
 _BATCH = 512  # tokens per forward pass
@@ -41,9 +41,9 @@ class OnnxRuntime(CausalRuntime):
         """Raises ArtifactError for a damaged or foreign folder, RuntimeProblem for one that cannot be run."""
         before = ProcessorTime.now()
         folder = OnnxFolder.open(path)
-        model = onnx_model.read(folder.graph)
+        model = model_file.read(folder.graph)
         model.check_receipt(folder.directory)
-        self._interface = onnx_interface.of(folder, model)
+        self._interface = ports.of(folder, model)
         self.path = path
         self.size = model.size
         self.is_quantized = model.is_quantized
