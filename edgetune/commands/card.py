@@ -23,7 +23,7 @@ def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: 
     edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
     edgetune card runs/mine/artifacts/mine-q4_k_m.gguf --run runs/mine
     """
-    from edgetune import model_card
+    from edgetune.publish import model_card
     from edgetune_converters.provenance.receipts import Receipt
 
     receipts = [Receipt.read(file) for file in files]

@@ -12,7 +12,7 @@ import click
 from edgetune import console
 
 if TYPE_CHECKING:
-    from edgetune.diagnosis import Finding
+    from edgetune.inspect.doctor import Finding
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -24,7 +24,7 @@ def command(as_json: bool) -> int:
 
     Exit code 1 when something essential is broken.
     """
-    from edgetune.diagnosis import CHECKS, Status
+    from edgetune.inspect.doctor import CHECKS, Status
 
     findings = []
     for check in CHECKS:

@@ -84,7 +84,7 @@ def refuse_foreign_cards(outputs: Outputs, card: bool, overwrite: bool) -> None:
     """A README.md that someone wrote is not replaced by a model card unless that is asked for."""
     if not card or overwrite:
         return
-    from edgetune import model_card
+    from edgetune.publish import model_card
 
     folders = {path.parent for path in (*outputs.gguf.values(), *outputs.lora.values())}
     for path in (folder / model_card.FILE for folder in sorted(folders)):

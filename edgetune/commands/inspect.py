@@ -34,11 +34,11 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
 
 def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
     """Section -> fact -> value, of whatever lies there."""
-    from edgetune.inspection import describe_file, describe_run
+    from edgetune.inspect.gguf import describe_file, describe_run
     from edgetune.runtime.onnx.folder import is_onnx
 
     if is_onnx(path):
-        from edgetune.onnx_inspection import describe_folder
+        from edgetune.inspect.onnx import describe_folder
 
         return describe_folder(path, tensors)
     return describe_run(RunDirectory.open(path)) if path.is_dir() else describe_file(path, tensors)

@@ -133,7 +133,7 @@ def write_documents(source: Source, config: ExportConfig, receipts: Sequence[Rec
         for receipt in receipts:
             write_modelfile(receipt)
     if config.card:
-        from edgetune import model_card
+        from edgetune.publish import model_card
 
         for path in model_card.write(source.name, receipts, source.base, source.manifest):
             click.echo(str(path))
@@ -141,7 +141,7 @@ def write_documents(source: Source, config: ExportConfig, receipts: Sequence[Rec
 
 def write_modelfile(receipt: Receipt) -> None:
     """For one GGUF file; Ollama opens neither parts nor, by this file, other formats."""
-    from edgetune import modelfile
+    from edgetune.publish import modelfile
 
     if receipt.format != "gguf":
         return

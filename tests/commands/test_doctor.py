@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 import edgetune_native
-from edgetune import diagnosis
-from edgetune.diagnosis import Finding, Status
+from edgetune.inspect import doctor
+from edgetune.inspect.doctor import Finding, Status
 from tests.commands.made import edgetune
 
 
@@ -56,7 +56,7 @@ def test_everything_that_is_not_fine_says_what_to_do(monkeypatch: pytest.MonkeyP
     for check, breaks in BREAKAGES:
         with monkeypatch.context() as patch:
             breaks(patch)
-            finding: Finding = getattr(diagnosis, check)()
+            finding: Finding = getattr(doctor, check)()
             assert finding.status is not Status.OK, check
             assert finding.hint, check
 
@@ -80,7 +80,7 @@ def without_native(patch: pytest.MonkeyPatch) -> None:
 def with_gpu(result: Callable[..., object], torch: object = object()) -> Callable[[pytest.MonkeyPatch], None]:
     def breaks(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(shutil, "which", lambda _: "nvidia-smi")
-        patch.setattr(diagnosis, "_child", result)
+        patch.setattr(doctor, "_child", result)
         patch.setattr(importlib.util, "find_spec", lambda _: torch)
 
     return breaks
@@ -88,38 +88,38 @@ def with_gpu(result: Callable[..., object], torch: object = object()) -> Callabl
 
 BREAKAGES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("python", set_to(sys, "version_info", (3, 9, 1, "final", 0))),
-    ("dependencies", set_to(diagnosis, "_version", lambda _: None)),
-    ("dependencies", set_to(diagnosis, "_version", lambda name: "0.0.1")),
-    ("training_extra", set_to(diagnosis, "_version", lambda _: None)),
+    ("dependencies", set_to(doctor, "_version", lambda _: None)),
+    ("dependencies", set_to(doctor, "_version", lambda name: "0.0.1")),
+    ("training_extra", set_to(doctor, "_version", lambda _: None)),
     ("cpu", without_native),
     ("amx", without_native),
     ("amx", set_to(edgetune_native, "probe_amx", lambda: edgetune_native.AmxProbe(True, False, "it faults"))),
     ("ggml", without_native),
-    ("llama_cpp", set_to(diagnosis, "_child", lambda *_: None)),
-    ("llama_cpp", set_to(diagnosis, "_child", answer(-4))),
-    ("llama_cpp", set_to(diagnosis, "_child", answer(1, err="ImportError: no library"))),
-    ("llama_cpp", set_to(diagnosis, "_child", answer(0, '{"q4_k": 3.0}'))),
-    ("llama_cpp", set_to(diagnosis, "_child", answer(0, '{"q4_k": NaN}'))),
-    ("onnx_runtime", set_to(diagnosis, "_child", lambda *_: None)),
-    ("onnx_runtime", set_to(diagnosis, "_child", answer(-11))),
-    ("onnx_runtime", set_to(diagnosis, "_child", answer(1, err="ImportError: no library"))),
-    ("onnx_runtime", set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": 0.9}}'))),
-    ("onnx_runtime", set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": NaN}}'))),
+    ("llama_cpp", set_to(doctor, "_child", lambda *_: None)),
+    ("llama_cpp", set_to(doctor, "_child", answer(-4))),
+    ("llama_cpp", set_to(doctor, "_child", answer(1, err="ImportError: no library"))),
+    ("llama_cpp", set_to(doctor, "_child", answer(0, '{"q4_k": 3.0}'))),
+    ("llama_cpp", set_to(doctor, "_child", answer(0, '{"q4_k": NaN}'))),
+    ("onnx_runtime", set_to(doctor, "_child", lambda *_: None)),
+    ("onnx_runtime", set_to(doctor, "_child", answer(-11))),
+    ("onnx_runtime", set_to(doctor, "_child", answer(1, err="ImportError: no library"))),
+    ("onnx_runtime", set_to(doctor, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": 0.9}}'))),
+    ("onnx_runtime", set_to(doctor, "_child", answer(0, '{"version": "1", "missing": {}, "errors": {"4": NaN}}'))),
     (
         "onnx_runtime",
-        set_to(diagnosis, "_child", answer(0, '{"version": "1", "missing": {"QMoE": "1.23"}, "errors": {"4": 0.01}}')),
+        set_to(doctor, "_child", answer(0, '{"version": "1", "missing": {"QMoE": "1.23"}, "errors": {"4": 0.01}}')),
     ),
     ("gpu", with_gpu(answer(9))),
     ("gpu", with_gpu(answer(0, "NVIDIA X, 8 GB, 570"), torch=None)),
     ("gpu", with_gpu(answer(0, "2.9.0 None False"))),
-    ("memory", set_to(diagnosis, "_available_memory", lambda: 1 << 30)),
+    ("memory", set_to(doctor, "_available_memory", lambda: 1 << 30)),
     ("disk", set_to(shutil, "disk_usage", lambda _: Usage(1 << 30))),
 ]
 
 
 def test_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(answer(0, "2.9.0 12.8 True"))(monkeypatch)
-    assert diagnosis.gpu().status is Status.OK
+    assert doctor.gpu().status is Status.OK
 
 
 def test_something_essential_that_is_broken_exits_with_1(
@@ -127,7 +127,7 @@ def test_something_essential_that_is_broken_exits_with_1(
 ) -> None:
     from edgetune.cli import run
 
-    monkeypatch.setattr(diagnosis, "_child", answer(-11))
+    monkeypatch.setattr(doctor, "_child", answer(-11))
     assert run(["doctor"]) == 1
     assert "died of SIGSEGV" in " ".join(capsys.readouterr().out.split())
 
@@ -137,7 +137,7 @@ def test_an_edgetune_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPat
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "requires", missing)
-    assert diagnosis.dependencies().status is Status.FAIL
+    assert doctor.dependencies().status is Status.FAIL
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_an_edgetune_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPat
     ],
 )  # fmt: skip
 def test_requirements_are_read(requirement: str, parts: tuple[str, str, str]) -> None:
-    assert diagnosis._parts(requirement) == parts
+    assert doctor._parts(requirement) == parts
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_requirements_are_read(requirement: str, parts: tuple[str, str, str]) ->
     ],
 )  # fmt: skip
 def test_versions_compare_by_number(version: str, operator: str, bound: str, met: bool) -> None:
-    assert diagnosis._satisfies(version, operator, bound) is met
+    assert doctor._satisfies(version, operator, bound) is met
 
 
 def test_a_child_that_cannot_start_or_does_not_end(tmp_path: Path) -> None:
-    assert diagnosis._child([str(tmp_path / "none")], 1) is None
-    assert diagnosis._child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) is None
+    assert doctor._child([str(tmp_path / "none")], 1) is None
+    assert doctor._child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgetune import model_card
+from edgetune.publish import model_card
 from edgetune_converters import gguf
 from edgetune_converters.provenance.receipts import Receipt
 from tests.commands.made import edgetune, sentence

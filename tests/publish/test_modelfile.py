@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgetune import go_templates, modelfile
 from edgetune.data.chat import BUILT_IN, ChatTemplate, read_override
+from edgetune.publish import go_templates, modelfile
 from tests.runtime import models
 
 _LLAMA3 = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgetune.diagnosis import KLD_LIMIT, NBITS_LIMIT
+from edgetune.inspect.doctor import KLD_LIMIT, NBITS_LIMIT
 from edgetune.runtime.llama.self_test import run
 from edgetune.runtime.onnx import self_test as onnx_self_test
 

@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
-from edgetune.inspection import LARGEST, receipt_facts, validation_facts
+from edgetune.inspect.gguf import LARGEST, receipt_facts, validation_facts
 from edgetune.runtime.onnx import model_file
 from edgetune.runtime.onnx.folder import OnnxFolder
 from edgetune.runtime.onnx.model_file import OnnxModel, Tensor

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import edgetune
-from edgetune import go_templates
 from edgetune.data.chat import ChatTemplate, Message
 from edgetune.errors import DataError
+from edgetune.publish import go_templates
 from edgetune_converters.gguf import reader
 
 SUFFIX = ".Modelfile"
