@@ -63,7 +63,7 @@ def command(
         return
     if not files:
         raise click.UsageError("Missing argument 'FILE...'.")
-    from edgetune.validation import gate, report
+    from edgetune.validation import gate, results
     from edgetune.validation import junit as junit_report
     from edgetune.validation.ladder import Options, climb
 
@@ -75,16 +75,16 @@ def command(
     ladder = climb(directory, list(files), options, console.count_progress)
     misses = gate.misses(ladder, thresholds)
     if json_ is not None:
-        report.write(json_, ladder, ladder.files, thresholds, misses)
+        results.write(json_, ladder, ladder.files, thresholds, misses)
     else:
         for rung, file in zip(ladder.files, files, strict=True):
-            report.write(report.json_path(file), ladder, [rung], thresholds, misses)
+            results.write(results.json_path(file), ladder, [rung], thresholds, misses)
     if junit is not None:
         junit_report.write(junit, ladder, thresholds, misses)
     if html is not None:
-        pages = [(report.content(ladder, [rung], thresholds, misses), rung.file) for rung in ladder.files]
+        pages = [(results.content(ladder, [rung], thresholds, misses), rung.file) for rung in ladder.files]
         _write_page(html, directory, pages)
-    console.stdout().print(report.table(ladder, misses))
+    console.stdout().print(results.table(ladder, misses))
     if statistics:
         _print_statistics(ladder)
     if locate:
@@ -118,11 +118,11 @@ def check_distinct(files: tuple[Path, ...]) -> None:
 
 
 def _print_statistics(ladder: Ladder) -> None:
-    from edgetune.validation import llama_statistics
+    from edgetune.validation import llama_perplexity
 
     for rung in ladder.files:
         click.echo(f"\n{rung.name}")
-        click.echo("\n".join(llama_statistics.lines(rung.figures)))
+        click.echo("\n".join(llama_perplexity.lines(rung.figures)))
 
 
 def _print_located(ladder: Ladder) -> None:
@@ -142,11 +142,11 @@ def _against_base_file(base_file: Path, files: tuple[Path, ...], threads: int | 
     """What `llama-perplexity --kl-divergence` prints, for each file."""
     from edgetune.reference.llama_kld import LlamaBase
     from edgetune.validation import base_file as against
-    from edgetune.validation import llama_statistics
+    from edgetune.validation import llama_perplexity
 
     base = LlamaBase(base_file)
     for file in files:
         with console.count_progress(file.name) as progress:
             figures = against.measure(base, file, threads, progress)
         click.echo(f"{file.name}: {base.chunks} chunks of {base.context} tokens")
-        click.echo("\n".join(llama_statistics.lines(figures)))
+        click.echo("\n".join(llama_perplexity.lines(figures)))

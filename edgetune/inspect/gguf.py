@@ -13,7 +13,7 @@ from edgetune.errors import RunDirectoryError
 from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.onnx.folder import is_onnx
-from edgetune.validation.report import json_path
+from edgetune.validation.results import json_path
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry
 from edgetune_converters.provenance.receipts import Receipt, receipt_path

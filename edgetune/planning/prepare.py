@@ -15,8 +15,8 @@ from edgetune.data.preview import totals
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.planning.base_model import Base, check_exportable, find_base
-from edgetune.sample_size import caution
 from edgetune.validation.answers import CHOICE, answer_matches
+from edgetune.validation.sample_size import caution
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 import edgetune
-from edgetune.validation.report import json_path
+from edgetune.validation.results import json_path
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 FILE = "README.md"

@@ -13,7 +13,7 @@ from edgetune.errors import RunDirectoryError
 from edgetune.report import shapes
 from edgetune.report.numbers import entry, number
 from edgetune.runs.directory import RunDirectory
-from edgetune.validation.report import VERSION, json_path
+from edgetune.validation.results import VERSION, json_path
 from edgetune_converters.provenance.receipts import receipt_path
 
 Json = Mapping[str, Any]

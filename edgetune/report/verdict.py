@@ -9,7 +9,7 @@ from edgetune.report import gate_table
 from edgetune.report.gate_table import Miss
 from edgetune.report.gather import Material, Measured
 from edgetune.report.numbers import NOTHING, entry, number, plural, share, short, size
-from edgetune.sample_size import caution
+from edgetune.validation.sample_size import caution
 
 
 @dataclass(frozen=True)

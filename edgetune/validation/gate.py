@@ -10,7 +10,7 @@ from typing import Any
 
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, GateFailure
-from edgetune.validation.blame import Chain, hint_of, stage_of
+from edgetune.validation.loss_stage import Chain, hint_of, stage_of
 from edgetune.validation.rungs import Ladder, Rung
 
 

@@ -18,7 +18,7 @@ from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.runtime.onnx.folder import is_onnx
-from edgetune.validation import contract, greedy, metrics, origin, scoring, task
+from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import detail
 from edgetune.validation.locate import locate
 from edgetune.validation.metrics import Scored
@@ -118,10 +118,10 @@ def _rung(ladder: Ladder, runtime: Runtime, scored: Scored) -> Rung:
         file=file,
         size=runtime.size,
         is_quantized=runtime.is_quantized,
-        notes=tuple(origin.unsigned(metadata)),
-        mismatches=tuple(origin.mismatches(metadata, ladder.run)),
+        notes=tuple(provenance.unsigned(metadata)),
+        mismatches=tuple(provenance.mismatches(metadata, ladder.run)),
         detail=detail(runtime, ladder.reference, ladder.rows, scored),
-        merge_base=origin.merge_base(metadata),
+        merge_base=provenance.merge_base(metadata),
         is_onnx=is_onnx(file),
         row_kld=_row_means(ladder.rows, scored.kld),
     )

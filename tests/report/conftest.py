@@ -10,7 +10,7 @@ import pytest
 
 from edgetune import console
 from edgetune.runs.directory import RunDirectory
-from edgetune.validation import gate, report
+from edgetune.validation import gate, results
 from edgetune.validation.ladder import Options, climb
 from edgetune_converters.export import export
 from tests.converters import tiny
@@ -56,7 +56,7 @@ def write_log(run: RunDirectory) -> None:
 def measured(run: RunDirectory) -> Content:
     thresholds = gate.parse([], run.manifest["config"])
     ladder = climb(run, sorted(run.artifacts.glob("*.gguf")), Options(), console.count_progress)
-    return report.content(ladder, ladder.files, thresholds, gate.misses(ladder, thresholds))
+    return results.content(ladder, ladder.files, thresholds, gate.misses(ladder, thresholds))
 
 
 @pytest.fixture(scope="session")

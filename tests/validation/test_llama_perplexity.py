@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.reference.llama_kld import LlamaBase
-from edgetune.validation import base_file, llama_statistics
+from edgetune.validation import base_file, llama_perplexity
 from edgetune_converters.export import export
 from tests.validation import stock
 
@@ -69,7 +69,7 @@ def test_every_statistic_on_its_own_base_file(files: dict[str, Path], base: Path
     opened = LlamaBase(base)
     assert opened.chunks >= 10
     figures = base_file.measure(opened, files[type_], 1, lambda *_: None)
-    assert_same(stock.parsed("\n".join(llama_statistics.lines(figures))), theirs)
+    assert_same(stock.parsed("\n".join(llama_perplexity.lines(figures))), theirs)
 
 
 @pytest.mark.slow

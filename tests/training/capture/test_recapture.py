@@ -19,7 +19,7 @@ from edgetune.training.capture import task_answers
 from edgetune.validation import base_file, merge_bases
 from edgetune.validation.greedy import follow
 from edgetune.validation.metrics import Mean
-from edgetune.validation.report import json_path
+from edgetune.validation.results import json_path
 from edgetune_converters.export import export
 from edgetune_converters.provenance.receipts import Receipt
 from tests.training import runs

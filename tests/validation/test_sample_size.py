@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetune.sample_size import FEW_ROWS, FEW_TOKENS, caution
+from edgetune.validation.sample_size import FEW_ROWS, FEW_TOKENS, caution
 
 
 @pytest.mark.parametrize(

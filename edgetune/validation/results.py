@@ -16,12 +16,12 @@ from rich.text import Text
 import edgetune
 from edgetune.config import GateConfig
 from edgetune.runs.directory import write_json
-from edgetune.sample_size import caution
-from edgetune.validation.blame import most_lost
 from edgetune.validation.contract import Contract
 from edgetune.validation.gate import Miss
+from edgetune.validation.loss_stage import most_lost
 from edgetune.validation.metrics import Mean
 from edgetune.validation.rungs import Ladder, Rung
+from edgetune.validation.sample_size import caution
 
 VERSION = 1
 NOTHING = "–"
