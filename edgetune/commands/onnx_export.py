@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
     from edgetune.reference.store import Rows
-    from edgetune.tuning.tune import Make, Subject
+    from edgetune.sensitivity.onnx.search import Make, Subject
     from edgetune_converters.onnx.plan import Settings
 
 _TYPE = "int4"
@@ -42,7 +42,7 @@ def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str,
 
     Errors: ConfigError where there is nothing to measure on, or nothing to choose.
     """
-    from edgetune.tuning import tune
+    from edgetune.sensitivity.onnx import search
     from edgetune_converters.export import export
 
     if run is None:
@@ -53,7 +53,7 @@ def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str,
 
     subject = _subject(source, make, _rows(run), options)
     with _beside(outputs.onnx[_TYPE]) as folder, console.count_progress("tune") as progress:
-        return tune.tune(subject, folder, progress)
+        return search.tune(subject, folder, progress)
 
 
 def _rows(run: Path) -> Rows:
@@ -64,7 +64,7 @@ def _rows(run: Path) -> Rows:
 
 def _subject(source: Source, make: Make, rows: Rows, options: dict[str, Any]) -> Subject:
     """The model, its plans and how it is exported."""
-    from edgetune.tuning.tune import Subject
+    from edgetune.sensitivity.onnx.search import Subject
     from edgetune_converters.export import plan_onnx
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model

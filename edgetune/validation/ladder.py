@@ -18,9 +18,9 @@ from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.runtime.onnx.folder import is_onnx
+from edgetune.sensitivity.gguf import locate
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import detail
-from edgetune.validation.locate import locate
 from edgetune.validation.metrics import Scored
 from edgetune.validation.rungs import BASE, MERGED, TRAINED, Ladder, LongRow, Rung
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from edgetune.reference.store import Reference, Rows
 from edgetune.runs.directory import RunDirectory
+from edgetune.sensitivity.gguf import Located
 from edgetune.validation.contract import Contract
 from edgetune.validation.greedy import Agreement
-from edgetune.validation.locate import Located
 from edgetune.validation.metrics import Figures
 from edgetune.validation.task import TaskScore
 

@@ -7,9 +7,9 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.tuning import choosing
-from edgetune.tuning.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
-from edgetune.tuning.choosing import Measured
+from edgetune.sensitivity import knapsack
+from edgetune.sensitivity.knapsack import Measured
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
 from edgetune_converters.onnx.layout import Source
 from edgetune_converters.onnx.storage import Codes
 
@@ -35,7 +35,7 @@ def test_no_choice_is_better_by_more_than_one_step(given: list[tuple[int, list[f
     least = sum(min(each.matrix.cost(codes) for codes in FEW) for each in measured)
     most = sum(max(each.matrix.cost(codes) for codes in FEW) for each in measured)
     budget = least + share * (most - least)
-    chosen = choosing.choose(measured, budget)
+    chosen = knapsack.choose(measured, budget)
     assert sum(matrix.cost(codes) for matrix, codes in chosen.items()) <= budget + 1e-6
     best = min(
         sum(each.errors[codes] for each, codes in zip(measured, combination, strict=True))
@@ -43,7 +43,7 @@ def test_no_choice_is_better_by_more_than_one_step(given: list[tuple[int, list[f
         if sum(each.matrix.cost(codes) for each, codes in zip(measured, combination, strict=True)) <= budget
     )
     step = max(max(each.errors.values()) - min(each.errors.values()) for each in measured)
-    assert best - 1e-9 <= choosing.total(measured, chosen) <= best + step + 1e-9
+    assert best - 1e-9 <= knapsack.total(measured, chosen) <= best + step + 1e-9
 
 
 def test_activations_in_f32_are_taken_where_they_are_what_costs() -> None:
@@ -51,6 +51,6 @@ def test_activations_in_f32_are_taken_where_they_are_what_costs() -> None:
     rounded = dict.fromkeys(CANDIDATES, 1.0) | {COARSE_IN_F32: 0.1}
     lost = dict.fromkeys(CANDIDATES, 1.0) | {WHOLE: 0.1}
     measured = [Measured(matrix(0), 1.0, rounded), Measured(matrix(1), 1.0, lost)]
-    chosen = choosing.choose(measured, 4 * matrix(0).cost(WHOLE))
+    chosen = knapsack.choose(measured, 4 * matrix(0).cost(WHOLE))
     assert list(chosen.values()) == [COARSE_IN_F32, WHOLE]
-    assert next(iter(choosing.choose(measured, 0).values())).accuracy == LEAST.accuracy
+    assert next(iter(knapsack.choose(measured, 0).values())).accuracy == LEAST.accuracy

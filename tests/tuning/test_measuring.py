@@ -10,15 +10,15 @@ import pytest
 
 import edgetune_native
 from edgetune.runtime import load
-from edgetune.tuning import activations, graphs, local_errors, swaps, tune
-from edgetune.tuning.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
+from edgetune.sensitivity.onnx import activations, graphs, local_errors, search, swaps
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import family_models, tiny
 from tests.tuning.test_tune import EVEN, rows_of, subject
 
 
 @pytest.fixture(scope="module", params=["llama-tied", "gpt2", "phi3"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tune.Subject, Path]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[search.Subject, Path]:
     folder = tmp_path_factory.mktemp("measuring")
     if request.param == "llama-tied":
         return subject(tiny.base(request.param, folder / "base", **EVEN)), folder
@@ -34,7 +34,7 @@ def settings(matrices: Sequence[Matrix], least: Sequence[str]) -> Settings:
     )
 
 
-def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[tune.Subject, Path]) -> None:
+def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[search.Subject, Path]) -> None:
     """To the bit: the operators are the same, whichever graph they stand in."""
     subject, folder = made
     matrices = matrices_of(subject.apart)
@@ -55,7 +55,7 @@ def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[tune.Su
     assert min(alone) > 0
 
 
-def test_products_are_those_of_the_stored_weights(made: tuple[tune.Subject, Path]) -> None:
+def test_products_are_those_of_the_stored_weights(made: tuple[search.Subject, Path]) -> None:
     """In f32 the error is that of the weights alone, which numpy computes; in 8 bits that of activations is in it."""
     subject, folder = made
     matrices = matrices_of(subject.apart)
@@ -89,7 +89,7 @@ def test_products_are_those_of_the_stored_weights(made: tuple[tune.Subject, Path
         assert found[matrix.name].swapped == pytest.approx(found[matrix.name].errors[LEAST], rel=0.2)
 
 
-def _blocks(subject: tune.Subject, matrix: Matrix) -> list[np.ndarray]:
+def _blocks(subject: search.Subject, matrix: Matrix) -> list[np.ndarray]:
     return [
         make(1).floats.reshape(-1, matrix.shape[-1])
         for source in matrix.sources

@@ -18,8 +18,9 @@ from edgetune.commands.export_paths import Outputs
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
 from edgetune.reference.scored_rows import Rows
-from edgetune.tuning import choosing, tune
-from edgetune.tuning.candidates import LEAST, Matrix
+from edgetune.sensitivity import knapsack
+from edgetune.sensitivity.onnx import search
+from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
 from edgetune_converters.export import export, plan_onnx
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import tiny
@@ -38,7 +39,7 @@ def rows_of(count: int = 2, length: int = 150) -> Rows:
     return Rows(ids, offsets, np.setdiff1d(np.arange(count * length), offsets[:-1]))
 
 
-def subject(base: Path) -> tune.Subject:
+def subject(base: Path) -> search.Subject:
     def make(settings: Settings, folder: Path) -> None:
         export(base, {}, onnx={"int4": folder}, onnx_settings=settings, allow_fallback=True)
 
@@ -49,7 +50,7 @@ def subject(base: Path) -> tune.Subject:
 def test_a_choice_is_better_than_the_fixed_mix_for_its_bytes(base: Path, tmp_path: Path) -> None:
     counted: list[tuple[int, int]] = []
     (tmp_path / "work").mkdir()
-    settings = tune.tune(subject(base), tmp_path / "work", lambda *done: counted.append(done))
+    settings = search.tune(subject(base), tmp_path / "work", lambda *done: counted.append(done))
     report = settings.tuning
     assert report is not None
     assert counted[-1][0] == counted[-1][1]
@@ -91,11 +92,11 @@ def _qkv(name: str, joined: str) -> bool:
 def test_the_fixed_mix_stays_where_nothing_better_is_found(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worst(measured: list[choosing.Measured], budget: float) -> dict[Matrix, object]:
+    def worst(measured: list[knapsack.Measured], budget: float) -> dict[Matrix, object]:
         return {each.matrix: LEAST for each in measured}
 
-    monkeypatch.setattr(choosing, "choose", worst)
-    settings = tune.tune(subject(base), tmp_path, lambda *_: None)
+    monkeypatch.setattr(knapsack, "choose", worst)
+    settings = search.tune(subject(base), tmp_path, lambda *_: None)
     assert not settings.choices
     assert settings.tuning is not None
     assert settings.tuning["kld_tuned"] > settings.tuning["kld_of_the_fixed_mix"]
@@ -129,10 +130,10 @@ def test_nothing_is_left_of_a_measurement_that_was_stopped(
 
 
 def test_rows_are_cut_to_what_a_pass_may_take() -> None:
-    rows = tune._limited(rows_of(4, 300), 400)
+    rows = search._limited(rows_of(4, 300), 400)
     assert (len(rows), len(rows.positions)) == (4, 4 * 128)  # 128 of each row, 129 tokens are evaluated for them
-    assert len(tune._limited(rows_of(4, 300), 1)) == 1
-    assert len(tune._limited(rows_of(2, 20), 10**6).positions) == 38
+    assert len(search._limited(rows_of(4, 300), 1)) == 1
+    assert len(search._limited(rows_of(2, 20), 10**6).positions) == 38
 
 
 @pytest.mark.parametrize(

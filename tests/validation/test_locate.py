@@ -10,8 +10,8 @@ from edgetune import console
 from edgetune.errors import RunDirectoryError
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
+from edgetune.sensitivity.gguf import groups, locate
 from edgetune.validation.ladder import Options, climb
-from edgetune.validation.locate import groups, locate
 from edgetune_converters.export import export
 from edgetune_converters.quantization.overrides import overrides_of
 

@@ -21,10 +21,11 @@ import numpy as np
 from edgetune.console import Progress
 from edgetune.reference.store import Rows
 from edgetune.runtime import load
-from edgetune.tuning import activations, choosing, graphs, local_errors, swaps
-from edgetune.tuning.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of
-from edgetune.tuning.choosing import Choice, Measured
-from edgetune.tuning.local_errors import LocalErrors
+from edgetune.sensitivity import knapsack
+from edgetune.sensitivity.knapsack import Choice, Measured
+from edgetune.sensitivity.onnx import activations, graphs, local_errors, swaps
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of
+from edgetune.sensitivity.onnx.local_errors import LocalErrors
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.plan import OnnxPlan, Settings
 from edgetune_converters.onnx.storage import Codes
@@ -60,7 +61,7 @@ def tune(subject: Subject, folder: Path, progress: Progress) -> Settings:
     rows, whole = _measured_rows(subject.rows, matrices)
     local, alone, together = _measure(subject, matrices, rows, folder, steps)
     measured = [_errors(matrix, kld, local[matrix.name]) for matrix, kld in zip(matrices, alone, strict=True)]
-    chosen = choosing.choose(measured, sum(matrix.cost(codes) for matrix, codes in fixed.items()))
+    chosen = knapsack.choose(measured, sum(matrix.cost(codes) for matrix, codes in fixed.items()))
     settings = Settings(choices=_as_choices(measured, chosen, fixed))
     klds = [_whole(subject, each, whole, folder, steps) for each in (Settings(), settings)]
     report = {
@@ -69,9 +70,9 @@ def tune(subject: Subject, folder: Path, progress: Progress) -> Settings:
         "kld_of_the_least": together,
         "kld_of_the_least_expected": float(sum(alone)),
         "kld_of_the_fixed_mix": klds[0],
-        "kld_of_the_fixed_mix_expected": choosing.total(measured, fixed),
+        "kld_of_the_fixed_mix_expected": knapsack.total(measured, fixed),
         "kld_tuned": klds[1],
-        "kld_tuned_expected": choosing.total(measured, chosen),
+        "kld_tuned_expected": knapsack.total(measured, chosen),
     }
     return _settled(settings, report, measured, chosen, fixed)
 
@@ -175,7 +176,7 @@ def _as_choices(
     measured: Sequence[Measured], chosen: Choice, fixed: Choice
 ) -> dict[tuple[str, int], tuple[Codes, str]]:
     return {
-        place: (chosen[each.matrix], choosing.reason(each, chosen[each.matrix], fixed[each.matrix]))
+        place: (chosen[each.matrix], knapsack.reason(each, chosen[each.matrix], fixed[each.matrix]))
         for each in measured
         for place in each.matrix.places
     }
@@ -188,6 +189,6 @@ def _settled(
     better = report["kld_tuned"] < report["kld_of_the_fixed_mix"]
     report["kept"] = "the measured choice" if better else "the fixed mix, which was as good"
     report["matrices"] = {
-        each.matrix.name: choosing.report(each, chosen[each.matrix], fixed[each.matrix]) for each in measured
+        each.matrix.name: knapsack.report(each, chosen[each.matrix], fixed[each.matrix]) for each in measured
     }
     return replace(settings if better else Settings(), tuning=report)

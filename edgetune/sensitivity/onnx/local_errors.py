@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper
 from edgetune.console import Progress
 from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx.session import library, options
-from edgetune.tuning.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.model import Model

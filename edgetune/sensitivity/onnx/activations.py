@@ -12,7 +12,7 @@ from edgetune.reference.scored_rows import Rows
 from edgetune.runtime.onnx import model_file
 from edgetune.runtime.onnx.session import open_session
 from edgetune.runtime.threads import default_threads
-from edgetune.tuning import graphs
+from edgetune.sensitivity.onnx import graphs
 
 TOKENS = 128
 """Positions whose activations are kept: k numbers for each matrix that reads others than the one before it."""

@@ -12,7 +12,7 @@ from edgetune.reference.codecs import F32
 from edgetune.reference.scored_rows import Rows
 from edgetune.runtime import Runtime
 from edgetune.runtime.onnx.runtime import OnnxRuntime
-from edgetune.tuning import graphs
+from edgetune.sensitivity.onnx import graphs
 from edgetune.validation import scoring
 
 

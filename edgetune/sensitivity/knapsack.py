@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgetune.tuning.candidates import Matrix, label
+from edgetune.sensitivity.onnx.candidates import Matrix, label
 from edgetune_converters.onnx.storage import Codes
 
 _ALTERNATIVES = 3  # that a receipt names beside each choice
