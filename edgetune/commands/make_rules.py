@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from edgetune.commands.export_paths import outputs_of
 from edgetune.config import Config, load_config
-from edgetune.export_types import are_given
+from edgetune.export.targets import outputs_of
 from edgetune.runs.directory import TOKENIZER_FILES, RunDirectory
+from edgetune.storage_types import are_given
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune import console
-from edgetune.commands import merge_base_choice, onnx_export
-from edgetune.commands.export_options import byte_count, check_overrides, check_used, options, resolve
-from edgetune.commands.export_paths import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.errors import ConfigError
+from edgetune.export import merge_base as merge_base_choice
+from edgetune.export import onnx as onnx_export
+from edgetune.export.options import byte_count, check_overrides, check_used, options, resolve
+from edgetune.export.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -182,15 +183,15 @@ def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Pla
 
 def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
     """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
-    from edgetune.commands import traced_export
+    from edgetune.export import traced
     from edgetune_converters import planning
     from edgetune_converters.export import plan_onnx
 
-    family = traced_export.family_to_trace(source, outputs)
+    family = traced.family_to_trace(source, outputs)
     if family is None:
         settings = onnx_export.settings_of(config)
         return plan_onnx(source.base, tuple(outputs.onnx), settings, adapter=source.adapter)
-    traced_export.check(family, outputs, config)
+    traced.check(family, outputs, config)
     return planning.plan_traced(
         source.base, tuple(outputs.onnx), onnx_export.settings_of(config), adapter=source.adapter
     )
@@ -238,12 +239,12 @@ def run_all(
     source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None, published: Published
 ) -> list[Receipt]:
     """The export; of a family without a description, the graphs are traced first and take their names last."""
-    from edgetune.commands import traced_export
+    from edgetune.export import traced
 
-    family = traced_export.family_to_trace(source, outputs)
+    family = traced.family_to_trace(source, outputs)
     if family is None:
         return run_export(source, outputs, config, threads, run, published)
-    traced_export.check(family, outputs, config)
+    traced.check(family, outputs, config)
     rest = replace(outputs, onnx={})
 
     def merge(folder: Path) -> Receipt:
@@ -251,7 +252,7 @@ def run_all(
         (receipt,) = run_export(source, merged, config, threads, run)
         return receipt
 
-    with traced_export.prepared(family, source, outputs.onnx, config, merge) as publish:
+    with traced.prepared(family, source, outputs.onnx, config, merge) as publish:
         receipts = run_export(source, rest, config, threads, run, published) if rest.paths else []
         return [*receipts, *publish(published)]
 

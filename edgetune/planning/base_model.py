@@ -11,7 +11,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune.export_types import are_given, types_by_format
+from edgetune.storage_types import are_given, types_by_format
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.reading.checkpoint import Checkpoint
 

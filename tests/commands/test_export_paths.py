@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from edgetune.commands.export_options import byte_count, check_overrides, check_used, resolve
-from edgetune.commands.export_paths import Outputs, outputs_of, refuse_existing
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError, EdgetuneError
+from edgetune.export.options import byte_count, check_overrides, check_used, resolve
+from edgetune.export.targets import Outputs, outputs_of, refuse_existing
 
 HERE = Path("here")
 

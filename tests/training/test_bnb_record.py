@@ -55,8 +55,8 @@ def test_the_file_on_the_trained_base_is_the_trained_model(run: RunDirectory) ->
 
 
 def test_the_choice_of_the_configuration_is_the_default(run: RunDirectory, tmp_path: Path) -> None:
-    from edgetune.commands.export_options import resolve
     from edgetune.commands.merge_export import find_source
+    from edgetune.export.options import resolve
 
     manifest = run.manifest
     manifest["config"]["export"]["merge_base"] = "nf4"

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from edgetune import console
-from edgetune.commands import onnx_export
-from edgetune.commands.export_paths import Outputs
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
+from edgetune.export import onnx as onnx_export
+from edgetune.export.targets import Outputs
 from edgetune.reference.scored_rows import Rows
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.onnx import search

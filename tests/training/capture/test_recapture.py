@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from edgetune import cli
+from edgetune.export import measure_merge_bases
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import LlamaBase
 from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.capture import task_answers
-from edgetune.validation import base_file, merge_bases
+from edgetune.validation import base_file
 from edgetune.validation.greedy import follow
 from edgetune.validation.metrics import Mean
 from edgetune.validation.results import json_path
@@ -124,7 +125,7 @@ def test_the_merge_base_is_chosen_by_measurement(
 def test_a_merge_base_that_is_not_surely_nearer_is_not_taken(run: RunDirectory, tmp_path: Path) -> None:
     """Both files are the same: the base keeps its precision."""
     (receipt,) = export(run.base_directory(), {"q8_0": tmp_path / "one.gguf"}, adapter=run.adapter, allow_fallback=True)
-    choice = merge_bases.choose(
+    choice = measure_merge_bases.choose(
         lambda _, file: shutil.copy(receipt.artifact, file), Reference.open(run.reference), tmp_path, lambda *_: None
     )
     assert choice.name == "original"
@@ -133,13 +134,13 @@ def test_a_merge_base_that_is_not_surely_nearer_is_not_taken(run: RunDirectory, 
 
 def test_a_better_figure_that_is_not_taken_is_explained() -> None:
     better, worse = Mean(0.010, 0.002), Mean(0.011, 0.002)
-    unsure = merge_bases.Choice("original", {"original": worse, "nf4": better})
+    unsure = measure_merge_bases.Choice("original", {"original": worse, "nf4": better})
     assert unsure.sentence.endswith(
         "nf4 0.01 ± 0.002; nf4 is not surely nearer (by less than two standard errors of the difference)"
     )
     for clear in (
-        merge_bases.Choice("nf4", {"original": worse, "nf4": better}),
-        merge_bases.Choice("original", {"original": better, "nf4": worse}),
+        measure_merge_bases.Choice("nf4", {"original": worse, "nf4": better}),
+        measure_merge_bases.Choice("original", {"original": better, "nf4": worse}),
     ):
         assert "surely" not in clear.sentence
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from edgetune import console
-from edgetune.commands.export_paths import Outputs
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
+from edgetune.export.targets import Outputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -11,10 +11,10 @@ from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.validation.merge_bases import Choice
+    from edgetune.export.measure_merge_bases import Choice
+    from edgetune.export.targets import Outputs
 
 AUTO = "auto"
 
@@ -44,13 +44,13 @@ def decided(
 
 
 def _measured(source: Source, run: RunDirectory, outputs: Outputs, threads: int) -> Choice:
+    from edgetune.export import measure_merge_bases
     from edgetune.reference.store import Reference
-    from edgetune.validation import merge_bases
     from edgetune_converters.export import export
 
     def make(name: str, file: Path) -> None:
         export(
-            source.base, {merge_bases.TYPE: file}, adapter=source.adapter, tokenizer=source.tokenizer,
+            source.base, {measure_merge_bases.TYPE: file}, adapter=source.adapter, tokenizer=source.tokenizer,
             merge_base=name, trained_on=source.trained_on, expected_base=source.expected_base,
             expected_adapter=source.expected_adapter, threads=threads, allow_fallback=True,
         )  # fmt: skip
@@ -62,4 +62,4 @@ def _measured(source: Source, run: RunDirectory, outputs: Outputs, threads: int)
         tempfile.TemporaryDirectory(prefix=".merge-base.", suffix=".partial", dir=place) as folder,
         console.count_progress("merge base") as progress,
     ):
-        return merge_bases.choose(make, reference, Path(folder), progress)
+        return measure_merge_bases.choose(make, reference, Path(folder), progress)

@@ -17,9 +17,9 @@ from edgetune import console
 from edgetune.errors import ConfigError, EnvironmentProblem
 
 if TYPE_CHECKING:
-    from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
+    from edgetune.export.targets import Outputs
     from edgetune_converters.export import Published
     from edgetune_converters.model import Model
     from edgetune_converters.outputs import traced
@@ -154,7 +154,7 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
 
 
 def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
-    from edgetune.commands.onnx_export import settings_of
+    from edgetune.export.onnx import settings_of
     from edgetune_converters.onnx import traced_weights
     from edgetune_converters.outputs import traced
 

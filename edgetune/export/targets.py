@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.export_types import GRAPHS, types_by_format
+from edgetune.storage_types import GRAPHS, types_by_format
 
 _BASE_TYPE = "base"
 _GGUF = ("q4_k_m",)

@@ -13,9 +13,9 @@ from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from edgetune.commands.export_paths import Outputs
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
+    from edgetune.export.targets import Outputs
     from edgetune.reference.store import Rows
     from edgetune.sensitivity.onnx.search import Make, Subject
     from edgetune_converters.onnx.plan import Settings
