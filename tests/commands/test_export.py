@@ -16,7 +16,7 @@ import yaml
 from edgetune.publish import model_card
 from edgetune_converters import gguf
 from edgetune_converters.provenance.receipts import Receipt
-from tests.commands.made import edgetune, sentence
+from tests.commands.factories import edgetune, sentence
 from tests.converters import tiny
 from tests.runtime import models
 

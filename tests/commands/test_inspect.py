@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.commands.made import edgetune, sentence
+from tests.commands.factories import edgetune, sentence
 from tests.runtime import models
 
 

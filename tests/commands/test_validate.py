@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.made import edgetune, sentence
+from tests.commands.factories import edgetune, sentence
 from tests.runtime import models
 
 

@@ -20,7 +20,15 @@ from edgetune_converters import gguf
 from edgetune_converters.export import export
 from edgetune_converters.quantization.recipes import RECIPES
 from edgetune_converters.tokenizers import convert as tokenizers
-from tests.converters import family_models, llama_cpp_source, peer, rebuilt, runtime, sentencepiece_files, tiny
+from tests.converters import (
+    family_models,
+    gguf_roundtrip,
+    llama_cpp_source,
+    reference_tools,
+    runtime,
+    sentencepiece_files,
+    tiny,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +79,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in family_models.CASES:
         _as_published(name, family_models.base(name, folder / name))
         if name not in UNREADABLE:
-            jobs += [peer.Job(str(folder / name), kind, str(folder / f"{name}.{kind}.gguf")) for kind in TYPES]
-    assert peer.convert(jobs) == {}
+            jobs += [
+                reference_tools.Job(str(folder / name), kind, str(folder / f"{name}.{kind}.gguf")) for kind in TYPES
+            ]
+    assert reference_tools.convert(jobs) == {}
     return folder
 
 
@@ -192,7 +202,7 @@ def test_every_mix_is_that_of_their_chain(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path / "base", dtype="bfloat16", **FLAGSHIPS[name])
     _as_published(name, base)
     whole = tmp_path / "theirs.bf16.gguf"
-    assert peer.convert([peer.Job(str(base), "bf16", str(whole))]) == {}
+    assert reference_tools.convert([reference_tools.Job(str(base), "bf16", str(whole))]) == {}
     export(base, {kind: tmp_path / f"{kind}.gguf" for kind in RECIPES}, allow_fallback=True)
     for kind, recipe in RECIPES.items():
         theirs = tmp_path / "theirs.gguf"
@@ -211,7 +221,7 @@ def test_rope_factors_of_published_models(theta: float, width: int, factor: floa
     rope = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
     base = family_models.base("llama", tmp_path / "base", head_dim=width, rope_parameters=rope)
-    assert peer.convert([peer.Job(str(base), "f32", str(tmp_path / "theirs.gguf"))]) == {}
+    assert reference_tools.convert([reference_tools.Job(str(base), "f32", str(tmp_path / "theirs.gguf"))]) == {}
     export(base, {"f32": tmp_path / "ours.gguf"})
     ours, theirs = gguf.read(tmp_path / "ours.gguf"), gguf.read(tmp_path / "theirs.gguf")
     assert np.array_equal(ours.tensor("rope_freqs.weight"), theirs.tensor("rope_freqs.weight"))
@@ -244,7 +254,7 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = []
     for name, case in VOCABULARIES.items():
         (folder / name).mkdir()
-        rows = rebuilt.rebuild(source, name, folder / name).rows
+        rows = gguf_roundtrip.rebuild(source, name, folder / name).rows
         kind = getattr(tiny.transformers, family_models.CASES[case].config)
         config = kind(**family_models.CASES[case].options | {"vocab_size": rows})
         stated = {key: value for key, value in config.to_dict().items() if not key.endswith("_token_id")}
@@ -256,8 +266,8 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _as_published(case, folder / name)
         if name.endswith("-spm"):
             _with_pieces(source / f"ggml-vocab-{name}.gguf", folder / name)
-        jobs.append(peer.Job(str(folder / name), "", str(folder / f"{name}.gguf")))
-    assert peer.convert(jobs) == {}
+        jobs.append(reference_tools.Job(str(folder / name), "", str(folder / f"{name}.gguf")))
+    assert reference_tools.convert(jobs) == {}
     return folder
 
 

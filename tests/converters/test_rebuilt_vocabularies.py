@@ -13,7 +13,7 @@ from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers.normalization import Preparation
-from tests.converters import corpus, llama_cpp_source, rebuilt, runtime
+from tests.converters import corpus, gguf_roundtrip, llama_cpp_source, runtime
 
 pytestmark = pytest.mark.slow
 _TOKENS_A_TEXT = 64
@@ -33,11 +33,11 @@ def _all_tokens(tokenizer: Tokenizer) -> Iterator[str]:
         yield tokenizer.decode(list(ids[start : start + _TOKENS_A_TEXT]))
 
 
-@pytest.mark.parametrize("name", rebuilt.SOURCES)
+@pytest.mark.parametrize("name", gguf_roundtrip.SOURCES)
 def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
-    made = rebuilt.rebuild(models, name, tmp_path)
+    made = gguf_roundtrip.rebuild(models, name, tmp_path)
     vocabulary = tokenizers.convert(tmp_path, made.rows, {})
-    assert vocabulary.pre == rebuilt.SOURCES[name].pre
+    assert vocabulary.pre == gguf_roundtrip.SOURCES[name].pre
     path = tmp_path / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.main_line.line import edgetune, short_run
+from tests.end_to_end.cli_runner import edgetune, short_run
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_converters.gguf import reader
-from tests.main_line.line import edgetune, short_run
+from tests.end_to_end.cli_runner import edgetune, short_run
 
 PROMPT = "turn on the kitchen light"
 

@@ -14,7 +14,7 @@ from edgetune.validation import gate, results
 from edgetune.validation.ladder import Options, climb
 from edgetune_converters.export import export
 from tests.converters import tiny
-from tests.report.made import Content, files_of, one_file
+from tests.report.factories import Content, files_of, one_file
 from tests.runtime import models
 from tests.validation.runs import held_out, make_run
 

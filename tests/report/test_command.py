@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgetune.runs.directory import RunDirectory
-from tests.commands.made import edgetune, sentence
-from tests.report.made import Content
+from tests.commands.factories import edgetune, sentence
+from tests.report.factories import Content
 
 
 def test_a_page_of_all_that_was_validated(run: RunDirectory, content: Content, tmp_path: Path) -> None:

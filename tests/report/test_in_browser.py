@@ -12,7 +12,7 @@ import pytest
 
 from edgetune.runs.directory import RunDirectory
 from tests.report.browser import CHARTS, Opened, started
-from tests.report.made import HOSTILE, VARIATIONS, Content, rendered
+from tests.report.factories import HOSTILE, VARIATIONS, Content, rendered
 
 # Text and its background as they are shown; what is transparent is looked through.
 CONTRASTS = """() => {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgetune.errors import EdgetuneError, RunDirectoryError
 from edgetune.report import gather, page
 from edgetune.runs.directory import RunDirectory
-from tests.report.made import VARIATIONS, Content, files_of, rendered
+from tests.report.factories import VARIATIONS, Content, files_of, rendered
 
 VENDOR = Path(page.__file__).parent / "vendor"
 # The files as npm has them: d3 7.9.2 dist/d3.min.js, @observablehq/plot 0.6.17 dist/plot.umd.min.js

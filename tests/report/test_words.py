@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgetune.report import curves, findings, gate_table, numbers, survival, verdict
 from edgetune.report.gather import Material, Measured, short_names
-from tests.report.made import Content
+from tests.report.factories import Content
 
 SPACE = "\u00a0"
 

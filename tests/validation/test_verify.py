@@ -24,7 +24,7 @@ from edgetune.validation.verify import Verdict, _contract, _first_tokens, limit_
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import data_hash
-from tests.commands.made import edgetune, sentence
+from tests.commands.factories import edgetune, sentence
 
 
 def exported(base: Path, run: RunDirectory, path: Path, type_: str = "f32", **options: Any) -> Path:
