@@ -180,7 +180,7 @@ def ggml() -> Finding:
 
 def llama_cpp() -> Finding:
     """A small model through llama.cpp, in a process that may die."""
-    result = _child([sys.executable, "-m", "edgetune.runtime.self_test"], 120)
+    result = _child([sys.executable, "-m", "edgetune.runtime.llama.self_test"], 120)
     if result is None:
         return Finding("llama.cpp", Status.FAIL, "the self-test did not end within two minutes", REBUILD)
     if result.returncode < 0:
@@ -198,7 +198,7 @@ def llama_cpp() -> Finding:
 def onnx_runtime() -> Finding:
     """A matrix product in codes through ONNX Runtime, in a process that may die."""
     upgrade = "pip install --upgrade onnxruntime"
-    result = _child([sys.executable, "-m", "edgetune.runtime.onnx_self_test"], 120)
+    result = _child([sys.executable, "-m", "edgetune.runtime.onnx.self_test"], 120)
     if result is None:
         return Finding("onnxruntime", Status.FAIL, "the self-test did not end within two minutes", upgrade)
     if result.returncode:

@@ -190,7 +190,7 @@ class ValidationShape(_VersionedShape):
 
 
 class ReceiptShape(_Shape):
-    """edgetune_converters.receipts.Receipt."""
+    """edgetune_converters.provenance.receipts.Receipt."""
 
     sha256: str = ""
     recipe: str = ""

@@ -42,6 +42,6 @@ def _known(run: RunDirectory, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def merge_base(metadata: Mapping[str, Any]) -> str | None:
-    """The name of the merged model that this file was made of, as `edgetune.merged` calls it."""
+    """The name of the merged model that this file was made of, as `edgetune.reference.merged` calls it."""
     stated = metadata.get("edgetune.merge_base")
     return next((name for name, base in MERGED.items() if base == stated), None)

@@ -47,7 +47,7 @@ class Rung:
     detail: Mapping[str, Any] | None = None
     """How the KL divergences of a file are spread, and its worst rows (validation/detail.py)."""
     merge_base: str | None = None
-    """What the adapter was added to, as the file says: a name of `edgetune.merged`."""
+    """What the adapter was added to, as the file says: a name of `edgetune.reference.merged`."""
     is_onnx: bool = False
     agreement: Agreement | None = None
     """With the trained model's greedy answers."""

@@ -21,7 +21,7 @@ NOT_NEEDED = {
     "transformers",
     "onnx",
     "onnxruntime",
-    "edgetune.model_card",
+    "edgetune.publish.model_card",
     "edgetune.validation",
     "rich.table",
 }

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from edgetune.runtime import Completion, Finish, Runtime, RuntimeProblem, Sampling, load
 from edgetune.runtime.batching import Asked, OneRow, Rows
 from edgetune.runtime.causal import CausalRuntime
-from edgetune.runtime.llama import batch
 from edgetune.runtime.llama import runtime as llama_cpp
+from edgetune.runtime.llama.batch import LlamaRows
 from edgetune.runtime.onnx import batch
 from tests.converters import family_models, tiny
 from tests.runtime import models
@@ -120,7 +120,7 @@ def stepped(runtime: CausalRuntime, prompts: list[list[int]], tokens: NDArray[np
 
 def made(runtime: CausalRuntime, count: int) -> Rows:
     rows = runtime._make_rows(count, 200)
-    assert isinstance(rows, batch.OnnxRows | batch.LlamaRows)
+    assert isinstance(rows, batch.OnnxRows | LlamaRows)
     return rows
 
 

@@ -135,7 +135,7 @@ def test_a_type_of_a_format_that_is_not_asked_for(train: Said) -> None:
 
 
 def test_full_disk(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.training.planning.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("edgetune.planning.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     assert "MiB, and its disk has 1 MiB free" in train()
 
 

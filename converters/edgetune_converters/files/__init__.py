@@ -1,1 +1,1 @@
-"""File work that survives crashes and slow disks: hashing while reading, writing by region, renames that hold Ctrl-C back."""
+"""File work that survives crashes: hash while reading, write by region, rename with Ctrl-C held back."""

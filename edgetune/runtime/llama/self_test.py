@@ -1,4 +1,4 @@
-"""`python -m edgetune.runtime.self_test`: a model of half a megabyte, written, quantized, run and compared.
+"""`python -m edgetune.runtime.llama.self_test`: a model of half a megabyte, written, quantized, run and compared.
 
 `edgetune doctor` starts it in a process of its own: a llama.cpp that was built for another CPU dies of an illegal
 instruction or a segmentation fault, and takes its process with it.

@@ -1,4 +1,4 @@
-"""`python -m edgetune.runtime.onnx_self_test`: a matrix product in 4 and in 8 bits by ONNX Runtime, and by numpy.
+"""`python -m edgetune.runtime.onnx.self_test`: a matrix product in 4 and in 8 bits by ONNX Runtime, and by numpy.
 
 `edgetune doctor` starts it in a process of its own, as the test of llama.cpp: a library for another CPU takes its
 process with it.

@@ -37,7 +37,7 @@ class Wanted:
     anew: bool
     """The reference itself."""
     merged: Sequence[str] = ()
-    """Names of merged models, of edgetune.merged.MERGED."""
+    """Names of merged models, of edgetune.reference.merged.MERGED."""
     llama_base: Path | None = None
     """A file for llama-perplexity --kl-divergence-base."""
     llama_context: int = 512

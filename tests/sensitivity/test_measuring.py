@@ -14,7 +14,7 @@ from edgetune.sensitivity.onnx import activations, graphs, local_errors, search,
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import family_models, tiny
-from tests.tuning.test_tune import EVEN, rows_of, subject
+from tests.sensitivity.test_tune import EVEN, rows_of, subject
 
 
 @pytest.fixture(scope="module", params=["llama-tied", "gpt2", "phi3"])
