@@ -12,8 +12,8 @@ from edgetune.errors import RunDirectoryError
 from edgetune.runs import lock
 
 _HOLD = (
-    "import sys; from pathlib import Path; from edgetune import run_lock\n"
-    "with run_lock.writing(Path(sys.argv[1]), 'a training'):\n"
+    "import sys; from pathlib import Path; from edgetune.runs import lock\n"
+    "with lock.writing(Path(sys.argv[1]), 'a training'):\n"
     "    print('held', flush=True); sys.stdin.read()\n"
 )
 
