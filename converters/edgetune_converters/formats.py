@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.files.directory import Documents
+from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Scalar, Value
 from edgetune_converters.model import Model
 from edgetune_converters.outputs import lora, safetensors
@@ -97,13 +98,13 @@ class Request:
     @cached_property
     def proof(self) -> dict[str, str]:
         """What every artifact says of its origin; where the hash of the base is not known yet, a place for it."""
-        base_hash = self.hashing.promised or metadata.UNKNOWN_HASH
+        base_hash = self.hashing.promised or keys.HASH_PLACEHOLDER
         return metadata.proof(self.model, base_hash, self.hashing.adapter)
 
     @cached_property
     def general(self) -> dict[str, Value]:
         """The keys of every GGUF file."""
-        stated = {**self.proof, metadata.DATA_HASH: metadata.UNKNOWN_HASH, **self.extra_metadata}
+        stated = {**self.proof, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.extra_metadata}
         return metadata.general(self.model, self.name) | metadata.plain(stated)
 
     def plan(self, type_name: str) -> Plan:

@@ -186,10 +186,11 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
 
 def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
     """The metadata of the graph."""
+    from edgetune_converters.gguf import keys
     from edgetune_converters.provenance.metadata import proof
     from edgetune_converters.provenance.receipts import combined_hash
 
-    own = {"edgetune.merge_base": merged.merge_base, "edgetune.exporter": EXPORTER}
+    own = {keys.MERGE_BASE: merged.merge_base, keys.EXPORTER: EXPORTER}
     return {**source.carried, **proof(model, combined_hash(merged.base), merged.adapter), **own}
 
 

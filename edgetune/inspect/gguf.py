@@ -14,7 +14,7 @@ from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.onnx.folder import is_onnx
 from edgetune.validation.results import json_path
-from edgetune_converters.gguf import reader
+from edgetune_converters.gguf import keys, reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
@@ -33,7 +33,7 @@ def describe_file(path: Path, tensors: bool = False) -> dict[str, Any]:
         "model": model_facts(file),
         "types": type_mix(file),
         "tokenizer": tokenizer_facts(file.metadata),
-        "made from": {key: value for key, value in file.metadata.items() if key.startswith("edgetune.")},
+        "made from": {key: value for key, value in file.metadata.items() if key.startswith(keys.PREFIX)},
         "receipt": receipt_facts(path),
         "validation": validation_facts(path),
     }

@@ -16,6 +16,7 @@ from edgetune.inspect.gguf import LARGEST, receipt_facts, validation_facts
 from edgetune.runtime.onnx import model_file
 from edgetune.runtime.onnx.folder import OnnxFolder
 from edgetune.runtime.onnx.model_file import OnnxModel, Tensor
+from edgetune_converters.gguf import keys
 
 # operators with weights in codes -> which inputs are codes, scales and zero points
 _CODED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}
@@ -167,9 +168,8 @@ def _named(tokenizer: TextTokenizer, token: int) -> str:
 
 
 def made_from(model: OnnxModel) -> dict[str, str]:
-    """The `edgetune.*` keys of the metadata; the receipt among them is beside the folder too."""
-    keys = (key for key in model.metadata if key.startswith("edgetune.") and key != "edgetune.receipt")
-    return {key: model.metadata[key] for key in keys}
+    """Return the `edgetune.*` metadata, without the receipt, which also lies beside the folder."""
+    return {key: value for key, value in model.metadata.items() if key.startswith(keys.PREFIX) and key != keys.RECEIPT}
 
 
 def tensor_facts(model: OnnxModel, count: int | None = None) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference.store import read_manifest
 from edgetune.runs.directory import RunDirectory
+from edgetune_converters.gguf import keys
 
-KEY = "edgetune.golden"
 VERSION = 1
 _FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first")
 
@@ -46,12 +46,12 @@ def metadata(run: RunDirectory) -> dict[str, str]:
         "stop_ids": sorted(TextTokenizer.from_directory(run.tokenizer).stop_ids),
         "conversations": [{name: entry[name] for name in _FIELDS if name in entry} for entry in kept],
     }
-    return {KEY: json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+    return {keys.GOLDEN: json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
 
 
 def read(file_metadata: Mapping[str, Any], path: Path) -> Golden | None:
     """What the file carries, None if nothing. Raises RunDirectoryError when it cannot be understood."""
-    text = file_metadata.get(KEY)
+    text = file_metadata.get(keys.GOLDEN)
     if text is None:
         return None
     try:
@@ -62,7 +62,7 @@ def read(file_metadata: Mapping[str, Any], path: Path) -> Golden | None:
             _check(entry)
         return Golden(found["conversations"], frozenset(map(int, found["stop_ids"])))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RunDirectoryError(f"{KEY} in {path} cannot be read: {error}", "Export the file again.") from None
+        raise RunDirectoryError(f"{keys.GOLDEN} in {path} cannot be read: {error}", "Export the file again.") from None
 
 
 def _check(entry: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring
 from edgetune_converters.export import export
-from edgetune_converters.gguf import reader
+from edgetune_converters.gguf import keys, reader
 from edgetune_converters.quantization.overrides import Overrides, overrides_of
 
 WHOLE = "f16"
@@ -140,14 +140,14 @@ class _Remake:
     @classmethod
     def of(cls, run: RunDirectory, file: Path) -> _Remake:
         metadata = reader.read(file).metadata
-        recipe = metadata.get("edgetune.recipe")
+        recipe = metadata.get(keys.RECIPE)
         if not isinstance(recipe, str):
             raise RunDirectoryError(
                 f"{file} does not say how it was made, so it cannot be made again with other types",
                 "--locate wants a GGUF file that edgetune exported.",
             )
         said: dict[str, list[str]] = {}
-        stated = metadata.get("edgetune.overrides")
+        stated = metadata.get(keys.OVERRIDES)
         for override in stated if isinstance(stated, list) else []:
             option, _, value = str(override).partition(" ")
             said.setdefault(option, []).append(value)
@@ -158,7 +158,7 @@ class _Remake:
                 f"{file} was made with an importance matrix that the run's configuration does not name",
                 "Set export.imatrix in the run's configuration, or export without one.",
             )
-        merge_base = str(metadata.get("edgetune.merge_base", "original"))
+        merge_base = str(metadata.get(keys.MERGE_BASE, "original"))
         return cls(run, recipe, merge_base, said, Path(imatrix) if measured else None)
 
     def write(self, path: Path, group: _Group) -> None:

@@ -21,7 +21,7 @@ from edgetune.runtime import Runtime, load
 from edgetune.validation import contract
 from edgetune.validation.choices import log_likelihoods
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.provenance.metadata import DATA_HASH
+from edgetune_converters.gguf import keys
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 PUBLISHED = {
@@ -64,7 +64,7 @@ class Verdict:
 
 def limit_for(metadata: Mapping[str, Any]) -> float:
     """The largest mean KLD of first tokens that the type of a file explains."""
-    recipe = str(metadata.get("edgetune.recipe", "")).lower()
+    recipe = str(metadata.get(keys.RECIPE, "")).lower()
     known = max((name for name in PUBLISHED if recipe.startswith(name)), key=len, default=None)
     return _MERGING + _SPREAD * (_COARSEST if known is None else PUBLISHED[known])
 
@@ -99,7 +99,7 @@ def _receipt(path: Path) -> Check:
 
 def _data(runtime: Runtime) -> Check:
     """The hash of the weights, which the metadata carry."""
-    if DATA_HASH not in runtime.metadata:
+    if keys.DATA_HASH not in runtime.metadata:
         return Check("data", None, "the file carries no hash of its weights")
     try:
         runtime.verify()
@@ -143,7 +143,7 @@ def _first_token(runtime: Runtime, entry: Mapping[str, Any]) -> tuple[float, boo
     ids = np.asarray([*entry["ids"], 0], np.int32)
     tokens = np.asarray(entry["first"]["ids"], np.int64)
     if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= runtime.vocabulary_size:
-        raise RunDirectoryError(f"{golden.KEY} names tokens that {runtime.path} has not", "Export the file again.")
+        raise RunDirectoryError(f"{keys.GOLDEN} names tokens that {runtime.path} has not", "Export the file again.")
     (block,) = runtime.score(ids, np.array([len(ids) - 1]))
     ours = log_likelihoods(np.repeat(block, len(tokens), axis=0), tokens)
     theirs = np.asarray(entry["first"]["log_probs"], np.float64)

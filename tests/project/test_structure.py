@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -74,6 +75,22 @@ def test_lower_rooms_do_not_talk_to_the_terminal(package: str) -> None:
         if name in SILENT
     ]
     assert not wrong
+
+
+def test_metadata_keys_stand_in_one_file() -> None:
+    """`"edgetune.recipe"` and the like; names of modules look the same and are left out."""
+    keys_file = PACKAGES["edgetune_converters"] / "gguf/keys.py"
+    found = {file: set(metadata_keys(file)) for package in PACKAGES for file in files_of(package)}
+    assert len(found.pop(keys_file)) > 10
+    assert not [f"{file.relative_to(ROOT)}:{line} {key}" for file, uses in found.items() for key, line in uses]
+
+
+def metadata_keys(file: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and re.fullmatch(r"edgetune\.[a-z0-9_.]*", str(node.value)):
+            path = ROOT / str(node.value).strip(".").replace(".", "/")
+            if node.value == "edgetune." or not (path.is_dir() or path.with_suffix(".py").is_file()):
+                yield str(node.value), node.lineno
 
 
 def test_help_is_instant_and_light() -> None:

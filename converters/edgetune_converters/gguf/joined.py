@@ -7,14 +7,13 @@ from pathlib import Path
 
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files.hashed_file import joined_hash
-from edgetune_converters.gguf import reader
+from edgetune_converters.gguf import keys, reader
 from edgetune_converters.gguf.split import part_path
-from edgetune_converters.provenance.metadata import DATA_HASH
 
 
 def check_data(path: Path) -> None:
     """Read all weights and compare. Errors: ArtifactError when they differ, or a part is missing."""
-    stated = reader.read(path).metadata.get(DATA_HASH)
+    stated = reader.read(path).metadata.get(keys.DATA_HASH)
     if stated is not None and data_hash(path) != stated:
         raise ArtifactError(
             f"the weights in {path} are not those that were written", "Fetch the file again, or export it again"

@@ -1,13 +1,50 @@
-"""Metadata keys of our own that more than one room reads."""
+"""All `edgetune.*` keys of the metadata of GGUF files, ONNX graphs and safetensors shards.
 
+Files that have been published carry these keys: a key may be added, but never renamed or given another meaning.
+"""
+
+from __future__ import annotations
+
+PREFIX = "edgetune."
+
+# provenance
+VERSION = "edgetune.version"
+"""Version of edgetune that wrote the file. Its presence marks a directory as one that an export may replace."""
+MERGE_BASE = "edgetune.merge_base"
+"""Base weights that the adapter was merged into: original or nf4."""
+BASE_HASH = "edgetune.base.sha256"
+"""SHA-256 over the hashes of the base's files (`receipts.combined_hash`)."""
+ADAPTER_HASH = "edgetune.adapter.sha256"
+"""SHA-256 over the hashes of the adapter's files; absent without an adapter."""
+EXPORTER = "edgetune.exporter"
+"""Exporter that traced the graph; absent where edgetune built it."""
+
+# contents
+RECIPE = "edgetune.recipe"
+"""Recipe of a GGUF file, or storage type of an ONNX model."""
+OVERRIDES = "edgetune.overrides"
+"""Storage types set by hand, as given on the command line; GGUF only."""
+DATA_HASH = "edgetune.data.sha256"
+"""GGUF: SHA-256 of everything after the header; of a split file, of the hashes of its parts, one a line. ONNX: of the
+file of weights."""
+DATA_SIZE = "edgetune.data.size"
+"""Bytes of the file of weights; ONNX only."""
+CACHE = "edgetune.cache"
+"""Key-value cache of an ONNX decoder: "in place" or "grows"."""
+RECEIPT = "edgetune.receipt"
+"""JSON object with the keys above, bits per weight and bytes by type; ONNX only."""
+GOLDEN = "edgetune.golden"
+"""Golden conversations and first answers for `edgetune verify`, as JSON."""
+
+# tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"
-"""Unicode normal form (NFC, ...) of the tokenizer of training; llama.cpp itself does not normalize."""
-
+"""Unicode normal form (NFC, ...) of the training tokenizer; llama.cpp does not normalize."""
 SPACE = "edgetune.tokenizer.space"
-"""Where a space goes before a text (first, each) or is taken away (spare), which llama.cpp itself does otherwise."""
-
+"""Where a space is added before a text (first, each) or removed (spare); llama.cpp differs."""
 LSTRIP = "edgetune.tokenizer.lstrip"
-"""Texts of added tokens that eat the white space before them; llama.cpp knows no such thing."""
-
+"""Added tokens that strip whitespace on their left; llama.cpp has no such flag."""
 RSTRIP = "edgetune.tokenizer.rstrip"
-"""Texts of added tokens that eat the white space after them."""
+"""Added tokens that strip whitespace on their right."""
+
+HASH_PLACEHOLDER = "0" * 64
+"""Reserves the space of a hash that is known only after the pass."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
@@ -110,6 +111,6 @@ def _complete(metadata: Mapping[str, Value], plan: Plan, overrides: tuple[str, .
     own = {
         "general.file_type": u32(plan.recipe.file_type),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
-        "edgetune.recipe": string(plan.recipe.name),
+        keys.RECIPE: string(plan.recipe.name),
     }
-    return {**metadata, **own, **({"edgetune.overrides": strings(overrides)} if overrides else {})}
+    return {**metadata, **own, **({keys.OVERRIDES: strings(overrides)} if overrides else {})}

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import string
 from edgetune_converters.provenance.hashing import Identity
-from edgetune_converters.provenance.metadata import BASE_HASH, DATA_HASH
 
 
 class GgufFiles:
@@ -45,7 +45,9 @@ class GgufFiles:
 
     def finish(self, identity: Identity) -> None:
         """Write the hashes of the base and of the data, for which there were only places."""
-        self._writer.settle({BASE_HASH: string(identity.base_hash), DATA_HASH: string(self._writer.data_hash())})
+        self._writer.settle(
+            {keys.BASE_HASH: string(identity.base_hash), keys.DATA_HASH: string(self._writer.data_hash())}
+        )
 
     def verify(self) -> None:
         """Read the headers back and compare. Errors: ArtifactError."""

@@ -21,6 +21,7 @@ from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
+from edgetune_converters.gguf import keys
 from edgetune_converters.merging.stream import Block, MergedTensor
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.layout import Array, Part, Placed
@@ -28,7 +29,6 @@ from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
 from edgetune_converters.onnx.storage import Floats
 from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
-from edgetune_converters.provenance.metadata import BASE_HASH
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.quantization.imatrix import Importance
 from edgetune_converters.reading.checkpoint import F32, sha256_of
@@ -36,7 +36,6 @@ from edgetune_converters.tokenizers.ends import Ends
 
 GRAPH_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"
-_MADE_BY = "edgetune.version"
 
 
 class Stored(NamedTuple):
@@ -164,7 +163,7 @@ class OnnxOutput:
             self._write_table(piece)
         self._hashes[DATA_FILE] = self._file.finish()
         self._file.close()
-        self._proof |= {BASE_HASH: identity.base_hash}
+        self._proof |= {keys.BASE_HASH: identity.base_hash}
         self._write_graph()
         directory.copy_tokenizer(self._documents, self._partial)
         directory.write_json(self._partial / CONFIG_FILE, genai_config(Sizes.of(self._model), self._ends))
@@ -213,15 +212,15 @@ class OnnxOutput:
     def _write_graph(self) -> None:
         plan = self._model.plan
         own = {
-            "edgetune.recipe": plan.recipe.name,
-            "edgetune.cache": "in place" if self._model.in_place else "grows",
-            "edgetune.data.size": str(self._model.size),
-            "edgetune.data.sha256": self._hashes[DATA_FILE],
+            keys.RECIPE: plan.recipe.name,
+            keys.CACHE: "in place" if self._model.in_place else "grows",
+            keys.DATA_SIZE: str(self._model.size),
+            keys.DATA_HASH: self._hashes[DATA_FILE],
         }
         receipt = {
             **self._proof, **own, "bits_per_weight": round(plan.bits_per_weight, 4), "types": plan.bytes_by_type,
         }  # fmt: skip
-        stated = {**self._extra, **self._proof, **own, "edgetune.receipt": json.dumps(receipt, ensure_ascii=False)}
+        stated = {**self._extra, **self._proof, **own, keys.RECEIPT: json.dumps(receipt, ensure_ascii=False)}
         onnx.helper.set_model_props(self._graph, stated)
         (self._partial / GRAPH_FILE).write_bytes(self._graph.SerializeToString())
 
@@ -265,7 +264,7 @@ def _is_exported(path: Path) -> bool:
         graph = onnx.load(path / GRAPH_FILE, load_external_data=False)
     except Exception:  # noqa: BLE001 - protobuf has many ways to say that a file is none of its own
         return False
-    return any(entry.key == _MADE_BY for entry in graph.metadata_props)
+    return any(entry.key == keys.VERSION for entry in graph.metadata_props)
 
 
 def check_graph(path: Path, *, whole: bool) -> None:

@@ -20,6 +20,7 @@ from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeErr
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.files.hashed_file import HashedFile
+from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
 from edgetune_converters.merging.stream import Block
 from edgetune_converters.outputs.base import Summary, Taken
@@ -29,7 +30,6 @@ from edgetune_converters.quantization.encode import store
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
 
 BASE_TYPE = "base"
-_MADE_BY = "edgetune.version"  # in the free metadata of the weights
 TYPES = ("bf16", "f16", "f32")
 DEFAULT_SHARD = 5 * 10**9
 _TAGS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -198,7 +198,7 @@ def check_replaceable(path: Path) -> None:
 def _is_exported(path: Path) -> bool:
     """Whether the weights say so themselves: a pass that was killed may have left no receipt."""
     try:
-        return any(_MADE_BY in SafetensorsFile(file).metadata for file in sorted(path.glob("*.safetensors"))[:1])
+        return any(keys.VERSION in SafetensorsFile(file).metadata for file in sorted(path.glob("*.safetensors"))[:1])
     except CheckpointError:
         return False
 
@@ -228,7 +228,7 @@ def _shard_names(count: int) -> list[str]:
 
 
 def _header(entries: Sequence[_Entry]) -> bytes:
-    described: dict[str, Any] = {"__metadata__": {"format": "pt", _MADE_BY: tool_versions()["edgetune"]}}
+    described: dict[str, Any] = {"__metadata__": {"format": "pt", keys.VERSION: tool_versions()["edgetune"]}}
     position = 0
     for entry in entries:
         offsets = [position, position + entry.bytes]

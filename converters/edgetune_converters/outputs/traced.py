@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.directory import Documents
+from edgetune_converters.gguf import keys
 from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.builder import CONTRIB
 from edgetune_converters.onnx.genai import Sizes, genai_config
@@ -89,14 +90,14 @@ def write(
     """
     stored = _write_weights(folder / DATA_FILE, drawn, wanted)
     own = {
-        "edgetune.recipe": wanted.type,
-        "edgetune.cache": "grows",
-        "edgetune.data.size": str((folder / DATA_FILE).stat().st_size),
-        "edgetune.data.sha256": sha256_of(folder / DATA_FILE),
+        keys.RECIPE: wanted.type,
+        keys.CACHE: "grows",
+        keys.DATA_SIZE: str((folder / DATA_FILE).stat().st_size),
+        keys.DATA_HASH: sha256_of(folder / DATA_FILE),
     }
     receipt = {**stated, **own, "bits_per_weight": stored.bits_per_weight, "types": stored.types}
     text = json.dumps(receipt, ensure_ascii=False)
-    helper.set_model_props(drawn.graph, {**stated, **own, "edgetune.receipt": text})
+    helper.set_model_props(drawn.graph, {**stated, **own, keys.RECEIPT: text})
     (folder / GRAPH_FILE).write_bytes(drawn.graph.SerializeToString())
     check_graph(folder / GRAPH_FILE, whole=False)
     directory.copy_tokenizer(documents, folder)

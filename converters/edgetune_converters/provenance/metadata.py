@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Scalar, Value, of_plain, string
 from edgetune_converters.model import Model
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.provenance.size_label import size_label
-
-BASE_HASH = "edgetune.base.sha256"
-DATA_HASH = "edgetune.data.sha256"
-"""Of everything after the header; of several files, of their hashes, a line each."""
-_ADAPTER_HASH = "edgetune.adapter.sha256"
-UNKNOWN_HASH = "0" * 64  # holds the place of one that is being computed
 
 
 def general(model: Model, name: str | None) -> dict[str, Value]:
@@ -38,11 +33,11 @@ def _title(model: Model, name: str | None) -> str:
 def proof(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
     """What an artifact of any format says of its origin; `adapter` are the hashes of the files of one."""
     stated = {
-        "edgetune.version": tool_versions()["edgetune"],
-        "edgetune.merge_base": model.merge_base.name,
-        BASE_HASH: base_hash,
+        keys.VERSION: tool_versions()["edgetune"],
+        keys.MERGE_BASE: model.merge_base.name,
+        keys.BASE_HASH: base_hash,
     }
-    return stated if adapter is None else stated | {_ADAPTER_HASH: combined_hash(adapter)}
+    return stated if adapter is None else stated | {keys.ADAPTER_HASH: combined_hash(adapter)}
 
 
 def hyperparameters(model: Model) -> dict[str, Value]:

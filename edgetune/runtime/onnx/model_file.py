@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.gguf import keys
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 from edgetune_converters.reading.checkpoint import sha256_of
 
@@ -22,7 +23,6 @@ _UNTRUSTED = "Fetch the folder from where you trust it."
 QUANTIZED = frozenset(
     ("MatMulNBits", "GatherBlockQuantized", "QMoE", "MatMulBnb4", "DequantizeLinear", "MatMulInteger")
 )
-DATA_SIZE, DATA_SHA256 = "edgetune.data.size", "edgetune.data.sha256"
 
 # bits of an element by the name in TensorProto.DataType
 _BITS = {
@@ -90,7 +90,7 @@ class OnnxModel:
 
     def verify(self) -> None:
         """Compare the data with the hash that the graph carries. Errors: ArtifactError. Reads all of it."""
-        digest = self.metadata.get(DATA_SHA256)
+        digest = self.metadata.get(keys.DATA_HASH)
         if digest is None:
             return
         for file in self.data_files:
@@ -215,7 +215,7 @@ def _number(path: Path, name: str, place: Mapping[str, str], key: str) -> int | 
 
 def _check_stated_size(model: OnnxModel) -> None:
     """The size that the graph was written with: cheap, and finds data that belong to another export."""
-    stated = model.metadata.get(DATA_SIZE)
+    stated = model.metadata.get(keys.DATA_SIZE)
     found = sum(file.stat().st_size for file in model.data_files)
     if stated is not None and stated != str(found):
         raise ArtifactError(f"{model.path} was written with {stated} bytes of data, and there are {found}", _DAMAGED)
