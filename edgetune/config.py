@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgetune.errors import ConfigError
+from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
 
 ALL_LINEAR = "all-linear"
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml."
@@ -149,7 +150,7 @@ class ReferenceConfig(Section):
 class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
-    formats: list[Literal["gguf", "safetensors", "gguf-lora", "onnx"]] = ["gguf"]
+    formats: list[FormatName] = ["gguf"]
     """What to write: gguf, safetensors (a merged model directory), gguf-lora (the adapter alone), onnx; in one read."""
     types: list[str] = ["q4_k_m"]
     """File types: q4_k_m, q8_0, f16, ...; safetensors and gguf-lora take f32, f16, bf16; onnx int4, int8, f16, f32."""
@@ -181,7 +182,7 @@ class ExportConfig(Section):
     """Choose the storage of each matrix of int4 in ONNX by errors measured on the run's rows: some minutes."""
     portable: bool = False
     """Write ONNX with standard operators alone, for other runtimes than ONNX Runtime: larger and slower there."""
-    merge_base: Literal["original", "nf4", "auto"] = "original"
+    merge_base: MergeBaseOption = ORIGINAL
     """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training; `auto` measures
     both on the run's rows."""
 
@@ -239,7 +240,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _nf4_was_trained(self) -> Self:
-        if self.export.merge_base == "nf4" and self.quantization.bits != 4:
+        if self.export.merge_base == NF4 and self.quantization.bits != 4:
             raise ValueError("export.merge_base is nf4, but quantization.bits: 16 trains no 4-bit base to merge into")
         return self
 

@@ -18,8 +18,9 @@ from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files.interrupts import held
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
-from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
+from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
+from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import stream
 from edgetune_converters.outputs.base import Output, Summary
 from edgetune_converters.outputs.stream import Progress

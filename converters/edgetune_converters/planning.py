@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_converters.gguf.types import BY_NAME
-from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
+from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
+from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.quantization.recipes import Plan, Recipe, Row
 

@@ -18,11 +18,11 @@ from edgetune.reference.store import Reference
 from edgetune.runtime import load
 from edgetune.validation import scoring
 from edgetune.validation.metrics import Mean
+from edgetune_converters.names import NF4, ORIGINAL
 
 TYPE = "q8_0"
 TOKENS = 2048
 """Scored tokens on which both are measured, at most."""
-ORIGINAL, ROUNDED = "original", "nf4"
 _SURE = 2.0  # standard errors
 
 Make = Callable[[str, Path], object]
@@ -41,23 +41,23 @@ class Choice:
         """The figures, and why the smaller one does not always decide."""
         said = ", ".join(f"{name} {mean.value:.3g} ± {mean.error:.1g}" for name, mean in self.kld.items())
         text = f"merge base {self.name}; mean KLD from the trained model, in 8 bits: {said}"
-        if self.name == ORIGINAL and self.kld[ROUNDED].value < self.kld[ORIGINAL].value:
-            text += f"; {ROUNDED} is not surely nearer (by less than two standard errors of the difference)"
+        if self.name == ORIGINAL and self.kld[NF4].value < self.kld[ORIGINAL].value:
+            text += f"; {NF4} is not surely nearer (by less than two standard errors of the difference)"
         return text
 
 
 def choose(make: Make, reference: Reference, folder: Path, progress: Progress) -> Choice:
     """Measure both. The base as it is keeps its precision, so it is left only for one that is surely nearer."""
     found: dict[str, F64] = {}
-    for done, name in enumerate((ORIGINAL, ROUNDED)):
+    for done, name in enumerate((ORIGINAL, NF4)):
         progress(done, 2)
         file = folder / f"{name}.gguf"
         make(name, file)
         found[name] = _kld(reference, file)
         file.unlink()
-    gain = Mean.of(found[ORIGINAL] - found[ROUNDED])
+    gain = Mean.of(found[ORIGINAL] - found[NF4])
     is_nearer = bool(gain.value > _SURE * np.nan_to_num(gain.error, nan=np.inf))
-    return Choice(ROUNDED if is_nearer else ORIGINAL, {name: Mean.of(each) for name, each in found.items()})
+    return Choice(NF4 if is_nearer else ORIGINAL, {name: Mean.of(each) for name, each in found.items()})
 
 
 def _kld(reference: Reference, file: Path) -> F64:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from edgetune import console
 from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
+from edgetune_converters.names import AUTO, ORIGINAL
 
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
     from edgetune.export.measure_merge_bases import Choice
     from edgetune.export.targets import Outputs
-
-AUTO = "auto"
 
 
 def decided(
@@ -35,7 +34,7 @@ def decided(
         )
     if source.trained_on is None:
         console.note("merge base original: the run was trained on the base as it is")
-        return config.model_copy(update={"merge_base": "original"}), None
+        return config.model_copy(update={"merge_base": ORIGINAL}), None
     choice = _measured(source, RunDirectory.open(run), outputs, threads)
     console.note(choice.sentence)
     return config.model_copy(update={"merge_base": choice.name}), {

@@ -205,7 +205,8 @@ def _context(model: Model) -> int:
 
 def _opened(source: Source) -> Model:
     """Headers only."""
-    from edgetune_converters.merging.merge_base import ORIGINAL, merge_base_named
+    from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
+    from edgetune_converters.names import ORIGINAL
 
     return open_model(source.base, source.adapter, merge_base_named(ORIGINAL))

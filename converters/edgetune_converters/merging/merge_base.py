@@ -23,11 +23,9 @@ import edgetune_native
 from edgetune_converters.architectures.operations import Read
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
 from edgetune_converters.merging.stream import MergedTensor, Part
+from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
 from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
 from edgetune_converters.reading.prequantized import FOUR_BIT
-
-ORIGINAL, NF4 = "original", "nf4"
-MERGE_BASES = (ORIGINAL, NF4)
 
 _PIECE_BYTES = 8 * 1024 * 1024
 # how PyTorch and safetensors call a dtype -> how edgetune_native does; F64 is rounded to f32 before all else

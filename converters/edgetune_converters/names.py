@@ -1,0 +1,18 @@
+"""The names by which an export is requested: formats and merge bases. Imports nothing, so a configuration can read it.
+
+The merge base is what the delta of the adapter is added to: `original`, the base as it is stored, or `nf4`, the base
+quantized to 4 bits and dequantized, as the training saw it. `auto` measures both and takes one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+FormatName = Literal["gguf", "safetensors", "gguf-lora", "onnx"]
+MergeBaseName = Literal["original", "nf4"]
+MergeBaseOption = Literal[MergeBaseName, "auto"]
+
+ORIGINAL: Final = "original"
+NF4: Final = "nf4"
+AUTO: Final = "auto"
+MERGE_BASES: tuple[MergeBaseName, ...] = get_args(MergeBaseName)
