@@ -164,8 +164,8 @@ def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
 def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
     """That of the merged model, with what the folder holds in its place."""
     from edgetune.training import onnx_trace
+    from edgetune_converters.files.contents import sha256_of
     from edgetune_converters.provenance.receipts import combined_hash
-    from edgetune_converters.reading.checkpoint import sha256_of
 
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     return replace(

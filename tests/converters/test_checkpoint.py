@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsFile
+from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from edgetune_converters.reading.safetensors_file import SafetensorsFile
 
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 

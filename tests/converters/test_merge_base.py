@@ -19,7 +19,8 @@ from edgetune_converters.export import export
 from edgetune_converters.merging.merge_base import RoundedRows, Rounding, merge_base_named, round_to
 from edgetune_converters.merging.stream import merged_tensors
 from edgetune_converters.model import open_model
-from edgetune_converters.reading.checkpoint import ALL, Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import ALL
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_damage import _ANYTHING as ANYTHING
 from tests.converters.test_damage import _replace as replaced

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgetune_converters.export import export
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.provenance import hashing as identity
 from edgetune_converters.provenance.hashing import Hashing
 from edgetune_converters.reading import page_cache
-from edgetune_converters.reading.checkpoint import Checkpoint, sha256_of
+from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.page_cache import PassingPages, cached_pages
 from tests.converters import tiny
 

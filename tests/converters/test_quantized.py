@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from edgetune_converters.errors import CheckpointError, EdgetuneError
 from edgetune_converters.export import export
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.reading.float8 import TABLES
+from edgetune_converters.tensors import FLOAT8
 from tests.converters import runtime, tiny
 from tests.converters.test_merge_base import ODD, _logits, layers, load
 
@@ -138,7 +138,7 @@ def test_eight_bit_weights_are_those_of_bitsandbytes(dtype: str, tmp_path: Path)
 @pytest.mark.parametrize(("label", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])
 def test_tables_are_those_of_torch(label: str, dtype: Any) -> None:
     wanted = torch.arange(256, dtype=torch.uint8).view(dtype).float().numpy()
-    assert np.array_equal(TABLES[label], wanted, equal_nan=True)
+    assert np.array_equal(FLOAT8[label], wanted, equal_nan=True)
 
 
 def blockwise(weight: Any, block: tuple[int, int], dtype: Any) -> tuple[Any, Any]:

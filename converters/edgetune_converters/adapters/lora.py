@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.reading.checkpoint import ALL, F32, SafetensorsFile, TensorInfo, read_json, sha256_of
+from edgetune_converters.files.contents import read_json, sha256_of
+from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 _MAX_ALPHA = 1e9  # no one means more, and products of f32 stay finite
 CONFIG_FILE = "adapter_config.json"

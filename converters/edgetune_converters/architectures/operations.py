@@ -8,17 +8,16 @@ evaluated for any range of rows, so the stream stays in blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.reading.checkpoint import Rows, widened
+from edgetune_converters.tensors import Read, RowIndex, widened
 
 Index = NDArray[np.intp]
-Read = Callable[[Rows, Rows], NDArray[Any]]  # rows and columns of a matrix, as floats or as they are stored
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class View:
             return read(rows, slice(None))
         return np.concatenate(list(self._slabs(self.turn, read, columns, rows)))
 
-    def source(self, first: int, last: int) -> Rows:
+    def source(self, first: int, last: int) -> RowIndex:
         """The source rows of rows first..last of the view; where it is turned, of its slabs."""
         if not self.steps:
             return slice(first, last)
@@ -146,7 +145,7 @@ class View:
         return rows // self.turn.size * columns if self.turn else rows
 
     @staticmethod
-    def _slabs(turn: Take, read: Read, columns: int, rows: Rows) -> Iterator[NDArray[Any]]:
+    def _slabs(turn: Take, read: Read, columns: int, rows: RowIndex) -> Iterator[NDArray[Any]]:
         numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         slab, column = np.divmod(numbers, columns)
         for number in np.unique(slab):

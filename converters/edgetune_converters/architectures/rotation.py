@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.reading.checkpoint import F32
+from edgetune_converters.tensors import F32
 
 _F1 = np.float32(1)
 

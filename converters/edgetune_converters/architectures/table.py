@@ -18,10 +18,9 @@ from edgetune_converters.architectures.operations import COPY, View
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.types import BY_ID
 from edgetune_converters.gguf.values import Value
-from edgetune_converters.reading import prequantized
-from edgetune_converters.reading.checkpoint import TensorInfo
+from edgetune_converters.tensors import QUANTIZED, TensorInfo
 
-WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *prequantized.DTYPES, *(kind.name.upper() for kind in BY_ID.values()))
+WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *QUANTIZED, *(kind.name.upper() for kind in BY_ID.values()))
 
 Shape = Callable[[ModelConfig], tuple[int, ...]]
 Views = Callable[[ModelConfig], Sequence[View]]

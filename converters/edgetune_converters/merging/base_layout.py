@@ -13,7 +13,8 @@ from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import Bound, Family, slots
 from edgetune_converters.architectures.operations import COPY
 from edgetune_converters.merging.stream import BLOCK_BYTES, MakeBlock, MergedTensor, Part
-from edgetune_converters.reading.checkpoint import Checkpoint, TensorInfo
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.architectures.operations import Read
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
 from edgetune_converters.merging.stream import MergedTensor, Part
 from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
-from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
-from edgetune_converters.reading.prequantized import FOUR_BIT
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import ALL, F32, FOUR_BIT, Read, RowIndex, TensorInfo, span
 
 _PIECE_BYTES = 8 * 1024 * 1024
 # how PyTorch and safetensors call a dtype -> how edgetune_native does; F64 is rounded to f32 before all else
@@ -193,15 +192,15 @@ class RoundedRows:
         self._scales = self._all_scales()
         self.digest = hashlib.sha256(self._scales.astype("<f4").tobytes()).hexdigest()
 
-    def __call__(self, rows: Rows, columns: Rows = ALL) -> F32:
+    def __call__(self, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Rows in f32, an array [n, columns] that is the caller's."""
         if self._transposed:
             return self._rounded(columns)[:, rows].T
         return self._rounded(rows)[:, columns]
 
-    def _rounded(self, rows: Rows) -> F32:
+    def _rounded(self, rows: RowIndex) -> F32:
         """Rows as bitsandbytes saw them, all columns."""
-        first, last = _span(rows, self._count)
+        first, last = span(rows, self._count)
         begin, end = self._whole(first), min(self._count, self._whole(last + self._step - 1))
         per_block = self._rounding.blocksize
         rounded = edgetune_native.nf4_roundtrip(
@@ -258,13 +257,6 @@ def round_to(rows: F32, dtype: str) -> F32:
     bits = np.ascontiguousarray(rows).view(np.uint32)
     bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
     return bits.view(np.float32)
-
-
-def _span(rows: Rows, count: int) -> tuple[int, int]:
-    if isinstance(rows, slice):
-        first, last, _ = rows.indices(count)
-        return first, last
-    return int(rows.min()), int(rows.max()) + 1
 
 
 def _is_linear(tensor: MergedTensor, part: Part) -> bool:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import Bound, Family, Head, ModelConfig, Piece, slots
-from edgetune_converters.architectures.operations import Pair, Read
+from edgetune_converters.architectures.operations import Pair
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
-from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo, widened
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, widened
 
 BLOCK_BYTES = 4 * 1024 * 1024
 
@@ -82,7 +83,7 @@ class _Source:
         self._piece = part.piece
         change = part.change
         self._factors = change.factors() if change and change.factors else None
-        self._forget: Callable[[Rows], None] = lambda rows: None
+        self._forget: Callable[[RowIndex], None] = lambda rows: None
         if change and change.replacement:
             self._read: Read = partial(change.file.stored, change.replacement)
             self._forget = partial(change.file.forget, change.replacement)
@@ -135,7 +136,7 @@ class _Source:
         return delta
 
 
-def _product(left: F32, right: F32, rows: Rows, columns: Rows) -> F32:
+def _product(left: F32, right: F32, rows: RowIndex, columns: RowIndex) -> F32:
     """Rows and columns of left @ right; for a stack of experts the rows of all are counted through."""
     if left.ndim == 2:
         own, other = np.ascontiguousarray(left[rows]), np.ascontiguousarray(right[:, columns])

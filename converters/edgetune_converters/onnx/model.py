@@ -22,7 +22,7 @@ from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
 from edgetune_converters.onnx.standard import operators_for
 from edgetune_converters.onnx.storage import Form
 from edgetune_converters.quantization.recipes import Row
-from edgetune_converters.reading.checkpoint import F32
+from edgetune_converters.tensors import F32
 
 DATA_FILE = "model.onnx.data"
 _TABLE_BYTES = 4 * 1024 * 1024

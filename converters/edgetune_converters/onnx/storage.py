@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 import edgetune_native
 from edgetune_converters.quantization.encode import store
-from edgetune_converters.reading.checkpoint import F32
+from edgetune_converters.tensors import F32
 
 ALIGNMENT = 4096  # a page: arrays are mapped one by one
 

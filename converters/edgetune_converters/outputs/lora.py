@@ -28,7 +28,8 @@ from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.outputs.gguf_files import GgufFiles
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.quantization.encode import store
-from edgetune_converters.reading.checkpoint import F32, Checkpoint, Rows
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import F32, RowIndex
 
 TYPES = ("f32", "f16", "bf16")
 _ROWS = 1024  # compared at a time
@@ -136,7 +137,7 @@ def _pair(item: Bound, changes: Mapping[str, Change]) -> list[Factor]:
 def _seen(piece: Piece, left: F32) -> F32:
     """B through the view that is laid over the rows of its matrix."""
 
-    def read(rows: Rows, columns: Rows) -> F32:
+    def read(rows: RowIndex, columns: RowIndex) -> F32:
         found: F32 = left[rows][:, columns]
         return found
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
 from edgetune_converters.gguf import keys
@@ -31,7 +32,7 @@ from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.quantization.imatrix import Importance
-from edgetune_converters.reading.checkpoint import F32, sha256_of
+from edgetune_converters.tensors import F32
 from edgetune_converters.tokenizers.ends import Ends
 
 GRAPH_FILE = "model.onnx"

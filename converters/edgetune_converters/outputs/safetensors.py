@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
 from edgetune_converters.files import directory
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
@@ -27,7 +28,8 @@ from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.quantization.encode import store
-from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFile, sha256_of
+from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE
+from edgetune_converters.reading.safetensors_file import SafetensorsFile
 
 BASE_TYPE = "base"
 TYPES = ("bf16", "f16", "f32")

@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.files import directory
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.gguf import keys
 from edgetune_converters.onnx import layout
@@ -31,7 +32,7 @@ from edgetune_converters.onnx.storage import Codes, Floats, Storage
 from edgetune_converters.onnx.traced_weights import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.quantization.recipes import MAX_FALLBACK
-from edgetune_converters.reading.checkpoint import F32, sha256_of
+from edgetune_converters.tensors import F32
 from edgetune_converters.tokenizers.ends import Ends
 
 CODES = ("int8", "int4")

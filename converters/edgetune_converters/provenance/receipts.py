@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgetune_converters.errors import ArtifactError, CheckpointError
-from edgetune_converters.reading.checkpoint import read_json, sha256_of
+from edgetune_converters.files.contents import read_json, sha256_of
 
 SUFFIX = ".receipt.json"
 _TOOLS = ("edgetune", "llama-cpp-python", "numpy", "tokenizers")

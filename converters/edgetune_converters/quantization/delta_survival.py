@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.merging.stream import Block
-from edgetune_converters.reading.checkpoint import F32
+from edgetune_converters.tensors import F32
 
 Store = Callable[[F32], NDArray[Any]]
 """Rows in f32 -> as they would lie in the file: the same type, and the same importance of each column."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.reading.checkpoint import F32, widened
+from edgetune_converters.tensors import F32, widened
 
 F16_MAX = 65504.0
 # dtype of rows as the base stores them -> the type that they have then

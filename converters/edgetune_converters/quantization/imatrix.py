@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError, RecipeError
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf.layout import MAGIC
 from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Kind, Value, string
-from edgetune_converters.reading.checkpoint import F32, sha256_of
+from edgetune_converters.tensors import F32
 
 # types that are garbage, or cannot be computed at all, without one
 NEEDED_BY = frozenset(("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"))

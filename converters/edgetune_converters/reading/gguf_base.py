@@ -15,9 +15,10 @@ from edgetune_converters.errors import ArtifactError, CheckpointError, Tokenizer
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.parts import read_joined
 from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, of_plain, string, strings, u32
-from edgetune_converters.reading.checkpoint import ALL, F32, Checkpoint, Rows, TensorInfo
+from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of
 from edgetune_converters.reading.gguf_tensors import Tensors
+from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 from edgetune_converters.tokenizers.convert import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -51,7 +52,7 @@ class GgufBase(Checkpoint):
         self.tensors = {name: tensor.info for name, tensor in read_back.found.items()}
         self.carried = read_back.carried
 
-    def rows(self, tensor: str | TensorInfo, rows: Rows, columns: Rows = ALL) -> F32:
+    def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Rows of a tensor in f32, a fresh array [n, columns]; a vector is a column."""
         return self._assembled[tensor if isinstance(tensor, str) else tensor.name].read(rows, columns)
 

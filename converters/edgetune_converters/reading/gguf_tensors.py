@@ -21,7 +21,7 @@ from edgetune_converters.architectures.table import TensorRow
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.parts import JoinedFile
 from edgetune_converters.gguf.reader import TensorEntry
-from edgetune_converters.reading.checkpoint import ALL, F32, Rows, TensorInfo
+from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 
 
 @lru_cache(maxsize=32)
@@ -58,7 +58,7 @@ class _Part:
         """How many numbers of the source it holds."""
         return math.prod(self.view.shape(*self.shape))
 
-    def decoded(self, rows: Rows) -> F32:
+    def decoded(self, rows: RowIndex) -> F32:
         """Rows of the view in f32, without the constant that was added."""
         count, _ = self.view.shape(*self.shape)
         span = slice(self.first, self.first + count)
@@ -105,7 +105,7 @@ class Assembled:
         """Rows first..last of the tensor in f32."""
         return self.read(slice(first, last))
 
-    def read(self, rows: Rows, columns: Rows = ALL) -> F32:
+    def read(self, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Rows of the tensor, and of these some columns, in f32."""
         first = self.sources[0]
         if len(self.sources) == 1 and first.is_whole:
@@ -117,7 +117,7 @@ class Assembled:
         return out
 
 
-def _numbers(asked: Rows, count: int) -> Index:
+def _numbers(asked: RowIndex, count: int) -> Index:
     return np.arange(*asked.indices(count)) if isinstance(asked, slice) else asked
 
 

@@ -12,19 +12,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.reading.float8 import TABLES
+from edgetune_converters.tensors import F32, FLOAT8, TensorInfo
 
-if TYPE_CHECKING:
-    from edgetune_converters.reading.checkpoint import F32, TensorInfo
-
-    View = Callable[[TensorInfo], NDArray[Any]]
+ViewTensor = Callable[[TensorInfo], NDArray[Any]]
+Config = Mapping[str, Any]
 
 # quant_method of config.json -> what a checkpoint of that method may say besides, None: anything
 _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
@@ -35,9 +33,6 @@ _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
     "modelopt": ("quant_algo", ("FP8",)),
     "mxfp4": None,
 }
-FOUR_BIT = ("NF4", "FP4")
-# what the dtype of a folded tensor may be, beside the floats
-DTYPES = (*FOUR_BIT, "INT8", "I8", "MXFP4", *TABLES)
 _OF_CACHE = re.compile(r".*\.[qkv]_scale")
 _HINT = "Give the original 16-bit or 32-bit model that it was made from, or fetch this one again"
 _BLOCK = (128, 128)
@@ -78,7 +73,7 @@ def check_method(path: object, config: Mapping[str, Any]) -> None:
     )
 
 
-def decoders(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> dict[str, Decoder]:
+def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> dict[str, Decoder]:
     """The quantized weights of a checkpoint by name; `view` gives the elements of a tensor, not copied.
 
     Errors: CheckpointError naming every weight of which a part is missing or does not fit.
@@ -118,7 +113,7 @@ class _Misfit(Exception):
     """What is wrong with one weight, in a sentence with its name."""
 
 
-Kind = Callable[[str, Mapping[str, "TensorInfo"], Mapping[str, Any], "View"], Decoder]
+Kind = Callable[[str, Mapping[str, TensorInfo], Config, ViewTensor], Decoder]
 
 
 def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> Kind | None:
@@ -132,7 +127,7 @@ def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_qua
         return _FourBit
     if f"{module}.SCB" in tensors or (info.dtype == "I8" and _scale(module, tensors) is None):
         return _Int8
-    if _scale(module, tensors) is not None or (info.dtype in TABLES and is_quantized):
+    if _scale(module, tensors) is not None or (info.dtype in FLOAT8 and is_quantized):
         return _Scaled
     if info.dtype == "U8" and is_quantized:
         return _FourBit
@@ -157,7 +152,7 @@ def _scale(module: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 class _FourBit:
     """A weight of bitsandbytes' Linear4bit, decoded to the dtype that it had."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         own = [part for part in tensors if part.startswith(name + ".")]
         missing = [part for part in ("absmax", "quant_map") if f"{name}.{part}" not in tensors]
         missing += ["quant_state"] if not any(state in tensors for state in _state_names(name)) else []
@@ -192,7 +187,7 @@ class _FourBit:
 class _Int8:
     """A weight of bitsandbytes' Linear8bitLt: integers and the largest weight of each row."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
         info = tensors[name]
         scb, layout = tensors.get(f"{module}.SCB"), tensors.get(f"{module}.weight_format")
@@ -228,19 +223,19 @@ _UNUSED = ("input_scale", "output_scale", "activation_scale", "input_zero_point"
 class _Scaled:
     """Small floats or integers times scales: one for all, one per row, or one per block of rows and columns."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
         info = tensors[name]
         scale_name = _scale(module, tensors)
         if scale_name is None:
             raise _Misfit(f"{name} is {info.dtype}, but its scale ({' or '.join(_SCALES)}) is missing")
-        if info.dtype not in (*TABLES, "I8") or len(info.shape) != 2 or not all(info.shape):
+        if info.dtype not in (*FLOAT8, "I8") or len(info.shape) != 2 or not all(info.shape):
             raise _Misfit(f"{name} is {info.dtype} {list(info.shape)}; with a scale 8-bit matrices are read")
         if f"{module}.weight_zero_point" in tensors:
             raise _Misfit(f"{name} has zero points, which are not read")
         self._scales = _scale_grid(tensors[scale_name], info, config, view)
         self._codes = view(info).reshape(info.shape)
-        self._table = TABLES.get(info.dtype)
+        self._table = FLOAT8.get(info.dtype)
         unused = [part for part in (f"{module}.{other}" for other in _UNUSED) if part in tensors]
         self.parts: tuple[str, ...] = (name, scale_name, *unused)
         self.info = replace(info, bytes=sum(tensors[part].bytes for part in self.parts))
@@ -269,7 +264,7 @@ class _Grid:
         return np.repeat(rows, self.block[1], axis=1)[:, : self.columns]
 
 
-def _scale_grid(scale: TensorInfo, weight: TensorInfo, config: Mapping[str, Any], view: View) -> _Grid:
+def _scale_grid(scale: TensorInfo, weight: TensorInfo, config: Config, view: ViewTensor) -> _Grid:
     shape = scale.shape if len(scale.shape) == 2 else (math.prod(scale.shape), 1)
     if scale.dtype not in _FLOATS or len(scale.shape) > 2 or math.prod(shape) > _MAX_SCALES:
         raise _Misfit(f"{scale.name} is {scale.dtype} {list(scale.shape)}; scales are matrices of {', '.join(_FLOATS)}")
@@ -327,7 +322,7 @@ def _scales_of(name: str) -> str:
 class _Mxfp4:
     """Matrices of all experts in blocks of 32 four-bit floats with a power of two for each (OCP Microscaling, 2023)."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], view: View) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         info, scales = tensors[name], tensors[_scales_of(name)]
         if info.dtype != "U8" or len(info.shape) != 4 or info.shape[-1] * 2 != _WEIGHTS_OF_A_BLOCK:
             raise _Misfit(f"{name} is {info.dtype} {list(info.shape)}, not blocks of 16 bytes")

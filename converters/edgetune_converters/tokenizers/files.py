@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from edgetune_converters.errors import CheckpointError, TokenizerError
-from edgetune_converters.reading.checkpoint import read_json
+from edgetune_converters.files.contents import read_json
 from edgetune_converters.tokenizers import sentencepiece_model
 
 _NAMES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")

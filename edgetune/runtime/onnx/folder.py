@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_converters.errors import ArtifactError, CheckpointError
-from edgetune_converters.reading.checkpoint import read_json
+from edgetune_converters.files.contents import read_json
 
 MODEL = "model.onnx"
 GENAI_CONFIG = "genai_config.json"

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf import keys
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
-from edgetune_converters.reading.checkpoint import sha256_of
 
 _DAMAGED = "The file is damaged or was not copied completely: export it again, or fetch it again."
 _UNTRUSTED = "Fetch the folder from where you trust it."
