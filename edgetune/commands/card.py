@@ -28,12 +28,12 @@ def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: 
 
     receipts = [Receipt.read(file) for file in files]
     for path in sorted({model_card.card_path(receipt) for receipt in receipts}):
-        if path.exists() and not overwrite and not model_card.is_ours(path):
+        if path.exists() and not overwrite and not model_card.is_generated(path):
             raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite to replace it.")
     directory = RunDirectory.open(run) if run is not None else None
     manifest = directory.manifest if directory else {}
     if base is None and directory is not None:
         base = Path(manifest["base"]["path"])
     title = name or (manifest["config"]["name"] if directory else files[0].stem)
-    for path in model_card.write(title, receipts, base, manifest):
+    for path in model_card.write_cards(title, receipts, base, manifest):
         click.echo(str(path))

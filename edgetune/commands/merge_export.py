@@ -136,7 +136,7 @@ def write_documents(source: Source, config: ExportConfig, receipts: Sequence[Rec
     if config.card:
         from edgetune.publish import model_card
 
-        for path in model_card.write(source.name, receipts, source.base, source.manifest):
+        for path in model_card.write_cards(source.name, receipts, source.base, source.manifest):
             click.echo(str(path))
 
 
@@ -149,7 +149,7 @@ def write_modelfile(receipt: Receipt) -> None:
     if receipt.files:
         console.warn(f"no Modelfile for {Path(receipt.artifact).name}: Ollama does not open a file in parts")
         return
-    path, derived = modelfile.write(Path(receipt.artifact))
+    path, derived = modelfile.write_modelfile(Path(receipt.artifact))
     click.echo(str(path))
     if derived.template is None or derived.note:
         console.warn(f"{path.name}: {derived.note or 'no TEMPLATE: ' + derived.reason}")

@@ -25,7 +25,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.config import load_config
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all, read_splits
-    from edgetune.data.preview import row_heading, row_text, totals
+    from edgetune.data.preview import format_heading, format_totals, highlight_row
     from edgetune.data.text_tokenizer import TextTokenizer
     from edgetune.planning.base_model import find_base
 
@@ -38,9 +38,9 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     out = Console(highlight=False, soft_wrap=True)
     colour = out.is_terminal and not os.environ.get("NO_COLOR")
     for number, row in enumerate(encoding.rows[:count], 1):
-        out.print(row_heading(number, row), style="bold")
-        out.print(row_text(row, tokenizer, colour=colour))
+        out.print(format_heading(number, row), style="bold")
+        out.print(highlight_row(row, tokenizer, colour=colour))
         out.print()
-    out.print(f"{', '.join(splits.formats)}: {totals(encoding)}")
+    out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     if encoding.rewritten:
         out.print(f"each assistant turn became a row of its own, since {encoding.rewritten}", markup=False)

@@ -64,12 +64,12 @@ def command(
     from edgetune.training import environment
 
     environment.require_train_extra()
-    with environment.quiet():
-        from edgetune.training.capture.recapture import Wanted, recapture
+    with environment.silence_libraries():
+        from edgetune.training.capture.recapture import RecaptureRequest, recapture
 
         anew = changed or not (merged or llama_kld)
         with lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():
-            recapture(directory, config, Wanted(anew, merged, llama_kld, llama_context, llama_text))
+            recapture(directory, config, RecaptureRequest(anew, merged, llama_kld, llama_context, llama_text))
 
 
 def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:

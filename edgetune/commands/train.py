@@ -40,17 +40,17 @@ def command(
     options = load_config(config, overrides)
     path = output or Path("runs") / options.name
     from edgetune.training import run as pipeline
-    from edgetune.training.resume import Stopped
+    from edgetune.training.resume import TrainingInterrupted
 
     if dry_run:
-        pipeline.check(options, path, resume=resume, overwrite=overwrite)
+        pipeline.dry_run(options, path, resume=resume, overwrite=overwrite)
         return
     try:
         run = pipeline.train(options, path, resume=resume, overwrite=overwrite)
-    except (KeyboardInterrupt, Stopped) as stop:
+    except (KeyboardInterrupt, TrainingInterrupted) as stop:
         _say_how_to_go_on(stop, config, path, overrides)
         click.get_current_context().exit(130)
-    click.echo(pipeline.summary(run))
+    click.echo(pipeline.format_summary(run))
 
 
 def _say_how_to_go_on(stop: BaseException, config: Path, path: Path, overrides: tuple[str, ...]) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.formats import Conversation
-from edgetune.data.masks import EncodedRow, HistoryRewritten, encode
-from edgetune.data.sources import Source, read_sources
+from edgetune.data.masks import EncodedRow, HistoryRewriteError, encode_conversation
+from edgetune.data.sources import DataSource, read_sources
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 
-HELD_OUT_MOST = 500
+MAX_HELD_OUT = 500
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Splits:
 
 
 @dataclass
-class Encoding:
+class EncodedSplit:
     """Encoded rows and what happened while they were made."""
 
     rows: list[EncodedRow] = field(default_factory=list)
@@ -106,7 +106,7 @@ def hold_out(rows: Sequence[Conversation], fraction: float, seed: int) -> tuple[
         raise DataError(
             "there is one training row, so none can be held out for evaluation", "Give more rows, or data.validation."
         )
-    count = min(HELD_OUT_MOST, len(rows) - 1, max(1, round(len(rows) * fraction)))
+    count = min(MAX_HELD_OUT, len(rows) - 1, max(1, round(len(rows) * fraction)))
     chosen = set(random.Random(seed).sample(range(len(rows)), count))
     kept = [row for index, row in enumerate(rows) if index not in chosen]
     return kept, [row for index, row in enumerate(rows) if index in chosen]
@@ -114,12 +114,12 @@ def hold_out(rows: Sequence[Conversation], fraction: float, seed: int) -> tuple[
 
 def encode_all(
     template: ChatTemplate, tokenizer: TextTokenizer, conversations: Sequence[Conversation], max_length: int
-) -> Encoding:
+) -> EncodedSplit:
     """Encode every conversation; rows are cut at `max_length` tokens, and dropped when nothing supervised is left.
 
     Raises DataError, with an example, when no token or every token would be trained on.
     """
-    result = Encoding()
+    result = EncodedSplit()
     for conversation in conversations:
         for row in _rows_of(template, tokenizer, conversation, result):
             _take(row, max_length, tokenizer, result)
@@ -128,21 +128,21 @@ def encode_all(
 
 
 def _rows_of(
-    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, result: Encoding
+    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, result: EncodedSplit
 ) -> list[EncodedRow]:
     """One row; or, where the template rewrites history, one for each assistant turn, as it is asked for in use."""
     try:
-        return [encode(template, tokenizer, conversation)]
-    except HistoryRewritten as error:
+        return [encode_conversation(template, tokenizer, conversation)]
+    except HistoryRewriteError as error:
         turns = [index for index, message in enumerate(conversation) if message["role"] == "assistant"]
         if len(turns) < 2:
             raise
         result.split += 1
         result.rewritten = result.rewritten or error.message
-    return [encode(template, tokenizer, conversation[: index + 1], only_last=True) for index in turns]
+    return [encode_conversation(template, tokenizer, conversation[: index + 1], only_last=True) for index in turns]
 
 
-def _take(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: Encoding) -> None:
+def _take(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: EncodedSplit) -> None:
     cut = row.cut(max_length)
     result.truncated += len(row.input_ids) > max_length
     result.longest_uncut = max(result.longest_uncut, len(row.input_ids))
@@ -154,7 +154,7 @@ def _take(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: En
         result.dropped_example = result.dropped_example or tokenizer.decode(cut.input_ids)[:200]
 
 
-def _check_share(result: Encoding, tokenizer: TextTokenizer, max_length: int) -> None:
+def _check_share(result: EncodedSplit, tokenizer: TextTokenizer, max_length: int) -> None:
     if not result.rows:
         raise DataError(
             "0 % of the tokens would be trained on: no row has assistant tokens, for example "
@@ -175,5 +175,5 @@ def _check_share(result: Encoding, tokenizer: TextTokenizer, max_length: int) ->
         )
 
 
-def _concatenate(sources: Sequence[Source]) -> list[Conversation]:
+def _concatenate(sources: Sequence[DataSource]) -> list[Conversation]:
     return [conversation for source in sources for conversation in source.conversations]

@@ -37,7 +37,7 @@ class RowProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class Format:
+class RowFormat:
     """One shape of rows."""
 
     wanted: str
@@ -46,7 +46,7 @@ class Format:
     convert: Callable[[Mapping[str, Any]], Conversation]
 
 
-def detect(row: Mapping[str, Any]) -> str | None:
+def detect_format(row: Mapping[str, Any]) -> str | None:
     """The name of the first format that the row's keys fit."""
     row = _present(row)
     return next((name for name, form in FORMATS.items() if form.recognise(row)), None)
@@ -57,7 +57,7 @@ def to_conversation(row: Any, form: str = "auto") -> Conversation:
     if not isinstance(row, Mapping):
         raise RowProblem(f"not an object but {type(row).__name__}")
     row = _present(row)
-    name = detect(row) if form == "auto" else form if FORMATS[form].recognise(row) else None
+    name = detect_format(row) if form == "auto" else form if FORMATS[form].recognise(row) else None
     if name is None:
         looked_for = FORMATS.values() if form == "auto" else [FORMATS[form]]
         raise RowProblem(
@@ -77,7 +77,7 @@ def _present(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def convert_rows(rows: Iterable[tuple[str, Any]], form: str = "auto") -> list[Conversation]:
     """All rows, given as (place, row); one DataError lists the problems of the first rows that have any."""
-    problems = Problems()
+    problems = RowProblems()
     conversations: list[Conversation] = []
     for place, row in rows:
         if isinstance(row, RowProblem):
@@ -92,7 +92,7 @@ def convert_rows(rows: Iterable[tuple[str, Any]], form: str = "auto") -> list[Co
 
 
 @dataclass
-class Problems:
+class RowProblems:
     """Problems of a data file: the first ones in words, the others as a count."""
 
     shown: list[str] = field(default_factory=list)
@@ -190,27 +190,27 @@ def _has_pair(row: Mapping[str, Any]) -> bool:
     return any(prompt in row and completion in row for prompt, completion in _PROMPT_COMPLETION_KEYS)
 
 
-FORMATS: Mapping[str, Format] = {
-    "messages": Format('messages [{"role", "content"}]', lambda row: "messages" in row, _messages),
-    "sharegpt": Format(
+FORMATS: Mapping[str, RowFormat] = {
+    "messages": RowFormat('messages [{"role", "content"}]', lambda row: "messages" in row, _messages),
+    "sharegpt": RowFormat(
         'sharegpt conversations [{"from", "value"}]',
         lambda row: "conversations" in row or "conversation" in row,
         _sharegpt,
     ),
-    "alpaca": Format(
+    "alpaca": RowFormat(
         "alpaca instruction + output [+ input, system, history]",
         lambda row: "instruction" in row and "output" in row,
         _alpaca,
     ),
-    "prompt-completion": Format("prompt + completion (or question + answer)", _has_pair, _prompt_completion),
+    "prompt-completion": RowFormat("prompt + completion (or question + answer)", _has_pair, _prompt_completion),
 }
 
 
-def formats_found(rows: Iterable[Any]) -> Iterator[str]:
+def detect_formats(rows: Iterable[Any]) -> Iterator[str]:
     """The formats that occur, in order of first occurrence."""
     seen: set[str] = set()
     for row in rows:
-        name = detect(row) if isinstance(row, Mapping) else None
+        name = detect_format(row) if isinstance(row, Mapping) else None
         if name is not None and name not in seen:
             seen.add(name)
             yield name

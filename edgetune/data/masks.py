@@ -25,7 +25,7 @@ Span = tuple[int, int]
 TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)."
 
 
-class HistoryRewritten(DataError):
+class HistoryRewriteError(DataError):
     """The template renders an earlier turn differently once later ones follow."""
 
 
@@ -88,14 +88,14 @@ def _check_prefix(prefix: str, whole: str, what: str) -> None:
     if whole.startswith(prefix):
         return
     at = next((i for i, (a, b) in enumerate(zip(prefix, whole, strict=False)) if a != b), min(len(prefix), len(whole)))
-    raise HistoryRewritten(
+    raise HistoryRewriteError(
         f"the chat template rewrites history: {what} has {prefix[at : at + 30]!r} where the whole has "
         f"{whole[at : at + 30]!r} (after {whole[max(0, at - 20) : at]!r})",
         "Use a template that only appends (data.chat_template), or rows with one assistant turn.",
     )
 
 
-def supervised_tokens(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bool]:
+def mark_supervised(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bool]:
     """For each token whether its first character lies in a span. Offsets ascend; spans ascend and do not overlap."""
     result = []
     remaining = iter(spans)
@@ -107,7 +107,7 @@ def supervised_tokens(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[
     return result
 
 
-def encode(
+def encode_conversation(
     template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, *, only_last: bool = False
 ) -> EncodedRow:
     """Render, tokenize once and mask; what follows a turn's stop token is not trained on.
@@ -116,7 +116,7 @@ def encode(
     """
     rendered = render_with_spans(template, conversation, only_last=only_last)
     ids, offsets = tokenizer.encode(rendered.text)
-    supervised = supervised_tokens(offsets, rendered.spans)
+    supervised = mark_supervised(offsets, rendered.spans)
     for start, end in rendered.spans:
         turn = [i for i, offset in enumerate(offsets) if start <= offset[0] < end]
         texts = [rendered.text[offsets[i][0] : min(offsets[i][1], end)] for i in turn]

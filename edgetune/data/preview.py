@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from edgetune.data.dataset import Encoding
+from edgetune.data.dataset import EncodedSplit
 from edgetune.data.masks import EncodedRow
 from edgetune.data.text_tokenizer import TextTokenizer
 
@@ -25,7 +25,7 @@ def segments(row: EncodedRow, tokenizer: TextTokenizer) -> Iterator[tuple[bool, 
         text = upto
 
 
-def row_text(row: EncodedRow, tokenizer: TextTokenizer, *, colour: bool) -> Text:
+def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, colour: bool) -> Text:
     """One row; without colour, what is trained on stands in ⟦brackets⟧."""
     result = Text()
     for trained, text in segments(row, tokenizer):
@@ -34,13 +34,13 @@ def row_text(row: EncodedRow, tokenizer: TextTokenizer, *, colour: bool) -> Text
     return result
 
 
-def row_heading(number: int, row: EncodedRow) -> str:
+def format_heading(number: int, row: EncodedRow) -> str:
     """'row 1: 57 tokens, 12 trained on (21 %)'."""
     length, trained = len(row.input_ids), sum(row.supervised)
     return f"row {number}: {length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
 
 
-def totals(encoding: Encoding) -> str:
+def format_totals(encoding: EncodedSplit) -> str:
     """One line about all rows."""
     share = encoding.supervised / max(1, encoding.tokens)
     parts = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.formats import Conversation, RowProblem, convert_rows, formats_found
+from edgetune.data.formats import Conversation, RowProblem, convert_rows, detect_formats
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune.runs.directory import sha256_file
 
@@ -20,7 +20,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Rows as conversations, and what identifies them."""
 
     name: str
@@ -31,7 +31,7 @@ class Source:
     """What the manifest records: the path and sha256 of a file, or the name, split and revision of a hub dataset."""
 
 
-def read_source(name: str, *, form: str = "auto", split: str = "train", limit: int | None = None) -> Source:
+def read_source(name: str, *, form: str = "auto", split: str = "train", limit: int | None = None) -> DataSource:
     """Read a file or a hub dataset; `name#500` takes the first 500 rows. DataError says what is wrong and where."""
     location, count = _split_count(name)
     limit = min((n for n in (count, limit) if n is not None), default=None)
@@ -44,11 +44,11 @@ def read_source(name: str, *, form: str = "auto", split: str = "train", limit: i
     if not rows:
         raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row.")
     conversations = convert_rows(rows, form)
-    formats = list(formats_found(row for _, row in rows)) if form == "auto" else [form]
-    return Source(name, conversations, formats, {**identity, "rows": len(rows)})
+    formats = list(detect_formats(row for _, row in rows)) if form == "auto" else [form]
+    return DataSource(name, conversations, formats, {**identity, "rows": len(rows)})
 
 
-def read_sources(names: str | list[str], **options: Any) -> list[Source]:
+def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
     """Each of a list of sources."""
     return [read_source(name, **options) for name in ([names] if isinstance(names, str) else names)]
 

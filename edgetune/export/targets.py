@@ -88,7 +88,7 @@ def refuse_foreign_cards(outputs: Outputs, card: bool, overwrite: bool) -> None:
 
     folders = {path.parent for path in (*outputs.gguf.values(), *outputs.lora.values())}
     for path in (folder / model_card.FILE for folder in sorted(folders)):
-        if path.exists() and not model_card.is_ours(path):
+        if path.exists() and not model_card.is_generated(path):
             raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite, or write elsewhere with -o.")
 
 

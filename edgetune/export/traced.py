@@ -140,13 +140,13 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
     documents = Documents(source.base, stated.raw, source.tokenizer, None, model.tied)
     folder, merged = place / "model", place / "merged"
     receipt = merge(merged)
-    drawn, ask = onnx_trace.trace(merged, family, _context(model))
+    drawn, ask = onnx_trace.trace_model(merged, family, _context(model))
     folder.mkdir()
     stored = traced.write(folder, drawn, _wanted(kind, config, model), documents, ends, _stated(model, source, receipt))
     probe = ask()  # what transformers says with the weights as they were stored
     del drawn, ask  # and with them the model: the next step loads the weights again
     shutil.rmtree(merged)
-    divergence = onnx_trace.check(folder / GRAPH_FILE, probe, family)
+    divergence = onnx_trace.check_graph(folder / GRAPH_FILE, probe, family)
     console.note(
         f"{family}, {kind}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
     )
@@ -180,7 +180,7 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
         fallback_share=round(stored.fallback_share, 4),
         files=hashes,
         exporter=EXPORTER,
-        versions={**merged.versions, **onnx_trace.versions()},
+        versions={**merged.versions, **onnx_trace.package_versions()},
     )
 
 

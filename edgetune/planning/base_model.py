@@ -111,7 +111,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     tokenizers.convert(base.path, rows, base.checkpoint.config, chat_template=chat_template)
 
 
-def refuse_remote_code(name: str, error: Exception) -> Exception:
+def base_loading_error(name: str, error: Exception) -> Exception:
     """The error for a base that transformers can load only by running its Python code."""
     if "trust_remote_code" in str(error):
         return EnvironmentProblem(

@@ -16,7 +16,7 @@ _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch"
 _NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
 
 
-def adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
+def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
     """Parameters of a rank-r adapter on every linear layer; fewer when only some are targeted."""
     shapes = [
         info.shape
@@ -26,9 +26,9 @@ def adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
     return sum(rank * (rows + columns) for rows, columns in shapes)
 
 
-def bytes_needed(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
+def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
     """Disk space that a run takes at most: adapter, checkpoints (one more than are kept), reference."""
-    parameters = adapter_parameters(checkpoint, config.adapter.r)
+    parameters = count_adapter_parameters(checkpoint, config.adapter.r)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
     vocabulary = int(checkpoint.config.get("vocab_size", 0))
     full = vocabulary <= config.reference.full_vocabulary_limit
@@ -38,7 +38,7 @@ def bytes_needed(config: Config, checkpoint: Checkpoint, reference_rows: Sequenc
     return parameters * 4 + checkpoints + positions * (per_position + 16) + MARGIN
 
 
-def check_disk(directory: Path, needed: int) -> None:
+def check_free_space(directory: Path, needed: int) -> None:
     """EnvironmentProblem when the disk that `directory` lies or will lie on has less than `needed` bytes free."""
     existing = next(each for each in (directory, *directory.absolute().parents) if each.exists())
     free = shutil.disk_usage(existing).free

@@ -8,10 +8,10 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.data.chat import ChatTemplate
-from edgetune.data.dataset import Encoding, Splits, encode_all, read_splits
+from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
 from edgetune.data.formats import Conversation
 from edgetune.data.masks import EncodedRow
-from edgetune.data.preview import totals
+from edgetune.data.preview import format_totals
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.planning.base_model import Base, check_exportable, find_base
@@ -20,7 +20,7 @@ from edgetune.validation.sample_size import caution
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedRun:
     """Everything that is known before the first step."""
 
     config: Config
@@ -28,8 +28,8 @@ class Plan:
     template: ChatTemplate
     tokenizer: TextTokenizer
     splits: Splits
-    train: Encoding
-    validation: Encoding
+    train: EncodedSplit
+    validation: EncodedSplit
     pad_id: int
     pad_reason: str
 
@@ -65,7 +65,7 @@ class Plan:
         return found[: self.config.reference.task_rows]
 
 
-def prepare(config: Config) -> Plan:
+def prepare_run(config: Config) -> PreparedRun:
     """Read and check base, template, tokenizer and data. Imports no torch; any of edgetune's errors may be raised."""
     base = find_base(config)
     template = ChatTemplate.from_directory(base.path, config.data.chat_template)
@@ -75,14 +75,14 @@ def prepare(config: Config) -> Plan:
     train = encode_all(template, tokenizer, splits.train, config.training.max_length)
     validation = encode_all(template, tokenizer, splits.validation, config.training.max_length)
     pad_id, pad_reason = tokenizer.choose_pad()
-    plan = Plan(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
+    plan = PreparedRun(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
     _check_choices(config, plan)
     for row in plan.task_rows:  # an expected answer that cannot be compared is found now, not after training
         answer_matches(config.data.answer, row[-1]["content"], "")
     return plan
 
 
-def _check_choices(config: Config, plan: Plan) -> None:
+def _check_choices(config: Config, plan: PreparedRun) -> None:
     """DataError when a right answer is none of the choices."""
     if config.data.answer != CHOICE:
         return
@@ -93,11 +93,11 @@ def _check_choices(config: Config, plan: Plan) -> None:
         )
 
 
-def describe(plan: Plan) -> None:
+def print_overview(plan: PreparedRun) -> None:
     """Say what will be trained on."""
     console.note(f"base {plan.base.name}; {', '.join(plan.splits.formats)} rows")
-    console.note(f"training: {totals(plan.train)}")
-    console.note(f"held out: {totals(plan.validation)}")
+    console.note(f"training: {format_totals(plan.train)}")
+    console.note(f"held out: {format_totals(plan.validation)}")
     silent = sum(len(row.scored) < 2 for row in plan.train.rows)
     if silent:
         console.warn(

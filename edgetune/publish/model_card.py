@@ -40,7 +40,7 @@ def card_path(receipt: Receipt) -> Path:
     return (artifact if receipt.format == "safetensors" else artifact.parent) / FILE
 
 
-def is_ours(path: Path) -> bool:
+def is_generated(path: Path) -> bool:
     """Whether a README.md was made here."""
     try:
         return _MARK in path.read_text(encoding="utf-8")
@@ -48,19 +48,19 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def write(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> list[Path]:
+def write_cards(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> list[Path]:
     """One card for each folder that something was written to; `manifest` is the run's, or {} without one."""
     by_path: dict[Path, list[Receipt]] = {}
     for receipt in receipts:
         by_path.setdefault(card_path(receipt), []).append(receipt)
     for path, group in by_path.items():
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(card(name, group, base, manifest), encoding="utf-8")
+        partial.write_text(format_card(name, group, base, manifest), encoding="utf-8")
         partial.replace(path)
     return list(by_path)
 
 
-def card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
     """The text."""
     sections = [
         _front_matter(receipts, base, manifest),

@@ -26,7 +26,7 @@ _MARKS = ("zqASystemqz", "zqBQuestionqz", "zqCAnswerqz", "zqDQuestionqz")
 _WITHOUT = "Ollama then looks for one of its own that resembles the file's, and else gives the bare prompt"
 
 
-class Derived(NamedTuple):
+class TemplateResult(NamedTuple):
     """A Go template that was proven, or why there is none; and what else should be said of it."""
 
     template: str | None
@@ -60,18 +60,18 @@ def modelfile_path(artifact: Path) -> Path:
     return artifact.with_suffix(SUFFIX)
 
 
-def write(artifact: Path) -> tuple[Path, Derived]:
+def write_modelfile(artifact: Path) -> tuple[Path, TemplateResult]:
     """Write the Modelfile of a GGUF file, whole or not at all."""
     metadata = reader.read(artifact).metadata
-    derived = derive(metadata)
+    derived = derive_template(metadata)
     path = modelfile_path(artifact)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text(artifact.name, metadata, derived), encoding="utf-8")
+    partial.write_text(format_modelfile(artifact.name, metadata, derived), encoding="utf-8")
     partial.replace(path)
     return path, derived
 
 
-def text(file: str, metadata: Mapping[str, Any], derived: Derived) -> str:
+def format_modelfile(file: str, metadata: Mapping[str, Any], derived: TemplateResult) -> str:
     """The Modelfile."""
     name = modelfile_path(Path(file)).name
     lines = [f"# Made by edgetune {edgetune.__version__}. To use it: ollama create NAME -f {name}", f"FROM ./{file}"]
@@ -80,34 +80,38 @@ def text(file: str, metadata: Mapping[str, Any], derived: Derived) -> str:
     else:
         lines += [f"# {derived.note}"] if derived.note else []
         lines.append(f'TEMPLATE """{derived.template}"""')
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops(metadata)]
+    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stop_texts(metadata)]
     return "\n".join(lines) + "\n"
 
 
-def stops(metadata: Mapping[str, Any]) -> list[str]:
+def stop_texts(metadata: Mapping[str, Any]) -> list[str]:
     """The texts of the tokens that end an answer."""
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _STOPS]
     return list(dict.fromkeys(tokens[id_] for id_ in ids if isinstance(id_, int) and 0 <= id_ < len(tokens)))
 
 
-def derive(metadata: Mapping[str, Any]) -> Derived:
+def derive_template(metadata: Mapping[str, Any]) -> TemplateResult:
     """The file's chat template in Go's language, proven on conversations."""
     template = ChatTemplate.from_gguf(metadata)
     if template is None:
-        return Derived(None, "the file has no chat template")
+        return TemplateResult(None, "the file has no chat template")
     if "strftime_now" in template.source:
-        return Derived(None, "the chat template names the day, which Ollama's templates cannot")
+        return TemplateResult(None, "the chat template names the day, which Ollama's templates cannot")
     strips = bool(metadata.get("tokenizer.ggml.add_bos_token"))
     shape = _shape(template, strips)
     if shape is None:
-        return Derived(None, "the chat template does more than to put text around messages")
+        return TemplateResult(None, "the chat template does more than to put text around messages")
     source = _go(shape)
     if (difference := _difference(source, template, strips, shape.system is not None)) is not None:
-        return Derived(None, f"the chat template treats {difference} in a way that Ollama's templates cannot say")
+        return TemplateResult(
+            None, f"the chat template treats {difference} in a way that Ollama's templates cannot say"
+        )
     if source.endswith('"') or '"""' in source:
-        return Derived(None, "the chat template has quotation marks that a Modelfile cannot hold")
-    return Derived(source, note="" if shape.system else "the model's template knows no system message: one is left out")
+        return TemplateResult(None, "the chat template has quotation marks that a Modelfile cannot hold")
+    return TemplateResult(
+        source, note="" if shape.system else "the model's template knows no system message: one is left out"
+    )
 
 
 def _rendered(template: ChatTemplate, messages: Sequence[Message], strips: bool, prompt: bool = True) -> str:

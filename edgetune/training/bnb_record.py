@@ -16,7 +16,7 @@ import edgetune_native
 from edgetune import console
 
 
-def record(model: Any) -> dict[str, Any]:
+def record_quantized_weights(model: Any) -> dict[str, Any]:
     """The `quantized` entry of the manifest: every 4-bit weight by its name, grouped by what they have in common.
 
     Each has the offset of its nested scales, whose last bits depend on the device and its threads, and the hash of its

@@ -22,7 +22,7 @@ from edgetune.training import checkpoints
 Log = dict[str, float]
 
 
-class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """logs/metrics.jsonl, TensorBoard events and the progress bar, from what the trainer logs at every step.
 
     Losses are averaged over `window` steps, counted from step 0 whatever was resumed, so that the curve of a resumed
@@ -41,7 +41,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
         self._window_tokens = 0.0
         self._window_seconds = 0.0
         self._step_started = 0.0
-        self._bar = ProgressBar()
+        self._bar = TrainingProgress()
         self._board: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
                 self._board.add_scalar(f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}", value, step)
 
 
-class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Marks checkpoints as complete and keeps the last few."""
 
     def __init__(self, keep: int) -> None:
@@ -136,7 +136,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not
         checkpoints.prune(directory, self.keep)
 
 
-class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Ctrl-C: the first one saves a checkpoint after the current step and stops; a second one stops at once."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
             signal.signal(signal.SIGINT, before)
 
 
-class ProgressBar:
+class TrainingProgress:
     """A bar on a terminal; a line at every tenth of the way elsewhere."""
 
     def __init__(self) -> None:

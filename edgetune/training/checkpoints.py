@@ -25,25 +25,25 @@ def mark_complete(checkpoint: Path) -> None:
     (checkpoint / MARKER).touch()
 
 
-def complete(directory: Path) -> list[Path]:
+def list_complete(directory: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     found = [path.parent for path in directory.glob(f"checkpoint-*/{MARKER}")]
     return sorted((path for path in found if step_of(path) >= 0), key=step_of)
 
 
-def last_complete(directory: Path) -> Path | None:
+def latest_complete(directory: Path) -> Path | None:
     """The newest complete checkpoint."""
-    return next(reversed(complete(directory)), None)
+    return next(reversed(list_complete(directory)), None)
 
 
 def prune(directory: Path, keep: int) -> None:
     """Delete all but the last `keep` complete checkpoints."""
-    for path in complete(directory)[:-keep]:
+    for path in list_complete(directory)[:-keep]:
         (path / MARKER).unlink()  # first, so that a kill half way leaves an incomplete one and not a broken one
         shutil.rmtree(path)
 
 
-def drop_incomplete(directory: Path) -> None:
+def delete_incomplete(directory: Path) -> None:
     """Delete what a kill left half-written."""
     for path in directory.glob("checkpoint-*"):
         if path.is_dir() and not (path / MARKER).is_file():

@@ -39,7 +39,7 @@ def require_train_extra() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Keep warnings and log lines of the training libraries off the terminal; what matters is said in our words."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
     levels = {name: logging.getLogger(name).level for name in _NOISY}
@@ -61,7 +61,7 @@ def quiet() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions of everything that has a say in the result."""
     found = {"python": platform.python_version()}
     for name in _RECORDED:
@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> dict[str, Any]:
+def describe_device() -> dict[str, Any]:
     """The device that training uses, for the manifest: {"type": "cuda" | "cpu", "name": ...}. Imports torch."""
     import torch
 

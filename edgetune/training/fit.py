@@ -11,17 +11,17 @@ import numpy as np
 from transformers import TrainerState, set_seed
 
 from edgetune import console
-from edgetune.planning.prepare import Plan
+from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import bnb_record, checkpoints
 from edgetune.training.adapters import lora
-from edgetune.training.callbacks import Checkpoints, Metrics, StopOnRequest
+from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback
 from edgetune.training.loading import load_model, load_tokenizer
-from edgetune.training.resume import Stopped
+from edgetune.training.resume import TrainingInterrupted
 from edgetune.training.trainer import Collator, Trainer, build_trainer
 
 
-def trained_model(run: RunDirectory, plan: Plan) -> Any:
+def train_or_load_adapter(run: RunDirectory, plan: PreparedRun) -> Any:
     """The base with its adapter: trained now, from the last complete checkpoint on, or loaded if that was done before.
 
     Raises Stopped after Ctrl-C.
@@ -29,12 +29,12 @@ def trained_model(run: RunDirectory, plan: Plan) -> Any:
     done = run.manifest.get("stages", {}).get("train")
     set_seed(plan.config.training.seed)
     model = load_model(plan.base, plan.config)
-    run.update_manifest(quantized=bnb_record.record(model))
+    run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
     if done:
         console.note("the adapter is trained already")
         return lora.load_adapter(model, run.adapter)
-    stop = StopOnRequest()
-    metrics = Metrics(run, plan.config.training.logging_steps)
+    stop = InterruptCallback()
+    metrics = MetricsCallback(run, plan.config.training.logging_steps)
     trainer = _trainer(run, plan, lora.add_adapter(model, plan.config.adapter), metrics, stop)
     started = time.perf_counter()
     try:
@@ -49,22 +49,24 @@ def trained_model(run: RunDirectory, plan: Plan) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def _trainer(run: RunDirectory, plan: Plan, model: Any, metrics: Metrics, stop: StopOnRequest) -> Trainer:
+def _trainer(
+    run: RunDirectory, plan: PreparedRun, model: Any, metrics: MetricsCallback, stop: InterruptCallback
+) -> Trainer:
     config = plan.config
     tokenizer, _ = load_tokenizer(plan.base, config)
     tokenizer.pad_token_id = plan.pad_id  # as far as TRL is concerned; the files stay as they are
-    callbacks = [metrics, Checkpoints(config.training.keep_checkpoints), stop]
+    callbacks = [metrics, CheckpointCallback(config.training.keep_checkpoints), stop]
     collator = Collator(plan.pad_id, plan.stop_ids)
     trainer = build_trainer(
         model, tokenizer, plan.train.rows, plan.validation.rows, collator, config, run.checkpoints, callbacks
     )
-    console.note(f"training {lora.trainable_parameters(trainer.model):,} parameters; {plan.pad_reason}")
+    console.note(f"training {lora.count_trainable(trainer.model):,} parameters; {plan.pad_reason}")
     return trainer
 
 
-def _fit(trainer: Trainer, run: RunDirectory, metrics: Metrics, stop: StopOnRequest) -> None:
-    checkpoints.drop_incomplete(run.checkpoints)
-    last = checkpoints.last_complete(run.checkpoints)
+def _fit(trainer: Trainer, run: RunDirectory, metrics: MetricsCallback, stop: InterruptCallback) -> None:
+    checkpoints.delete_incomplete(run.checkpoints)
+    last = checkpoints.latest_complete(run.checkpoints)
     if last is not None:
         console.note(f"resuming after step {checkpoints.step_of(last)}")
     if last is not None and _load_if_last(trainer, last):
@@ -73,7 +75,7 @@ def _fit(trainer: Trainer, run: RunDirectory, metrics: Metrics, stop: StopOnRequ
         with stop.installed():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise Stopped(trainer.state.global_step)
+        raise TrainingInterrupted(trainer.state.global_step)
     if trainer.state.global_step not in metrics.evaluations:
         trainer.evaluate()
 
@@ -88,7 +90,7 @@ def _load_if_last(trainer: Trainer, checkpoint: Path) -> bool:
     return True
 
 
-def _results(trainer: Trainer, plan: Plan, metrics: Metrics) -> dict[str, Any]:
+def _results(trainer: Trainer, plan: PreparedRun, metrics: MetricsCallback) -> dict[str, Any]:
     """What the manifest records of the stage."""
     step = trainer.state.global_step
     name = plan.tokenizer.text_of
@@ -99,8 +101,8 @@ def _results(trainer: Trainer, plan: Plan, metrics: Metrics) -> dict[str, Any]:
         "loss_last": float(np.mean(metrics.losses[-metrics.window :])),
         "eval_loss": metrics.evaluations[step],
         "tokens_per_second": round(metrics.tokens_per_second, 1),
-        "trainable_parameters": lora.trainable_parameters(trainer.model),
-        "adapter_is_zero": lora.is_zero(trainer.model),
+        "trainable_parameters": lora.count_trainable(trainer.model),
+        "adapter_is_zero": lora.is_adapter_zero(trainer.model),
         "rows": {"train": plan.train.summary(), "validation": plan.validation.summary()},
         "pad_token": name(plan.pad_id),
         "stop_tokens": [name(id_) for id_ in sorted(plan.stop_ids)],

@@ -11,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from edgetune.config import Config, QuantizationConfig
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError
-from edgetune.planning.base_model import Base, refuse_remote_code
+from edgetune.planning.base_model import Base, base_loading_error
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -44,19 +44,19 @@ def load_model(base: Base, config: Config) -> Any:
             trust_remote_code=config.trust_remote_code,
         )
     except (ValueError, KeyError) as error:
-        raise refuse_remote_code(base.name, error) from None
+        raise base_loading_error(base.name, error) from None
     _keep_weights_as_quantized(model)
     return model
 
 
-def empty_model(base: Base, config: Config) -> Any:
+def load_empty_model(base: Base, config: Config) -> Any:
     """The base's modules, with names and shapes and without weights: for checks before the long loading."""
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, **options), **options)
     except (ValueError, KeyError) as error:
-        raise refuse_remote_code(base.name, error) from None
+        raise base_loading_error(base.name, error) from None
 
 
 def _bitsandbytes(config: QuantizationConfig) -> BitsAndBytesConfig | None:
@@ -89,7 +89,7 @@ def load_tokenizer(base: Base, config: Config) -> tuple[Any, TextTokenizer]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
     except (ValueError, KeyError) as error:
-        raise refuse_remote_code(base.name, error) from None
+        raise base_loading_error(base.name, error) from None
     if not tokenizer.is_fast:
         raise DataError(
             f"the base {base.name} has no fast tokenizer",

@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import edgetune_native
 from edgetune.errors import DataError
-from edgetune.planning.base_model import refuse_remote_code
-from edgetune.training.environment import quiet
+from edgetune.planning.base_model import base_loading_error
+from edgetune.training.environment import silence_libraries
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.onnx.genai import Sizes
 from edgetune_converters.outputs.traced import Drawn
@@ -71,12 +71,12 @@ class _Decoder(torch.nn.Module):
         return found.logits, *(part for layer in found.past_key_values.layers for part in (layer.keys, layer.values))
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of all that has a say in the graph."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def trace(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[], Probe]]:
+def trace_model(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[], Probe]]:
     """Load a merged model in f32 and trace it. The weights of the drawing are those of the model itself: what is asked
     of it afterwards, it answers with the weights as they are then.
 
@@ -84,7 +84,7 @@ def trace(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[
     transformers cannot load the model.
     """
     disable_progress_bar()
-    with quiet(), torch.no_grad():
+    with silence_libraries(), torch.no_grad():
         model = _loaded(directory, family)
         shapes, vocabulary = _cache_shapes(model, family)
         graph = _traced(model, family, shapes, directory / _FILE)
@@ -98,7 +98,7 @@ def trace(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[
     return Drawn(graph, kept, sizes), partial(_probe, model, context)
 
 
-def check(graph: Path, probe: Probe, family: str) -> float:
+def check_graph(graph: Path, probe: Probe, family: str) -> float:
     """The mean KLD (nats) of the written graph from transformers, all at once or in steps, whichever is larger.
 
     Activations are in f32 for this, in products with codes too: so it is the graph that is compared and nothing else.
@@ -146,7 +146,7 @@ def _loaded(directory: Path, family: str) -> Any:
             **_experts(directory),
         )
     except (ValueError, KeyError, ImportError, OSError) as error:
-        raise refuse_remote_code(family, error) from None
+        raise base_loading_error(family, error) from None
     missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
     if missing:
         raise DataError(f"transformers finds no {missing[0]} in the merged {family} model", _INSTEAD)
@@ -179,7 +179,7 @@ def _probe(model: Any, context: int) -> Probe:
     window = getattr(config, "sliding_window", None) or 0
     count = min(context, max(_PROBE, window + _BEYOND if window <= _FAR else 0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
-    with quiet(), torch.no_grad():
+    with silence_libraries(), torch.no_grad():
         return Probe(ids, model(input_ids=torch.from_numpy(ids)[None]).logits[0].float().numpy())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
-from edgetune.planning.prepare import Plan
+from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
@@ -21,14 +21,14 @@ _FREE_TRAINING = ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps
 _SPLITS = {"train": "the rows of data.train", "validation": "the held-out rows", "test": "the rows of data.test"}
 
 
-class Stopped(Exception):
+class TrainingInterrupted(Exception):
     """Training stopped at a checkpoint, on request."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
 
 
-def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
+def check_run_directory(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
     """RunDirectoryError when the directory's state does not allow what was asked for."""
     lock.refuse_if_written(run.path)
     if overwrite or (resume and run.manifest_file.is_file()):
@@ -45,7 +45,7 @@ def check_state(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
         raise RunDirectoryError(f"{run.path} exists and is not a run directory", "Write elsewhere with -o.")
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Dotted names of the options that have a say in the weights and differ."""
     found = []
     for section in sorted(stored.keys() | wanted.keys()):
@@ -61,7 +61,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     return found
 
 
-def goes_on(
+def can_resume(
     run: RunDirectory,
     config: Config,
     base: Mapping[str, Any],
@@ -88,7 +88,7 @@ def goes_on(
     return not changed
 
 
-def still_holds(run: RunDirectory, plan: Plan, base: Mapping[str, Any], *, overwrite: bool) -> bool:
+def is_up_to_date(run: RunDirectory, plan: PreparedRun, base: Mapping[str, Any], *, overwrite: bool) -> bool:
     """Whether a finished run is what training with `plan` would give; if not, says what differs.
 
     RunDirectoryError in place of that without `overwrite`, since the run would be replaced.
@@ -106,7 +106,7 @@ def still_holds(run: RunDirectory, plan: Plan, base: Mapping[str, Any], *, overw
     return not changed
 
 
-def has_its_reference(run: RunDirectory, config: Config) -> bool:
+def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
     """Whether the reference of a finished run was captured as `config` wants it; if not, says so."""
     same = run.manifest["config"].get("reference") == config.reference.model_dump(mode="json")
     if not same:
@@ -114,7 +114,7 @@ def has_its_reference(run: RunDirectory, config: Config) -> bool:
     return bool(same)
 
 
-def take_over(run: RunDirectory, config: Config) -> None:
+def adopt_free_sections(run: RunDirectory, config: Config) -> None:
     """Give a finished run the sections of `config` that had no say in training, and say so."""
     before, wanted = run.manifest["config"], config.model_dump(mode="json")
     changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
@@ -127,7 +127,7 @@ def changed_inputs(
     manifest: Mapping[str, Any], config: Config, base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> list[str]:
     """What differs of that which has a say in the weights: options, files of the base, training rows."""
-    changed = differences(manifest.get("config", {}), config.model_dump(mode="json"))
+    changed = changed_options(manifest.get("config", {}), config.model_dump(mode="json"))
     before, now = manifest.get("base", {}).get("files", {}), base["files"]
     changed += [
         f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
@@ -156,7 +156,7 @@ def _contents(sources: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in source.items() if key != "path"} for source in sources or []]
 
 
-def clear(run: RunDirectory) -> None:
+def remove_run_files(run: RunDirectory) -> None:
     """Remove an earlier run. Its manifest goes first, so that what a kill leaves behind is not taken for a run."""
     for file in (run.finished_file, run.unfinished_file):
         file.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 from edgetune import console
 from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
-from edgetune.planning.disk import bytes_needed, check_disk
-from edgetune.planning.prepare import Plan, describe, prepare
+from edgetune.planning.disk import check_free_space, estimate_run_bytes
+from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
@@ -34,52 +34,52 @@ def train(config: Config, path: Path, *, resume: bool = False, overwrite: bool =
     Raises Stopped when the user interrupted training, and edgetune's errors for everything that can be mended.
     """
     run = RunDirectory(path)
-    state.check_state(run, resume=resume, overwrite=overwrite)
-    plan = prepare(config)
+    state.check_run_directory(run, resume=resume, overwrite=overwrite)
+    plan = prepare_run(config)
     identity = plan.base.identity()
-    holds = resume and run.is_finished and state.still_holds(run, plan, identity, overwrite=overwrite)
-    if holds and state.has_its_reference(run, config):
+    holds = resume and run.is_finished and state.is_up_to_date(run, plan, identity, overwrite=overwrite)
+    if holds and state.is_reference_up_to_date(run, config):
         with lock.writing(path, "a training"):
-            state.take_over(run, config)
+            state.adopt_free_sections(run, config)
         return run
     environment.require_train_extra()
-    describe(plan)
-    check_disk(path, bytes_needed(config, plan.base.checkpoint, plan.reference_rows))
+    print_overview(plan)
+    check_free_space(path, estimate_run_bytes(config, plan.base.checkpoint, plan.reference_rows))
     _check_targets(plan)
     with lock.writing(path, "a training"):
         if holds and run.is_finished:
             run.reopen()
-        state.check_state(run, resume=resume and not run.is_finished, overwrite=overwrite)  # as it is by now
-        if not state.goes_on(run, config, identity, plan.data_identity, resume=resume, overwrite=overwrite):
-            state.clear(run)
-        with environment.quiet():
+        state.check_run_directory(run, resume=resume and not run.is_finished, overwrite=overwrite)  # as it is by now
+        if not state.can_resume(run, config, identity, plan.data_identity, resume=resume, overwrite=overwrite):
+            state.remove_run_files(run)
+        with environment.silence_libraries():
             _begin(run, plan, identity)
             _run_stages(run, plan)
         run.finish()
     return run
 
 
-def _check_targets(plan: Plan) -> None:
+def _check_targets(plan: PreparedRun) -> None:
     """ConfigError when layers that are named are not there. Imports torch, but loads no weights."""
     if plan.config.adapter.target_modules == ALL_LINEAR:
         return
-    with environment.quiet():
+    with environment.silence_libraries():
         from edgetune.training import loading
         from edgetune.training.adapters import lora
 
-        lora.add_adapter(loading.empty_model(plan.base, plan.config), plan.config.adapter)
+        lora.add_adapter(loading.load_empty_model(plan.base, plan.config), plan.config.adapter)
 
 
-def _run_stages(run: RunDirectory, plan: Plan) -> None:
+def _run_stages(run: RunDirectory, plan: PreparedRun) -> None:
     """The stages that need torch, which is imported here."""
     import torch
     from safetensors import SafetensorError
 
-    from edgetune.training.capture.reference import capture
-    from edgetune.training.fit import trained_model
+    from edgetune.training.capture.reference import capture_reference
+    from edgetune.training.fit import train_or_load_adapter
 
     try:
-        capture(run, plan, trained_model(run, plan))
+        capture_reference(run, plan, train_or_load_adapter(run, plan))
     except torch.OutOfMemoryError:
         raise EnvironmentProblem(
             "the GPU ran out of memory",
@@ -94,35 +94,35 @@ def _run_stages(run: RunDirectory, plan: Plan) -> None:
         ) from None
 
 
-def check(config: Config, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def dry_run(config: Config, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Everything that `train` checks before it loads weights; torch is imported for layers that are named only."""
-    state.check_state(RunDirectory(path), resume=resume, overwrite=overwrite)
+    state.check_run_directory(RunDirectory(path), resume=resume, overwrite=overwrite)
     environment.require_train_extra()
-    plan = prepare(config)
-    describe(plan)
-    needed = bytes_needed(config, plan.base.checkpoint, plan.reference_rows)
-    check_disk(path, needed)
+    plan = prepare_run(config)
+    print_overview(plan)
+    needed = estimate_run_bytes(config, plan.base.checkpoint, plan.reference_rows)
+    check_free_space(path, needed)
     _check_targets(plan)
     console.note(f"{path} will take about {needed / 2**20:.0f} MiB; nothing was written")
 
 
-def _begin(run: RunDirectory, plan: Plan, identity: Mapping[str, Any]) -> None:
+def _begin(run: RunDirectory, plan: PreparedRun, identity: Mapping[str, Any]) -> None:
     """Write the manifest and the tokenizer: from here on --resume knows what to go on with."""
     RunDirectory.create(run.path)
-    device = environment.device()
+    device = environment.describe_device()
     if device["type"] == "cpu" and plan.config.training.optimizer.startswith("paged"):
         console.note("no CUDA GPU: training on the CPU, where the paged optimizer's state is not paged")
     run.update_manifest(
         config=plan.config.model_dump(mode="json"),
         base=dict(identity),
         data=plan.data_identity,
-        versions=environment.versions(),
+        versions=environment.installed_versions(),
         device=device,
     )
     run.save_tokenizer(plan.base.path, plan.template.source)
 
 
-def summary(run: RunDirectory) -> str:
+def format_summary(run: RunDirectory) -> str:
     """What came out, for standard output."""
     trained, said = run.stage("train"), store.summary(run)
     entropy = said["cross_entropy"]

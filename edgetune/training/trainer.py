@@ -16,7 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import DataError
-from edgetune.training.adapters.lora import trainable_in_float32
+from edgetune.training.adapters.lora import cast_trainable_to_float32
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -65,7 +65,7 @@ def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-class Arguments(SFTConfig):  # type: ignore[misc]
+class TrainerArguments(SFTConfig):  # type: ignore[misc]
     """SFTConfig whose `warmup_steps` is always a share of the steps."""
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
@@ -73,11 +73,11 @@ class Arguments(SFTConfig):  # type: ignore[misc]
         return min(math.ceil(num_training_steps * float(self.warmup_steps)), num_training_steps - 1)
 
 
-def arguments(config: Config, directory: Path) -> Arguments:
+def trainer_arguments(config: Config, directory: Path) -> TrainerArguments:
     """Our options in TRL's names."""
     training = config.training
     on_gpu = torch.cuda.is_available()
-    return Arguments(
+    return TrainerArguments(
         output_dir=str(directory),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
@@ -131,7 +131,7 @@ def build_trainer(
 
     trainer = Trainer(
         model=model,
-        args=arguments(config, directory),
+        args=trainer_arguments(config, directory),
         data_collator=collator,
         train_dataset=to_dataset(train_rows),
         eval_dataset=to_dataset(eval_rows),
@@ -139,5 +139,5 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # writes every log to standard output
-    trainable_in_float32(trainer.model)
+    cast_trainable_to_float32(trainer.model)
     return trainer

@@ -104,7 +104,7 @@ def test_a_card_of_a_run_says_how_it_was_trained(base: Path, adapter: Path, tmp_
         "device": {"type": "cuda", "name": "A GPU"},
         "versions": {"torch": "2.13.0"},
     }
-    text = model_card.card("m", [Receipt.read(file)], base, manifest)
+    text = model_card.format_card("m", [Receipt.read(file)], base, manifest)
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "owner/name"
     for row in (
         "adapter | rsLoRA, r 8, alpha 16",

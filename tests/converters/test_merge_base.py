@@ -76,7 +76,7 @@ def test_rows_are_those_of_bitsandbytes_to_the_bit(
     config = ModelConfig(checkpoint.config)
     family = family_of(config)
     bound = bind(family, config, checkpoint.tensors)
-    merge_base = merge_base_named("nf4", bnb_record.record(model))
+    merge_base = merge_base_named("nf4", bnb_record.record_quantized_weights(model))
     held = layers(model)
     seen = 0
     for tensor in merge_base.apply(merged_tensors(family, config, checkpoint, bound, {})):
@@ -101,7 +101,7 @@ def test_rows_are_those_of_bitsandbytes_to_the_bit(
 def test_sources_of_other_families_are_rounded_to_the_bit(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path)
     live = load(base, "float32")
-    record = bnb_record.record(live)
+    record = bnb_record.record_quantized_weights(live)
     merge_base = merge_base_named("nf4", record)
     model = open_model(base, None, merge_base)
     held = {model.family.renamed(weight): module.weight for weight, module in layers(live).items()}
@@ -121,7 +121,7 @@ def test_sources_of_other_families_are_rounded_to_the_bit(name: str, tmp_path: P
 def test_a_transposed_model_is_the_one_that_was_trained(tmp_path: Path) -> None:
     base = family_models.base("gpt2", tmp_path / "base")
     model = load(base, "float32")
-    export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=bnb_record.record(model))
+    export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=bnb_record.record_quantized_weights(model))
     ids = family_models.ids("gpt2")
     with torch.no_grad():
         trained = model(torch.tensor([ids])).logits[0].float().numpy()
@@ -141,7 +141,7 @@ def test_the_file_is_the_model_that_was_trained(name: str, tmp_path: Path) -> No
     adapter = tiny.adapter(base, tmp_path / "adapter")
     model = load(base, "float32")
     ids = tiny.random_ids()
-    record = bnb_record.record(model)
+    record = bnb_record.record_quantized_weights(model)
     trained = _logits(model, adapter, ids)
     klds = {}
     for merge_base in ("original", "nf4"):
@@ -159,7 +159,12 @@ def test_without_a_run_the_defaults_are_taken_and_said(tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4")
     assert any("no run says how it was trained" in note for note in receipt.notes)
-    export(base, {"f32": tmp_path / "y.gguf"}, merge_base="nf4", trained_on=bnb_record.record(load(base, "float32")))
+    export(
+        base,
+        {"f32": tmp_path / "y.gguf"},
+        merge_base="nf4",
+        trained_on=bnb_record.record_quantized_weights(load(base, "float32")),
+    )
     (one, other) = (gguf.read(tmp_path / name) for name in ("x.gguf", "y.gguf"))
     for entry in one.tensors:
         assert np.array_equal(one.tensor(entry.name), other.tensor(entry.name)), entry.name
@@ -167,7 +172,7 @@ def test_without_a_run_the_defaults_are_taken_and_said(tmp_path: Path) -> None:
 
 def test_scales_that_are_not_those_of_the_training_are_noted(tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
-    record = bnb_record.record(load(base, "float32"))
+    record = bnb_record.record_quantized_weights(load(base, "float32"))
     name = "model.layers.1.mlp.up_proj.weight"
     record["groups"][0]["tensors"][name]["scales_sha256"] = "0" * 64
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=record)

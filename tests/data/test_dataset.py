@@ -11,7 +11,7 @@ from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.dataset import encode_all, hold_out, read_splits
 from edgetune.data.formats import Conversation
-from edgetune.data.preview import row_heading, row_text, segments, totals
+from edgetune.data.preview import format_heading, format_totals, highlight_row, segments
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from tests.converters import vocabularies
@@ -37,7 +37,7 @@ def test_rows_are_cut_counted_and_dropped(tokenizer: TextTokenizer) -> None:
     assert (len(encoding.rows), encoding.truncated, encoding.dropped) == (2, 2, 1)
     assert encoding.longest == 40
     assert encoding.turn_ends == {tokenizer.id_of("<|im_end|>")}
-    assert "2 cut at max_length; 1 dropped" in totals(encoding)
+    assert "2 cut at max_length; 1 dropped" in format_totals(encoding)
 
 
 def test_nothing_to_train_on_is_refused_with_an_example(tokenizer: TextTokenizer) -> None:
@@ -103,13 +103,13 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_preview_sets_trained_text_off(tokenizer: TextTokenizer) -> None:
     row = encode_all(CHATML, tokenizer, [_talk("héllo 灯", "wörld 👍🏽")], 200).rows[0]
-    text = row_text(row, tokenizer, colour=False).plain
+    text = highlight_row(row, tokenizer, colour=False).plain
     assert text == "<|im_start|>user\nhéllo 灯<|im_end|>\n<|im_start|>assistant\n⟦wörld 👍🏽<|im_end|>⟧\n"
-    coloured = row_text(row, tokenizer, colour=True)
+    coloured = highlight_row(row, tokenizer, colour=True)
     assert coloured.plain == text.replace("⟦", "").replace("⟧", "")
     assert [str(span.style) for span in coloured.spans] == ["dim", "bold green", "dim"]
     assert "".join(part for _, part in segments(row, tokenizer)) == coloured.plain
-    assert row_heading(1, row).startswith(f"row 1: {len(row.input_ids)} tokens, {sum(row.supervised)} trained on (")
+    assert format_heading(1, row).startswith(f"row 1: {len(row.input_ids)} tokens, {sum(row.supervised)} trained on (")
 
 
 @pytest.mark.parametrize(

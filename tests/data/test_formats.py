@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.data.formats import SHOWN_PROBLEMS, RowProblem, convert_rows, detect, to_conversation
+from edgetune.data.formats import SHOWN_PROBLEMS, RowProblem, convert_rows, detect_format, to_conversation
 from edgetune.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -47,7 +47,7 @@ SYSTEM = {"role": "system", "content": "s"}
     ],
 )
 def test_conversion(form: str, row: dict[str, Any], expected: list[dict[str, str]]) -> None:
-    assert detect(row) == form
+    assert detect_format(row) == form
     assert to_conversation(row) == to_conversation(row, form) == expected
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.formats import Conversation
-from edgetune.data.masks import EncodedRow, HistoryRewritten, encode, render_with_spans, supervised_tokens
+from edgetune.data.masks import EncodedRow, HistoryRewriteError, encode_conversation, mark_supervised, render_with_spans
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from tests.converters import vocabularies
@@ -117,7 +117,7 @@ def test_mask_is_that_of_the_written_out_template(
     text, expected = expected_mask(byte_level, write_out(conversation))
     template = ChatTemplate(source, None, "<|im_end|>")
     assert render_with_spans(template, conversation).text == text
-    row = encode(template, byte_level, conversation)
+    row = encode_conversation(template, byte_level, conversation)
     assert row.input_ids == byte_level.backend.encode(text, add_special_tokens=False).ids
     assert row.supervised == [False, *expected[1:]]
 
@@ -131,12 +131,12 @@ def test_tokens_belong_to_the_span_of_their_first_character(spans: list[int], cu
     pairs = list(zip(spans[::2], spans[1::2], strict=False))
     offsets = list(zip(cuts, [*cuts[1:], 41], strict=False))
     oracle = [any(start <= offset[0] < end for start, end in pairs) for offset in offsets]
-    assert supervised_tokens(offsets, pairs) == oracle
+    assert mark_supervised(offsets, pairs) == oracle
 
 
 def test_straddling_tokens() -> None:
     """given|answer|rest: a token that begins in the prompt is given, one that begins in the answer is trained on."""
-    assert supervised_tokens([(0, 3), (3, 7), (7, 12), (12, 20), (20, 21)], [(5, 15)]) == [
+    assert mark_supervised([(0, 3), (3, 7), (7, 12), (12, 20), (20, 21)], [(5, 15)]) == [
         False,
         False,
         True,
@@ -152,7 +152,7 @@ def test_bos_stands_once_and_is_not_trained_on(sentencepiece: TextTokenizer) -> 
     explicit = ChatTemplate("{{ bos_token }}" + read_override("plain"), "<s>", "</s>")
     conversation = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
     for template in (silent, explicit):
-        row = encode(template, sentencepiece, conversation)
+        row = encode_conversation(template, sentencepiece, conversation)
         assert row.input_ids.count(bos or 0) == 1
         assert row.input_ids[0] == bos
         assert not row.supervised[0]
@@ -162,7 +162,7 @@ def test_bos_stands_once_and_is_not_trained_on(sentencepiece: TextTokenizer) -> 
 
 
 def test_the_stop_token_is_trained_on_and_what_follows_is_not(byte_level: TextTokenizer) -> None:
-    row = encode(
+    row = encode_conversation(
         ChatTemplate(templates.CHATML),
         byte_level,
         [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
@@ -177,7 +177,9 @@ def test_the_stop_token_is_trained_on_and_what_follows_is_not(byte_level: TextTo
 def test_a_template_without_stop_token_is_refused(byte_level: TextTokenizer) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     with pytest.raises(DataError, match="ends the assistant's turn without a stop token"):
-        encode(template, byte_level, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}])
+        encode_conversation(
+            template, byte_level, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}]
+        )
 
 
 def test_rewritten_history_names_the_difference(byte_level: TextTokenizer) -> None:
@@ -188,9 +190,11 @@ def test_rewritten_history_names_the_difference(byte_level: TextTokenizer) -> No
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\na2"},
     ]
     template = ChatTemplate(templates.THINKING)
-    with pytest.raises(HistoryRewritten, match=r"up to message 2 has '<think>\\nhm.* where the whole has 'a<\|im_end"):
-        encode(template, byte_level, conversation)
-    row = encode(template, byte_level, conversation, only_last=True)
+    with pytest.raises(
+        HistoryRewriteError, match=r"up to message 2 has '<think>\\nhm.* where the whole has 'a<\|im_end"
+    ):
+        encode_conversation(template, byte_level, conversation)
+    row = encode_conversation(template, byte_level, conversation, only_last=True)
     trained = [id_ for id_, yes in zip(row.input_ids, row.supervised, strict=True) if yes]
     assert byte_level.decode(trained) == "<think>\nhm\n</think>\n\na2<|im_end|>"
 

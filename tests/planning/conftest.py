@@ -14,5 +14,5 @@ from tests.training import runs
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with environment.quiet():
+    with environment.silence_libraries():
         return runs.make_base(tmp_path_factory.mktemp("base"))

@@ -84,13 +84,13 @@ def test_remote_code_is_not_run_unasked(base: Path, tmp_path: Path) -> None:
 def test_disk_space_grows_with_rank_optimizer_and_reference(base: Path, tmp_path: Path) -> None:
     def needed(**options: Any) -> int:
         config = _config(tmp_path, base=str(base), **options)
-        return disk.bytes_needed(config, find_base(config).checkpoint, [])
+        return disk.estimate_run_bytes(config, find_base(config).checkpoint, [])
 
     small = needed(adapter={"r": 8})
     assert needed(adapter={"r": 64}) > small
     assert needed(adapter={"r": 8}, training={"optimizer": "paged_adamw_32bit"}) > small
     checkpoint = find_base(_config(tmp_path, base=str(base))).checkpoint
-    assert disk.adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
+    assert disk.count_adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
 
 
 def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: Path) -> None:

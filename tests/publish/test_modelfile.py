@@ -51,7 +51,7 @@ def metadata(template: str | None, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_known_shapes_are_derived_and_proven(name: str) -> None:
-    derived = modelfile.derive(metadata(SHAPES[name]))
+    derived = modelfile.derive_template(metadata(SHAPES[name]))
     assert derived.template is not None, derived.reason
     template = ChatTemplate.from_gguf(metadata(SHAPES[name]))
     assert template is not None
@@ -62,7 +62,7 @@ def test_known_shapes_are_derived_and_proven(name: str) -> None:
 
 
 def test_chatml_reads_as_one_would_write_it() -> None:
-    assert modelfile.derive(metadata(models.TEMPLATE)).template == (
+    assert modelfile.derive_template(metadata(models.TEMPLATE)).template == (
         '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ end }}{{ end }}'
@@ -71,7 +71,7 @@ def test_chatml_reads_as_one_would_write_it() -> None:
 
 
 def test_a_default_system_text_gives_way_to_a_message() -> None:
-    template = modelfile.derive(metadata(_DEFAULT_SYSTEM)).template
+    template = modelfile.derive_template(metadata(_DEFAULT_SYSTEM)).template
     assert template is not None
     assert template.startswith("{{ if not .System }}<|im_start|>system\nYou help.<|im_end|>\n{{ end }}")
 
@@ -95,17 +95,17 @@ def test_a_default_system_text_gives_way_to_a_message() -> None:
     ],
 )
 def test_what_cannot_be_said_is_left_out_with_a_sentence(template: str | None, reason: str) -> None:
-    derived = modelfile.derive(metadata(template))
+    derived = modelfile.derive_template(metadata(template))
     assert derived.template is None
     assert reason in derived.reason
-    written = modelfile.text("x.gguf", metadata(template), derived)
+    written = modelfile.format_modelfile("x.gguf", metadata(template), derived)
     assert "\nTEMPLATE" not in written
     assert f"# No TEMPLATE: {derived.reason}. Ollama then" in written
 
 
 def test_stops_are_the_ends_of_the_file() -> None:
     found = metadata(models.TEMPLATE, **{"tokenizer.ggml.eom_token_id": 3})
-    written = modelfile.text("m-q8_0.gguf", found, modelfile.derive(found))
+    written = modelfile.format_modelfile("m-q8_0.gguf", found, modelfile.derive_template(found))
     lines = written.splitlines()
     assert lines[1] == "FROM ./m-q8_0.gguf"
     assert lines[-3:] == ['PARAMETER stop "</s>"', 'PARAMETER stop "<|im_end|>"', r'PARAMETER stop "\"quoted\""']
@@ -114,7 +114,7 @@ def test_stops_are_the_ends_of_the_file() -> None:
 def test_it_is_written_beside_the_file(tmp_path: Path) -> None:
     base = models.base(tmp_path / "base")
     file = models.gguf(base, tmp_path / "m-f32.gguf")
-    path, derived = modelfile.write(file)
+    path, derived = modelfile.write_modelfile(file)
     assert (path, derived.template is None) == (tmp_path / "m-f32.Modelfile", False)
     assert f'TEMPLATE """{derived.template}"""\nPARAMETER stop "<|im_end|>"' in path.read_text()
 

@@ -17,11 +17,11 @@ from tests.training import runs
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """As the training command does: third-party warnings are not ours to mend."""
-    with environment.quiet():
+    with environment.silence_libraries():
         yield
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with environment.quiet():
+    with environment.silence_libraries():
         return runs.make_base(tmp_path_factory.mktemp("base"))

@@ -71,7 +71,7 @@ def test_the_choice_of_the_configuration_is_the_default(run: RunDirectory, tmp_p
 def test_weights_that_bitsandbytes_misreads_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On CPUs with AVX-512 bitsandbytes takes wrong scales for rows of 96; elsewhere there is nothing to say."""
     base = tiny.base("llama-tied", tmp_path / "base")
-    record = bnb_record.record(test_merge_base.load(base, "bfloat16"))
+    record = bnb_record.record_quantized_weights(test_merge_base.load(base, "bfloat16"))
     said = capfd.readouterr().err
     assert ("misreads" in said) == bool(record["misread"])
     if not record["misread"]:

@@ -11,7 +11,7 @@ import torch
 from edgetune.config import Config, parse_config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, DataError
-from edgetune.planning.prepare import Plan, prepare
+from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import environment
 from edgetune.training.adapters import lora
 from edgetune.training.loading import four_bit_layers, load_model, load_tokenizer
@@ -19,9 +19,9 @@ from edgetune.training.trainer import Collator, Trainer, build_trainer, check_ba
 from tests.training import runs
 
 
-@environment.quiet()
-def _trainer(config: Config, directory: Path) -> tuple[Trainer, Plan]:
-    plan = prepare(config)
+@environment.silence_libraries()
+def _trainer(config: Config, directory: Path) -> tuple[Trainer, PreparedRun]:
+    plan = prepare_run(config)
     torch.manual_seed(0)
     model = lora.add_adapter(load_model(plan.base, config), config.adapter)
     tokenizer, _ = load_tokenizer(plan.base, config)
@@ -31,7 +31,7 @@ def _trainer(config: Config, directory: Path) -> tuple[Trainer, Plan]:
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Plan]:
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, PreparedRun]:
     folder = tmp_path_factory.mktemp("loss")
     values = runs.settings(base, folder)
     values["quantization"] = {"compute_dtype": "float32"}
@@ -42,7 +42,7 @@ def _first_batch(trainer: Trainer) -> dict[str, Any]:
     return next(iter(trainer.get_train_dataloader()))
 
 
-def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[Trainer, Plan]) -> None:
+def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[Trainer, PreparedRun]) -> None:
     trainer, plan = made
     batch = _first_batch(trainer)
     ids = batch["input_ids"].tolist()
@@ -62,7 +62,7 @@ def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[T
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[Trainer, Plan]) -> None:
+def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[Trainer, PreparedRun]) -> None:
     trainer, plan = made
     batch = _first_batch(trainer)
     trained = batch["labels"] != -100
@@ -72,7 +72,7 @@ def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[Trainer, Pl
     assert plan.pad_id not in plan.stop_ids
 
 
-def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[Trainer, Plan]) -> None:
+def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[Trainer, PreparedRun]) -> None:
     trainer, _ = made
     layers = four_bit_layers(trainer.model)
     assert len(layers) == 2 * 7
@@ -83,7 +83,7 @@ def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[Trainer, Pl
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
 
 
-def test_weights_stay_as_quantized_when_evaluated(made: tuple[Trainer, Plan]) -> None:
+def test_weights_stay_as_quantized_when_evaluated(made: tuple[Trainer, PreparedRun]) -> None:
     """bitsandbytes repacks weights on some CPUs in evaluation mode; the model must not change half way."""
     trainer, plan = made
     before = [layer.weight.data.clone() for layer in four_bit_layers(trainer.model)]
@@ -171,7 +171,7 @@ def test_target_modules_that_fit_nothing_are_named(base: Path, tmp_path: Path, t
     values = runs.settings(base, tmp_path)
     values["adapter"]["target_modules"] = targets
     config = parse_config(values)
-    model = load_model(prepare(config).base, config)
+    model = load_model(prepare_run(config).base, config)
     with pytest.raises(ConfigError, match=problem) as caught:
         lora.add_adapter(model, config.adapter)
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in (caught.value.hint or "")
@@ -181,7 +181,7 @@ def test_sixteen_bits_and_some_targets(base: Path, tmp_path: Path) -> None:
     values = runs.settings(base, tmp_path)
     values |= {"quantization": {"bits": 16}, "adapter": {"target_modules": ["q_proj", "v_proj"], "use_rslora": True}}
     config = parse_config(values)
-    model = lora.add_adapter(load_model(prepare(config).base, config), config.adapter)
+    model = lora.add_adapter(load_model(prepare_run(config).base, config), config.adapter)
     assert not four_bit_layers(model)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {
         "q_proj", "v_proj"
@@ -195,4 +195,4 @@ def test_float16_needs_a_gpu(base: Path, tmp_path: Path) -> None:
     values["quantization"] = {"compute_dtype": "float16"}
     config = parse_config(values)
     with pytest.raises(ConfigError, match="float16 needs a CUDA GPU"):
-        load_model(prepare(config).base, config)
+        load_model(prepare_run(config).base, config)

@@ -20,13 +20,13 @@ import torch
 from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
-from edgetune.planning.prepare import prepare
+from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference, ReferenceWriter, summary
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import checkpoints, fit
 from edgetune.training import resume as state
 from edgetune.training.adapters import lora
-from edgetune.training.callbacks import Metrics
+from edgetune.training.callbacks import MetricsCallback
 from edgetune.training.capture import generate as outputs
 from edgetune.training.capture import reference as capture
 from edgetune.training.capture.golden import GOLDEN, WITH_TOOLS
@@ -80,7 +80,7 @@ def test_what_is_written(finished: RunDirectory, base: Path) -> None:
     }  # fmt: skip
     assert {path.name for path in finished.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert (finished.tokenizer / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert [checkpoints.step_of(path) for path in checkpoints.complete(finished.checkpoints)] == [8, STEPS]
+    assert [checkpoints.step_of(path) for path in checkpoints.list_complete(finished.checkpoints)] == [8, STEPS]
     assert any(path.name.startswith("events.out.tfevents") for path in finished.logs.iterdir())
 
 
@@ -109,8 +109,8 @@ def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
 
 def _model_of(run: RunDirectory, config: Path) -> Any:
     options = load_config(config)
-    model = lora.load_adapter(load_model(prepare(options).base, options), run.adapter)
-    outputs.prepare(model)
+    model = lora.load_adapter(load_model(prepare_run(options).base, options), run.adapter)
+    outputs.prepare_for_capture(model)
     return model
 
 
@@ -123,7 +123,7 @@ def alone(model: Any, row: EncodedRow) -> np.ndarray[Any, Any]:
 def test_reference_is_what_the_saved_adapter_says(finished: RunDirectory, config: Path) -> None:
     reference = Reference.open(finished.reference)
     model = _model_of(finished, config)
-    rows = prepare(load_config(config)).reference_rows
+    rows = prepare_run(load_config(config)).reference_rows
     with torch.inference_mode():
         logits = np.concatenate([alone(model, row) for row in rows])
     compared = reference.compare(0, logits)
@@ -135,7 +135,7 @@ def test_reference_is_what_the_saved_adapter_says(finished: RunDirectory, config
 
 def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, config: Path) -> None:
     task = json.loads((finished.reference / "reference.json").read_text())["task"]
-    plan = prepare(load_config(config))
+    plan = prepare_run(load_config(config))
     model = _model_of(finished, config)
     stop = sorted(plan.stop_ids)
     for row, conversation in zip(task["rows"], plan.task_rows, strict=True):
@@ -209,21 +209,21 @@ def test_resumed_after_sigkill_it_goes_on_as_if_nothing_had_happened(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     run = RunDirectory(path)
     assert not run.is_finished
-    assert [checkpoints.step_of(each) for each in checkpoints.complete(run.checkpoints)] == [SAVE]
+    assert [checkpoints.step_of(each) for each in checkpoints.list_complete(run.checkpoints)] == [SAVE]
     assert curve(run)[-1]["step"] == 2 * SAVE
     assert cli.run([*arguments, "--resume"]) == 0
     assert_same_run(RunDirectory.open(path), finished)
 
 
 def _at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    stepped = Metrics._stepped
+    stepped = MetricsCallback._stepped
 
-    def acting(self: Metrics, at: int, last: int, logs: Any) -> None:
+    def acting(self: MetricsCallback, at: int, last: int, logs: Any) -> None:
         stepped(self, at, last, logs)
         if at == step:
             act()
 
-    monkeypatch.setattr(Metrics, "_stepped", acting)
+    monkeypatch.setattr(MetricsCallback, "_stepped", acting)
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_costs_nothing(
@@ -253,7 +253,7 @@ def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pyte
         _at_step(2, twice, patch)
         assert cli.run(["train", str(config), "-o", str(path)]) == 130
     assert "go on with `edgetune train" in capfd.readouterr().err
-    assert checkpoints.last_complete(RunDirectory(path).checkpoints) is None
+    assert checkpoints.latest_complete(RunDirectory(path).checkpoints) is None
 
 
 def test_a_failure_in_the_capture_does_not_cost_the_training(
@@ -266,7 +266,7 @@ def test_a_failure_in_the_capture_does_not_cost_the_training(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "capture_task", fail)
+        patch.setattr(capture, "capture_task_answers", fail)
         assert cli.run(arguments) == 130
     run = RunDirectory(path)
     assert not run.reference.exists()
@@ -321,7 +321,7 @@ def test_an_adapter_that_is_all_zero_is_said(config: Path, tmp_path: Path, capfd
 def test_divergence_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Metrics, "on_log", lambda self, args, state, *_, **__: self._stepped(2, 9, {"loss": float("nan")})
+            MetricsCallback, "on_log", lambda self, args, state, *_, **__: self._stepped(2, 9, {"loss": float("nan")})
         )
         assert cli.run(["train", str(config), "-o", str(tmp_path / "run")]) == 2
     assert "training has diverged: the loss after step 2 is nan" in capfd.readouterr().err

@@ -33,7 +33,7 @@ def add_adapter(model: Any, config: AdapterConfig) -> Any:
     except ValueError as error:  # a regular expression that fits nothing
         raise ConfigError(
             f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
-            f"The linear layers are {', '.join(layer_names(model))}.",
+            f"The linear layers are {', '.join(linear_layer_names(model))}.",
         ) from None
 
 
@@ -43,24 +43,24 @@ def load_adapter(model: Any, directory: Path) -> Any:
     return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
 
 
-def trainable_in_float32(model: Any) -> None:
+def cast_trainable_to_float32(model: Any) -> None:
     """Undo TRL's cast of a quantized model's adapter to bfloat16, whose 8 bits swallow small updates."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def trainable_parameters(model: Any) -> int:
+def count_trainable(model: Any) -> int:
     """How many parameters are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def is_zero(model: Any) -> bool:
+def is_adapter_zero(model: Any) -> bool:
     """Whether the adapter changes nothing: B, which begins as zero, still is, in every layer."""
     return not any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
 
 
-def layer_names(model: Any) -> list[str]:
+def linear_layer_names(model: Any) -> list[str]:
     """The last parts of the names of the linear layers that can be adapted."""
     head = model.get_output_embeddings()
     linear = (
@@ -73,7 +73,7 @@ def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
     if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
         return
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    known = layer_names(model)
+    known = linear_layer_names(model)
     unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
     head = [each for each in targets if each in ("lm_head", "embed_out")]
     if unmatched or head or not targets:

@@ -38,7 +38,7 @@ class Batch:
         return np.concatenate([ids[scored] for ids, scored in zip(self.ids, self.scored, strict=True)])
 
 
-def batches(rows: Rows, tokens: int, done: int = 0) -> Iterator[Batch]:
+def make_batches(rows: Rows, tokens: int, done: int = 0) -> Iterator[Batch]:
     """The rows in order, in batches of at most `tokens` tokens; a longer row is alone.
 
     Rows whose positions are all among the first `done` are left out.
@@ -57,7 +57,7 @@ def batches(rows: Rows, tokens: int, done: int = 0) -> Iterator[Batch]:
         yield Batch(ids, scored)
 
 
-def logits(model: Any, batch: Batch) -> Iterator[F32]:
+def compute_logits(model: Any, batch: Batch) -> Iterator[F32]:
     """Logits f32 [m, V] that predict the scored positions of each row of the batch in turn."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     padded = np.zeros((len(batch.ids), max(map(len, batch.ids))), np.int64)
@@ -93,12 +93,12 @@ def _standing_in(network: Any, said: Any) -> Iterator[None]:
             network.forward = before
 
 
-def in_batches(model: Any, rows: Rows, done: int = 0) -> Iterator[Batch]:
+def batches_for_device(model: Any, rows: Rows, done: int = 0) -> Iterator[Batch]:
     """Batches of a size for this device."""
-    return batches(rows, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"]), done)
+    return make_batches(rows, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"]), done)
 
 
-def concatenated(rows: Sequence[NDArray[np.int32]], length: int, scored: int) -> tuple[NDArray[np.int32], Any]:
+def repeat_to_length(rows: Sequence[NDArray[np.int32]], length: int, scored: int) -> tuple[NDArray[np.int32], Any]:
     """One row of `length` tokens, made of the rows in turn, and its last `scored` positions."""
     tokens = np.concatenate(rows)
     found = np.resize(tokens, length).astype(np.int32)

@@ -22,7 +22,7 @@ Advance = Callable[[dict[int, list[int]]], None]
 """Called with the answers of a batch, by the index of their prompts."""
 
 
-def to_rows(encoded: Sequence[EncodedRow]) -> Rows:
+def to_scored_rows(encoded: Sequence[EncodedRow]) -> Rows:
     """Encoded rows in the reference's layout: one array of tokens, offsets of rows, scored positions."""
     lengths = [len(row.input_ids) for row in encoded]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -31,7 +31,7 @@ def to_rows(encoded: Sequence[EncodedRow]) -> Rows:
     return Rows(tokens, offsets, np.concatenate(positions))
 
 
-def prepare(model: Any) -> None:
+def prepare_for_capture(model: Any) -> None:
     """Ready the trained model for capture: no dropout, a key-value cache and, on the CPU, products in float32.
 
     There the reference is then the exact product of the dequantized base and the adapter, free of bfloat16 noise.
@@ -45,7 +45,7 @@ def prepare(model: Any) -> None:
             layer.compute_dtype = torch.float32
 
 
-def products_in(model: Any, config: Config) -> tuple[str, Callable[[], AbstractContextManager[Any]]]:
+def capture_precision(model: Any, config: Config) -> tuple[str, Callable[[], AbstractContextManager[Any]]]:
     """(name of the type, context) in which capture computes."""
     if model.device.type == "cpu":
         return "float32", nullcontext
@@ -55,14 +55,14 @@ def products_in(model: Any, config: Config) -> tuple[str, Callable[[], AbstractC
     return str(dtype).removeprefix("torch."), lambda: torch.autocast(model.device.type, dtype)
 
 
-def as_model(model: Any, which: str) -> AbstractContextManager[Any]:
+def select_model(model: Any, which: str) -> AbstractContextManager[Any]:
     """The context in which `model` is the "trained" or the "base" one."""
     context: AbstractContextManager[Any] = model.disable_adapter() if which == "base" else nullcontext()
     return context
 
 
 @dataclass(frozen=True)
-class Greedy:
+class GreedySettings:
     """How answers are generated: the likeliest token each time, until a stop token or `length` tokens."""
 
     stop_ids: list[int]
@@ -70,8 +70,12 @@ class Greedy:
     length: int
 
 
-def greedy(
-    model: Any, prompts: Sequence[Sequence[int]], settings: Greedy, advance: Advance, known: Collection[int] = ()
+def generate_greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GreedySettings,
+    advance: Advance,
+    known: Collection[int] = (),
 ) -> None:
     """Answers as ids, without the token at which each stops; prompts of similar length share a batch.
 

@@ -71,7 +71,7 @@ CALLED: Conversation = [
 WITH_TOOLS: tuple[Conversation, ...] = (_ask("Dim the bedroom light."), _talk("Hi", system="You act."), CALLED)
 
 
-def contract(
+def build_contract(
     template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[Conversation]
 ) -> list[dict[str, Any]]:
     """Golden and own conversations as transformers renders and tokenizes them; those the template refuses are left out.

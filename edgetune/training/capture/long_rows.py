@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
-from edgetune.planning.prepare import Plan
+from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.store import Rows
 from edgetune.training.capture import generate
-from edgetune.training.capture.forward import concatenated
+from edgetune.training.capture.forward import repeat_to_length
 
 SCORED = 128
 """Tokens at the end of a long row that are scored."""
@@ -18,17 +18,17 @@ _BEYOND = 8
 """A row past a length is longer by one part in so many."""
 
 
-def with_long_rows(plan: Plan, model: Any) -> tuple[Rows, int]:
+def build_reference_rows(plan: PreparedRun, model: Any) -> tuple[Rows, int]:
     """The held-out rows, and after them the long ones that `reference.long` asks for; how many these are."""
-    rows = generate.to_rows(plan.reference_rows)
+    rows = generate.to_scored_rows(plan.reference_rows)
     if not plan.config.reference.long:
         return rows, 0
-    lengths = long_lengths(model.get_base_model().config.get_text_config())
+    lengths = choose_long_lengths(model.get_base_model().config.get_text_config())
     console.note(f"reference: long rows of {' and '.join(map(str, lengths))} tokens")
     return _appended(rows, lengths), len(lengths)
 
 
-def long_lengths(config: Any) -> list[int]:
+def choose_long_lengths(config: Any) -> list[int]:
     """Lengths in tokens: up to where the model was first made for, and past that where it allows more."""
     most = int(config.max_position_embeddings)
     scaling = getattr(config, "rope_parameters", None) or {}
@@ -44,7 +44,7 @@ def _appended(rows: Rows, lengths: list[int]) -> Rows:
     each = [ids for ids, _, _ in rows]
     tokens, offsets, positions = [rows.tokens], list(rows.row_offsets), [rows.positions]
     for length in lengths:
-        row, scored = concatenated(each, length, SCORED)
+        row, scored = repeat_to_length(each, length, SCORED)
         positions.append(scored + offsets[-1])
         offsets.append(offsets[-1] + length)
         tokens.append(row)

@@ -17,7 +17,7 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
-from edgetune.planning.prepare import Plan, prepare
+from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.reference import merged
 from edgetune.reference.codecs import Compared
 from edgetune.reference.llama_kld import LlamaBaseWriter, chunked, fed, scored_positions
@@ -25,13 +25,13 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.adapters import lora
 from edgetune.training.capture import forward, generate
-from edgetune.training.capture.reference import capture
+from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
 from edgetune_converters.export import export
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RecaptureRequest:
     """What to write."""
 
     anew: bool
@@ -46,16 +46,16 @@ class Wanted:
     """Text to cut into chunks; None takes the held-out rows."""
 
 
-def recapture(run: RunDirectory, config: Config, wanted: Wanted) -> None:
+def recapture(run: RunDirectory, config: Config, wanted: RecaptureRequest) -> None:
     """Write what is wanted. Raises RunDirectoryError when the base is not the one that the run was trained on."""
-    plan = prepare(config)
+    plan = prepare_run(config)
     _check_base(run, plan)
     model = None
     if wanted.anew or wanted.llama_base:
         model = lora.load_adapter(load_model(plan.base, config), run.adapter)
-        generate.prepare(model)
+        generate.prepare_for_capture(model)
     if wanted.anew:
-        capture(run, plan, model)
+        capture_reference(run, plan, model)
     if wanted.llama_base:
         _capture_llama_base(run, plan, model, wanted)
     del model
@@ -63,7 +63,7 @@ def recapture(run: RunDirectory, config: Config, wanted: Wanted) -> None:
         _capture_merged(run, plan, name)
 
 
-def _check_base(run: RunDirectory, plan: Plan) -> None:
+def _check_base(run: RunDirectory, plan: PreparedRun) -> None:
     expected, found = run.manifest["base"]["files"], plan.base.identity()["files"]
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
@@ -76,7 +76,7 @@ def _check_base(run: RunDirectory, plan: Plan) -> None:
 # -- merged models -----------------------------------------------------------------------------------------------------
 
 
-def _capture_merged(run: RunDirectory, plan: Plan, name: str) -> None:
+def _capture_merged(run: RunDirectory, plan: PreparedRun, name: str) -> None:
     """Merge as the export does, run the result in transformers, and store how it differs from the trained model."""
     reference = Reference.open(run.reference)
     manifest = run.manifest
@@ -103,7 +103,7 @@ def _merged_type() -> str:
     return "bf16" if torch.cuda.is_available() else "f32"
 
 
-def _compare_directory(folder: Path, plan: Plan, reference: Reference, name: str) -> Compared:
+def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, name: str) -> Compared:
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
@@ -113,8 +113,8 @@ def _compare_directory(folder: Path, plan: Plan, reference: Reference, name: str
     parts: list[Compared] = []
     done = 0
     with torch.inference_mode(), console.count_progress(f"merged {name}") as progress:
-        for batch in forward.in_batches(model, reference.rows):
-            for logits in forward.logits(model, batch):
+        for batch in forward.batches_for_device(model, reference.rows):
+            for logits in forward.compute_logits(model, batch):
                 parts.append(reference.compare(done, logits))
                 done += len(logits)
             progress(done, len(reference.rows.positions))
@@ -124,14 +124,14 @@ def _compare_directory(folder: Path, plan: Plan, reference: Reference, name: str
 # -- llama.cpp's base file ---------------------------------------------------------------------------------------------
 
 
-def _capture_llama_base(run: RunDirectory, plan: Plan, model: Any, wanted: Wanted) -> None:
+def _capture_llama_base(run: RunDirectory, plan: PreparedRun, model: Any, wanted: RecaptureRequest) -> None:
     """What the trained model says on chunks of text, in the format of llama-perplexity --kl-divergence-base."""
     assert wanted.llama_base is not None
     config = model.get_base_model().config.get_text_config()
     context = min(wanted.llama_context, int(config.max_position_embeddings))
     chunks = chunked(_tokens(run, plan, wanted.llama_text), context)
     bos = _added_bos(plan.tokenizer)
-    dtype, products = generate.products_in(model, plan.config)
+    dtype, products = generate.capture_precision(model, plan.config)
     scored = scored_positions(context)
     with (
         LlamaBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,
@@ -140,13 +140,13 @@ def _capture_llama_base(run: RunDirectory, plan: Plan, model: Any, wanted: Wante
         console.count_progress("chunks") as progress,
     ):
         for done, chunk in enumerate(chunks, 1):
-            for logits in forward.logits(model, forward.Batch([fed(chunk, bos)], [scored])):
+            for logits in forward.compute_logits(model, forward.Batch([fed(chunk, bos)], [scored])):
                 writer.add(logits)
             progress(done, len(chunks))
     console.note(f"{wanted.llama_base}: {len(chunks)} chunks of {context} tokens, computed in {dtype}")
 
 
-def _tokens(run: RunDirectory, plan: Plan, text: Path | None) -> Any:
+def _tokens(run: RunDirectory, plan: PreparedRun, text: Path | None) -> Any:
     if text is None:
         reference = Reference.open(run.reference)
         return reference.main_rows.tokens

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from edgetune import console
 from edgetune.config import ReferenceConfig
-from edgetune.planning.prepare import Plan
+from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.codecs import largest
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training.capture import forward, generate
-from edgetune.training.capture.golden import contract
-from edgetune.training.capture.long_rows import with_long_rows
-from edgetune.training.capture.task_answers import capture_task, greedy_answers
+from edgetune.training.capture.golden import build_contract
+from edgetune.training.capture.long_rows import build_reference_rows
+from edgetune.training.capture.task_answers import capture_greedy_answers, capture_task_answers
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer
 from edgetune.validation.choices import log_likelihoods
 
@@ -27,21 +27,21 @@ FIRST_TOKENS = 5
 """Likeliest first tokens of a golden answer that are stored, and that an exported file carries."""
 
 
-def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
+def capture_reference(run: RunDirectory, plan: PreparedRun, model: Any) -> None:
     """Write reference/, and nothing else of the run: what is exported does not depend on it.
 
     Killed, it goes on where it was when called again.
     """
-    generate.prepare(model)
+    generate.prepare_for_capture(model)
     theirs, tokenizer = load_tokenizer(plan.base, plan.config)
-    golden = contract(plan.template, tokenizer, theirs, plan.splits.validation)
+    golden = build_contract(plan.template, tokenizer, theirs, plan.splits.validation)
     check_same_tokenizer(plan.tokenizer, tokenizer, [entry["text"] for entry in golden])
-    rows, long_rows = with_long_rows(plan, model)
-    dtype, context = generate.products_in(model, plan.config)
+    rows, long_rows = build_reference_rows(plan, model)
+    dtype, context = generate.capture_precision(model, plan.config)
     with torch.inference_mode(), context(), _writer(run, plan, model, rows, long_rows, dtype) as writer:
-        capture_rows(model, writer, rows)
-        task = capture_task(plan, model, writer)
-        writer.set_greedy(greedy_answers(plan, model))
+        capture_log_probs(model, writer, rows)
+        task = capture_task_answers(plan, model, writer)
+        writer.set_greedy(capture_greedy_answers(plan, model))
         writer.set_contract(_with_first_tokens(model, golden))
         writer.set_summary(
             {
@@ -56,7 +56,9 @@ def capture(run: RunDirectory, plan: Plan, model: Any) -> None:
         )
 
 
-def _writer(run: RunDirectory, plan: Plan, model: Any, rows: Rows, long_rows: int, dtype: str) -> ReferenceWriter:
+def _writer(
+    run: RunDirectory, plan: PreparedRun, model: Any, rows: Rows, long_rows: int, dtype: str
+) -> ReferenceWriter:
     config, manifest = plan.config.reference, run.manifest
     return ReferenceWriter(
         run.reference,
@@ -82,16 +84,16 @@ def _key(run: RunDirectory, config: ReferenceConfig, rows: Rows, dtype: str, dev
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def capture_rows(model: Any, writer: ReferenceWriter, rows: Rows) -> None:
+def capture_log_probs(model: Any, writer: ReferenceWriter, rows: Rows) -> None:
     """Log-probabilities of both models, batch by batch, from where an earlier writer stopped."""
     if writer.done:
         console.note(f"reference: going on after {writer.done} of {len(rows.positions)} tokens")
     with console.count_progress("reference") as progress:
-        for batch in forward.in_batches(model, rows, writer.done):
-            for logits in forward.logits(model, batch):
+        for batch in forward.batches_for_device(model, rows, writer.done):
+            for logits in forward.compute_logits(model, batch):
                 writer.add_trained(logits)
             with model.disable_adapter():
-                for logits in forward.logits(model, batch):
+                for logits in forward.compute_logits(model, batch):
                     writer.add_base(logits)
             writer.checkpoint()
             progress(writer.done, len(rows.positions))
@@ -110,7 +112,7 @@ def _with_first_tokens(model: Any, golden: Sequence[dict[str, Any]]) -> list[dic
 def _first_tokens(model: Any, ids: Sequence[int]) -> dict[str, list[Any]]:
     row: NDArray[np.int32] = np.asarray([*ids, 0], np.int32)  # what follows the prompt is predicted, not read
     batch = forward.Batch([row], [np.array([len(ids)])])
-    said = next(iter(forward.logits(model, batch)))
+    said = next(iter(forward.compute_logits(model, batch)))
     targets = largest(said, FIRST_TOKENS)[0][0]
     log_probs = log_likelihoods(np.repeat(said, len(targets), axis=0), targets)
     return {"ids": targets.tolist(), "log_probs": [round(float(value), 5) for value in log_probs]}

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetune import console
 from edgetune.data.formats import Conversation
-from edgetune.planning.prepare import Plan
+from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.store import ReferenceWriter, Rows
 from edgetune.runs.directory import write_json
 from edgetune.training.capture import forward, generate
@@ -23,7 +23,7 @@ GREEDY_ROWS = 8
 MODELS = ("trained", "base")
 
 
-def capture_task(plan: Plan, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
+def capture_task_answers(plan: PreparedRun, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
     """Answers of both models to the test rows; returns their scores as shares of the rows."""
     if not plan.task_rows:
         return None
@@ -46,16 +46,16 @@ def capture_task(plan: Plan, model: Any, writer: ReferenceWriter) -> dict[str, A
     return {"kind": data.answer, "rows": len(rows), **{which: count / len(rows) for which, count in right.items()}}
 
 
-def _prompts(plan: Plan, rows: Sequence[Conversation]) -> list[str]:
+def _prompts(plan: PreparedRun, rows: Sequence[Conversation]) -> list[str]:
     """Up to the last assistant turn, which is what is asked for."""
     return [plan.template.render(row[:-1], add_generation_prompt=True) for row in rows]
 
 
-def _settings(plan: Plan) -> generate.Greedy:
-    return generate.Greedy(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
+def _settings(plan: PreparedRun) -> generate.GreedySettings:
+    return generate.GreedySettings(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
 
 
-def _generate(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
+def _generate(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[str]]:
     """Texts that both models write; those that an earlier process has kept are not written again."""
     prompts = [ids for ids, _ in plan.tokenizer.encode_batch(_prompts(plan, plan.task_rows))]
     known = _kept(kept, prompts)
@@ -68,8 +68,8 @@ def _generate(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]
                 _keep(kept, prompts, known)
                 progress(len(prompts) * number + len(known[which]), 2 * len(prompts))
 
-            with generate.as_model(model, which):
-                generate.greedy(model, prompts, _settings(plan), advance, set(answers))
+            with generate.select_model(model, which):
+                generate.generate_greedy(model, prompts, _settings(plan), advance, set(answers))
     return {
         which: [plan.tokenizer.decode(answers[i], skip_special=True) for i in range(len(prompts))]
         for which, answers in known.items()
@@ -94,7 +94,7 @@ def _kept(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[str, dict
         return {}
 
 
-def _choose(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
+def _choose(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[str]]:
     """The choice that each model finds likeliest."""
     choices = plan.config.data.choices
     texts = _prompts(plan, plan.task_rows)
@@ -104,7 +104,7 @@ def _choose(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
     rows = Rows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
     found = {}
     for which in MODELS:
-        with generate.as_model(model, which):
+        with generate.select_model(model, which):
             found[which] = [
                 best(choices, scores) for scores in _sums(model, rows).reshape(len(texts), len(choices)).tolist()
             ]
@@ -114,22 +114,22 @@ def _choose(plan: Plan, model: Any, kept: Path | None) -> dict[str, list[str]]:
 def _sums(model: Any, rows: Rows) -> Any:
     """[rows] log-likelihood of the scored tokens of each row."""
     parts = []
-    for batch in forward.in_batches(model, rows):
+    for batch in forward.batches_for_device(model, rows):
         done = 0
-        for logits in forward.logits(model, batch):
+        for logits in forward.compute_logits(model, batch):
             parts.append(log_likelihoods(logits, batch.targets[done : done + len(logits)]))
             done += len(logits)
     values = np.concatenate(parts)
     return np.array([values[where].sum() for _, _, where in rows])
 
 
-def greedy_answers(plan: Plan, model: Any) -> list[dict[str, Any]]:
+def capture_greedy_answers(plan: PreparedRun, model: Any) -> list[dict[str, Any]]:
     """What the trained model answers to the first held-out conversations, with whether it stopped by itself."""
     rows = [row for row in plan.splits.validation if row[-1]["role"] == "assistant"][:GREEDY_ROWS]
     prompts = [ids for ids, _ in plan.tokenizer.encode_batch(_prompts(plan, rows))]
     settings, answers = _settings(plan), dict[int, list[int]]()
-    with generate.as_model(model, "trained"):
-        generate.greedy(model, prompts, settings, answers.update)
+    with generate.select_model(model, "trained"):
+        generate.generate_greedy(model, prompts, settings, answers.update)
     return [
         {"prompt": prompt, "answer": answers[index], "stopped": len(answers[index]) < settings.length}
         for index, prompt in enumerate(prompts)

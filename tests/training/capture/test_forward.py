@@ -36,7 +36,11 @@ def one_by_one(model: Any, rows: Rows) -> np.ndarray[Any, Any]:
 
 def in_batches(model: Any, rows: Rows, tokens: int, done: int = 0) -> np.ndarray[Any, Any]:
     return np.concatenate(
-        [logits for batch in forward.batches(rows, tokens, done) for logits in forward.logits(model, batch)]
+        [
+            logits
+            for batch in forward.make_batches(rows, tokens, done)
+            for logits in forward.compute_logits(model, batch)
+        ]
     )
 
 
@@ -67,7 +71,7 @@ def test_batches_are_rows(kind: str, rows: Rows) -> None:
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import peft
 
-    with environment.quiet():
+    with environment.silence_libraries():
         base = tiny.base("llama", tmp_path_factory.mktemp("base"))
         adapter = tiny.adapter(base, tmp_path_factory.mktemp("adapter"))
         model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -87,14 +91,16 @@ def test_an_adapter_takes_part_unless_disabled(adapted: Any, rows: Rows) -> None
 def test_no_more_logits_are_alive_than_a_block(adapted: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BLOCK_BYTES", 3 * 4 * 523)
     with torch.inference_mode():
-        blocks = [block for batch in forward.batches(rows, 100) for block in forward.logits(adapted, batch)]
+        blocks = [
+            block for batch in forward.make_batches(rows, 100) for block in forward.compute_logits(adapted, batch)
+        ]
         assert max(map(len, blocks)) == 3
         np.testing.assert_allclose(np.concatenate(blocks), one_by_one(adapted, rows), atol=NOISE, rtol=1e-4)
 
 
 def test_batches_keep_the_order_and_the_limit(rows: Rows) -> None:
     for tokens in (1, 50, 128, 10_000):
-        found = list(forward.batches(rows, tokens))
+        found = list(forward.make_batches(rows, tokens))
         assert [len(ids) for batch in found for ids in batch.ids] == [31, 7, 64, 2, 40, 18]
         padded = [max(map(len, batch.ids)) * len(batch.ids) for batch in found]
         assert all(size <= tokens or len(batch.ids) == 1 for size, batch in zip(padded, found, strict=True))
@@ -103,7 +109,7 @@ def test_batches_keep_the_order_and_the_limit(rows: Rows) -> None:
 
 def test_rows_that_are_done_are_left_out(rows: Rows) -> None:
     second = next(where.stop for index, (_, _, where) in enumerate(rows) if index == 1)
-    left = [len(ids) for batch in forward.batches(rows, 1, second) for ids in batch.ids]
+    left = [len(ids) for batch in forward.make_batches(rows, 1, second) for ids in batch.ids]
     assert left == [64, 2, 40, 18]
 
 
