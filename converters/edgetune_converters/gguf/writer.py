@@ -7,7 +7,6 @@ then `publish` renames it. Leaving the `with` block otherwise removes it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError
+from edgetune_converters.files import atomic
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf.layout import TensorSpec, align, encoded, lay_out_encoded
 from edgetune_converters.gguf.reader import GgufFile, read
@@ -107,7 +107,7 @@ class GgufWriter:
         digest = self.hexdigest()
         self.partial.replace(self.path)
         self._published = True
-        _sync_directory(self.path.parent)
+        atomic.sync_directory(self.path.parent)
         return digest
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -142,12 +142,3 @@ class GgufWriter:
             if plain.get(key) != found.metadata.get(key)
         ]
         return problems
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgetune_converters.errors import ArtifactError, CheckpointError
+from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import read_json, sha256_of
 
 SUFFIX = ".receipt.json"
@@ -66,9 +67,7 @@ class Receipt:
         """Write the receipt beside its artifact, whole or not at all, and return its path."""
         path = receipt_path(Path(self.artifact))
         stored = asdict(self) | {"artifact": Path(self.artifact).name}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        atomic.write_text(path, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
         return path
 
     @classmethod
