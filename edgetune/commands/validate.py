@@ -140,11 +140,11 @@ def _print_located(ladder: Ladder) -> None:
 
 def _against_base_file(base_file: Path, files: tuple[Path, ...], threads: int | None) -> None:
     """What `llama-perplexity --kl-divergence` prints, for each file."""
-    from edgetune.reference.llama_kld import LlamaBase
+    from edgetune.reference.llama_kld import KldBaseFile
     from edgetune.validation import base_file as against
     from edgetune.validation import llama_perplexity
 
-    base = LlamaBase(base_file)
+    base = KldBaseFile(base_file)
     for file in files:
         with console.count_progress(file.name) as progress:
             figures = against.measure(base, file, threads, progress)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
     from edgetune.export.targets import Outputs
-    from edgetune.reference.store import Rows
+    from edgetune.reference.scored_rows import ScoredRows
     from edgetune.sensitivity.onnx.search import Make, Subject
     from edgetune_converters.onnx.plan import Settings
 
@@ -56,13 +56,13 @@ def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str,
         return search.tune(subject, folder, progress)
 
 
-def _rows(run: Path) -> Rows:
+def _rows(run: Path) -> ScoredRows:
     from edgetune.reference.store import Reference
 
     return Reference.open(RunDirectory.open(run).reference).main_rows
 
 
-def _subject(source: Source, make: Make, rows: Rows, options: dict[str, Any]) -> Subject:
+def _subject(source: Source, make: Make, rows: ScoredRows, options: dict[str, Any]) -> Subject:
     """The model, its plans and how it is exported."""
     from edgetune.sensitivity.onnx.search import Subject
     from edgetune_converters.export import plan_onnx

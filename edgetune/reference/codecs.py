@@ -28,7 +28,7 @@ Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Two models' predictions of the same tokens, one entry each."""
 
     kld: F64
@@ -39,7 +39,7 @@ class Compared:
     """Minus the other model's log-probability of the token that is there, in nats."""
 
 
-class Coding(Protocol):
+class Codec(Protocol):
     """A storage format of log-probabilities."""
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class Coding(Protocol):
     def encode(self, logits: F32) -> Columns:
         """logits [m, V] -> the columns that are stored, each with m rows."""
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Compared:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
         """Stored columns (m rows) against another model's logits [m, V]; targets [m]."""
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
@@ -71,12 +71,12 @@ class FullVocabulary:
         columns = (np.ascontiguousarray(stored[name]) for name in ("scale", "min_log_prob", "codes"))
         return edgetune_native.decode_log_probs(*columns, threads=threads)
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Compared:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
         """KL over the whole vocabulary."""
         decoded = self.decode(stored, threads)
         leave_out_negligible(decoded)
         result = edgetune_native.compare(decoded, logits, targets, threads=threads)
-        return Compared(result.kld, logits.argmax(axis=1), result.nll)
+        return Comparison(result.kld, logits.argmax(axis=1), result.nll)
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
         """Of the whole vocabulary."""
@@ -98,13 +98,13 @@ class TopK:
         log_probs, rest, _ = _bucketed(logits, ids)
         return {"ids": ids, "log_probs": log_probs.astype(np.float32), "rest": rest.astype(np.float32)}
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Compared:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
         """KL over k + 1 events."""
         log_probs, rest, log_total = _bucketed(logits, np.asarray(stored["ids"]))
         kept, others = (np.asarray(stored[name], np.float64) for name in ("log_probs", "rest"))
         kld = _divergence(kept, log_probs).sum(axis=1) + _divergence(others, rest)
         nll = log_total - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0].astype(np.float64)
-        return Compared(np.maximum(kld, 0.0), logits.argmax(axis=1), nll)
+        return Comparison(np.maximum(kld, 0.0), logits.argmax(axis=1), nll)
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
         """Of the k tokens that are stored."""

@@ -23,7 +23,7 @@ _FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first")
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenSet:
     """As it is read from a file."""
 
     conversations: Sequence[Mapping[str, Any]]
@@ -49,7 +49,7 @@ def metadata(run: RunDirectory) -> dict[str, str]:
     return {keys.GOLDEN: json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
 
 
-def read(file_metadata: Mapping[str, Any], path: Path) -> Golden | None:
+def read(file_metadata: Mapping[str, Any], path: Path) -> GoldenSet | None:
     """What the file carries, None if nothing. Raises RunDirectoryError when it cannot be understood."""
     text = file_metadata.get(keys.GOLDEN)
     if text is None:
@@ -60,7 +60,7 @@ def read(file_metadata: Mapping[str, Any], path: Path) -> Golden | None:
             raise ValueError(f"it is of version {found['version']}")
         for entry in found["conversations"]:
             _check(entry)
-        return Golden(found["conversations"], frozenset(map(int, found["stop_ids"])))
+        return GoldenSet(found["conversations"], frozenset(map(int, found["stop_ids"])))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RunDirectoryError(f"{keys.GOLDEN} in {path} cannot be read: {error}", "Export the file again.") from None
 

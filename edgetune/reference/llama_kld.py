@@ -35,7 +35,7 @@ HINT = "Write it again with `llama-perplexity --kl-divergence-base FILE`, or `ed
 
 
 @dataclass(frozen=True)
-class Rows:
+class KldComparison:
     """Some scored positions against a base file, one entry each."""
 
     kld: F64
@@ -52,7 +52,7 @@ def scored_positions(n_ctx: int) -> I64:
     return np.arange(n_ctx // 2 + 1, n_ctx)
 
 
-def fed(chunk: NDArray[np.int32], bos: int | None) -> NDArray[np.int32]:
+def with_bos(chunk: NDArray[np.int32], bos: int | None) -> NDArray[np.int32]:
     """The tokens that are fed forward for a chunk. `bos`: the BOS token of a vocabulary that adds one, else None."""
     tokens = np.array(chunk, np.int32)
     if bos is not None:
@@ -65,7 +65,7 @@ def _row_type(vocab_size: int) -> np.dtype[Any]:
     return np.dtype([("scale", "<f4"), ("min_log_prob", "<f4"), ("codes", "<u2", (padded,))])
 
 
-class LlamaBase:
+class KldBaseFile:
     """A base file, opened and checked; its rows stay on the disk."""
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +141,7 @@ class LlamaBase:
         codes = np.ascontiguousarray(part["codes"][:, : self.vocab_size], np.uint16)
         return edgetune_native.decode_log_probs(scale, low, codes, threads=threads)
 
-    def compare(self, start: int, logits: F32, *, threads: int = 0) -> Rows:
+    def compare(self, start: int, logits: F32, *, threads: int = 0) -> KldComparison:
         """Another model's logits [m, V] at scored positions start .. start + m - 1 against the base's."""
         stop = start + len(logits)
         base, targets = self.log_probs(start, stop, threads=threads), self.targets[start:stop]
@@ -154,10 +154,10 @@ class LlamaBase:
         compared = edgetune_native.compare(base, logits, targets, threads=threads)
         # sum p log(p/q) over p that add up to `total`, from the divergence of the normalized p
         kld = total * (compared.kld + np.log(total))
-        return Rows(kld, compared.same_top, compared.nll, nll_base)
+        return KldComparison(kld, compared.same_top, compared.nll, nll_base)
 
 
-class LlamaBaseWriter:
+class KldBaseWriter:
     """Writes a base file row by row; a context manager that publishes on success and leaves nothing on failure."""
 
     def __init__(self, path: Path, tokens: NDArray[np.int32], vocab_size: int) -> None:
@@ -197,7 +197,7 @@ class LlamaBaseWriter:
         self._left -= len(logits)
 
 
-def chunked(tokens: NDArray[np.int32], context: int) -> NDArray[np.int32]:
+def split_into_chunks(tokens: NDArray[np.int32], context: int) -> NDArray[np.int32]:
     """[n_chunk, context] of a run of tokens, what is left over dropped. DataError when there is not one chunk."""
     count = len(tokens) // context
     if not count:
@@ -207,7 +207,7 @@ def chunked(tokens: NDArray[np.int32], context: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(tokens[: count * context].reshape(count, context), np.int32)
 
 
-def each_chunk(base: LlamaBase) -> Iterator[tuple[int, NDArray[np.int32]]]:
+def iterate_chunks(base: KldBaseFile) -> Iterator[tuple[int, NDArray[np.int32]]]:
     """(index of its first row, tokens) of each chunk."""
     for number, chunk in enumerate(base.tokens):
         yield number * base.rows_per_chunk, chunk

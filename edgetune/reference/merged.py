@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import Compared
+from edgetune.reference.codecs import Comparison
 from edgetune.reference.store import Reference
 
 MERGED = {"w16": "original", "nf4": "nf4"}
@@ -25,7 +25,7 @@ def path_of(directory: Path, name: str) -> Path:
     return directory / f"merged-{name}.npz"
 
 
-def write(reference: Reference, name: str, compared: Compared) -> Path:
+def write(reference: Reference, name: str, compared: Comparison) -> Path:
     """Store it, whole or not at all."""
     path = path_of(reference.directory, name)
     partial = path.with_name(path.name + ".partial")
@@ -39,7 +39,7 @@ def write(reference: Reference, name: str, compared: Compared) -> Path:
     return path
 
 
-def read(reference: Reference, name: str) -> Compared | None:
+def read(reference: Reference, name: str) -> Comparison | None:
     """What was stored, None where nothing was. Raises RunDirectoryError for a damaged file or another reference's."""
     path = path_of(reference.directory, name)
     if not path.is_file():
@@ -52,4 +52,4 @@ def read(reference: Reference, name: str) -> Compared | None:
         raise RunDirectoryError(f"{path} is damaged: {error}", hint) from None
     if digest != reference.digest or any(len(array) != len(reference.rows.positions) for array in arrays):
         raise RunDirectoryError(f"{path} belongs to another reference", hint)
-    return Compared(*arrays)
+    return Comparison(*arrays)

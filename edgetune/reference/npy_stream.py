@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgetune.runs.directory import sha256_file
 
 
-class Column:
+class NpyStream:
     """A .npy file of known final shape that is written in pieces."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -25,7 +25,7 @@ class Column:
         self._data = self.stream.tell()
 
     @classmethod
-    def reopen(cls, path: Path, rows: int) -> Column:
+    def reopen(cls, path: Path, rows: int) -> NpyStream:
         """Go on after the first `rows` rows. ValueError when the file does not hold them."""
         column = cls.__new__(cls)
         column.path = path

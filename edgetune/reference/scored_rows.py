@@ -12,7 +12,7 @@ from edgetune.reference.codecs import I64
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredRows:
     """Held-out rows, one after the other, and which of their tokens are scored."""
 
     tokens: NDArray[np.int32]
@@ -52,8 +52,8 @@ class Rows:
             scored = slice(int(bounds[row]), int(bounds[row + 1]))
             yield self.tokens[start:stop], self.positions[scored] - start, scored
 
-    def first(self, count: int) -> Rows:
+    def first(self, count: int) -> ScoredRows:
         """Only the first `count` rows."""
         end = self.row_offsets[min(count, len(self))]
         positions = self.positions[: np.searchsorted(self.positions, end)]
-        return Rows(self.tokens[:end], self.row_offsets[: min(count, len(self)) + 1], positions)
+        return ScoredRows(self.tokens[:end], self.row_offsets[: min(count, len(self)) + 1], positions)

@@ -24,12 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import F32, F64, I64, Coding, Columns, Compared, FullVocabulary, TopK
-from edgetune.reference.scored_rows import Rows
-from edgetune.reference.writer import HINT, MANIFEST, VERSION, ReferenceWriter, digest_of
+from edgetune.reference.codecs import F32, F64, I64, Codec, Columns, Comparison, FullVocabulary, TopK
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.writer import HINT, MANIFEST, VERSION, digest_of
 from edgetune.runs.directory import RunDirectory, sha256_file
-
-__all__ = ["Reference", "ReferenceWriter", "Rows"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Reference:
     """A stored reference, checked against its hashes when opened; its large arrays are memory-mapped."""
 
     directory: Path
-    rows: Rows
+    rows: ScoredRows
     vocab_size: int
     coding: str
     """"u16" (the whole vocabulary) or "top_k" (the KL divergence is a lower bound)."""
@@ -61,7 +59,7 @@ class Reference:
     digest: str
     """Of the manifest, and so of everything in the reference."""
     _stored: Columns
-    _coding: Coding
+    _coding: Codec
 
     @classmethod
     def open(cls, directory: Path) -> Reference:
@@ -86,7 +84,7 @@ class Reference:
             name: np.array(columns[name])
             for name in ("trained_nll", "trained_top", "trained_floor", "base_nll", "base_top", "base_kld")
         }
-        rows = Rows(*(np.array(columns[name]) for name in ("tokens", "row_offsets", "positions")))
+        rows = ScoredRows(*(np.array(columns[name]) for name in ("tokens", "row_offsets", "positions")))
         if any(len(column) != len(rows.positions) for column in [*stored.values(), *small.values()]):
             raise ValueError("its arrays differ in length")
         return cls(
@@ -106,7 +104,7 @@ class Reference:
         return int(self.info.get("long_rows", 0))
 
     @property
-    def main_rows(self) -> Rows:
+    def main_rows(self) -> ScoredRows:
         """The others."""
         return self.rows.first(len(self.rows) - self.long_rows)
 
@@ -121,7 +119,7 @@ class Reference:
             raise ValueError("a top-k reference does not hold the whole vocabulary; use compare()")
         return self._coding.decode(self._columns(start, stop))
 
-    def compare(self, start: int, logits: F32, *, threads: int = 0) -> Compared:
+    def compare(self, start: int, logits: F32, *, threads: int = 0) -> Comparison:
         """Another model's logits [m, V] at scored positions start..start+m-1 against the trained model's."""
         stop = start + len(logits)
         targets = self.rows.tokens[self.rows.positions[start:stop]].astype(np.int64)
@@ -135,7 +133,7 @@ class Reference:
         return {name: array[start:stop] for name, array in self._stored.items()}
 
 
-def _coding_of(name: str, stored: Columns) -> Coding:
+def _coding_of(name: str, stored: Columns) -> Codec:
     if name == FullVocabulary.name:
         return FullVocabulary()
     if name == TopK.name:

@@ -14,9 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import F32, I64, Coding, Columns, Compared, FullVocabulary, TopK
-from edgetune.reference.npy_stream import Column
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.codecs import F32, I64, Codec, Columns, Comparison, FullVocabulary, TopK
+from edgetune.reference.npy_stream import NpyStream
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import write_json
 
 VERSION = 1
@@ -38,7 +38,7 @@ class ReferenceWriter:
     def __init__(
         self,
         directory: Path,
-        rows: Rows,
+        rows: ScoredRows,
         *,
         vocab_size: int,
         full_vocabulary_limit: int,
@@ -58,13 +58,13 @@ class ReferenceWriter:
         self.directory = directory
         self.rows = rows
         self.vocab_size = vocab_size
-        self.coding: Coding = FullVocabulary() if vocab_size <= full_vocabulary_limit else TopK(min(top_k, vocab_size))
+        self.coding: Codec = FullVocabulary() if vocab_size <= full_vocabulary_limit else TopK(min(top_k, vocab_size))
         self._header: dict[str, Any] = {"info": dict(info), "contract": [], "greedy": [], "task": None}
         self._targets = rows.targets
         self._key = key
         own = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
         self._partial = own if key is None else stopped_directory(directory)
-        self._files: dict[str, Column] = {}
+        self._files: dict[str, NpyStream] = {}
         self._trained = self._base = self._take_up()
         if not self._trained:
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -101,7 +101,7 @@ class ReferenceWriter:
                 return 0
             count = int(found["positions"])
             for name in found["columns"]:
-                self._files[name] = Column.reopen(self._partial / f"{name}.npy", count)
+                self._files[name] = NpyStream.reopen(self._partial / f"{name}.npy", count)
         except (ValueError, KeyError, TypeError, OSError):
             self._close_files()
             self._files = {}
@@ -202,7 +202,7 @@ class ReferenceWriter:
         for name, values in columns.items():
             if name not in self._files:
                 shape = (len(self._targets) if total is None else total, *values.shape[1:])
-                self._files[name] = Column(self._partial / f"{name}.npy", values.dtype, shape)
+                self._files[name] = NpyStream(self._partial / f"{name}.npy", values.dtype, shape)
             self._files[name].append(values)
 
     def _stored(self, start: int, logits: F32) -> Columns:
@@ -214,7 +214,7 @@ class ReferenceWriter:
         return {name.removeprefix(prefix): column.read(start, len(logits)) for name, column in columns.items()}
 
 
-def _floor(exact: Compared) -> F32:
+def _floor(exact: Comparison) -> F32:
     """What coding alone costs: KL(stored || the logits that were stored), in nats."""
     return np.asarray(exact.kld, np.float32)
 

@@ -8,7 +8,7 @@ from typing import Any
 from edgetune.report import findings, survival
 from edgetune.report.curves import Curves
 from edgetune.report.gate_table import limit_of
-from edgetune.report.gather import Json, Material, Measured
+from edgetune.report.gather import FileReport, Json, ReportData
 from edgetune.report.numbers import entry, number
 
 # title, unit, path of value and error, whether a logarithmic scale shows more, key of the threshold, is less better
@@ -28,7 +28,7 @@ METRICS: Sequence[dict[str, Any]] = (
 )  # fmt: skip
 
 
-def data(material: Material, curves: Curves, chosen: int) -> dict[str, Any]:
+def data(material: ReportData, curves: Curves, chosen: int) -> dict[str, Any]:
     """All that the scripts need."""
     return {
         "chosen": chosen,
@@ -45,11 +45,11 @@ def data(material: Material, curves: Curves, chosen: int) -> dict[str, Any]:
     }
 
 
-def _is_known(metric: Mapping[str, Any], material: Material) -> bool:
+def _is_known(metric: Mapping[str, Any], material: ReportData) -> bool:
     return any(_values(metric, file.rung)[0] is not None for file in material.files)
 
 
-def _metric(metric: Mapping[str, Any], material: Material) -> dict[str, Any]:
+def _metric(metric: Mapping[str, Any], material: ReportData) -> dict[str, Any]:
     limit = limit_of(material.files, metric["gate"]) if metric["gate"] else None
     return {key: metric[key] for key in ("key", "title", "unit", "log", "form")} | {"limit": limit}
 
@@ -62,7 +62,7 @@ def _values(metric: Mapping[str, Any], rung: Json) -> tuple[float | None, float 
     return number(found), None
 
 
-def _rung(rung: Json, file: Measured | None) -> dict[str, Any]:
+def _rung(rung: Json, file: FileReport | None) -> dict[str, Any]:
     kind = "file" if file else str(rung.get("kind") or rung["name"])
     return {
         "name": file.short if file else rung["name"],
@@ -72,7 +72,7 @@ def _rung(rung: Json, file: Measured | None) -> dict[str, Any]:
     }
 
 
-def _file(file: Measured, files: Sequence[Measured]) -> dict[str, Any]:
+def _file(file: FileReport, files: Sequence[FileReport]) -> dict[str, Any]:
     figures = file.rung.get("figures", {})
     percentiles = {key: number(value) for key, value in (figures.get("kld_percentiles") or {}).items()}
     return {

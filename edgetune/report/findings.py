@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgetune.report.gather import Json, Material, Measured
+from edgetune.report.gather import FileReport, Json, ReportData
 from edgetune.report.numbers import entry, number, share, short, size
-from edgetune.report.survival import Tensor
+from edgetune.report.survival import TensorSurvival
 
 _WHOLE, _LOST = 0.95, 0.5
 
 
-def ladder(material: Material, chosen: Measured) -> str:
+def ladder(material: ReportData, chosen: FileReport) -> str:
     """Where on the way the loss appears."""
     rungs = (material.rung("base"), material.rung("trained"), chosen.rung)
     entropy = [number(entry(rung, "figures", "cross_entropy", "value")) for rung in rungs]
@@ -50,7 +50,7 @@ def located(rung: Json) -> str:
     )
 
 
-def is_on_front(file: Measured, files: Sequence[Measured]) -> bool:
+def is_on_front(file: FileReport, files: Sequence[FileReport]) -> bool:
     """Whether no other file is both smaller (or as small) and closer (or as close)."""
     if file.size is None or file.kld is None:
         return False
@@ -65,7 +65,7 @@ def is_on_front(file: Measured, files: Sequence[Measured]) -> bool:
     )
 
 
-def sizes(files: Sequence[Measured]) -> str:
+def sizes(files: Sequence[FileReport]) -> str:
     """Which files are worth their bytes."""
     front = [file for file in files if is_on_front(file, files)]
     behind = [file.short for file in files if file not in front and file.size is not None and file.kld is not None]
@@ -86,7 +86,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def spread(file: Measured) -> str:
+def spread(file: FileReport) -> str:
     """Whether the mean stands for the tokens."""
     percentiles = entry(file.rung, "figures", "kld_percentiles") or {}
     median, late, most = (number(percentiles.get(key)) for key in ("50", "99", "none"))
@@ -102,7 +102,7 @@ def spread(file: Measured) -> str:
     return text
 
 
-def tokens(file: Measured) -> str:
+def tokens(file: FileReport) -> str:
     """How often the first choice is another."""
     same, count = (number(entry(file.rung, "figures", *path)) for path in (("same_top", "value"), ("tokens",)))
     if same is None or count is None:
@@ -116,7 +116,7 @@ def tokens(file: Measured) -> str:
     )
 
 
-def survival(found: Sequence[Tensor]) -> str:
+def survival(found: Sequence[TensorSurvival]) -> str:
     """Whether what was trained is still in the tensors."""
     if not found:
         return ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgetune.report.gather import Json, Measured
+from edgetune.report.gather import FileReport, Json
 from edgetune.report.numbers import NOTHING, entry, number, share, short
 from edgetune.validation.gate import THRESHOLDS
 
 
 @dataclass(frozen=True)
-class Column:
+class GateColumn:
     """One check."""
 
     key: str
@@ -21,7 +21,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GateCell:
     """One file in one check."""
 
     state: str
@@ -30,7 +30,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Miss:
+class MissedCheck:
     """What a file fails, in words: for the head of the report."""
 
     file: str
@@ -78,32 +78,32 @@ TITLES = {
 _ALWAYS = {"contract": "Contract", "origin": "Origin"}
 
 
-def columns(files: Sequence[Measured]) -> list[Column]:
+def columns(files: Sequence[FileReport]) -> list[GateColumn]:
     """Contract and origin, which are always checked, and each threshold that some file was held against."""
-    found = [Column(key, title, "") for key, title in _ALWAYS.items()]
+    found = [GateColumn(key, title, "") for key, title in _ALWAYS.items()]
     failed = [str(miss.get("figure")) for file in files for miss in file.misses]
     keys = dict.fromkeys([*(key for file in files for key in _limits(file)), *failed])
     for key in (key for key in keys if key not in _ALWAYS):
         limits = {_limits(file).get(key) for file in files}
         title = TITLES.get(key) or key.replace("_", " ")
-        found.append(Column(key, title, _limit(key, limits.pop()) if len(limits) == 1 else ""))
+        found.append(GateColumn(key, title, _limit(key, limits.pop()) if len(limits) == 1 else ""))
     return found
 
 
-def cell(file: Measured, column: Column) -> Cell:
+def cell(file: FileReport, column: GateColumn) -> GateCell:
     """Whether a file passes one check, and with what figure."""
     failed = any(miss.get("figure") == column.key for miss in file.misses)
     if column.key in _ALWAYS:
         known = column.key != "contract" or file.rung.get("contract") is not None
-        return Cell("fail" if failed else "pass" if known else "none", _held(file, column.key, failed))
+        return GateCell("fail" if failed else "pass" if known else "none", _held(file, column.key, failed))
     limit = _limits(file).get(column.key)
     if limit is None and not failed:
-        return Cell("none", NOTHING)
+        return GateCell("none", NOTHING)
     text, state = _value(file, column.key), "fail" if failed else "pass"
-    return Cell(state, text if column.limit or limit is None else f"{text} ({_limit(column.key, limit)})")
+    return GateCell(state, text if column.limit or limit is None else f"{text} ({_limit(column.key, limit)})")
 
 
-def _held(file: Measured, key: str, failed: bool) -> str:
+def _held(file: FileReport, key: str, failed: bool) -> str:
     if failed:
         return "broken" if key == "contract" else "another"
     if key == "origin":
@@ -111,7 +111,7 @@ def _held(file: Measured, key: str, failed: bool) -> str:
     return NOTHING if file.rung.get("contract") is None else "holds"
 
 
-def _limits(file: Measured) -> dict[str, float]:
+def _limits(file: FileReport) -> dict[str, float]:
     gate = file.validation.get("gate") or {}
     return {key: limit for key, value in gate.items() if (limit := number(value)) is not None}
 
@@ -129,7 +129,7 @@ def _written(key: str, value: float) -> str:
     return share(value, 0 if value == round(value, 2) else 1) if is_share else f"{value:g}"
 
 
-def _value(file: Measured, key: str) -> str:
+def _value(file: FileReport, key: str) -> str:
     if key not in FIGURES:
         return NOTHING
     read, write = FIGURES[key]
@@ -137,24 +137,24 @@ def _value(file: Measured, key: str) -> str:
     return NOTHING if value is None else write(value)
 
 
-def limit_of(files: Sequence[Measured], key: str) -> float | None:
+def limit_of(files: Sequence[FileReport], key: str) -> float | None:
     """The threshold, where all files were held against the same one."""
     limits = {_limits(file).get(key) for file in files}
     return limits.pop() if len(limits) == 1 else None
 
 
-def misses(file: Measured) -> list[Miss]:
+def misses(file: FileReport) -> list[MissedCheck]:
     """Every check that the file fails."""
     return [_miss(file, stored) for stored in file.misses]
 
 
-def _miss(file: Measured, stored: Json) -> Miss:
+def _miss(file: FileReport, stored: Json) -> MissedCheck:
     key, stage = str(stored.get("figure", "")), str(stored.get("stage", ""))
     sentence = str(stored.get("sentence", "")).partition(" (" + key + ")")[0]
-    return Miss(file.short, sentence, _distance(file, key), stage, str(stored.get("hint") or ""))
+    return MissedCheck(file.short, sentence, _distance(file, key), stage, str(stored.get("hint") or ""))
 
 
-def _distance(file: Measured, key: str) -> str:
+def _distance(file: FileReport, key: str) -> str:
     """How far a figure is from its threshold: as a factor for what can be scaled, else as a difference."""
     limit = _limits(file).get(key)
     value = FIGURES[key][0](file.rung, file.validation) if key in FIGURES else None

@@ -21,7 +21,7 @@ SUFFIX = ".validation.json"
 
 
 @dataclass(frozen=True)
-class Measured:
+class FileReport:
     """An exported file, with all that is known of it."""
 
     name: str
@@ -53,7 +53,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """All of it."""
 
     name: str
@@ -62,7 +62,7 @@ class Material:
     """The lines of logs/metrics.jsonl."""
     stored: list[Json]
     """Rungs that are no files: base, trained and, if they were captured, merged ones."""
-    files: list[Measured]
+    files: list[FileReport]
     """Unquantized files first, then the larger before the smaller."""
 
     def rung(self, name: str) -> Json:
@@ -75,7 +75,7 @@ class Material:
         return max((file.validation for file in self.files), key=lambda content: str(content.get("created")))
 
 
-def gather(run: RunDirectory, files: Sequence[Path] = ()) -> Material:
+def gather(run: RunDirectory, files: Sequence[Path] = ()) -> ReportData:
     """Read everything about `files` (exported files, or what `validate --json` wrote); without any, all of the run.
 
     Raises RunDirectoryError when nothing was validated, or a report cannot be read.
@@ -88,9 +88,9 @@ def gather(run: RunDirectory, files: Sequence[Path] = ()) -> Material:
     return material(run, [(read(path), path.parent) for path in paths])
 
 
-def material(run: RunDirectory, validations: Sequence[tuple[Json, Path]]) -> Material:
+def material(run: RunDirectory, validations: Sequence[tuple[Json, Path]]) -> ReportData:
     """From validations that are there already, each with the folder of its files; the newest of a file counts."""
-    measured: dict[str, Measured] = {}
+    measured: dict[str, FileReport] = {}
     ordered = sorted(validations, key=lambda pair: str(pair[0].get("created")))
     for validation, folder in ordered:
         for rung in _files(validation):
@@ -99,7 +99,7 @@ def material(run: RunDirectory, validations: Sequence[tuple[Json, Path]]) -> Mat
         raise RunDirectoryError("the validation holds no exported file", "Validate one and make the report again.")
     shorts = short_names(list(measured))
     found = [_renamed(file, shorts[name]) for name, file in measured.items()]
-    return Material(
+    return ReportData(
         name=str(entry(run.manifest, "config", "name") or run.path.resolve().name),
         manifest=_manifest(run),
         log=list(_log(run.metrics_file)),
@@ -141,15 +141,15 @@ def _files(validation: Json) -> Iterator[Json]:
     return (rung for rung in validation["rungs"] if rung.get("file"))
 
 
-def _measured(rung: Json, validation: Json, folder: Path) -> Measured:
+def _measured(rung: Json, validation: Json, folder: Path) -> FileReport:
     artifact = folder / Path(str(rung["file"])).name
     report = json_path(artifact)
     is_stale = artifact.exists() and report.exists() and report.stat().st_mtime < artifact.stat().st_mtime
-    return Measured(str(rung["name"]), "", rung, validation, _receipt(artifact), is_stale)
+    return FileReport(str(rung["name"]), "", rung, validation, _receipt(artifact), is_stale)
 
 
-def _renamed(file: Measured, short: str) -> Measured:
-    return Measured(file.name, short, file.rung, file.validation, file.receipt, file.is_stale)
+def _renamed(file: FileReport, short: str) -> FileReport:
+    return FileReport(file.name, short, file.rung, file.validation, file.receipt, file.is_stale)
 
 
 def _receipt(artifact: Path) -> Json:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 import edgetune
 from edgetune.report import chart_data, findings, gate_table, numbers, receipt, survival, verdict
 from edgetune.report.curves import curves
-from edgetune.report.gather import Material, Measured
+from edgetune.report.gather import FileReport, ReportData
 
 VENDORED = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
@@ -33,7 +33,7 @@ STYLES = ("base.css", "parts.css", "tokens.css", "print.css")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write(path: Path, material: Material) -> None:
+def write(path: Path, material: ReportData) -> None:
     """The report as one HTML file, whole or not at all."""
     text = render(material)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write(path: Path, material: Material) -> None:
         partial.unlink(missing_ok=True)
 
 
-def render(material: Material) -> str:
+def render(material: ReportData) -> str:
     """The page's text."""
     learned = curves(material.log)
     judged = verdict.judge(material)
@@ -67,7 +67,7 @@ def render(material: Material) -> str:
     )  # fmt: skip
 
 
-def _view(file: Measured, material: Material) -> dict[str, Any]:
+def _view(file: FileReport, material: ReportData) -> dict[str, Any]:
     """One file, as the templates show it."""
     changed = survival.tensors(file.receipt)
     return {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from edgetune.report.gather import Json, Measured
+from edgetune.report.gather import FileReport, Json
 from edgetune.report.numbers import entry, number, share, short, size
 
 CHECKS = {
@@ -20,7 +20,7 @@ CHECKS = {
 
 
 @dataclass(frozen=True)
-class Check:
+class ContractLine:
     """One respect of the contract."""
 
     what: str
@@ -29,17 +29,17 @@ class Check:
     """Empty where it holds."""
 
 
-def contract(file: Measured) -> list[Check]:
+def contract(file: FileReport) -> list[ContractLine]:
     """The checks of the contract with the first difference of each; [] when it was not checked."""
     stored = file.rung.get("contract")
     if not isinstance(stored, Mapping):
         return []
     found = {str(each["what"]): str(each["detail"]) for each in stored.get("differences") or []}
     words = CHECKS | {what: what for what in found if what not in CHECKS}
-    return [Check(what, text, found.get(what, "")) for what, text in words.items()]
+    return [ContractLine(what, text, found.get(what, "")) for what, text in words.items()]
 
 
-def facts(file: Measured) -> list[tuple[str, str]]:
+def facts(file: FileReport) -> list[tuple[str, str]]:
     """What the file is and how it was made."""
     receipt = file.receipt
     stated: list[tuple[str, Any]] = [
@@ -83,7 +83,7 @@ def _versions(versions: Any) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, Mapping) else ""
 
 
-def hashes(file: Measured) -> Iterator[tuple[str, str]]:
+def hashes(file: FileReport) -> Iterator[tuple[str, str]]:
     """(file, SHA-256) of what went in and what came out."""
     receipt = file.receipt
     for part in ("base", "adapter"):

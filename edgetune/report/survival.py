@@ -17,7 +17,7 @@ OUTSIDE = ""
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSurvival:
     """One changed tensor."""
 
     name: str
@@ -28,12 +28,12 @@ class Tensor:
     """<Q(W+D)-Q(W), D>/|D|^2: 1 whole, 0 vanished."""
 
 
-def tensors(receipt: Json) -> list[Tensor]:
+def tensors(receipt: Json) -> list[TensorSurvival]:
     """Every tensor whose survival the export measured; [] when it did not."""
     return list(_tensors(receipt.get("survival"), receipt.get("tensors")))
 
 
-def _tensors(survival: Any, types: Any) -> Iterator[Tensor]:
+def _tensors(survival: Any, types: Any) -> Iterator[TensorSurvival]:
     types = types if isinstance(types, Mapping) else {}
     for name, value in (survival if isinstance(survival, Mapping) else {}).items():
         ratio = number(value)
@@ -41,9 +41,9 @@ def _tensors(survival: Any, types: Any) -> Iterator[Tensor]:
             continue
         match = _BLOCK.fullmatch(name)
         layer, slot = (match[1], match[2]) if match else (OUTSIDE, name.removesuffix(".weight"))
-        yield Tensor(name, layer, slot, str(types.get(name, "")), ratio)
+        yield TensorSurvival(name, layer, slot, str(types.get(name, "")), ratio)
 
 
-def weakest(found: list[Tensor]) -> list[Tensor]:
+def weakest(found: list[TensorSurvival]) -> list[TensorSurvival]:
     """The tensors that lost most, the worst first."""
     return sorted(found, key=lambda tensor: (tensor.ratio, tensor.name))[:WEAKEST]

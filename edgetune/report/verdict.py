@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgetune.report import gate_table
-from edgetune.report.gate_table import Miss
-from edgetune.report.gather import Material, Measured
+from edgetune.report.gate_table import MissedCheck
+from edgetune.report.gather import FileReport, ReportData
 from edgetune.report.numbers import NOTHING, entry, number, plural, share, short, size
 from edgetune.validation.sample_size import caution
 
@@ -32,14 +32,14 @@ class Verdict:
     """One sentence."""
     basis: str
     """What it rests on: rows, tokens, thresholds."""
-    misses: list[Miss]
+    misses: list[MissedCheck]
     next_step: str
     chosen: int
     """Index of the file that the report opens with."""
     tiles: list[Tile]
 
 
-def judge(material: Material) -> Verdict:
+def judge(material: ReportData) -> Verdict:
     """The verdict on all files."""
     files = material.files
     passing = [file for file in files if not file.misses]
@@ -56,7 +56,7 @@ def judge(material: Material) -> Verdict:
     )  # fmt: skip
 
 
-def _headline(files: Sequence[Measured], passing: Sequence[Measured], chosen: Measured) -> str:
+def _headline(files: Sequence[FileReport], passing: Sequence[FileReport], chosen: FileReport) -> str:
     if len(files) == 1:
         return f"{chosen.name} is the model that was trained." if passing else f"{chosen.name} is not fit to ship."
     if not passing:
@@ -64,7 +64,7 @@ def _headline(files: Sequence[Measured], passing: Sequence[Measured], chosen: Me
     return f"{chosen.name} ({size(chosen.size)}) is the model that was trained."
 
 
-def _basis(material: Material, passing: Sequence[Measured]) -> str:
+def _basis(material: ReportData, passing: Sequence[FileReport]) -> str:
     reference = material.newest.get("reference", {})
     rows, tokens = (number(reference.get(key)) for key in ("rows", "tokens"))
     counted = f"{plural(int(rows or 0), 'held-out row')}, {plural(int(tokens or 0), 'scored token')}"
@@ -78,7 +78,7 @@ def _basis(material: Material, passing: Sequence[Measured]) -> str:
     return f"{measured} {each} {plural(len(material.files), 'file')} pass; this is the smallest that does."
 
 
-def _next_step(files: Sequence[Measured], passing: Sequence[Measured], chosen: Measured) -> str:
+def _next_step(files: Sequence[FileReport], passing: Sequence[FileReport], chosen: FileReport) -> str:
     if not passing:
         return next((miss.hint for file in files for miss in gate_table.misses(file) if miss.hint), "")
     if not any(number(limit) is not None for limit in (chosen.validation.get("gate") or {}).values()):
@@ -86,7 +86,7 @@ def _next_step(files: Sequence[Measured], passing: Sequence[Measured], chosen: M
     return "Ship it with its receipt; edgetune verify checks it on the machine where it runs."
 
 
-def _tiles(material: Material, file: Measured) -> list[Tile]:
+def _tiles(material: ReportData, file: FileReport) -> list[Tile]:
     figures = file.rung.get("figures", {})
     bound = "a lower bound, " if entry(file.validation, "reference", "kld_is_lower_bound") else ""
     recovery = number(figures.get("recovery"))
@@ -106,6 +106,6 @@ def _tiles(material: Material, file: Measured) -> list[Tile]:
     return [*tiles, Tile("Size", size(file.size), _bits(file))]
 
 
-def _bits(file: Measured) -> str:
+def _bits(file: FileReport) -> str:
     bits = number(file.receipt.get("bits_per_weight"))
     return f"{bits:.2f} bits per weight" if bits is not None else NOTHING

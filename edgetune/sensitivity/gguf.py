@@ -17,7 +17,8 @@ from pathlib import Path
 
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring
@@ -189,7 +190,7 @@ _BY_NAME = {"output.weight": _OUTPUT, "token_embd.weight": _EMBEDDING}  # these 
 class _Swapper:
     made: _Remake
     reference: Reference
-    rows: Rows
+    rows: ScoredRows
     path: Path
     before: float
 
@@ -214,14 +215,14 @@ def _until(
         progress(done, total)
 
 
-def _enough(reference: Reference) -> Rows:
+def _enough(reference: Reference) -> ScoredRows:
     """The first rows, up to TOKENS scored tokens."""
     rows = reference.main_rows
     count = next((index for index, (_, _, where) in enumerate(rows, 1) if where.stop >= TOKENS), len(rows))
     return rows.first(count)
 
 
-def _kld(reference: Reference, rows: Rows, file: Path) -> float:
+def _kld(reference: Reference, rows: ScoredRows, file: Path) -> float:
     longest = int(max(len(ids) for ids, _, _ in rows))
     with load(file, context=longest) as runtime:
         return float(scoring.score(runtime, reference, rows, lambda *_: None).kld.mean())

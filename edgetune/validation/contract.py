@@ -15,7 +15,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.runtime import Runtime
 
-Golden = Mapping[str, Any]
+GoldenConversation = Mapping[str, Any]
 """{"messages", "add_generation_prompt", "text", "ids"}, and "tools" where the template was given some."""
 
 
@@ -45,7 +45,7 @@ class Contract:
         return self if detail is None else Contract(self.conversations, [*self.differences, Difference(what, detail)])
 
 
-def check(runtime: Runtime, golden: Sequence[Golden], tokenizer: Path) -> Contract:
+def check(runtime: Runtime, golden: Sequence[GoldenConversation], tokenizer: Path) -> Contract:
     """`golden` from the reference; `tokenizer` is the run's tokenizer directory, with the template of training."""
     checks: list[Callable[[], str | None]] = [
         lambda: template_difference(runtime, tokenizer),
@@ -76,7 +76,7 @@ def template_difference(runtime: Runtime, tokenizer: Path) -> str | None:
     return None if found == wanted else "the file's chat template is another: " + _first_difference(wanted, found)
 
 
-def rendering_difference(runtime: Runtime, entry: Golden) -> str | None:
+def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
     """The conversation as text."""
     if runtime.chat_template is None:
         return None  # said by template_difference
@@ -89,7 +89,7 @@ def rendering_difference(runtime: Runtime, entry: Golden) -> str | None:
     return None if found == entry["text"] else _first_difference(entry["text"], found)
 
 
-def bos_difference(runtime: Runtime, entry: Golden) -> str | None:
+def bos_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
     """How many BOS tokens the ids start with; the classical fault is none, or two."""
     wanted, found = (_leading(ids, runtime.bos_token) for ids in (entry["ids"], runtime.tokenize(entry["text"])))
     if wanted == found:
@@ -97,7 +97,7 @@ def bos_difference(runtime: Runtime, entry: Golden) -> str | None:
     return f"training starts {_quoted(entry['text'])} with {wanted} BOS, the file with {found}"
 
 
-def token_difference(runtime: Runtime, entry: Golden) -> str | None:
+def token_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
     """The text as token ids."""
     wanted, found = entry["ids"], runtime.tokenize(entry["text"])
     for place, (theirs, ours) in enumerate(zip_longest(wanted, found)):

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.reference.codecs import F64, I64, largest
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runtime import Runtime
-from edgetune.validation.metrics import Scored
+from edgetune.validation.metrics import TokenScores
 
 WORST_ROWS = 6
 WINDOW = 200
@@ -43,7 +44,7 @@ class _Row:
     """[len(positions)]"""
 
 
-def detail(runtime: Runtime, reference: Reference, rows: Rows, scored: Scored) -> dict[str, Any]:
+def detail(runtime: Runtime, reference: Reference, rows: ScoredRows, scored: TokenScores) -> dict[str, Any]:
     """Plain JSON; `scored` is of these rows and this runtime.
 
     `kld_histogram`; `worst_percent_share`, how much of all divergence the worst hundredth of the tokens holds; and
@@ -71,7 +72,7 @@ def worst_percent_share(kld: F64) -> float | None:
     return _rounded(np.sort(kld)[-max(1, len(kld) // 100) :].sum() / total)
 
 
-def _worst(rows: Rows, kld: F64) -> list[_Row]:
+def _worst(rows: ScoredRows, kld: F64) -> list[_Row]:
     """The rows of the largest mean KLD, the worst first."""
     found = [
         _Row(index, ids, positions, scored, kld[scored])
@@ -81,7 +82,7 @@ def _worst(rows: Rows, kld: F64) -> list[_Row]:
     return sorted(found, key=lambda row: -float(np.nan_to_num(row.kld).mean()))[:WORST_ROWS]
 
 
-def _described(runtime: Runtime, reference: Reference, scored: Scored, row: _Row) -> dict[str, Any]:
+def _described(runtime: Runtime, reference: Reference, scored: TokenScores, row: _Row) -> dict[str, Any]:
     """Columns of equal length, one entry a token from `first` on; null where a token is not scored.
 
     `candidates` maps an index into these columns to both models' likeliest tokens there, as [text, probability].

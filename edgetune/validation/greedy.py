@@ -24,7 +24,7 @@ class Agreement:
     """Answers that are equal to the end."""
 
 
-def follow(
+def compare_answers(
     runtime: Runtime, answers: Sequence[Answer], stops: Collection[int], progress: Progress
 ) -> tuple[Agreement | None, str | None]:
     """The agreement (None without answers), and what is wrong with the file's stop tokens, if anything is.

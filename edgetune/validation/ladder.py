@@ -14,14 +14,15 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import merged
 from edgetune.reference.codecs import F64
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.runtime.onnx.folder import is_onnx
 from edgetune.sensitivity.gguf import locate
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import detail
-from edgetune.validation.metrics import Scored
+from edgetune.validation.metrics import TokenScores
 from edgetune.validation.rungs import BASE, MERGED, TRAINED, Ladder, LongRow, Rung
 
 __all__ = ["Ladder", "Options", "Rung", "climb"]
@@ -65,7 +66,7 @@ def _located(ladder: Ladder, rung: Rung, options: Options, bar: ProgressBar) -> 
     return replace(rung, located=located)
 
 
-def _stored(reference: Reference, rows: Rows, options: Options) -> list[Rung]:
+def _stored(reference: Reference, rows: ScoredRows, options: Options) -> list[Rung]:
     """The rungs that were captured: nothing is computed for them."""
     count = len(rows.positions)
     scored = {BASE: metrics.of_base(reference, count), TRAINED: metrics.of_trained(reference, count)}
@@ -78,7 +79,7 @@ def _stored(reference: Reference, rows: Rows, options: Options) -> list[Rung]:
         compared = merged.read(reference, name)
         if compared is None:
             continue
-        each = Scored(compared.kld, compared.top, compared.nll)
+        each = TokenScores(compared.kld, compared.top, compared.nll)
         figures = metrics.figures(each.first(count), reference)
         found.append(
             Rung(f"merged {name}", figures, None, MERGED, merge_base=name, row_kld=_row_means(rows, each.kld),
@@ -109,7 +110,7 @@ def measure(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> R
         return replace(rung, long_rows=_long(reference, scored) if options.rows is None else ())
 
 
-def _rung(ladder: Ladder, runtime: Runtime, scored: Scored) -> Rung:
+def _rung(ladder: Ladder, runtime: Runtime, scored: TokenScores) -> Rung:
     file, metadata = runtime.path, runtime.metadata
     return Rung(
         name=file.name,
@@ -133,7 +134,7 @@ def _with_answers(
     """The contract, and what the file says greedily; `max_tokens` 0 leaves the test rows out."""
     reference, answers = ladder.reference, None
     with bar(f"{rung.name}: greedy") as progress:
-        agreement, fault = greedy.follow(runtime, reference.greedy, _stops(ladder.run), progress)
+        agreement, fault = greedy.compare_answers(runtime, reference.greedy, _stops(ladder.run), progress)
     if reference.task and max_tokens:
         with bar(f"{rung.name}: task") as progress:
             answers = task.run_task(runtime, reference.task, max_tokens, progress)
@@ -147,11 +148,11 @@ def _stops(run: RunDirectory) -> frozenset[int]:
     return TextTokenizer.from_directory(run.tokenizer).stop_ids
 
 
-def _row_means(rows: Rows, kld: F64) -> tuple[float, ...]:
+def _row_means(rows: ScoredRows, kld: F64) -> tuple[float, ...]:
     return tuple(float(kld[where].mean()) if where.stop > where.start else float("nan") for _, _, where in rows)
 
 
-def _long(reference: Reference, scored: Scored) -> tuple[LongRow, ...]:
+def _long(reference: Reference, scored: TokenScores) -> tuple[LongRow, ...]:
     """The last rows of the reference one by one."""
     same = scored.top == reference.trained_top
     long_rows = list(reference.rows)[len(reference.rows) - reference.long_rows :]

@@ -70,7 +70,7 @@ def hint_of(stage: str) -> str:
 
 
 @dataclass(frozen=True)
-class Lost:
+class StageLoss:
     """Where a file lost most of what it lost."""
 
     stage: str
@@ -79,7 +79,7 @@ class Lost:
     hint: str
 
 
-def most_lost(ladder: Ladder, file: Rung) -> Lost:
+def largest_loss(ladder: Ladder, file: Rung) -> StageLoss:
     """The step of the chain that added most divergence."""
     chain = Chain.of(ladder, file)
     steps, before = [], ladder.trained.figures.kld.value
@@ -88,4 +88,4 @@ def most_lost(ladder: Ladder, file: Rung) -> Lost:
         before = rung.figures.kld.value
     added, rung = max(steps, key=lambda step: step[0])
     stage = stage_of(chain, lambda other: other is rung)
-    return Lost(stage, added, hint_of(stage))
+    return StageLoss(stage, added, hint_of(stage))

@@ -21,7 +21,7 @@ _NO_GAIN = 1e-9  # nats; below it training has changed nothing that could be rec
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScores:
     """What a model says at P scored tokens."""
 
     kld: F64
@@ -31,9 +31,9 @@ class Scored:
     nll: F64
     """[P] nats."""
 
-    def first(self, count: int) -> Scored:
+    def first(self, count: int) -> TokenScores:
         """The first `count` tokens."""
-        return Scored(self.kld[:count], self.top[:count], self.nll[:count])
+        return TokenScores(self.kld[:count], self.top[:count], self.nll[:count])
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TokenPairs:
     """What two models say at the same P scored tokens."""
 
     kld: F64
@@ -100,15 +100,15 @@ class Pairs:
     """[P] nats."""
 
 
-def figures(scored: Scored, reference: Reference) -> Figures:
+def figures(scored: TokenScores, reference: Reference) -> Figures:
     """Compare what a model says at the reference's first `len(scored.nll)` tokens with the trained model."""
     part = slice(len(scored.nll))
     trained, base = reference.trained_nll[part], reference.base_nll[part]
-    pairs = Pairs(scored.kld, scored.top == reference.trained_top[part], scored.nll, trained)
-    return of_pairs(pairs, _recovery(float(scored.nll.mean()), float(trained.mean()), float(base.mean())))
+    pairs = TokenPairs(scored.kld, scored.top == reference.trained_top[part], scored.nll, trained)
+    return figures_of_pairs(pairs, _recovery(float(scored.nll.mean()), float(trained.mean()), float(base.mean())))
 
 
-def of_pairs(pairs: Pairs, recovery: float | None = None) -> Figures:
+def figures_of_pairs(pairs: TokenPairs, recovery: float | None = None) -> Figures:
     """Every figure that llama-perplexity prints, and `recovery`, which needs a third model."""
     change = np.exp(-pairs.nll) - np.exp(-pairs.nll_reference)
     entropy, reference = Mean.of(pairs.nll), Mean.of(pairs.nll_reference)
@@ -150,18 +150,20 @@ def _divided(number: float, by: float) -> float:
     return number / by if by else math.nan
 
 
-def of_trained(reference: Reference, count: int) -> Scored:
+def of_trained(reference: Reference, count: int) -> TokenScores:
     """The trained model against what is stored of it: the floor that the coding sets."""
-    return Scored(
+    return TokenScores(
         reference.trained_floor[:count].astype(np.float64),
         reference.trained_top[:count].astype(np.int64),
         reference.trained_nll[:count],
     )
 
 
-def of_base(reference: Reference, count: int) -> Scored:
+def of_base(reference: Reference, count: int) -> TokenScores:
     """The base model before training."""
-    return Scored(reference.base_kld[:count], reference.base_top[:count].astype(np.int64), reference.base_nll[:count])
+    return TokenScores(
+        reference.base_kld[:count], reference.base_top[:count].astype(np.int64), reference.base_nll[:count]
+    )
 
 
 def _exponential(log: Mean) -> Mean:

@@ -18,7 +18,7 @@ from edgetune.config import GateConfig
 from edgetune.runs.directory import write_json
 from edgetune.validation.contract import Contract
 from edgetune.validation.gate import Miss
-from edgetune.validation.loss_stage import most_lost
+from edgetune.validation.loss_stage import largest_loss
 from edgetune.validation.metrics import Mean
 from edgetune.validation.rungs import Ladder, Rung
 from edgetune.validation.sample_size import caution
@@ -66,7 +66,7 @@ def _as_json(rung: Rung, ladder: Ladder) -> dict[str, Any]:
     fields = asdict(rung)
     fields["file"] = rung.file.name if rung.file else None
     fields["stage"] = rung.stage
-    fields["lost"] = asdict(most_lost(ladder, rung)) if rung.file else None
+    fields["lost"] = asdict(largest_loss(ladder, rung)) if rung.file else None
     if rung.contract:
         fields["contract"]["holds"] = rung.contract.holds
     if rung.task:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.sensitivity.gguf import Located
 from edgetune.validation.contract import Contract
@@ -72,7 +73,7 @@ class Ladder:
 
     run: RunDirectory
     reference: Reference
-    rows: Rows
+    rows: ScoredRows
     rungs: list[Rung]
     """base, trained, the merged models that were captured, then the files in the order given."""
 

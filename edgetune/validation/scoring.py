@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import Compared
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.codecs import Comparison
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runtime import Runtime, RuntimeProblem
-from edgetune.validation.metrics import Scored
+from edgetune.validation.metrics import TokenScores
 
 _PIECE_BYTES = 2 << 20
 
 
-def score(runtime: Runtime, reference: Reference, rows: Rows, progress: Progress) -> Scored:
+def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Progress) -> TokenScores:
     """Compare `runtime` with the reference at the scored tokens of `rows` (the reference's first ones).
 
     One block of logits exists at a time. RunDirectoryError when the reference is of another vocabulary.
@@ -25,7 +26,7 @@ def score(runtime: Runtime, reference: Reference, rows: Rows, progress: Progress
     check_vocabulary(runtime, reference)
     each = list(rows)
     places = [where.start for _, _, where in each]
-    found: dict[int, Compared] = {}
+    found: dict[int, Comparison] = {}
     done = 0
     for row, block in runtime.score_rows([(ids, positions) for ids, positions, _ in each]):
         for logits in in_cache([block]):
@@ -35,7 +36,7 @@ def score(runtime: Runtime, reference: Reference, rows: Rows, progress: Progress
         done += len(block)
         progress(done, len(rows.positions))
     parts = [found[place] for place in sorted(found)]
-    return Scored(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("kld", "top", "nll")))
+    return TokenScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("kld", "top", "nll")))
 
 
 def in_cache(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

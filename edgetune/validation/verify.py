@@ -16,7 +16,7 @@ import numpy as np
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import golden
-from edgetune.reference.golden import Golden
+from edgetune.reference.golden import GoldenSet
 from edgetune.runtime import Runtime, load
 from edgetune.validation import contract
 from edgetune.validation.choices import log_likelihoods
@@ -46,7 +46,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """Everything that was looked at."""
 
     checks: list[Check]
@@ -69,7 +69,7 @@ def limit_for(metadata: Mapping[str, Any]) -> float:
     return _MERGING + _SPREAD * (_COARSEST if known is None else PUBLISHED[known])
 
 
-def verify(path: Path, *, max_kld: float | None = None, threads: int | None = None, progress: Progress) -> Verdict:
+def verify(path: Path, *, max_kld: float | None = None, threads: int | None = None, progress: Progress) -> Verification:
     """Look at everything; `max_kld` None leaves the limit for the first tokens to the file's type.
 
     Raises ArtifactError or RuntimeProblem for a file that cannot even be opened.
@@ -79,11 +79,11 @@ def verify(path: Path, *, max_kld: float | None = None, threads: int | None = No
         checks.append(_data(runtime))
         carried = golden.read(runtime.metadata, path)
         if carried is None:
-            return Verdict([*checks, Check("golden", None, "the file carries no golden conversations")])
+            return Verification([*checks, Check("golden", None, "the file carries no golden conversations")])
         checks += _contract(runtime, carried)
         limit = limit_for(runtime.metadata) if max_kld is None else max_kld
         checks.append(_first_tokens(runtime, carried, limit, progress))
-    return Verdict(checks)
+    return Verification(checks)
 
 
 def _receipt(path: Path) -> Check:
@@ -108,7 +108,7 @@ def _data(runtime: Runtime) -> Check:
     return Check("data", True, "the weights are those that were written")
 
 
-def _contract(runtime: Runtime, carried: Golden) -> list[Check]:
+def _contract(runtime: Runtime, carried: GoldenSet) -> list[Check]:
     conversations = carried.conversations
     missing = sorted(carried.stop_ids - runtime.stop_tokens)
     found = {
@@ -123,7 +123,7 @@ def _contract(runtime: Runtime, carried: Golden) -> list[Check]:
     return [Check(name, difference is None, difference or held) for name, difference in found.items()]
 
 
-def _first_tokens(runtime: Runtime, carried: Golden, max_kld: float, progress: Progress) -> Check:
+def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress: Progress) -> Check:
     """KL divergence of the first token of each answer, over the tokens that are carried and the rest as one."""
     asked = [entry for entry in carried.conversations if "first" in entry and len(entry["ids"]) < runtime.context]
     if not asked:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.reference.llama_kld import LlamaBaseWriter, scored_positions
+from edgetune.reference.llama_kld import KldBaseWriter, scored_positions
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
 from tests.bench.models import LLAMA_1B, write_llama
@@ -87,7 +87,7 @@ def _write_base(path: Path, vocab: int, chunks: int, context: int) -> None:
     random = np.random.default_rng(0)
     tokens = random.integers(0, min(vocab, 1000), (chunks, context)).astype(np.int32)
     rows = random.normal(0, 3, (len(scored_positions(context)), vocab)).astype(np.float32)
-    with LlamaBaseWriter(path, tokens, vocab) as writer:
+    with KldBaseWriter(path, tokens, vocab) as writer:
         for _ in range(chunks):
             writer.add(rows)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgetune.errors import DataError
 from edgetune.reference.codecs import F32, F64
-from edgetune.reference.llama_kld import LlamaBase, LlamaBaseWriter, chunked, fed, scored_positions
+from edgetune.reference.llama_kld import KldBaseFile, KldBaseWriter, scored_positions, split_into_chunks, with_bos
 
 CHUNKS, CONTEXT = 3, 21
 RANDOM = np.random.default_rng(3)
@@ -24,7 +24,7 @@ def made(path: Path, vocab: int = 101, spread: float = 3.0) -> tuple[Path, F32]:
     """A file of a random model, and its logits [CHUNKS * rows, V]."""
     tokens = RANDOM.integers(0, vocab, (CHUNKS, CONTEXT)).astype(np.int32)
     logits = RANDOM.normal(0, spread, (CHUNKS * len(scored_positions(CONTEXT)), vocab)).astype(np.float32)
-    with LlamaBaseWriter(path, tokens, vocab) as writer:
+    with KldBaseWriter(path, tokens, vocab) as writer:
         for start in range(0, len(logits), 7):
             writer.add(logits[start : start + 7])
     return path, logits
@@ -38,7 +38,7 @@ def log_softmax(logits: F32) -> F64:
 @pytest.mark.parametrize("vocab", [100, 101])
 def test_what_is_written_is_read(tmp_path: Path, vocab: int) -> None:
     path, logits = made(tmp_path / "base.kld", vocab)
-    base = LlamaBase(path)
+    base = KldBaseFile(path)
     assert (base.chunks, base.context, base.vocab_size, base.rows) == (CHUNKS, CONTEXT, vocab, len(logits))
     # the layout, byte for byte: 10 rows a chunk of 8 + 2 V bytes, V padded to even
     assert path.stat().st_size == 20 + 4 * CHUNKS * CONTEXT + CHUNKS * 10 * (8 + 2 * (vocab + vocab % 2))
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(tmp_path: Path, vocab: int) -> None:
 def test_the_figures_are_llama_perplexitys(tmp_path: Path) -> None:
     """Its formula, in float64: sum of p (log p - log q) over p > exp(-16), p as stored and not normalized."""
     path, logits = made(tmp_path / "base.kld", spread=5.0)
-    base = LlamaBase(path)
+    base = KldBaseFile(path)
     other = logits + RANDOM.normal(0, 0.3, logits.shape).astype(np.float32)
     found = base.compare(0, other)
     stored, ours = base.log_probs(0, base.rows).astype(np.float64), log_softmax(other)
@@ -73,23 +73,23 @@ def test_the_figures_are_llama_perplexitys(tmp_path: Path) -> None:
 
 def test_bos_is_fed_and_not_stored() -> None:
     chunk = np.array([5, 6, 7], np.int32)
-    assert fed(chunk, 1).tolist() == [1, 6, 7]
-    assert fed(chunk, None).tolist() == chunk.tolist() == [5, 6, 7]
+    assert with_bos(chunk, 1).tolist() == [1, 6, 7]
+    assert with_bos(chunk, None).tolist() == chunk.tolist() == [5, 6, 7]
 
 
 def test_chunks_are_whole() -> None:
-    assert chunked(np.arange(10, dtype=np.int32), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert split_into_chunks(np.arange(10, dtype=np.int32), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match="3 tokens, fewer than one chunk of 4"):
-        chunked(np.arange(3, dtype=np.int32), 4)
+        split_into_chunks(np.arange(3, dtype=np.int32), 4)
 
 
 def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path) -> None:
     tokens = np.zeros((CHUNKS, CONTEXT), np.int32)
-    with pytest.raises(KeyboardInterrupt), LlamaBaseWriter(tmp_path / "a.kld", tokens, 7):
+    with pytest.raises(KeyboardInterrupt), KldBaseWriter(tmp_path / "a.kld", tokens, 7):
         raise KeyboardInterrupt
     with (
         pytest.raises(DataError, match="29 rows were not written"),
-        LlamaBaseWriter(tmp_path / "a.kld", tokens, 7) as w,
+        KldBaseWriter(tmp_path / "a.kld", tokens, 7) as w,
     ):
         w.add(np.zeros((1, 7), np.float32))
     assert list(tmp_path.iterdir()) == []
@@ -131,13 +131,13 @@ def test_damage_is_one_sentence(tmp_path: Path, name: str) -> None:
     damage, words = DAMAGES[name]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=words):
-        LlamaBase(path).compare(0, logits)
+        KldBaseFile(path).compare(0, logits)
 
 
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "none.kld", tmp_path):
         with pytest.raises(DataError, match="cannot be read"):
-            LlamaBase(path)
+            KldBaseFile(path)
 
 
 @settings(max_examples=150, deadline=None)
@@ -152,6 +152,6 @@ def test_any_damage_is_refused_or_harmless(
     content[place : place + len(value)] = value[: len(content) - place]
     path.write_bytes(bytes(content[: len(content) - cut if cut > 20 else len(content)]))
     with contextlib.suppress(DataError):
-        base = LlamaBase(path)
+        base = KldBaseFile(path)
         if base.vocab_size == 101:
             assert np.isfinite(base.compare(0, logits[: base.rows]).kld).all()

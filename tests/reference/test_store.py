@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32, F64
-from edgetune.reference.store import Reference, ReferenceWriter, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
+from edgetune.reference.writer import ReferenceWriter
 
 VOCAB = 300
 
 
-def rows() -> Rows:
+def rows() -> ScoredRows:
     random = np.random.default_rng(1)
     positions = np.concatenate([np.arange(5, 20), np.arange(30, 50), np.arange(51, 70)])
-    return Rows(random.integers(0, VOCAB, 70, np.int32), np.array([0, 20, 50, 70]), positions)
+    return ScoredRows(random.integers(0, VOCAB, 70, np.int32), np.array([0, 20, 50, 70]), positions)
 
 
 def logits(seed: int, spread: float = 4.0) -> F32:
@@ -191,7 +193,7 @@ def test_a_confident_model_is_not_given_a_tail(tmp_path: Path) -> None:
     """16 bits reach 16 nats down; what lies below must not be taken for exp(-16)."""
     sure = np.random.default_rng(4).normal(0, 1, (3, 4096)).astype(np.float32)
     sure[:, 7] = 25
-    three = Rows(np.full(4, 7, np.int32), np.array([0, 4]), np.array([1, 2, 3]))
+    three = ScoredRows(np.full(4, 7, np.int32), np.array([0, 4]), np.array([1, 2, 3]))
     directory = tmp_path / "reference"
     with ReferenceWriter(
         directory, three, vocab_size=4096, full_vocabulary_limit=8192, top_k=1, info={}
@@ -231,7 +233,7 @@ def test_shapes_are_checked(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_rows_that_contradict_themselves(offsets: list[int], positions: list[int], what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        Rows(np.arange(6, dtype=np.int32), np.array(offsets, np.int64), np.array(positions, np.int64))
+        ScoredRows(np.arange(6, dtype=np.int32), np.array(offsets, np.int64), np.array(positions, np.int64))
 
 
 def test_rows_one_by_one() -> None:
@@ -244,11 +246,11 @@ def test_rows_one_by_one() -> None:
 
 
 def test_an_empty_row_set_and_foreign_tokens(tmp_path: Path) -> None:
-    empty = Rows(np.arange(3, dtype=np.int32), np.array([0, 3]), np.array([], np.int64))
+    empty = ScoredRows(np.arange(3, dtype=np.int32), np.array([0, 3]), np.array([], np.int64))
     options = {"vocab_size": 2, "full_vocabulary_limit": 1, "top_k": 1, "info": {}}
     with pytest.raises(RunDirectoryError, match="no token to score"):
         ReferenceWriter(tmp_path / "reference", empty, **options)  # type: ignore[arg-type]
-    foreign = Rows(np.arange(3, dtype=np.int32), np.array([0, 3]), np.array([1]))
+    foreign = ScoredRows(np.arange(3, dtype=np.int32), np.array([0, 3]), np.array([1]))
     with pytest.raises(RunDirectoryError, match="outside the vocabulary of 2"):
         ReferenceWriter(tmp_path / "reference", foreign, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.report import curves, findings, gate_table, numbers, survival, verdict
-from edgetune.report.gather import Material, Measured, short_names
+from edgetune.report.gather import FileReport, ReportData, short_names
 from tests.report.factories import Content
 
 SPACE = "\u00a0"
 
 
-def measured(name: str, size: int, kld: float, *, gate: Content | None = None, misses: int = 0) -> Measured:
+def measured(name: str, size: int, kld: float, *, gate: Content | None = None, misses: int = 0) -> FileReport:
     rung = {
         "name": name,
         "file": name,
@@ -31,11 +31,11 @@ def measured(name: str, size: int, kld: float, *, gate: Content | None = None, m
         {"rung": name, "figure": "mean_kld_max", "stage": "quantize", "sentence": "mean KLD is x", "hint": "Finer."}
     ]
     validation = {"gate": gate or {}, "misses": missed * misses, "rungs": [rung], "reference": {"rows": 2, "tokens": 9}}
-    return Measured(name, name.removesuffix(".gguf"), rung, validation, {}, False)
+    return FileReport(name, name.removesuffix(".gguf"), rung, validation, {}, False)
 
 
-def material(*files: Measured) -> Material:
-    return Material("run", {}, [], [], list(files))
+def material(*files: FileReport) -> ReportData:
+    return ReportData("run", {}, [], [], list(files))
 
 
 def test_the_verdict_says_that_a_sample_is_small() -> None:
@@ -111,7 +111,7 @@ def test_how_far_from_the_limit() -> None:
     assert gate_table.misses(file)[0].distance == "5.00 times the limit"
     columns = gate_table.columns([file])
     assert [(column.title, column.limit) for column in columns][2:] == [("Mean KLD", "≤ 0.1")]
-    assert gate_table.cell(file, columns[2]) == gate_table.Cell("fail", "0.500")
+    assert gate_table.cell(file, columns[2]) == gate_table.GateCell("fail", "0.500")
 
 
 def test_files_with_different_limits_say_theirs() -> None:

@@ -17,7 +17,7 @@ from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
 from edgetune.export import onnx as onnx_export
 from edgetune.export.targets import Outputs
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.onnx import search
 from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
@@ -34,9 +34,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.base("llama-tied", tmp_path_factory.mktemp("tuning") / "base", **EVEN)
 
 
-def rows_of(count: int = 2, length: int = 150) -> Rows:
+def rows_of(count: int = 2, length: int = 150) -> ScoredRows:
     ids, offsets = np.array(tiny.random_ids(count * length), np.int32), np.arange(count + 1) * length
-    return Rows(ids, offsets, np.setdiff1d(np.arange(count * length), offsets[:-1]))
+    return ScoredRows(ids, offsets, np.setdiff1d(np.arange(count * length), offsets[:-1]))
 
 
 def subject(base: Path) -> search.Subject:

@@ -21,7 +21,8 @@ from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
 from edgetune.planning.prepare import prepare_run
-from edgetune.reference.store import Reference, ReferenceWriter, summary
+from edgetune.reference.store import Reference, summary
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training import checkpoints, fit
 from edgetune.training import resume as state

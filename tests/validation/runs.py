@@ -9,7 +9,8 @@ import numpy as np
 
 from edgetune.config import parse_config
 from edgetune.reference.codecs import F32
-from edgetune.reference.store import ReferenceWriter, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Finish, Runtime, Sampling, load
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -20,22 +21,22 @@ MAX_TOKENS = 6
 QUESTIONS = ("dim the lights", "把卧室的灯调暗", "two  spaces and 12 numbers")
 
 
-def held_out(count: int = 4, length: int = 40) -> Rows:
+def held_out(count: int = 4, length: int = 40) -> ScoredRows:
     """Random rows of several lengths; the later two thirds of each are scored."""
     lengths = [length + 3 * i for i in range(count)]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = [np.arange(start + size // 3, start + size) for start, size in zip(offsets, lengths, strict=False)]
-    return Rows(np.array(tiny.random_ids(offsets[-1])), offsets, np.concatenate(positions))
+    return ScoredRows(np.array(tiny.random_ids(offsets[-1])), offsets, np.concatenate(positions))
 
 
-def logits(runtime: Runtime, rows: Rows) -> Iterator[F32]:
+def logits(runtime: Runtime, rows: ScoredRows) -> Iterator[F32]:
     for ids, positions, _ in rows:
         for block in runtime.score(ids, positions):
             yield block.copy()
 
 
 def make_run(
-    path: Path, base: Path, file: Path, *, rows: Rows | None = None, full_vocabulary_limit: int = 8192,
+    path: Path, base: Path, file: Path, *, rows: ScoredRows | None = None, full_vocabulary_limit: int = 8192,
     top_k: int = 64, gate: dict[str, float] | None = None,
 ) -> RunDirectory:  # fmt: skip
     """`file` is the f32 export of `base`; the "base model" of the ladder is the same with noisy logits."""
@@ -52,7 +53,7 @@ def make_run(
     return run
 
 
-def _write_reference(run: RunDirectory, runtime: Runtime, rows: Rows, limit: int, top_k: int) -> None:
+def _write_reference(run: RunDirectory, runtime: Runtime, rows: ScoredRows, limit: int, top_k: int) -> None:
     noise = np.random.default_rng(0)
     writer = ReferenceWriter(
         run.reference, rows, vocab_size=runtime.vocabulary_size, full_vocabulary_limit=limit, top_k=top_k,

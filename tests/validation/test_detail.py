@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from edgetune import console
-from edgetune.reference.store import Reference, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation import detail
-from edgetune.validation.metrics import Scored
+from edgetune.validation.metrics import TokenScores
 from edgetune.validation.scoring import score
 from tests.validation.runs import held_out, make_run
 
 
-def measured(run: RunDirectory, file: Path) -> tuple[Runtime, Reference, Scored]:
+def measured(run: RunDirectory, file: Path) -> tuple[Runtime, Reference, TokenScores]:
     reference = Reference.open(run.reference)
     runtime = load(file)
     with console.count_progress("score") as progress:
@@ -30,7 +31,7 @@ def measured(run: RunDirectory, file: Path) -> tuple[Runtime, Reference, Scored]
 @pytest.fixture(scope="module", params=["u16", "top_k"])
 def found(
     request: pytest.FixtureRequest, base: Path, whole: Path, coarse: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, object], Reference, Scored]:
+) -> tuple[dict[str, object], Reference, TokenScores]:
     limit = 8192 if request.param == "u16" else 10
     rows = held_out(7, 225)
     run = make_run(tmp_path_factory.mktemp("detail") / "run", base, whole, rows=rows, full_vocabulary_limit=limit)
@@ -39,7 +40,9 @@ def found(
         return detail.detail(runtime, reference, reference.rows, scored), reference, scored
 
 
-def test_the_histogram_counts_every_token(found: tuple[dict[str, dict[str, list[float]]], Reference, Scored]) -> None:
+def test_the_histogram_counts_every_token(
+    found: tuple[dict[str, dict[str, list[float]]], Reference, TokenScores],
+) -> None:
     histogram, kld = found[0]["kld_histogram"], found[2].kld
     assert sum(histogram["counts"]) == len(kld)
     for low, high, count in zip(*itertools.tee(histogram["edges"]), histogram["counts"], strict=False):
@@ -65,7 +68,7 @@ def test_the_share_of_the_worst_hundredth(kld: list[float], share: float | None)
     assert detail.worst_percent_share(np.array(kld)) == share
 
 
-def test_the_worst_rows_come_first(found: tuple[dict[str, list[dict[str, float]]], Reference, Scored]) -> None:
+def test_the_worst_rows_come_first(found: tuple[dict[str, list[dict[str, float]]], Reference, TokenScores]) -> None:
     means = [float(found[2].kld[scored].mean()) for _, _, scored in found[1].rows]
     shown = [int(row["row"]) for row in found[0]["worst_rows"]]
     assert shown == sorted(range(len(means)), key=lambda row: -means[row])[: detail.WORST_ROWS]
@@ -73,7 +76,7 @@ def test_the_worst_rows_come_first(found: tuple[dict[str, list[dict[str, float]]
 
 
 def test_a_row_holds_its_worst_token_and_what_was_measured(
-    found: tuple[dict[str, list[dict[str, object]]], Reference, Scored],
+    found: tuple[dict[str, list[dict[str, object]]], Reference, TokenScores],
 ) -> None:
     content, reference, scored = found
     rows = list(reference.rows)
@@ -92,7 +95,7 @@ def test_a_row_holds_its_worst_token_and_what_was_measured(
 
 
 def test_the_candidates_are_both_models_likeliest_tokens(
-    found: tuple[dict[str, list[dict[str, Any]]], Reference, Scored], coarse: Path
+    found: tuple[dict[str, list[dict[str, Any]]], Reference, TokenScores], coarse: Path
 ) -> None:
     content, reference, scored = found
     rows = list(reference.rows)
@@ -113,7 +116,7 @@ def test_the_candidates_are_both_models_likeliest_tokens(
 
 
 def test_a_row_of_one_scored_token(base: Path, whole: Path, coarse: Path, tmp_path: Path) -> None:
-    rows = Rows(held_out(1).tokens, held_out(1).row_offsets, np.array([5]))
+    rows = ScoredRows(held_out(1).tokens, held_out(1).row_offsets, np.array([5]))
     runtime, reference, scored = measured(make_run(tmp_path / "run", base, whole, rows=rows), coarse)
     with runtime:
         (row,) = detail.detail(runtime, reference, reference.rows, scored)["worst_rows"]

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from edgetune import console
 from edgetune.errors import GateFailure
 from edgetune.reference import merged
-from edgetune.reference.codecs import Compared
+from edgetune.reference.codecs import Comparison
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
@@ -87,7 +87,7 @@ def store_merged(run: RunDirectory, file: Path) -> None:
     reference = Reference.open(run.reference)
     with load(file) as runtime:
         said = scoring.score(runtime, reference, reference.rows, lambda *_: None)
-    merged.write(reference, "w16", Compared(said.kld, said.top, said.nll))
+    merged.write(reference, "w16", Comparison(said.kld, said.top, said.nll))
 
 
 def untie_head(tensors: Tensors) -> None:

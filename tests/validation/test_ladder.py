@@ -12,7 +12,7 @@ import pytest
 from edgetune import console
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, RunDirectoryError
-from edgetune.reference.store import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, climb
@@ -110,7 +110,7 @@ def test_a_run_without_a_reference(run: RunDirectory, whole: Path, tmp_path: Pat
 
 def test_rows_that_score_nothing(base: Path, whole: Path, tmp_path: Path) -> None:
     rows = held_out()
-    late = Rows(rows.tokens, rows.row_offsets, rows.positions[rows.positions > rows.row_offsets[1]])
+    late = ScoredRows(rows.tokens, rows.row_offsets, rows.positions[rows.positions > rows.row_offsets[1]])
     unscored = make_run(tmp_path / "run", base, whole, rows=late)
     assert np.isfinite(ladder(unscored, whole, with_task=False).files[0].figures.kld.value)
     with pytest.raises(RunDirectoryError, match="first 1 rows have no scored token"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.reference.llama_kld import LlamaBase
+from edgetune.reference.llama_kld import KldBaseFile
 from edgetune.validation import base_file, llama_perplexity
 from edgetune_converters.export import export
 from tests.validation import stock
@@ -66,7 +66,7 @@ def base(files: dict[str, Path], text: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("type_", ["q8_0", "q4_0", "q2_k"])
 def test_every_statistic_on_its_own_base_file(files: dict[str, Path], base: Path, type_: str) -> None:
     theirs = stock.statistics(files[type_], base, CONTEXT, 1)
-    opened = LlamaBase(base)
+    opened = KldBaseFile(base)
     assert opened.chunks >= 10
     figures = base_file.measure(opened, files[type_], 1, lambda *_: None)
     assert_same(stock.parsed("\n".join(llama_perplexity.lines(figures))), theirs)
@@ -74,7 +74,7 @@ def test_every_statistic_on_its_own_base_file(files: dict[str, Path], base: Path
 
 @pytest.mark.slow
 def test_a_file_against_itself_has_the_floor_of_the_coding(files: dict[str, Path], base: Path) -> None:
-    figures = base_file.measure(LlamaBase(base), files["f32"], 1, lambda *_: None)
+    figures = base_file.measure(KldBaseFile(base), files["f32"], 1, lambda *_: None)
     assert abs(figures.kld.value) < 1e-4
     assert figures.same_top.value > 0.999
 

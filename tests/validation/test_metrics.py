@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from edgetune.reference.codecs import F32
-from edgetune.reference.store import Reference, ReferenceWriter, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.validation import metrics
-from edgetune.validation.metrics import Mean, Scored
+from edgetune.validation.metrics import Mean, TokenScores
 
 VOCAB, COUNT = 97, 240
 RANDOM = np.random.default_rng(5)
@@ -29,7 +31,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Targets are drawn from the trained model, so that it is better than the base."""
     likely = np.array([RANDOM.choice(VOCAB, p=row) for row in probabilities(TRAINED)])
     tokens = np.concatenate([[0], likely]).astype(np.int32)
-    rows = Rows(tokens, np.array([0, COUNT + 1]), np.arange(1, COUNT + 1))
+    rows = ScoredRows(tokens, np.array([0, COUNT + 1]), np.arange(1, COUNT + 1))
     directory = tmp_path_factory.mktemp("metrics") / "reference"
     with ReferenceWriter(directory, rows, vocab_size=VOCAB, full_vocabulary_limit=10**6, top_k=1, info={}) as writer:
         writer.add_trained(TRAINED)
@@ -37,9 +39,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference.open(directory)
 
 
-def scored(reference: Reference, logits: F32) -> Scored:
+def scored(reference: Reference, logits: F32) -> TokenScores:
     found = reference.compare(0, logits)
-    return Scored(found.kld, found.top, found.nll)
+    return TokenScores(found.kld, found.top, found.nll)
 
 
 def test_every_figure(reference: Reference) -> None:
@@ -87,7 +89,7 @@ def test_the_base_recovers_nothing(reference: Reference) -> None:
 
 def test_a_part_of_the_rows(reference: Reference) -> None:
     part = scored(reference, OTHER)
-    found = metrics.figures(Scored(part.kld[:50], part.top[:50], part.nll[:50]), reference)
+    found = metrics.figures(TokenScores(part.kld[:50], part.top[:50], part.nll[:50]), reference)
     assert found.tokens == 50
     assert found.kld.value == pytest.approx(part.kld[:50].mean())
 

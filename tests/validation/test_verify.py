@@ -20,7 +20,7 @@ from edgetune.errors import EdgetuneError, RunDirectoryError
 from edgetune.reference import golden
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
-from edgetune.validation.verify import Verdict, _contract, _first_tokens, limit_for, verify
+from edgetune.validation.verify import Verification, _contract, _first_tokens, limit_for, verify
 from edgetune_converters.export import export
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import data_hash
@@ -47,7 +47,7 @@ def opened(whole: Path) -> Iterator[Runtime]:
         yield runtime
 
 
-def found(file: Path, **options: Any) -> Verdict:
+def found(file: Path, **options: Any) -> Verification:
     return verify(file, progress=lambda *_: None, **options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.reference.codecs import F32
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runtime.onnx import model_file
 from edgetune.runtime.onnx.session import open_session
 from edgetune.runtime.threads import default_threads
@@ -18,7 +18,7 @@ TOKENS = 128
 """Positions whose activations are kept: k numbers for each matrix that reads others than the one before it."""
 
 
-def capture(folder: Path, names: Sequence[str], rows: Rows, place: Path) -> Mapping[str, F32]:
+def capture(folder: Path, names: Sequence[str], rows: ScoredRows, place: Path) -> Mapping[str, F32]:
     """For each named matrix the rows [n, k] that it is multiplied with, mapped from files in `place`.
 
     The tokens are spread over all rows. The first one of a row is left out: attention puts a mark of its own on it,
@@ -56,7 +56,7 @@ def capture(folder: Path, names: Sequence[str], rows: Rows, place: Path) -> Mapp
     return {name: mapped[output] for name, output in outputs.items()}
 
 
-def _spread(rows: Rows) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _spread(rows: ScoredRows) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """For each row the positions that are kept, evenly over all tokens up to the last scored one."""
     places = [
         (row, position) for row, (_, scored, _) in enumerate(rows) for position in range(1, max(scored, default=0))

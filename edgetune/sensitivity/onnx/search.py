@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.console import Progress
-from edgetune.reference.store import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runtime import load
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.knapsack import Choice, Measured
@@ -48,7 +48,7 @@ class Subject:
     plan: OnnxPlan
     apart: OnnxPlan
     make: Make
-    rows: Rows
+    rows: ScoredRows
     importance: Importance | None = None
     threads: int = 0
 
@@ -105,7 +105,7 @@ class _Steps:
 
 
 def _measure(
-    subject: Subject, matrices: Sequence[Matrix], rows: Rows, folder: Path, steps: _Steps
+    subject: Subject, matrices: Sequence[Matrix], rows: ScoredRows, folder: Path, steps: _Steps
 ) -> tuple[Mapping[str, LocalErrors], list[float], float]:
     """What each matrix does: to its own product in each storage, and to the logits in the least blocks."""
     names = [matrix.name for matrix in matrices]
@@ -127,7 +127,7 @@ def _errors(matrix: Matrix, alone: float, local: LocalErrors) -> Measured:
     return Measured(matrix, alone, {codes: scale * local.errors[codes] for codes in CANDIDATES})
 
 
-def _whole(subject: Subject, settings: Settings, rows: Rows, folder: Path, steps: _Steps) -> float:
+def _whole(subject: Subject, settings: Settings, rows: ScoredRows, folder: Path, steps: _Steps) -> float:
     """The divergence of a whole export from that in 8 bits."""
     told, path = folder / "told.npy", folder / "trial"
     with load(folder / "whole", context=swaps.longest(rows)) as runtime:
@@ -141,14 +141,14 @@ def _whole(subject: Subject, settings: Settings, rows: Rows, folder: Path, steps
         steps.advance(_EXPORT)
 
 
-def _measured_rows(rows: Rows, matrices: Sequence[Matrix]) -> tuple[Rows, Rows]:
+def _measured_rows(rows: ScoredRows, matrices: Sequence[Matrix]) -> tuple[ScoredRows, ScoredRows]:
     """Rows for the passes of each matrix, and for those of whole models: fewer where a pass takes longer."""
     weights = sum(int(np.prod(matrix.shape)) for matrix in matrices)
     tokens = min(max(_WORK / (weights * len(matrices)), _LEAST_TOKENS), _MOST_TOKENS)
     return _limited(rows, int(tokens)), _limited(rows, int(tokens) * _VERIFYING)
 
 
-def _limited(rows: Rows, tokens: int) -> Rows:
+def _limited(rows: ScoredRows, tokens: int) -> ScoredRows:
     """The first rows, up to so many tokens that a pass has to evaluate; at least one."""
     positions, spent, count = [], 0, 0
     for _, scored, where in rows:
@@ -160,7 +160,7 @@ def _limited(rows: Rows, tokens: int) -> Rows:
         if spent >= tokens:
             break
     end = rows.row_offsets[count]
-    return Rows(rows.tokens[:end], rows.row_offsets[: count + 1], np.concatenate(positions))
+    return ScoredRows(rows.tokens[:end], rows.row_offsets[: count + 1], np.concatenate(positions))
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 import edgetune_native
 from edgetune.reference.codecs import F32
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runtime import Runtime
 from edgetune.runtime.onnx.runtime import OnnxRuntime
 from edgetune.sensitivity.onnx import graphs
@@ -19,7 +19,7 @@ from edgetune.validation import scoring
 class Told:
     """The logits [P, V] of a model at the scored positions of some rows, on disk."""
 
-    def __init__(self, runtime: Runtime, rows: Rows, path: Path) -> None:
+    def __init__(self, runtime: Runtime, rows: ScoredRows, path: Path) -> None:
         self._rows = rows
         self._logits = np.lib.format.open_memmap(
             path, "w+", np.float32, (len(rows.positions), runtime.vocabulary_size)
@@ -36,7 +36,7 @@ class Told:
         return float(np.concatenate(found).mean())
 
 
-def _scored(runtime: Runtime, rows: Rows):  # type: ignore[no-untyped-def]
+def _scored(runtime: Runtime, rows: ScoredRows):  # type: ignore[no-untyped-def]
     done = 0
     for ids, positions, _ in rows:
         for logits in scoring.in_cache(runtime.score(ids, positions)):
@@ -45,7 +45,7 @@ def _scored(runtime: Runtime, rows: Rows):  # type: ignore[no-untyped-def]
 
 
 def measure(
-    graph: Path, names: Sequence[str], rows: Rows, place: Path, advance: Callable[[], None]
+    graph: Path, names: Sequence[str], rows: ScoredRows, place: Path, advance: Callable[[], None]
 ) -> tuple[list[float], float]:
     """For each of the named matrices of a switching graph the divergence when it alone is swapped, and that of all."""
     with OnnxRuntime(graph, context=longest(rows)) as runtime:
@@ -62,6 +62,6 @@ def measure(
         return found, told.divergence(runtime)
 
 
-def longest(rows: Rows) -> int:
+def longest(rows: ScoredRows) -> int:
     """Tokens of the longest row."""
     return int(max(len(ids) for ids, _, _ in rows))

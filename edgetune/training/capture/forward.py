@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.scored_rows import ScoredRows
 
 BLOCK_BYTES = 128 * 2**20
 BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
@@ -38,7 +38,7 @@ class Batch:
         return np.concatenate([ids[scored] for ids, scored in zip(self.ids, self.scored, strict=True)])
 
 
-def make_batches(rows: Rows, tokens: int, done: int = 0) -> Iterator[Batch]:
+def make_batches(rows: ScoredRows, tokens: int, done: int = 0) -> Iterator[Batch]:
     """The rows in order, in batches of at most `tokens` tokens; a longer row is alone.
 
     Rows whose positions are all among the first `done` are left out.
@@ -93,7 +93,7 @@ def _standing_in(network: Any, said: Any) -> Iterator[None]:
             network.forward = before
 
 
-def batches_for_device(model: Any, rows: Rows, done: int = 0) -> Iterator[Batch]:
+def batches_for_device(model: Any, rows: ScoredRows, done: int = 0) -> Iterator[Batch]:
     """Batches of a size for this device."""
     return make_batches(rows, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"]), done)
 

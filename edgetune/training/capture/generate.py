@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
-from edgetune.reference.store import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.training.loading import compute_dtype, four_bit_layers
 
 GENERATION_BATCH = 32
@@ -22,13 +22,13 @@ Advance = Callable[[dict[int, list[int]]], None]
 """Called with the answers of a batch, by the index of their prompts."""
 
 
-def to_scored_rows(encoded: Sequence[EncodedRow]) -> Rows:
+def to_scored_rows(encoded: Sequence[EncodedRow]) -> ScoredRows:
     """Encoded rows in the reference's layout: one array of tokens, offsets of rows, scored positions."""
     lengths = [len(row.input_ids) for row in encoded]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.concatenate([np.asarray(row.input_ids, np.int32) for row in encoded])
     positions = [np.asarray(row.scored, np.int64) + start for row, start in zip(encoded, offsets[:-1], strict=True)]
-    return Rows(tokens, offsets, np.concatenate(positions))
+    return ScoredRows(tokens, offsets, np.concatenate(positions))
 
 
 def prepare_for_capture(model: Any) -> None:

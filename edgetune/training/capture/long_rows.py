@@ -8,7 +8,7 @@ import numpy as np
 
 from edgetune import console
 from edgetune.planning.prepare import PreparedRun
-from edgetune.reference.store import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.training.capture import generate
 from edgetune.training.capture.forward import repeat_to_length
 
@@ -18,7 +18,7 @@ _BEYOND = 8
 """A row past a length is longer by one part in so many."""
 
 
-def build_reference_rows(plan: PreparedRun, model: Any) -> tuple[Rows, int]:
+def build_reference_rows(plan: PreparedRun, model: Any) -> tuple[ScoredRows, int]:
     """The held-out rows, and after them the long ones that `reference.long` asks for; how many these are."""
     rows = generate.to_scored_rows(plan.reference_rows)
     if not plan.config.reference.long:
@@ -39,7 +39,7 @@ def choose_long_lengths(config: Any) -> list[int]:
     return [first, beyond] if beyond > first else [first]
 
 
-def _appended(rows: Rows, lengths: list[int]) -> Rows:
+def _appended(rows: ScoredRows, lengths: list[int]) -> ScoredRows:
     """The held-out rows again, one after the other, as rows of these lengths."""
     each = [ids for ids, _, _ in rows]
     tokens, offsets, positions = [rows.tokens], list(rows.row_offsets), [rows.positions]
@@ -48,4 +48,4 @@ def _appended(rows: Rows, lengths: list[int]) -> Rows:
         positions.append(scored + offsets[-1])
         offsets.append(offsets[-1] + length)
         tokens.append(row)
-    return Rows(np.concatenate(tokens), np.array(offsets), np.concatenate(positions))
+    return ScoredRows(np.concatenate(tokens), np.array(offsets), np.concatenate(positions))

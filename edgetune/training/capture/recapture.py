@@ -19,8 +19,8 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.reference import merged
-from edgetune.reference.codecs import Compared
-from edgetune.reference.llama_kld import LlamaBaseWriter, chunked, fed, scored_positions
+from edgetune.reference.codecs import Comparison
+from edgetune.reference.llama_kld import KldBaseWriter, scored_positions, split_into_chunks, with_bos
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.adapters import lora
@@ -103,14 +103,14 @@ def _merged_type() -> str:
     return "bf16" if torch.cuda.is_available() else "f32"
 
 
-def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, name: str) -> Compared:
+def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, name: str) -> Comparison:
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": 0 if on_gpu else "cpu"},
         use_safetensors=True, trust_remote_code=plan.config.trust_remote_code,
     ).eval()  # fmt: skip
-    parts: list[Compared] = []
+    parts: list[Comparison] = []
     done = 0
     with torch.inference_mode(), console.count_progress(f"merged {name}") as progress:
         for batch in forward.batches_for_device(model, reference.rows):
@@ -118,7 +118,7 @@ def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, na
                 parts.append(reference.compare(done, logits))
                 done += len(logits)
             progress(done, len(reference.rows.positions))
-    return Compared(*(np.concatenate([getattr(part, array) for part in parts]) for array in ("kld", "top", "nll")))
+    return Comparison(*(np.concatenate([getattr(part, array) for part in parts]) for array in ("kld", "top", "nll")))
 
 
 # -- llama.cpp's base file ---------------------------------------------------------------------------------------------
@@ -129,18 +129,18 @@ def _capture_llama_base(run: RunDirectory, plan: PreparedRun, model: Any, wanted
     assert wanted.llama_base is not None
     config = model.get_base_model().config.get_text_config()
     context = min(wanted.llama_context, int(config.max_position_embeddings))
-    chunks = chunked(_tokens(run, plan, wanted.llama_text), context)
+    chunks = split_into_chunks(_tokens(run, plan, wanted.llama_text), context)
     bos = _added_bos(plan.tokenizer)
     dtype, products = generate.capture_precision(model, plan.config)
     scored = scored_positions(context)
     with (
-        LlamaBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,
+        KldBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,
         torch.inference_mode(),
         products(),
         console.count_progress("chunks") as progress,
     ):
         for done, chunk in enumerate(chunks, 1):
-            for logits in forward.compute_logits(model, forward.Batch([fed(chunk, bos)], [scored])):
+            for logits in forward.compute_logits(model, forward.Batch([with_bos(chunk, bos)], [scored])):
                 writer.add(logits)
             progress(done, len(chunks))
     console.note(f"{wanted.llama_base}: {len(chunks)} chunks of {context} tokens, computed in {dtype}")

@@ -14,7 +14,8 @@ from edgetune import console
 from edgetune.config import ReferenceConfig
 from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.codecs import largest
-from edgetune.reference.store import ReferenceWriter, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory, sha256_file
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.golden import build_contract
@@ -57,7 +58,7 @@ def capture_reference(run: RunDirectory, plan: PreparedRun, model: Any) -> None:
 
 
 def _writer(
-    run: RunDirectory, plan: PreparedRun, model: Any, rows: Rows, long_rows: int, dtype: str
+    run: RunDirectory, plan: PreparedRun, model: Any, rows: ScoredRows, long_rows: int, dtype: str
 ) -> ReferenceWriter:
     config, manifest = plan.config.reference, run.manifest
     return ReferenceWriter(
@@ -73,7 +74,7 @@ def _writer(
     )  # fmt: skip
 
 
-def _key(run: RunDirectory, config: ReferenceConfig, rows: Rows, dtype: str, device: str) -> str:
+def _key(run: RunDirectory, config: ReferenceConfig, rows: ScoredRows, dtype: str, device: str) -> str:
     """Everything that has a say in the captured numbers."""
     adapter = sorted(path for path in run.adapter.rglob("*") if path.is_file())
     parts = [
@@ -84,7 +85,7 @@ def _key(run: RunDirectory, config: ReferenceConfig, rows: Rows, dtype: str, dev
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def capture_log_probs(model: Any, writer: ReferenceWriter, rows: Rows) -> None:
+def capture_log_probs(model: Any, writer: ReferenceWriter, rows: ScoredRows) -> None:
     """Log-probabilities of both models, batch by batch, from where an earlier writer stopped."""
     if writer.done:
         console.note(f"reference: going on after {writer.done} of {len(rows.positions)} tokens")

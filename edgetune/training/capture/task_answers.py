@@ -12,7 +12,8 @@ import numpy as np
 from edgetune import console
 from edgetune.data.formats import Conversation
 from edgetune.planning.prepare import PreparedRun
-from edgetune.reference.store import ReferenceWriter, Rows
+from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import write_json
 from edgetune.training.capture import forward, generate
 from edgetune.validation.answers import CHOICE, answer_matches
@@ -101,7 +102,7 @@ def _choose(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[
     each = [pair for text in texts for pair in continuations(lambda t: plan.tokenizer.encode(t)[0], text, choices)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
-    rows = Rows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
+    rows = ScoredRows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
     found = {}
     for which in MODELS:
         with generate.select_model(model, which):
@@ -111,7 +112,7 @@ def _choose(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[
     return found
 
 
-def _sums(model: Any, rows: Rows) -> Any:
+def _sums(model: Any, rows: ScoredRows) -> Any:
     """[rows] log-likelihood of the scored tokens of each row."""
     parts = []
     for batch in forward.batches_for_device(model, rows):

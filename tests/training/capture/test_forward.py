@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from edgetune.reference.scored_rows import Rows
+from edgetune.reference.scored_rows import ScoredRows
 from edgetune.training import environment
 from edgetune.training.capture import forward
 from tests.converters import tiny
@@ -19,14 +19,14 @@ NOISE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
+def rows() -> ScoredRows:
     lengths = [31, 7, 64, 2, 40, 18]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     scored = [np.arange(start + max(1, size // 3), start + size) for start, size in zip(offsets, lengths, strict=False)]
-    return Rows(np.array(tiny.random_ids(int(offsets[-1]))), offsets, np.concatenate(scored))
+    return ScoredRows(np.array(tiny.random_ids(int(offsets[-1]))), offsets, np.concatenate(scored))
 
 
-def one_by_one(model: Any, rows: Rows) -> np.ndarray[Any, Any]:
+def one_by_one(model: Any, rows: ScoredRows) -> np.ndarray[Any, Any]:
     found = []
     for ids, scored, _ in rows:
         logits = model(input_ids=torch.tensor(ids[None].astype(np.int64))).logits[0]
@@ -34,7 +34,7 @@ def one_by_one(model: Any, rows: Rows) -> np.ndarray[Any, Any]:
     return np.concatenate(found)
 
 
-def in_batches(model: Any, rows: Rows, tokens: int, done: int = 0) -> np.ndarray[Any, Any]:
+def in_batches(model: Any, rows: ScoredRows, tokens: int, done: int = 0) -> np.ndarray[Any, Any]:
     return np.concatenate(
         [
             logits
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_rows(kind: str, rows: Rows) -> None:
+def test_batches_are_rows(kind: str, rows: ScoredRows) -> None:
     """A cap or a scale after the head is the model's own affair, and is done here too."""
     name, own = KINDS[kind]
     config = getattr(transformers, name)(**COMMON | own)
@@ -78,7 +78,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
-def test_an_adapter_takes_part_unless_disabled(adapted: Any, rows: Rows) -> None:
+def test_an_adapter_takes_part_unless_disabled(adapted: Any, rows: ScoredRows) -> None:
     with torch.inference_mode():
         trained, wanted = in_batches(adapted, rows, 100), one_by_one(adapted, rows)
         np.testing.assert_allclose(trained, wanted, atol=NOISE, rtol=1e-4)
@@ -88,7 +88,7 @@ def test_an_adapter_takes_part_unless_disabled(adapted: Any, rows: Rows) -> None
     assert abs(base - trained).max() > 0.1
 
 
-def test_no_more_logits_are_alive_than_a_block(adapted: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_logits_are_alive_than_a_block(adapted: Any, rows: ScoredRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BLOCK_BYTES", 3 * 4 * 523)
     with torch.inference_mode():
         blocks = [
@@ -98,7 +98,7 @@ def test_no_more_logits_are_alive_than_a_block(adapted: Any, rows: Rows, monkeyp
         np.testing.assert_allclose(np.concatenate(blocks), one_by_one(adapted, rows), atol=NOISE, rtol=1e-4)
 
 
-def test_batches_keep_the_order_and_the_limit(rows: Rows) -> None:
+def test_batches_keep_the_order_and_the_limit(rows: ScoredRows) -> None:
     for tokens in (1, 50, 128, 10_000):
         found = list(forward.make_batches(rows, tokens))
         assert [len(ids) for batch in found for ids in batch.ids] == [31, 7, 64, 2, 40, 18]
@@ -107,13 +107,13 @@ def test_batches_keep_the_order_and_the_limit(rows: Rows) -> None:
         np.testing.assert_array_equal(np.concatenate([batch.targets for batch in found]), rows.targets)
 
 
-def test_rows_that_are_done_are_left_out(rows: Rows) -> None:
+def test_rows_that_are_done_are_left_out(rows: ScoredRows) -> None:
     second = next(where.stop for index, (_, _, where) in enumerate(rows) if index == 1)
     left = [len(ids) for batch in forward.make_batches(rows, 1, second) for ids in batch.ids]
     assert left == [64, 2, 40, 18]
 
 
-def test_a_network_that_is_wrapped_stays_wrapped(adapted: Any, rows: Rows) -> None:
+def test_a_network_that_is_wrapped_stays_wrapped(adapted: Any, rows: ScoredRows) -> None:
     """accelerate puts its hooks where the stand-in goes for a while."""
     network = adapted.get_base_model().base_model
     before = network.forward

@@ -13,12 +13,13 @@ from edgetune import cli
 from edgetune.export import measure_merge_bases
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
-from edgetune.reference.llama_kld import LlamaBase
-from edgetune.reference.store import Reference, ReferenceWriter, summary
+from edgetune.reference.llama_kld import KldBaseFile
+from edgetune.reference.store import Reference, summary
+from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.capture import task_answers
 from edgetune.validation import base_file
-from edgetune.validation.greedy import follow
+from edgetune.validation.greedy import compare_answers
 from edgetune.validation.metrics import Mean
 from edgetune.validation.results import json_path
 from edgetune_converters.export import export
@@ -92,7 +93,7 @@ def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tm
 
     with load(file) as runtime:
         said = scoring.score(runtime, found, found.rows, lambda *_: None)
-        agreement, fault = follow(runtime, found.greedy, runtime.stop_tokens, lambda *_: None)
+        agreement, fault = compare_answers(runtime, found.greedy, runtime.stop_tokens, lambda *_: None)
     np.testing.assert_allclose(said.nll, w16.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
     assert fault is None
     assert agreement is not None
@@ -203,7 +204,7 @@ def test_the_base_file_for_llama_cpp(run: RunDirectory, base: Path, tmp_path: Pa
     assert reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text)).digest == digest
     file = tmp_path / "d.gguf"
     export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest["quantized"])
-    opened = LlamaBase(path)
+    opened = KldBaseFile(path)
     figures = base_file.measure(opened, file, 1, lambda *_: None)
     assert (opened.context, opened.vocab_size) == (64, 512)
     assert opened.chunks > 5
