@@ -142,9 +142,9 @@ def answer(runtime: Runtime, ids: list[int], sampling: Sampling, max_tokens: int
 
 def stream(runtime: Runtime, generation: Generation) -> tuple[int, float | None]:
     """Write and flush each complete character; returns the number of tokens and when the first one was there."""
-    from edgetune.runtime.text import TextStream
+    from edgetune.runtime.text import Utf8Stream
 
-    text = TextStream()
+    text = Utf8Stream()
     count, first = 0, None
     try:
         for token in generation:

@@ -15,7 +15,7 @@ from edgetune.errors import DataError
 from edgetune.inspect.gguf import LARGEST, receipt_facts, validation_facts
 from edgetune.runtime.onnx import model_file
 from edgetune.runtime.onnx.folder import OnnxFolder
-from edgetune.runtime.onnx.model_file import OnnxModel, Tensor
+from edgetune.runtime.onnx.model_file import GraphFile, Initializer
 from edgetune_converters.gguf import keys
 
 # operators with weights in codes -> which inputs are codes, scales and zero points
@@ -44,7 +44,7 @@ def describe_folder(path: Path, tensors: bool = False) -> dict[str, Any]:
     }
 
 
-def file_facts(folder: OnnxFolder, model: OnnxModel) -> dict[str, Any]:
+def file_facts(folder: OnnxFolder, model: GraphFile) -> dict[str, Any]:
     """Size, parameters, and the bits that a weight really takes."""
     weights, stored = parameters(model), sum(tensor.bytes for tensor in _weights(model))
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import}
@@ -59,20 +59,20 @@ def file_facts(folder: OnnxFolder, model: OnnxModel) -> dict[str, Any]:
     }
 
 
-def model_facts(folder: OnnxFolder, model: OnnxModel) -> dict[str, Any]:
+def model_facts(folder: OnnxFolder, model: GraphFile) -> dict[str, Any]:
     """What genai_config.json says of the model, under its own names."""
     scalars = {key: value for key, value in folder.genai.items() if not isinstance(value, (dict, list))}
     decoder = {key: value for key, value in folder.decoder.items() if isinstance(value, int)}
     return {"producer": f"{model.proto.producer_name} {model.proto.producer_version}".strip(), **scalars, **decoder}
 
 
-def operator_facts(model: OnnxModel) -> dict[str, int]:
+def operator_facts(model: GraphFile) -> dict[str, int]:
     """Operator -> how many, the most frequent first."""
     counts = Counter(f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.nodes)
     return dict(counts.most_common())
 
 
-def type_mix(model: OnnxModel) -> dict[str, Any]:
+def type_mix(model: GraphFile) -> dict[str, Any]:
     """Storage type -> tensors, bytes and share of the bytes, the largest first; codes with their scales."""
     labels, total = _labels(model), sum(tensor.bytes for tensor in _stored(model)) or 1
     mix: dict[str, dict[str, Any]] = {}
@@ -85,14 +85,14 @@ def type_mix(model: OnnxModel) -> dict[str, Any]:
     return dict(sorted(mix.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def parameters(model: OnnxModel) -> int:
+def parameters(model: GraphFile) -> int:
     """Weights of the model: codes by their bits, scales and zero points not at all, nor whole numbers and tables."""
     counts = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors}
     counts |= dict.fromkeys(_labels(model), 0) | dict(_codes(model))
     return sum(counts[tensor.name] for tensor in _weights(model))
 
 
-def _weights(model: OnnxModel) -> list[Tensor]:
+def _weights(model: GraphFile) -> list[Initializer]:
     """Floats, and codes with what belongs to them; neither tables nor whole numbers."""
     coded, tables = _labels(model), set(_tables(model))
     return [
@@ -102,20 +102,20 @@ def _weights(model: OnnxModel) -> list[Tensor]:
     ]
 
 
-def _stored(model: OnnxModel) -> list[Tensor]:
+def _stored(model: GraphFile) -> list[Initializer]:
     """Each stretch of data once: a tied head is the embedding under another name and in another shape."""
     places = {(tensor.file, tensor.offset) if tensor.file else tensor.name: tensor for tensor in model.tensors}
     return list(places.values())
 
 
-def _tables(model: OnnxModel) -> Iterator[str]:
+def _tables(model: GraphFile) -> Iterator[str]:
     """Cosines and sines of rotary embeddings."""
     for node in model.nodes:
         roles = _TABLES.get((node.domain, node.op_type), ())
         yield from (node.input[role] for role in roles if role < len(node.input))
 
 
-def _codes(model: OnnxModel) -> Iterator[tuple[str, int]]:
+def _codes(model: GraphFile) -> Iterator[tuple[str, int]]:
     """Tensors of codes, and how many weights they are; the last block of a row may be longer than the row."""
     sizes = {tensor.name: 8 * tensor.bytes for tensor in model.tensors}
     for node in model.nodes:
@@ -128,7 +128,7 @@ def _codes(model: OnnxModel) -> Iterator[tuple[str, int]]:
             yield from ((name, sizes[name] // bits) for name in names if name in sizes)
 
 
-def _labels(model: OnnxModel) -> dict[str, str]:
+def _labels(model: GraphFile) -> dict[str, str]:
     """Tensor -> `int4 block 32`, for everything that belongs to codes."""
     found: dict[str, str] = {}
     for node in model.nodes:
@@ -167,12 +167,12 @@ def _named(tokenizer: TextTokenizer, token: int) -> str:
     return f"{token} {tokenizer.text_of(token)!r}"
 
 
-def made_from(model: OnnxModel) -> dict[str, str]:
+def made_from(model: GraphFile) -> dict[str, str]:
     """Return the `edgetune.*` metadata, without the receipt, which also lies beside the folder."""
     return {key: value for key, value in model.metadata.items() if key.startswith(keys.PREFIX) and key != keys.RECEIPT}
 
 
-def tensor_facts(model: OnnxModel, count: int | None = None) -> dict[str, Any]:
+def tensor_facts(model: GraphFile, count: int | None = None) -> dict[str, Any]:
     """Name -> type, shape, bytes; the `count` largest, or all in their order."""
     labels = _labels(model)
     chosen = model.tensors if count is None else sorted(model.tensors, key=lambda tensor: -tensor.bytes)[:count]

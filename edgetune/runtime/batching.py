@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from edgetune.runtime.interface import Completion, Finish, Sampling
 from edgetune.runtime.sampling import Sampler
 
-MOST = 16  # rows at once: from here on a row more costs what it brings (docs/benchmarks.md)
+MAX_SEQUENCES = 16  # rows at once: from here on a row more costs what it brings (docs/benchmarks.md)
 
 
-class Asked(NamedTuple):
+class ScoreRequest(NamedTuple):
     """A row that is scored: its number, the ids that are evaluated, and the places of those whose logits are wanted."""
 
     number: int
@@ -33,9 +33,9 @@ class Asked(NamedTuple):
         return cls(number, ids[: positions[-1]], positions - 1)
 
 
-def grouped(rows: Sequence[Asked], fits: Callable[[list[Asked]], bool]) -> list[list[Asked]]:
+def grouped(rows: Sequence[ScoreRequest], fits: Callable[[list[ScoreRequest]], bool]) -> list[list[ScoreRequest]]:
     """Rows that follow one another, as many at once as fit."""
-    groups: list[list[Asked]] = []
+    groups: list[list[ScoreRequest]] = []
     for row in rows:
         if groups and fits([*groups[-1], row]):
             groups[-1].append(row)
@@ -44,7 +44,7 @@ def grouped(rows: Sequence[Asked], fits: Callable[[list[Asked]], bool]) -> list[
     return groups
 
 
-class Rows(Protocol):
+class SequenceBatch(Protocol):
     """The state of several texts in a library. They are numbered from 0 without gaps."""
 
     size: int
@@ -63,7 +63,7 @@ class Rows(Protocol):
         """Give the memory back."""
 
 
-class OneRow:
+class SingleSequence:
     """Of a runtime that evaluates one text at a time."""
 
     size = 1
@@ -135,7 +135,7 @@ class _Writing:
         return self.finish is None
 
 
-def complete(rows: Rows, prompts: Sequence[Prompt], rules: Rules) -> Iterator[tuple[int, Completion]]:
+def complete(rows: SequenceBatch, prompts: Sequence[Prompt], rules: Rules) -> Iterator[tuple[int, Completion]]:
     """(number, answer) of each prompt, as they end."""
     waiting = deque(prompts)
     active: list[_Writing] = []
@@ -157,7 +157,7 @@ def complete(rows: Rows, prompts: Sequence[Prompt], rules: Rules) -> Iterator[tu
         rows.close()
 
 
-def _ended(rows: Rows, active: list[_Writing], row: int) -> tuple[int, Completion]:
+def _ended(rows: SequenceBatch, active: list[_Writing], row: int) -> tuple[int, Completion]:
     writing, last = active[row], active.pop()
     if last is not writing:
         active[row] = last

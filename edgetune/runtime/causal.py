@@ -11,10 +11,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.batching import Asked, OneRow, Prompt, Rows, Rules, complete, in_order
+from edgetune.runtime.batching import Prompt, Rules, ScoreRequest, SequenceBatch, SingleSequence, complete, in_order
 from edgetune.runtime.interface import Completion, Finish, Generation, RuntimeProblem, Sampling, Scoring
 from edgetune.runtime.sampling import Sampler
-from edgetune.runtime.text import TextStream
+from edgetune.runtime.text import Utf8Stream
 
 
 class CausalRuntime(ABC):
@@ -44,29 +44,29 @@ class CausalRuntime(ABC):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """See Runtime."""
-        stream = TextStream()
+        stream = Utf8Stream()
         return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
 
     @abstractmethod
     def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
         """See Runtime."""
 
-    def score_rows(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def score_batch(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See Runtime."""
         for ids, positions in rows:
             self._check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
-        for group in self._groups([Asked.of(number, *row) for number, row in enumerate(rows) if len(row[1])]):
+        for group in self._groups([ScoreRequest.of(number, *row) for number, row in enumerate(rows) if len(row[1])]):
             if len(group) == 1:
                 number = group[0].number
                 yield from ((number, block) for block in self.score(*rows[number]))
             else:
                 yield from self._score_together(group)
 
-    def _groups(self, rows: list[Asked]) -> list[list[Asked]]:
+    def _groups(self, rows: list[ScoreRequest]) -> list[list[ScoreRequest]]:
         """Which rows are evaluated together: none, where a library does not override this."""
         return [[row] for row in rows]
 
-    def _score_together(self, group: Sequence[Asked]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _score_together(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The logits of a group of more than one."""
         raise NotImplementedError
 
@@ -74,7 +74,7 @@ class CausalRuntime(ABC):
         """See Runtime."""
         return Generation(self._generate(self._prompt(ids, max_tokens), sampling, max_tokens))
 
-    def generate_rows(
+    def generate_batch(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
     ) -> Iterator[Completion]:
         """See Runtime."""
@@ -87,9 +87,9 @@ class CausalRuntime(ABC):
             complete(self._make_rows(len(asked), length), asked, Rules(sampling, self.stop_tokens, self.context))
         )
 
-    def _make_rows(self, count: int, length: int) -> Rows:
+    def _make_rows(self, count: int, length: int) -> SequenceBatch:
         """Room for up to `count` rows of `length` tokens; a library that can have more than one overrides this."""
-        return OneRow(self._prefill, self._step)
+        return SingleSequence(self._prefill, self._step)
 
     def _prompt(self, ids: Sequence[int], max_tokens: int) -> NDArray[np.int32]:
         """Errors: RuntimeProblem for one that is empty or too long, or has ids that there are not."""

@@ -123,7 +123,7 @@ class Runtime(Protocol):
         A block is a view of the runtime's own buffer: valid until the next one is asked for.
         """
 
-    def score_rows(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def score_batch(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """What `score` says of each row, as (number of the row, block); short rows are evaluated together.
 
         A row's blocks are in order, the rows in any. A block is valid until the next one is asked for.
@@ -132,7 +132,7 @@ class Runtime(Protocol):
     def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
         """Continue `ids`. RuntimeProblem when these alone do not fit the context."""
 
-    def generate_rows(
+    def generate_batch(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
     ) -> Iterator[Completion]:
         """Continue several prompts, each by at most its `max_tokens`: what `generate` says of each, in their order.

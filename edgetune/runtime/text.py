@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 
-class TextStream:
+class Utf8Stream:
     """Holds back the bytes of an unfinished character: a token may end in the middle of 灯 or of an emoji.
 
     Bytes that can never become a character are shown as U+FFFD, as a decoder of the whole text would.

@@ -35,7 +35,7 @@ def compare_answers(
     usable = [entry for entry in answers if len(entry["prompt"]) + len(entry["answer"]) < runtime.context]
     early = [_stop_within(runtime, entry) for entry in usable]
     asked = [entry for entry, token in zip(usable, early, strict=True) if token is None]
-    said = runtime.generate_rows(
+    said = runtime.generate_batch(
         [entry["prompt"] for entry in asked], Sampling(), [len(entry["answer"]) + 1 for entry in asked]
     )
     shares, fault = [], None

@@ -28,7 +28,7 @@ def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Pr
     places = [where.start for _, _, where in each]
     found: dict[int, Comparison] = {}
     done = 0
-    for row, block in runtime.score_rows([(ids, positions) for ids, positions, _ in each]):
+    for row, block in runtime.score_batch([(ids, positions) for ids, positions, _ in each]):
         for logits in in_cache([block]):
             check_finite(runtime, logits, places[row])
             found[places[row]] = reference.compare(places[row], logits, threads=1)

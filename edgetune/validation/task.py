@@ -76,5 +76,5 @@ def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[
     assert runtime.chat_template is not None
     texts = [runtime.chat_template.render(row["messages"], add_generation_prompt=True) for row in rows]
     prompts = [runtime.tokenize(text) for text in texts]
-    for completion in runtime.generate_rows(prompts, Sampling(), [max_tokens] * len(prompts)):
+    for completion in runtime.generate_batch(prompts, Sampling(), [max_tokens] * len(prompts)):
         yield runtime.detokenize(completion.tokens)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune.runtime import Completion, Finish, Runtime, RuntimeProblem, Sampling, load
-from edgetune.runtime.batching import Asked, OneRow, Rows
+from edgetune.runtime.batching import ScoreRequest, SequenceBatch, SingleSequence
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.llama import runtime as llama_cpp
-from edgetune.runtime.llama.batch import LlamaRows
+from edgetune.runtime.llama.batch import LlamaSequences
 from edgetune.runtime.onnx import batch
 from tests.converters import family_models, tiny
 from tests.runtime import models
@@ -46,21 +46,21 @@ def alone(runtime: Runtime, sampling: Sampling, limits: list[int] = LIMITS) -> l
 
 
 def test_each_row_is_answered_as_if_it_were_alone(runtime: Runtime) -> None:
-    assert list(runtime.generate_rows(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
+    assert list(runtime.generate_batch(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
 
 
 def test_a_seed_holds_for_each_row_anew(runtime: Runtime) -> None:
     sampling = Sampling(1.2, top_k=20, top_p=0.95, seed=5)
     limits = [min(limit, 10) for limit in LIMITS]  # what is drawn can turn on the last bits of llama.cpp's f16
-    assert list(runtime.generate_rows(PROMPTS, sampling, limits)) == alone(runtime, sampling, limits)
+    assert list(runtime.generate_batch(PROMPTS, sampling, limits)) == alone(runtime, sampling, limits)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 16])
 def test_however_many_are_evaluated_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     expected = alone(runtime, Sampling())
-    monkeypatch.setattr(llama_cpp, "MOST", most)
-    monkeypatch.setattr(batch, "MOST", most)
-    assert list(runtime.generate_rows(PROMPTS, Sampling(), LIMITS)) == expected
+    monkeypatch.setattr(llama_cpp, "MAX_SEQUENCES", most)
+    monkeypatch.setattr(batch, "MAX_SEQUENCES", most)
+    assert list(runtime.generate_batch(PROMPTS, Sampling(), LIMITS)) == expected
 
 
 def test_rows_end_at_stop_tokens_and_at_the_end_of_the_context(artifact: Path) -> None:
@@ -71,26 +71,26 @@ def test_rows_end_at_stop_tokens_and_at_the_end_of_the_context(artifact: Path) -
         runtime.stop_tokens = frozenset({plain[0][4], plain[5][20]})
         expected = [runtime.generate(ids, Sampling(), 40) for ids in fitting]
         tokens = [list(generation) for generation in expected]
-        found = list(runtime.generate_rows(fitting, Sampling(), [40] * len(fitting)))
+        found = list(runtime.generate_batch(fitting, Sampling(), [40] * len(fitting)))
         assert [row.tokens for row in found] == tokens
         assert [row.finish for row in found] == [generation.finish for generation in expected]
         assert {row.finish for row in found} == {Finish.STOP, Finish.CONTEXT, Finish.LENGTH}
 
 
 def test_answers_come_as_soon_as_they_and_those_before_are_there(runtime: Runtime) -> None:
-    rows = runtime.generate_rows([PROMPT, PROMPTS[2]], Sampling(), [1, 200])
+    rows = runtime.generate_batch([PROMPT, PROMPTS[2]], Sampling(), [1, 200])
     assert len(next(rows).tokens) == 1
     rows.close()  # type: ignore[attr-defined]
-    assert list(runtime.generate_rows([], Sampling(), [])) == []
+    assert list(runtime.generate_batch([], Sampling(), [])) == []
 
 
 def test_nothing_is_evaluated_if_some_prompt_cannot_be(artifact: Path) -> None:
     with load(artifact, context=64) as runtime:
         for wrong, said in (([], "empty"), ([1, 523], "outside"), (PROMPTS[6], "140 tokens")):
             with pytest.raises(RuntimeProblem, match=said):
-                runtime.generate_rows([PROMPT, wrong], Sampling(), [3, 3])
+                runtime.generate_batch([PROMPT, wrong], Sampling(), [3, 3])
         with pytest.raises(ValueError, match="shorter"):
-            runtime.generate_rows([PROMPT, PROMPT], Sampling(), [3])
+            runtime.generate_batch([PROMPT, PROMPT], Sampling(), [3])
 
 
 def test_memory_is_bounded(folder: Path, portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,11 +99,11 @@ def test_memory_is_bounded(folder: Path, portable: Path, monkeypatch: pytest.Mon
         with load(path) as runtime:
             interface = runtime._interface  # type: ignore[attr-defined]
             monkeypatch.setattr(batch, "_CACHE_BYTES", 5 * 100 * per_token * buffers)
-            assert batch.how_many(interface, 50, 100) == 5
-            assert batch.how_many(interface, 3, 100) == 3
-            assert batch.how_many(interface, 50, 10_000) == 1
+            assert batch.sequence_capacity(interface, 50, 100) == 5
+            assert batch.sequence_capacity(interface, 3, 100) == 3
+            assert batch.sequence_capacity(interface, 50, 10_000) == 1
             monkeypatch.undo()
-            assert batch.how_many(interface, 50, 100) == 16
+            assert batch.sequence_capacity(interface, 50, 100) == 16
 
 
 # -- logits ------------------------------------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ def stepped(runtime: CausalRuntime, prompts: list[list[int]], tokens: NDArray[np
     return np.array(found).swapaxes(0, 1)
 
 
-def made(runtime: CausalRuntime, count: int) -> Rows:
+def made(runtime: CausalRuntime, count: int) -> SequenceBatch:
     rows = runtime._make_rows(count, 200)
-    assert isinstance(rows, batch.OnnxRows | LlamaRows)
+    assert isinstance(rows, batch.OnnxSequences | LlamaSequences)
     return rows
 
 
@@ -167,7 +167,7 @@ def test_rows_come_and_go_and_keep_their_state(runtime: CausalRuntime, changes: 
 
 def every_row(runtime: Runtime, rows: list[tuple[NDArray[np.int32], NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
     found: list[list[NDArray[np.float32]]] = [[] for _ in rows]
-    for number, block in runtime.score_rows(rows):
+    for number, block in runtime.score_batch(rows):
         found[number].append(block.copy())
     empty = np.empty((0, runtime.vocabulary_size), np.float32)
     return [np.concatenate([empty, *blocks]) for blocks in found]
@@ -207,15 +207,15 @@ def test_rows_that_share_a_pass_begin_and_end_where_they_want(runtime: CausalRun
     rows = [
         (np.array(tiny.random_ids(30 + i % 4, seed=i), np.int32), np.arange(1 + i % 3, 28 + i % 4)) for i in range(9)
     ]
-    asked = [Asked.of(number, *row) for number, row in enumerate(rows)]
+    asked = [ScoreRequest.of(number, *row) for number, row in enumerate(rows)]
     assert any(len({int(row.wanted[0]) for row in group}) > 1 for group in runtime._groups(asked)) is is_onnx(runtime)
     assert_scores_are_those_of_rows_alone(runtime, rows)
 
 
 def test_short_rows_share_a_pass(runtime: CausalRuntime) -> None:
-    rows = [Asked.of(i, np.array(tiny.random_ids(20), np.int32), np.arange(1, 20)) for i in range(6)]
+    rows = [ScoreRequest.of(i, np.array(tiny.random_ids(20), np.int32), np.arange(1, 20)) for i in range(6)]
     assert [len(group) for group in runtime._groups(rows)] == ([6] if is_onnx(runtime) else [1] * 6)
-    long = [Asked.of(i, np.array(tiny.random_ids(200), np.int32), np.arange(1, 200)) for i in range(6)]
+    long = [ScoreRequest.of(i, np.array(tiny.random_ids(200), np.int32), np.arange(1, 200)) for i in range(6)]
     assert [[row.number for row in group] for group in runtime._groups(long)] == [[i] for i in range(6)]
 
 
@@ -227,7 +227,7 @@ def is_onnx(runtime: CausalRuntime) -> bool:
 @pytest.mark.parametrize("outputs", [1, 7, 50])
 def test_no_more_logits_than_there_is_room_for(folder: Path, outputs: int) -> None:
     rows = [
-        Asked.of(i, np.array(tiny.random_ids(12), np.int32), np.arange(first, 12))
+        ScoreRequest.of(i, np.array(tiny.random_ids(12), np.int32), np.arange(first, 12))
         for i, first in enumerate([1, 11, 5, 11, 11, 2, 11])
     ]
     with load(folder) as runtime:
@@ -240,7 +240,7 @@ def test_no_more_logits_than_there_is_room_for(folder: Path, outputs: int) -> No
 def test_ids_are_checked_before_any_is_scored(runtime: Runtime) -> None:
     good, bad = np.array([1, 2, 3], np.int32), np.array([1, 523, 3], np.int32)
     with pytest.raises(RuntimeProblem, match="outside"):
-        next(runtime.score_rows([(good, np.array([1])), (bad, np.array([2]))]))
+        next(runtime.score_batch([(good, np.array([1])), (bad, np.array([2]))]))
 
 
 # -- graphs that take one row ------------------------------------------------------------------------------------------
@@ -254,8 +254,8 @@ def test_a_graph_for_one_row_is_given_one(folder: Path, tmp_path: Path) -> None:
             entry.type.tensor_type.shape.dim[0].dim_value = 1
     (copy / "model.onnx").write_bytes(proto.SerializeToString())
     with load(copy) as one, load(folder) as runtime:
-        assert isinstance(one._make_rows(4, 50), OneRow)  # type: ignore[attr-defined]
-        assert list(one.generate_rows(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
+        assert isinstance(one._make_rows(4, 50), SingleSequence)  # type: ignore[attr-defined]
+        assert list(one.generate_batch(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
 
 
 @pytest.mark.parametrize("portable", [False, True])
@@ -267,16 +267,16 @@ def test_in_every_kind_of_graph(tmp_path: Path, family: str, portable: bool) -> 
     with load(models.onnx(tmp_path / "hf", tmp_path / "model", portable=portable), context=400) as runtime:
         runtime.stop_tokens = frozenset()
         expected = [list(runtime.generate(ids, Sampling(), 20)) for ids in prompts]
-        assert [row.tokens for row in runtime.generate_rows(prompts, Sampling(), [20] * 5)] == expected
+        assert [row.tokens for row in runtime.generate_batch(prompts, Sampling(), [20] * 5)] == expected
         rows = [(np.array(ids, np.int32), np.arange(1, len(ids))) for ids in (*prompts, *(ids[:14] for ids in prompts))]
         assert_scores_are_those_of_rows_alone(runtime, rows)
-        assert isinstance(runtime._make_rows(5, 300), OneRow) is (family == "phi3-long")  # type: ignore[attr-defined]
+        assert isinstance(runtime._make_rows(5, 300), SingleSequence) is (family == "phi3-long")  # type: ignore[attr-defined]
 
 
 def test_numbers_go_up(runtime: Runtime) -> None:
     """Answers are in the order of the prompts although they end in another one."""
     limits = [30, 1, 20, 2, 10]
-    found = runtime.generate_rows([PROMPT] * 5, Sampling(), limits)
+    found = runtime.generate_batch([PROMPT] * 5, Sampling(), limits)
     lengths = [len(row.tokens) for row in found]
     assert lengths == limits
     assert any(a > b for a, b in pairwise(lengths))

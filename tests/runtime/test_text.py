@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.runtime.text import TextStream
+from edgetune.runtime.text import Utf8Stream
 
 
 def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
@@ -19,20 +19,20 @@ def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
 @given(st.text(), st.lists(st.integers(0, 10**6), max_size=20))
 def test_any_text_in_any_pieces(text: str, cuts: list[int]) -> None:
     raw = text.encode("utf-8", "surrogatepass") if text.isprintable() else text.encode("utf-8", "replace")
-    stream = TextStream()
+    stream = Utf8Stream()
     shown = [stream.feed(piece) for piece in cut(raw, cuts)]
     assert "".join(shown) + stream.finish() == raw.decode("utf-8", "replace")
 
 
 @given(st.binary(), st.lists(st.integers(0, 10**6), max_size=20))
 def test_bytes_that_are_no_text_are_shown_as_a_whole_decoder_would(raw: bytes, cuts: list[int]) -> None:
-    stream = TextStream()
+    stream = Utf8Stream()
     assert "".join(map(stream.feed, cut(raw, cuts))) + stream.finish() == raw.decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("character", ["灯", "é", "👍", "\u200b"])
 def test_a_character_appears_with_its_last_byte(character: str) -> None:
-    stream = TextStream()
+    stream = Utf8Stream()
     *first, last = (bytes([byte]) for byte in character.encode())
     assert [stream.feed(piece) for piece in first] == [""] * len(first)
     assert stream.feed(last) == character

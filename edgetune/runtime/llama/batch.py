@@ -12,7 +12,7 @@ from edgetune.runtime.llama.context import BATCH, LlamaContext
 F32 = NDArray[np.float32]
 
 
-def prefilled(context: LlamaContext, prompt: NDArray[np.int32], sequence: int = 0) -> F32:
+def prefill(context: LlamaContext, prompt: NDArray[np.int32], sequence: int = 0) -> F32:
     """The logits [V] after the last token of a prompt, a view."""
     wanted = np.zeros(len(prompt), np.int8)
     wanted[-1] = 1
@@ -23,7 +23,7 @@ def prefilled(context: LlamaContext, prompt: NDArray[np.int32], sequence: int = 
     return logits
 
 
-class LlamaRows:
+class LlamaSequences:
     """See Rows. `context` has `size` sequences, and is closed with the rows."""
 
     def __init__(self, context: LlamaContext, size: int) -> None:
@@ -37,7 +37,7 @@ class LlamaRows:
         """See Rows."""
         self._sequences.append(self._free.pop())
         self._lengths.append(len(prompt))
-        return prefilled(self._context, prompt, self._sequences[-1])
+        return prefill(self._context, prompt, self._sequences[-1])
 
     def step(self, tokens: Sequence[int]) -> F32:
         """See Rows."""

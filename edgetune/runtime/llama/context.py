@@ -19,7 +19,7 @@ _CELLS = 256
 F32 = NDArray[np.float32]
 
 
-def rounded(cells: int) -> int:
+def round_up_cells(cells: int) -> int:
     """What llama.cpp makes of the cells of one text among several."""
     return -(-cells // _CELLS) * _CELLS
 
@@ -43,7 +43,7 @@ class LlamaContext:
         self._has_several = sequences > 1
         self._flag: InterruptFlag | None = InterruptFlag()
         parameters = self._library.llama_context_default_params()
-        parameters.n_ctx = cells if sequences == 1 else sequences * rounded(cells)
+        parameters.n_ctx = cells if sequences == 1 else sequences * round_up_cells(cells)
         parameters.n_batch = parameters.n_ubatch = BATCH
         parameters.n_outputs_max = outputs
         parameters.n_seq_max = sequences

@@ -20,7 +20,7 @@ _WRITTEN_OUT = frozenset((
 ))  # fmt: skip
 
 
-def long_run(metadata: Mapping[str, Any], text: str) -> str | None:
+def find_overlong_run(metadata: Mapping[str, Any], text: str) -> str | None:
     """The beginning of a run of characters, cut by neither space nor full stop, that is too long for this model."""
     pre = metadata.get("tokenizer.ggml.pre")
     if metadata.get("tokenizer.ggml.model") != "gpt2" or pre in _WRITTEN_OUT:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune import console
 from edgetune.data.chat import ChatTemplate
-from edgetune.runtime.batching import MOST, Rows
+from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.llama.batch import LlamaRows, prefilled
-from edgetune.runtime.llama.context import BATCH, LlamaContext, rounded
+from edgetune.runtime.llama.batch import LlamaSequences, prefill
+from edgetune.runtime.llama.context import BATCH, LlamaContext, round_up_cells
 from edgetune.runtime.llama.library import collecting_errors, library
-from edgetune.runtime.llama.regex_guard import long_run
+from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
@@ -92,7 +92,7 @@ class LlamaRuntime(CausalRuntime):
     def tokenize(self, text: str) -> list[int]:
         """See Runtime. Prepared as the tokenizer of training did, which llama.cpp by itself does not."""
         prepared = self._preparation.apply(text)
-        run = long_run(self.metadata, prepared)
+        run = find_overlong_run(self.metadata, prepared)
         if run is not None:
             raise RuntimeProblem(
                 f"the text has {len(run)} characters and more without a space or full stop in between "
@@ -108,7 +108,7 @@ class LlamaRuntime(CausalRuntime):
     def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
         """See Runtime. Tokens after the last scored one are not evaluated.
 
-        Rows do not share a batch (`score_rows`): it would be cut at other places, where the attention adds up in 16
+        Rows do not share a batch (`score_batch`): it would be cut at other places, where the attention adds up in 16
         bits, and what is measured of a file would depend on which rows are measured together.
         """
         if not len(positions):
@@ -127,16 +127,16 @@ class LlamaRuntime(CausalRuntime):
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
         context = self._open()
         context.forget()
-        return prefilled(context, prompt)
+        return prefill(context, prompt)
 
     def _step(self, token: int, position: int) -> NDArray[np.float32]:
         return self._open().step(token, position)
 
-    def _make_rows(self, count: int, length: int) -> Rows:
-        size = min(count, MOST, max(1, _ROW_CELLS // rounded(length)))
+    def _make_rows(self, count: int, length: int) -> SequenceBatch:
+        size = min(count, MAX_SEQUENCES, max(1, _ROW_CELLS // round_up_cells(length)))
         if size == 1:
             return super()._make_rows(count, length)
-        return LlamaRows(self._make_context(length, size, size), size)
+        return LlamaSequences(self._make_context(length, size, size), size)
 
     def _open(self) -> LlamaContext:
         if self._context is None:

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.batching import MOST, Asked, grouped
+from edgetune.runtime.batching import MAX_SEQUENCES, ScoreRequest, grouped
 from edgetune.runtime.onnx.decoder import bind_input, bind_output
-from edgetune.runtime.onnx.ports import Cache, GraphInterface, Port
+from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
 
 _CACHE_BYTES = 256 << 20  # of keys and values of all rows together
 _PADDED = 256  # tokens, padding included: more at once are hardly faster
@@ -25,16 +25,16 @@ Past = list[NDArray[Any]]
 """Of each cache [heads, length, head_size]."""
 
 
-def how_many(interface: GraphInterface, count: int, length: int) -> int:
+def sequence_capacity(interface: GraphInterface, count: int, length: int) -> int:
     """Rows of `length` tokens that memory has room for, of `count`; 1 of a graph that takes no more."""
     if not interface.takes_rows:
         return 1
     token = sum(cache.heads * cache.head_size * np.dtype(cache.past.dtype).itemsize for cache in interface.caches)
     buffers = 1 if interface.is_shared else 2
-    return max(1, min(count, MOST, _CACHE_BYTES // (buffers * token * length)))
+    return max(1, min(count, MAX_SEQUENCES, _CACHE_BYTES // (buffers * token * length)))
 
 
-class OnnxRows:
+class OnnxSequences:
     """See Rows. `prefill` gives the logits after a prompt, `past` its keys and values; `stopped` says what failed."""
 
     def __init__(
@@ -70,7 +70,7 @@ class OnnxRows:
         interface, rows = self._interface, len(tokens)
         lengths = np.array(self._lengths)
         mask = self._cache.mask(lengths)
-        given: list[tuple[Port | None, NDArray[Any] | None]] = [
+        given: list[tuple[ValueInfo | None, NDArray[Any] | None]] = [
             (interface.ids, np.array(tokens)[:, None]),
             (interface.mask, mask),
         ]
@@ -102,34 +102,34 @@ class OnnxRows:
         self._binding.clear_binding_outputs()
 
 
-class Padded:
+class PaddedScoring:
     """Short rows in one pass, each with padding behind it, which what comes before does not see."""
 
     def __init__(self, session: Any, interface: GraphInterface, outputs: int) -> None:
         self._session, self._interface, self._outputs = session, interface, outputs
 
-    def groups(self, rows: Sequence[Asked]) -> list[list[Asked]]:
+    def groups(self, rows: Sequence[ScoreRequest]) -> list[list[ScoreRequest]]:
         """Rows of like lengths, of which the first and the last wanted token are in a bounded number of places."""
         if not self._interface.takes_rows:
             return [[row] for row in rows]
         return grouped(sorted(rows, key=lambda row: len(row.ids)), self._fits)
 
-    def _fits(self, group: list[Asked]) -> bool:
+    def _fits(self, group: list[ScoreRequest]) -> bool:
         first, end = self._range(group)
         longest = max(len(row.ids) for row in group)
         padded = len(group) * longest
         outputs = len(group) * (end - first) if self._interface.range else padded
         return (
-            len(group) <= MOST
+            len(group) <= MAX_SEQUENCES
             and padded <= min(_PADDED, _USEFUL * sum(len(row.ids) for row in group))
             and outputs <= min(self._outputs, _USEFUL * sum(len(row.wanted) for row in group))
         )
 
-    def _range(self, group: Sequence[Asked]) -> tuple[int, int]:
+    def _range(self, group: Sequence[ScoreRequest]) -> tuple[int, int]:
         """Between which tokens there are logits: from the first one wanted of any row to behind the last."""
         return min(int(row.wanted[0]) for row in group), max(int(row.wanted[-1]) for row in group) + 1
 
-    def scored(self, group: Sequence[Asked]) -> Iterator[tuple[int, F32]]:
+    def scored(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, F32]]:
         """The logits of a group."""
         interface = self._interface
         longest = max(len(row.ids) for row in group)
@@ -185,7 +185,7 @@ class _RowCache(Protocol):
 class _Shared:
     """Past and present in one buffer; each row begins at 0."""
 
-    def __init__(self, caches: tuple[Cache, ...], size: int, length: int) -> None:
+    def __init__(self, caches: tuple[CacheTensor, ...], size: int, length: int) -> None:
         self._caches = caches
         shapes = [(size, cache.heads, length, cache.head_size) for cache in caches]
         self._buffers = [np.zeros(shape, cache.past.dtype) for shape, cache in zip(shapes, caches, strict=True)]
@@ -222,7 +222,7 @@ class _Shared:
 class _Growing:
     """Two buffers that change roles; the rows end at the same place, the shorter ones with zeros before them."""
 
-    def __init__(self, caches: tuple[Cache, ...], size: int, length: int) -> None:
+    def __init__(self, caches: tuple[CacheTensor, ...], size: int, length: int) -> None:
         self._caches = caches
         sizes = [size * cache.heads * length * cache.head_size for cache in caches]
         self._pasts, self._presents = (
@@ -268,5 +268,5 @@ class _Growing:
         self._pasts, self._presents = self._presents, self._pasts
 
 
-def _seen(buffer: NDArray[Any], cache: Cache, rows: int, total: int) -> NDArray[Any]:
+def _seen(buffer: NDArray[Any], cache: CacheTensor, rows: int, total: int) -> NDArray[Any]:
     return buffer[: rows * cache.heads * total * cache.head_size].reshape(rows, cache.heads, total, cache.head_size)

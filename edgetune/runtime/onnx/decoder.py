@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.runtime.interrupts import terminating
-from edgetune.runtime.onnx.ports import Cache, GraphInterface, Port
+from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
 from edgetune.runtime.onnx.session import library
 
 
@@ -112,7 +112,7 @@ class _KeyValues(Protocol):
 class _SharedCache:
     """Past and present in one buffer, bound once for all calls."""
 
-    def __init__(self, binding: Any, caches: tuple[Cache, ...], context: int) -> None:
+    def __init__(self, binding: Any, caches: tuple[CacheTensor, ...], context: int) -> None:
         self._buffers = []
         for cache in caches:
             shape = (1, cache.heads, context, cache.head_size)
@@ -135,7 +135,7 @@ class _SharedCache:
 class _GrowingCache:
     """Two buffers for each key and value: a call reads the past in one and writes the present into the other."""
 
-    def __init__(self, binding: Any, caches: tuple[Cache, ...], context: int) -> None:
+    def __init__(self, binding: Any, caches: tuple[CacheTensor, ...], context: int) -> None:
         self._binding, self._caches = binding, caches
         self._pasts, self._presents = (
             [np.zeros(cache.heads * context * cache.head_size, cache.past.dtype) for cache in caches] for _ in range(2)
@@ -157,11 +157,11 @@ class _GrowingCache:
         return [past[: math.prod(shape)].reshape(shape) for past, shape in zip(self._pasts, shapes, strict=True)]
 
 
-def bind_input(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+def bind_input(binding: Any, port: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
     """Let an input be read from the beginning of a buffer, which is to be kept."""
     binding.bind_input(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)
 
 
-def bind_output(binding: Any, port: Port, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+def bind_output(binding: Any, port: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
     """Let an output be written to the beginning of a buffer, which is to be kept."""
     binding.bind_output(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)

@@ -34,7 +34,7 @@ _BITS = {
 
 
 @dataclass(frozen=True)
-class Tensor:
+class Initializer:
     """An initializer. `file` is None for one inside the graph."""
 
     name: str
@@ -46,12 +46,12 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class OnnxModel:
+class GraphFile:
     """A checked graph. `proto` is onnx's ModelProto, without external data."""
 
     path: Path
     proto: Any
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Initializer, ...]
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -98,11 +98,11 @@ class OnnxModel:
                 raise ArtifactError(f"{file} is not the data that {self.path.name} was written with", _DAMAGED)
 
 
-def read(path: Path) -> OnnxModel:
+def read(path: Path) -> GraphFile:
     """Parse and check. Errors: ArtifactError for a file that is not a whole, sound ONNX model."""
     proto = _parsed(path)
     tensors = tuple(_Places(path).located(tensor) for tensor in _initializers(proto))
-    model = OnnxModel(path, proto, tensors)
+    model = GraphFile(path, proto, tensors)
     _check_stated_size(model)
     return model
 
@@ -150,7 +150,7 @@ class _Places:
         folder = path.parent
         self._inside = {folder.resolve(), path.resolve().parent}  # a snapshot of the hub's cache links both elsewhere
 
-    def located(self, tensor: Any) -> Tensor:
+    def located(self, tensor: Any) -> Initializer:
         """A tensor with its place, checked."""
         dtype, shape = _dtype(self._path, tensor), tuple(tensor.dims)
         if any(size < 0 for size in shape):
@@ -159,7 +159,7 @@ class _Places:
         if tensor.data_location != tensor.EXTERNAL:
             if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
                 raise self._wrong_size(tensor.name, len(tensor.raw_data), size)
-            return Tensor(tensor.name, dtype, shape, size, None)
+            return Initializer(tensor.name, dtype, shape, size, None)
         place = {entry.key: entry.value for entry in tensor.external_data}
         file, available = self._file(place.get("location", ""))
         offset, length = (_number(self._path, tensor.name, place, key) for key in ("offset", "length"))
@@ -170,7 +170,7 @@ class _Places:
             raise ArtifactError(
                 f"{file} has {available} bytes, and the tensor {tensor.name!r} ends at {offset + length}", _DAMAGED
             )
-        return Tensor(tensor.name, dtype, shape, size, file, offset)
+        return Initializer(tensor.name, dtype, shape, size, file, offset)
 
     def _file(self, location: str) -> tuple[Path, int]:
         """The data file and its size; only inside the folder of the graph."""
@@ -213,7 +213,7 @@ def _number(path: Path, name: str, place: Mapping[str, str], key: str) -> int | 
     return int(text)
 
 
-def _check_stated_size(model: OnnxModel) -> None:
+def _check_stated_size(model: GraphFile) -> None:
     """The size that the graph was written with: cheap, and finds data that belong to another export."""
     stated = model.metadata.get(keys.DATA_SIZE)
     found = sum(file.stat().st_size for file in model.data_files)

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx.model_file import OnnxModel
+from edgetune.runtime.onnx.model_file import GraphFile
 
 _STANDARD = ("", "ai.onnx")
 
@@ -24,13 +24,13 @@ FIRST_RELEASE = {
 _OPSETS = {19: "1.16", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 
 
-def missing_operator(model: OnnxModel) -> RuntimeProblem | None:
+def missing_operator(model: GraphFile) -> RuntimeProblem | None:
     """The first operator without an implementation, as an error that says what to install."""
     import onnxruntime
 
     here = f"the installed onnxruntime {onnxruntime.__version__}"
-    for domain, name in used(model):
-        if (domain, name) not in available():
+    for domain, name in used_operators(model):
+        if (domain, name) not in available_operators():
             release = FIRST_RELEASE.get(name) if domain == "com.microsoft" else None
             return _missing(model, f"the operator {domain or 'ai.onnx'}.{name}, which {here} does not have", release)
     opset = next((entry.version for entry in model.proto.opset_import if entry.domain in _STANDARD), 0)
@@ -39,14 +39,14 @@ def missing_operator(model: OnnxModel) -> RuntimeProblem | None:
     return None
 
 
-def _missing(model: OnnxModel, what: str, release: str | None) -> RuntimeProblem:
+def _missing(model: GraphFile, what: str, release: str | None) -> RuntimeProblem:
     wanted = f"onnxruntime>={release}" if release else "--upgrade onnxruntime"
     return RuntimeProblem(
         f"{model.path} uses {what}", f"pip install '{wanted}'" if release else f"pip install {wanted}"
     )
 
 
-def used(model: OnnxModel) -> list[tuple[str, str]]:
+def used_operators(model: GraphFile) -> list[tuple[str, str]]:
     """(domain, name) of every operator, sorted, without those that the model defines itself."""
     own = {(function.domain, function.name) for function in model.proto.functions}
     found = {(_domain(node), node.op_type) for node in model.nodes}
@@ -58,7 +58,7 @@ def _domain(node: Any) -> str:
 
 
 @cache
-def available() -> frozenset[tuple[str, str]]:
+def available_operators() -> frozenset[tuple[str, str]]:
     """(domain, name) of what this build knows; of the operators of exports only those that it runs on the CPU."""
     known = {(schema.domain, schema.name) for schema in _state().get_all_operator_schema()}
     run = {

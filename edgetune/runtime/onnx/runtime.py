@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.chat import ChatTemplate
-from edgetune.runtime.batching import Asked, Rows
+from edgetune.runtime.batching import ScoreRequest, SequenceBatch
 from edgetune.runtime.causal import CausalRuntime
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx import model_file, ports
-from edgetune.runtime.onnx.batch import OnnxRows, Padded, how_many
+from edgetune.runtime.onnx import graph_interface, model_file
+from edgetune.runtime.onnx.batch import OnnxSequences, PaddedScoring, sequence_capacity
 from edgetune.runtime.onnx.decoder import Decoder
 from edgetune.runtime.onnx.folder import OnnxFolder
-from edgetune.runtime.onnx.session import cause, open_session
+from edgetune.runtime.onnx.session import error_text, open_session
 from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
 from edgetune.runtime.threads import ProcessorTime, default_threads
 
@@ -43,7 +43,7 @@ class OnnxRuntime(CausalRuntime):
         folder = OnnxFolder.open(path)
         model = model_file.read(folder.graph)
         model.check_receipt(folder.directory)
-        self._interface = ports.of(folder, model)
+        self._interface = graph_interface.read_interface(folder, model)
         self.path = path
         self.size = model.size
         self.is_quantized = model.is_quantized
@@ -94,20 +94,20 @@ class OnnxRuntime(CausalRuntime):
         last: NDArray[np.float32] = logits[0]
         return last
 
-    def _make_rows(self, count: int, length: int) -> Rows:
-        size = how_many(self._interface, count, length)
+    def _make_rows(self, count: int, length: int) -> SequenceBatch:
+        size = sequence_capacity(self._interface, count, length)
         if size == 1:
             return super()._make_rows(count, length)
         past = self._open().past
-        return OnnxRows(self._session, self._interface, size, length, self._prefill, past, self._stopped)
+        return OnnxSequences(self._session, self._interface, size, length, self._prefill, past, self._stopped)
 
-    def _groups(self, rows: list[Asked]) -> list[list[Asked]]:
-        return Padded(self._session, self._interface, self._rows).groups(rows)
+    def _groups(self, rows: list[ScoreRequest]) -> list[list[ScoreRequest]]:
+        return PaddedScoring(self._session, self._interface, self._rows).groups(rows)
 
-    def _score_together(self, group: Sequence[Asked]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _score_together(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         self._open()
         try:
-            yield from Padded(self._session, self._interface, self._rows).scored(group)
+            yield from PaddedScoring(self._session, self._interface, self._rows).scored(group)
         except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
             raise self._stopped(0, error) from None
 
@@ -131,7 +131,7 @@ class OnnxRuntime(CausalRuntime):
     def _stopped(self, position: int, error: Exception) -> RuntimeProblem:
         if isinstance(error, RuntimeProblem):
             return error
-        return RuntimeProblem(f"ONNX Runtime stopped at token {position} of {self.path}: {cause(error)}")
+        return RuntimeProblem(f"ONNX Runtime stopped at token {position} of {self.path}: {error_text(error)}")
 
     def give(self, name: str, values: NDArray[Any]) -> None:
         """Take an input that has a default from a buffer, whose contents may be changed between calls."""

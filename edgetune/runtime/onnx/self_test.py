@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune.runtime.onnx.operators import FIRST_RELEASE, available
-from edgetune.runtime.onnx.session import library, options
+from edgetune.runtime.onnx.operators import FIRST_RELEASE, available_operators
+from edgetune.runtime.onnx.session import library, session_options
 
 WIDTH, ROWS, BLOCK = 256, 64, 32
 _IN_8_BITS = 4  # accuracy_level of MatMulNBits: activations are rounded to 8 bits
@@ -38,7 +38,9 @@ def product(x: NDArray[np.float32], coded: Any, bits: int) -> NDArray[np.float32
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = library().InferenceSession(model.SerializeToString(), options(1), providers=["CPUExecutionProvider"])
+    session = library().InferenceSession(
+        model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+    )
     found: NDArray[np.float32] = session.run(None, {"x": x})[0]
     return found
 
@@ -61,7 +63,9 @@ def _error(bits: int, tokens: int, symmetric: bool) -> float:
 
 def run() -> dict[str, Any]:
     """`missing`: operators of exports that are not there; `errors`: bits -> share."""
-    missing = {name: release for name, release in FIRST_RELEASE.items() if ("com.microsoft", name) not in available()}
+    missing = {
+        name: release for name, release in FIRST_RELEASE.items() if ("com.microsoft", name) not in available_operators()
+    }
     errors = {str(bits): error(bits) for bits in (4, 8)}
     return {"version": library().__version__, "missing": missing, "errors": errors}
 

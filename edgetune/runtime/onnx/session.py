@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetune.errors import EnvironmentProblem
 from edgetune.runtime.interface import RuntimeProblem
-from edgetune.runtime.onnx.model_file import OnnxModel
+from edgetune.runtime.onnx.model_file import GraphFile
 from edgetune.runtime.onnx.operators import missing_operator
 
 _SILENT = 4  # log fatal errors only; the others arrive as exceptions
@@ -31,7 +31,7 @@ def library() -> Any:
     return onnxruntime
 
 
-def options(threads: int, *, spinning: bool = False) -> Any:
+def session_options(threads: int, *, spinning: bool = False) -> Any:
     """SessionOptions for one decoder on the CPU; `spinning`: threads wait for each other awake, if only for a while."""
     chosen = library().SessionOptions()
     chosen.intra_op_num_threads = threads
@@ -47,13 +47,13 @@ def _spins_for_a_while() -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _BOUNDED
 
 
-def open_session(model: OnnxModel, threads: int, *, spinning: bool = False) -> Any:
+def open_session(model: GraphFile, threads: int, *, spinning: bool = False) -> Any:
     """An InferenceSession; it maps the external data itself. Errors: RuntimeProblem with ONNX Runtime's words."""
     onnxruntime = library()
     try:
         return onnxruntime.InferenceSession(
             str(model.path),
-            options(threads, spinning=spinning),
+            session_options(threads, spinning=spinning),
             providers=["CPUExecutionProvider"],
             enable_fallback=0,
         )
@@ -62,12 +62,12 @@ def open_session(model: OnnxModel, threads: int, *, spinning: bool = False) -> A
         if missing is not None:
             raise missing from None
         raise RuntimeProblem(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {model.path}: {cause(error)}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {model.path}: {error_text(error)}",
             "Look at it with `edgetune inspect`.",
         ) from None
 
 
-def cause(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """ONNX Runtime's message without its code and the place in its source: `[ONNXRuntimeError] : 1 : FAIL : ...`."""
     text = str(error)
     if text.startswith("[ONNXRuntimeError]"):

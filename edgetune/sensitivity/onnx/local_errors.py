@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from edgetune.console import Progress
 from edgetune.reference.codecs import F32
-from edgetune.runtime.onnx.session import library, options
+from edgetune.runtime.onnx.session import library, session_options
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merging.stream import Block, MergedTensor
@@ -139,7 +139,7 @@ _PROVIDERS = ("CPUExecutionProvider",)
 
 
 def _options() -> Any:
-    chosen = options(1)
+    chosen = session_options(1)
     chosen.graph_optimization_level = library().GraphOptimizationLevel.ORT_DISABLE_ALL
     return chosen
 

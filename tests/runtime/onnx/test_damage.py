@@ -166,7 +166,7 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
 
     from edgetune.runtime.onnx import operators
 
-    have = operators.available() - {("com.microsoft", "GroupQueryAttention")}
+    have = operators.available_operators() - {("com.microsoft", "GroupQueryAttention")}
     monkeypatch.setattr(operators, "available", lambda: have)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -181,7 +181,7 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
 def test_every_operator_of_the_exports_is_available_here() -> None:
     from edgetune.runtime.onnx import operators
 
-    assert {("com.microsoft", name) for name in operators.FIRST_RELEASE} <= operators.available()
+    assert {("com.microsoft", name) for name in operators.FIRST_RELEASE} <= operators.available_operators()
 
 
 def test_an_operator_set_of_the_future(copy: Path) -> None:

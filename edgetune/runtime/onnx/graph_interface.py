@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetune.runtime.interface import RuntimeProblem
 from edgetune.runtime.onnx.folder import OnnxFolder
-from edgetune.runtime.onnx.model_file import OnnxModel
+from edgetune.runtime.onnx.model_file import GraphFile
 
 # by role: the key in genai_config.json, and the name when it says nothing
 _INPUTS = {
@@ -39,7 +39,7 @@ _FOREIGN = (
 
 
 @dataclass(frozen=True)
-class Port:
+class ValueInfo:
     """A named input or output. `shape` has None for what is not fixed."""
 
     name: str
@@ -48,11 +48,11 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheTensor:
     """One past input and the present output that continues it."""
 
-    past: Port
-    present: Port
+    past: ValueInfo
+    present: ValueInfo
     heads: int
     head_size: int
 
@@ -61,12 +61,12 @@ class Cache:
 class GraphInterface:
     """All inputs and outputs of a decoder, by role."""
 
-    ids: Port
-    mask: Port | None
-    positions: Port | None
-    range: Port | None
-    logits: Port
-    caches: tuple[Cache, ...]
+    ids: ValueInfo
+    mask: ValueInfo | None
+    positions: ValueInfo | None
+    range: ValueInfo | None
+    logits: ValueInfo
+    caches: tuple[CacheTensor, ...]
     is_shared: bool
     """Whether the attention appends to the past in place, so that past and present are one buffer."""
     vocabulary_size: int
@@ -74,13 +74,13 @@ class GraphInterface:
     """Whether several rows of different lengths can be evaluated at once, each as if it were alone."""
 
 
-def of(folder: OnnxFolder, model: OnnxModel) -> GraphInterface:
+def read_interface(folder: OnnxFolder, model: GraphFile) -> GraphInterface:
     """Errors: RuntimeProblem that names what is missing, unknown or of another type."""
     return _Reading(folder, model).interface()
 
 
 class _Reading:
-    def __init__(self, folder: OnnxFolder, model: OnnxModel) -> None:
+    def __init__(self, folder: OnnxFolder, model: GraphFile) -> None:
         self._folder, self._model = folder, model
         graph = model.proto.graph
         initial = {tensor.name for tensor in graph.initializer}
@@ -112,7 +112,7 @@ class _Reading:
         takes_rows = mask is not None and self._takes_rows([ids, mask, logits, *(cache.past for cache in caches)])
         return GraphInterface(ids, mask, positions, range_, logits, caches, self._is_shared(caches), width, takes_rows)
 
-    def _caches(self) -> tuple[Cache, ...]:
+    def _caches(self) -> tuple[CacheTensor, ...]:
         found = []
         for role in ("key", "value"):
             past, present = (self._names[side][role] for side in ("inputs", "outputs"))
@@ -132,16 +132,16 @@ class _Reading:
         matches = (expression.fullmatch(name) for name in self._inputs)
         return sorted(int(match[1]) for match in matches if match)
 
-    def _cache(self, past: Port, present: Port) -> Cache:
+    def _cache(self, past: ValueInfo, present: ValueInfo) -> CacheTensor:
         if len(past.shape) != 4:
             raise self._problem(f"wants {past.name} of the shape {list(past.shape)}, not [batch, heads, past, size]")
         stated = self._folder.decoder.get("num_key_value_heads"), self._folder.decoder.get("head_size")
         heads, size = (past.shape[axis] or stated[i] for i, axis in enumerate((1, 3)))
         if not (type(heads) is int and type(size) is int and 0 < heads < _MANY and 0 < size < _MANY):
             raise self._problem(f"does not say how many heads {past.name} has, and of what size")
-        return Cache(past, present, heads, size)
+        return CacheTensor(past, present, heads, size)
 
-    def _is_shared(self, caches: tuple[Cache, ...]) -> bool:
+    def _is_shared(self, caches: tuple[CacheTensor, ...]) -> bool:
         """GroupQueryAttention of com.microsoft writes the new keys and values behind those of the same buffer."""
         in_place = {
             name
@@ -151,32 +151,32 @@ class _Reading:
         }
         return all(cache.past.name in in_place for cache in caches)
 
-    def _takes_rows(self, ports: Sequence[Port]) -> bool:
+    def _takes_rows(self, ports: Sequence[ValueInfo]) -> bool:
         """Not where the number of rows is fixed, or where the longest row decides about a table of all."""
         if any(not port.shape or port.shape[0] is not None for port in ports):
             return False
         return not any(node.op_type in _OF_THE_LONGEST for node in self._model.nodes)
 
-    def _input(self, name: str, types: tuple[type[Any], ...]) -> Port:
+    def _input(self, name: str, types: tuple[type[Any], ...]) -> ValueInfo:
         if name not in self._inputs:
             raise self._problem(f"has no input {name!r}")
         return self._port(self._inputs[name], types)
 
-    def _optional(self, name: str) -> Port | None:
+    def _optional(self, name: str) -> ValueInfo | None:
         return self._input(name, _INTEGERS) if name in self._inputs else None
 
-    def _output(self, name: str, types: tuple[type[Any], ...]) -> Port:
+    def _output(self, name: str, types: tuple[type[Any], ...]) -> ValueInfo:
         if name not in self._outputs:
             raise self._problem(f"has no output {name!r}")
         return self._port(self._outputs[name], types)
 
-    def _port(self, value: Any, types: tuple[type[Any], ...]) -> Port:
+    def _port(self, value: Any, types: tuple[type[Any], ...]) -> ValueInfo:
         tensor = value.type.tensor_type
         dtype = _TYPES.get(tensor.elem_type)
         if dtype not in types:
             raise self._problem(f"has {value.name} in another type than {' or '.join(t.__name__ for t in types)}")
         dims = (dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-        return Port(value.name, dtype, tuple(dims))
+        return ValueInfo(value.name, dtype, tuple(dims))
 
     def _problem(self, what: str) -> RuntimeProblem:
         return RuntimeProblem(f"{self._model.path} {what}", _FOREIGN)
