@@ -1,7 +1,7 @@
 """The command line: a click group that imports a command only when it is used.
 
-`edgetune --help` must be instant, so the one-line helps stand here, and neither numpy nor torch is imported; a test
-keeps them equal to the commands' own.
+`edgetune --help` and shell completion must be instant. Therefore the one-line summaries are declared here, and neither
+numpy nor torch is imported.
 """
 
 from __future__ import annotations
@@ -11,48 +11,56 @@ import sys
 from collections.abc import Callable, Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 COMMANDS = {
-    "train": "Fine-tune a base model with QLoRA and store what it says.",
-    "preview": "Show how rows are rendered and which tokens are trained on.",
-    "merge-export": "Merge an adapter into its base and write it as GGUF, ONNX or safetensors.",
+    "train": "Fine-tune a base model with QLoRA and capture its reference outputs.",
+    "preview": "Show rendered rows and the tokens that are trained on.",
+    "merge-export": "Merge an adapter into its base and write GGUF, ONNX or safetensors.",
     "run": "Answer a prompt with an exported file, on the CPU.",
-    "reference": "Write what the trained model says anew: other rows, more of it, merged.",
-    "validate": "Prove an exported file against the model as it was trained.",
+    "reference": "Recapture the reference outputs (other rows, full vocabulary, merged model).",
+    "validate": "Measure exported files against the trained model; check thresholds.",
     "report": "Show a run and its validated files on one HTML page.",
-    "verify": "Check an exported file from itself alone, on the machine where it will run.",
+    "verify": "Verify an exported file using only what is embedded in it.",
     "card": "Write a Hugging Face model card for exported files.",
     "inspect": "Show what is in an exported file or a run directory.",
-    "make-rules": "Write the pipeline of a configuration as rules for make.",
+    "make-rules": "Print the pipeline of a configuration as rules for GNU make.",
     "doctor": "Check this machine: versions, CPU features, GPU, disk.",
 }
+"""Command -> one-line summary, in the order of the work: the only declaration of both."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are modules `edgetune.commands.NAME`, each with a click command called `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the work, not of the alphabet."""
+        """List the commands in the order of the work."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module now."""
+        """Import the module of the command, and give the command its summary."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module("edgetune.commands." + cmd_name.replace("-", "_"))
         command: click.Command = module.command
+        command.short_help = COMMANDS[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table above, without importing anything."""
+        """Write the summaries without importing a command."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete names of commands without importing a command."""
+        commands = [CompletionItem(name, help=line) for name, line in COMMANDS.items() if name.startswith(incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgetune", prog_name="edgetune")
 def cli() -> None:
-    """Fine-tune where there is a GPU, ship where there is none, and prove that the file is what was trained.
+    """Fine-tune a language model on a GPU, run it on a CPU, and prove that the exported file is what was trained.
 
     \b
     edgetune train config.yaml -o runs/mine
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; every expected failure becomes one sentence, what to do, and an exit code."""
+    """Run the command line and return its exit code; print an expected failure as one sentence and a hint."""
     try:
         result = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.ClickException as error:
@@ -95,7 +103,7 @@ def _report(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    click.echo("\nstopped; nothing half-written is left behind", err=True)
+    click.echo("\nstopped; no incomplete file was left behind", err=True)
     return 130
 
 
@@ -108,7 +116,7 @@ def _explanations() -> list[tuple[type[Exception], Callable[..., Explanation]]]:
     return [
         (EdgetuneError, lambda error: (error.message, error.hint, error.exit_code)),
         (OSError, _explain_os_error),
-        (MemoryError, lambda error: ("there is not enough memory", "Close other programs, or use a smaller model.", 1)),
+        (MemoryError, lambda error: ("there is not enough memory", "Close other programs, or use a smaller model", 1)),
     ]
 
 
@@ -116,10 +124,10 @@ def _explain_os_error(error: OSError) -> Explanation:
     import errno
 
     hints = {
-        errno.ENOSPC: "Free some space, or write elsewhere with -o.",
-        errno.EACCES: "Check the permissions, or write elsewhere with -o.",
-        errno.EROFS: "Write elsewhere with -o.",
-        errno.EDQUOT: "Free some space, or write elsewhere with -o.",
+        errno.ENOSPC: "Free some space, or write elsewhere with -o",
+        errno.EACCES: "Check the permissions, or write elsewhere with -o",
+        errno.EROFS: "Write elsewhere with -o",
+        errno.EDQUOT: "Free some space, or write elsewhere with -o",
     }
     where = f"{error.filename}: " if error.filename else ""
     return where + (error.strerror or str(error)).lower(), hints.get(error.errno or 0), 1

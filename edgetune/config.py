@@ -253,7 +253,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     raw = _read_yaml(path)
     for override in overrides:
         _apply_override(raw, override)
-    return _resolve_paths(parse_config(raw, source=str(path)), path.resolve().parent)
+    return _resolve_paths(parse_section(Config, raw, str(path), overrides), path.resolve().parent)
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> Config:
@@ -261,17 +261,32 @@ def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> C
     return parse_section(Config, raw, source)
 
 
-def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> Parsed:
-    """Validate a mapping as a section of its own; errors as in `parse_config`."""
+def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Parsed:
+    """Validate a mapping as a section of its own; errors as in `parse_config`.
+
+    A problem of an option that `overrides` (`key=value`) set names the `--set` option instead of `source`.
+    """
     try:
         return model.model_validate(dict(raw))
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [(_describe(problem), _override_of(problem, overrides)) for problem in error.errors()]
+        blamed = [f"--set {override}: {text}" if override else text for text, override in problems]
+        if len(problems) == 1 and not problems[0][1]:
+            blamed = [f"{source}: {blamed[0]}"]
+        where = source if not all(override for _, override in problems) else "the options of --set"
         raise ConfigError.of_many(
-            f"problems in {source}",
-            [f"{source}: {p}" if len(problems) == 1 else p for p in problems],
-            "Every key and its default is listed in docs/configuration.md.",
+            f"problems in {where}", blamed, "docs/configuration.md lists every key and its default"
         ) from None
+
+
+def _override_of(problem: Any, overrides: Sequence[str]) -> str | None:
+    """Return the last of the overrides that set the option, a section around it, or an option in it."""
+    location = ".".join(map(str, problem["loc"]))
+    for override in reversed(overrides):
+        key = override.partition("=")[0]
+        if location and (f"{location}.".startswith(f"{key}.") or f"{key}.".startswith(f"{location}.")):
+            return override
+    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,24 +1,25 @@
-"""The one place that talks to the terminal. Progress and messages go to standard error; results to standard output."""
+"""Terminal output: progress and messages on standard error, results on standard output."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+"""Called with (done, total) while work is in progress."""
 
 
 @cache
 def stderr() -> Console:
-    """For progress, notes and errors."""
+    """Return the console for progress, notes and errors."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -26,7 +27,7 @@ def stderr() -> Console:
 
 @cache
 def stdout() -> Console:
-    """For results: what a user would pipe into a file; then 100 characters wide unless COLUMNS says otherwise."""
+    """Return the console for results. On a pipe it is 100 characters wide unless COLUMNS sets another width."""
     from rich.console import Console
 
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -34,32 +35,71 @@ def stdout() -> Console:
 
 
 def note(message: str) -> None:
-    """One line about what is going on."""
+    """Print one line about the progress of the work."""
     from rich.markup import escape
 
     stderr().print(escape(message), soft_wrap=True)
 
 
 def warn(message: str) -> None:
-    """One line about something the user may want to change."""
+    """Print one line about something the user may want to change."""
     from rich.markup import escape
 
     stderr().print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
 
 def fail(message: str, hint: str | None = None) -> None:
-    """The one sentence of an error, and what to do about it."""
+    """Print an error as one sentence, and the hint as another.
+
+    Args:
+        message: What is wrong, with the value.
+        hint: What to do about it, without a period at the end.
+    """
     from rich.markup import escape
 
     stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     if hint:
-        end = "" if hint.endswith((".", "?", "!", "`")) else "."
-        stderr().print(f"       {escape(hint)}{end}", soft_wrap=True)
+        stderr().print(f"       {escape(end_sentence(hint))}", soft_wrap=True)
+
+
+def end_sentence(hint: str) -> str:
+    """Return the hint with a period, except after a command in backticks, which a period would spoil for copying."""
+    return hint if hint.endswith((".", "?", "!", "`")) else hint + "."
+
+
+def print_columns(rows: Sequence[Sequence[Text]], widths: Sequence[int | None]) -> None:
+    """Print rows of left-aligned cells to standard output.
+
+    On a terminal long cells are folded into their column. On a pipe they stay on one line, so that paths can be read
+    and searched by other programs.
+
+    Args:
+        rows: Cells, as many in each row as there are widths.
+        widths: Smallest width of each column in characters; None: the width of its longest cell.
+    """
+    if stdout().is_terminal:
+        _print_grid(rows, widths)
+        return
+    sizes = [width or max((len(row[place]) for row in rows), default=0) for place, width in enumerate(widths)]
+    for row in rows:
+        line = "  ".join(cell.plain.ljust(size) for cell, size in zip(row, sizes, strict=True))
+        stdout().print(line.rstrip(), soft_wrap=True, markup=False, emoji=False)
+
+
+def _print_grid(rows: Sequence[Sequence[Text]], widths: Sequence[int | None]) -> None:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for place, width in enumerate(widths):
+        grid.add_column(width=width, overflow="fold", no_wrap=place + 1 < len(widths))
+    for row in rows:
+        grid.add_row(*row)
+    stdout().print(grid)
 
 
 @contextmanager
 def byte_progress(description: str) -> Iterator[Progress]:
-    """A bar with bytes, bytes per second and time left; on a pipe, nothing, and for that no library is loaded."""
+    """Show a bar with bytes, bytes per second and time left. On a pipe show nothing, and load no library."""
     if not (sys.stderr.isatty() or "FORCE_COLOR" in os.environ):
         yield lambda done, total: None
         return
@@ -75,7 +115,7 @@ def byte_progress(description: str) -> Iterator[Progress]:
 
 @contextmanager
 def count_progress(description: str) -> Iterator[Progress]:
-    """A bar with a count of so many and time left; on a pipe, nothing."""
+    """Show a bar with a count and time left. On a pipe show nothing."""
     from rich import progress
 
     columns = (

@@ -21,11 +21,22 @@ class EdgetuneError(Exception):
         self.hint = hint
 
     @classmethod
-    def of_many(cls, what: str, problems: Sequence[str], hint: str | None = None) -> EdgetuneError:
-        """One error for several problems, so that they can be mended in one go instead of one run each."""
-        if len(problems) == 1:
+    def of_many(
+        cls, what: str, problems: Sequence[str], hint: str | None = None, *, total: int | None = None
+    ) -> EdgetuneError:
+        """Return one error for several problems, so that the user can correct them together.
+
+        Args:
+            what: What they are, in the plural: "problems in the data".
+            problems: One line each.
+            hint: What to do about them.
+            total: How many there are, where `problems` holds only the first ones.
+        """
+        total = total or len(problems)
+        if total == 1:
             return cls(problems[0], hint)
-        return cls(f"{len(problems)} {what}:\n" + "\n".join(f"  - {problem}" for problem in problems), hint)
+        lines = [*problems, *([f"... and {total - len(problems)} more"] if total > len(problems) else [])]
+        return cls(f"{total} {what}:\n" + "\n".join(f"  - {line}" for line in lines), hint)
 
 
 class CheckpointError(EdgetuneError):

@@ -1,4 +1,4 @@
-"""`edgetune card`: a Hugging Face model card for files that were exported, with what has been measured since."""
+"""`edgetune card`: a Hugging Face model card for exported files, with their measurements."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 
 
-@click.command(name="card", short_help="Write a Hugging Face model card for exported files.")
+@click.command(name="card")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--run", type=click.Path(path_type=Path), help="The run they are of: how it was trained.")
-@click.option("--base", type=click.Path(path_type=Path), help="The base's directory: its name and license.")
-@click.option("--name", help="The title. Default: the run's name, or that of the first file.")
-@click.option("--overwrite", is_flag=True, help="Replace a README.md that was not made by edgetune.")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Run directory that the files were exported from; adds how they were trained.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Directory of the base model; adds its name and license. Default: the run's.",
+)
+@click.option("--name", help="Title of the card. Default: name of the run, or of the first file.")
+@click.option("--overwrite", is_flag=True, help="Replace a README.md that edgetune did not write.")
 def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: str | None, overwrite: bool) -> None:
-    """Write README.md beside each FILE (or into a model directory) from its receipt and its validation report.
+    """Write README.md beside each FILE, or into a model directory, from its receipt and its validation.
 
     \b
-    edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
-    edgetune card runs/mine/artifacts/mine-q4_k_m.gguf --run runs/mine
+    Example:
+      edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
+      edgetune card runs/mine/artifacts/mine-q4_k_m.gguf --run runs/mine
     """
     from edgetune.publish import model_card
     from edgetune_converters.provenance.receipts import Receipt
@@ -29,7 +38,7 @@ def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: 
     receipts = [Receipt.read(file) for file in files]
     for path in sorted({model_card.card_path(receipt) for receipt in receipts}):
         if path.exists() and not overwrite and not model_card.is_generated(path):
-            raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite to replace it.")
+            raise ConfigError(f"{path} was not written by edgetune", "Add --overwrite to replace it")
     directory = RunDirectory.open(run) if run is not None else None
     manifest = directory.manifest if directory else {}
     if base is None and directory is not None:

@@ -13,23 +13,27 @@ from edgetune import console
 from edgetune.runs.directory import RunDirectory
 
 
-@click.command(name="inspect", short_help="Show what is in an exported file or a run directory.")
+@click.command(name="inspect")
 @click.argument("path", metavar="FILE|RUN", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="List every tensor of a file.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def command(path: Path, tensors: bool, as_json: bool) -> None:
-    """Show what is in a GGUF file or an ONNX folder (types, tokenizer, receipt), or in a run directory.
+    """Show what is in FILE (a GGUF file or an ONNX folder) or in the run directory RUN.
+
+    Of a file: size, storage types, tokenizer, receipt and validation. Of a run: configuration, data and artifacts. No
+    model is loaded.
 
     \b
-    edgetune inspect runs/mine/artifacts/mine-q4_k_m.gguf --tensors
-    edgetune inspect runs/mine/artifacts/mine-int4
-    edgetune inspect runs/mine
+    Examples:
+      edgetune inspect runs/mine/artifacts/mine-q4_k_m.gguf --tensors
+      edgetune inspect runs/mine/artifacts/mine-int4
+      edgetune inspect runs/mine
     """
     facts = describe(path, tensors)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        show(facts)
+        print_facts(facts)
 
 
 def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
@@ -44,36 +48,30 @@ def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
     return describe_run(RunDirectory.open(path)) if path.is_dir() else describe_file(path, tensors)
 
 
-def show(facts: Mapping[str, Any]) -> None:
-    """Sections of `name  value` lines; sections without facts are left out."""
-    from rich.table import Table
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print sections of `name  value` lines; leave out sections without facts."""
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    rows = []
     for section, entries in facts.items():
-        lines = list(flat(entries))
-        if not lines:
-            continue
-        grid.add_row(Text(section, style="bold"), "")
-        for name, value in lines:
-            grid.add_row("  " + name, Text(value))
-    console.stdout().print(grid)
+        lines = list(format_facts(entries))
+        rows += [[Text(section, style="bold"), Text()]] if lines else []
+        rows += [[Text("  " + name), Text(value)] for name, value in lines]
+    console.print_columns(rows, (None, None))
 
 
-def flat(entries: Any) -> Iterator[tuple[str, str]]:
-    """Lines of a section; what is None, or empty, is left out."""
+def format_facts(entries: Any) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of a section as text; leave out what is None or empty."""
     for name, value in entries.items():
         if value is None or value in ({}, []):
             continue
-        yield str(name), in_words(str(name), value)
+        yield str(name), format_value(str(name), value)
 
 
-def in_words(name: str, value: Any) -> str:
-    """Mappings on one line, sizes with units, shares in percent."""
+def format_value(name: str, value: Any) -> str:
+    """Return a value as text: a mapping on one line, a size with its unit, a share in percent."""
     if isinstance(value, Mapping):
-        parts = ((key, in_words(str(key), entry)) for key, entry in value.items() if entry is not None)
+        parts = ((key, format_value(str(key), entry)) for key, entry in value.items() if entry is not None)
         return "  ".join(text if key in ("type", "shape", "bytes") else f"{key} {text}" for key, text in parts)
     if isinstance(value, bool):
         return "yes" if value else "no"

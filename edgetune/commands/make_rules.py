@@ -44,17 +44,20 @@ VALIDATE = """
 BASE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", *TOKENIZER_FILES)
 
 
-@click.command(name="make-rules", short_help="Write the pipeline of a configuration as rules for make.")
+@click.command(name="make-rules")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--run", "run", type=click.Path(path_type=Path), help="Run directory. Default: runs/NAME.")
-@click.option("--target", default="pipeline", show_default=True, help="Name of the rule that makes everything.")
+@click.option("--target", default="pipeline", show_default=True, help="Name of the target that makes everything.")
 def command(config: Path, run: Path | None, target: str) -> None:
-    """Print make rules: CONFIG and its data -> run directory -> artifacts -> reports. Needs GNU make 4.3.
+    """Print make rules for CONFIG: from its data to the run directory, the exported files and their validations.
+
+    GNU make 4.3 or newer is needed. In a Makefile:
 
     \b
-    .edgetune.mk: config.yaml
-            edgetune make-rules $< > $@.tmp && mv $@.tmp $@
-    include .edgetune.mk
+    Example:
+      .edgetune.mk: config.yaml
+              edgetune make-rules $< > $@.tmp && mv $@.tmp $@
+      include .edgetune.mk
     """
     click.echo(make_rules(config, load_config(config), run, target), nl=False)
 

@@ -62,9 +62,7 @@ class Source:
         return section
 
 
-@click.command(
-    name="merge-export", short_help="Merge an adapter into its base and write it as GGUF, ONNX or safetensors."
-)
+@click.command(name="merge-export")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @options
 @click.option(
@@ -90,16 +88,17 @@ def command(
     overwrite: bool,
     **flags: Any,
 ) -> None:
-    """Merge the adapter of RUN into its base, quantize, and write it, in one streaming pass.
+    """Merge the adapter of RUN into its base, quantize, and write the result, in one streaming pass.
+
+    Options that are not given are taken from `export:` in the run's configuration. Without RUN, give --base.
 
     \b
-    edgetune merge-export runs/mine -q q4_k_m,q8_0
-    edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --plan
-    edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
-    edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
-    edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
-
-    Options that are not given are those of the run's configuration, under `export:`.
+    Examples:
+      edgetune merge-export runs/mine -q q4_k_m,q8_0
+      edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --plan
+      edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
+      edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
+      edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
     """
     source = find_source(run, base, adapter)
     config = resolve(source.export, flags)

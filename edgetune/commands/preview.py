@@ -1,4 +1,4 @@
-"""`edgetune preview`: what the model sees of a row, and which of it is trained on."""
+"""`edgetune preview`: rendered rows, with the tokens that are trained on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from pathlib import Path
 import click
 
 
-@click.command(name="preview", short_help="Show how rows are rendered and which tokens are trained on.")
+@click.command(name="preview")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
-    "--rows", "count", type=click.IntRange(min=1), default=3, show_default=True, help="How many rows to show."
+    "--rows", "count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of rows to show."
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; may be repeated.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option of CONFIG (repeatable)."
+)
 def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
-    """Render the first training rows of CONFIG; what is trained on is highlighted, or in ⟦brackets⟧ without colour.
+    """Render the first training rows of CONFIG as the model sees them.
+
+    The tokens that are trained on are highlighted; without color they stand in ⟦brackets⟧.
 
     \b
-    edgetune preview config.yaml --rows 5
+    Example:
+      edgetune preview config.yaml --rows 5
     """
     from rich.console import Console
 
@@ -36,11 +41,11 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     splits = read_splits(options.data, options.training.seed)
     encoding = encode_all(template, tokenizer, splits.train, options.training.max_length)
     out = Console(highlight=False, soft_wrap=True)
-    colour = out.is_terminal and not os.environ.get("NO_COLOR")
+    color = out.is_terminal and not os.environ.get("NO_COLOR")
     for number, row in enumerate(encoding.rows[:count], 1):
         out.print(format_heading(number, row), style="bold")
-        out.print(highlight_row(row, tokenizer, colour=colour))
+        out.print(highlight_row(row, tokenizer, color=color))
         out.print()
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     if encoding.rewritten:
-        out.print(f"each assistant turn became a row of its own, since {encoding.rewritten}", markup=False)
+        out.print(f"each assistant turn is a separate row, because {encoding.rewritten}", markup=False)

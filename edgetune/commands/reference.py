@@ -13,24 +13,38 @@ from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 
 
-@click.command(name="reference", short_help="Write what the trained model says anew: other rows, more of it, merged.")
+@click.command(name="reference")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--rows", type=click.Path(path_type=Path), help="Held-out rows in place of the run's data.validation.")
-@click.option("--count", type=click.IntRange(min=1), help="How many of them. Default: reference.rows of the run.")
-@click.option("--full-vocab", is_flag=True, help="Store every log-probability, however large the vocabulary.")
-@click.option("--top-k", type=click.IntRange(min=1), help="Store so many log-probabilities a token, the rest as one.")
-@click.option("--long", "long_", is_flag=True, help="Add rows as long as the original context, and past it.")
+@click.option(
+    "--rows", type=click.Path(path_type=Path), help="Held-out rows to use instead of the run's data.validation."
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Number of held-out rows. Default: reference.rows of the run."
+)
+@click.option("--full-vocab", is_flag=True, help="Store the log-probabilities of the full vocabulary.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Store the K largest log-probabilities per token; the rest as one bucket.",
+)
+@click.option("--long", "long_", is_flag=True, help="Add rows as long as the original context and longer.")
 @click.option(
     "--merged", type=click.Choice(["w16", "nf4"]), multiple=True,
-    help="Also run the merged model, unquantized: on the base as it is, or rounded to 4 bits as in training.",
+    help="Also measure the merged, unquantized model: merged into the original base or into the NF4 base.",
 )  # fmt: skip
 @click.option(
     "--llama-kld", type=click.Path(path_type=Path), metavar="FILE",
-    help="Write a file for llama-perplexity --kl-divergence-base.",
+    help="Write a base file for llama-perplexity --kl-divergence-base.",
 )  # fmt: skip
-@click.option("--llama-context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens of a chunk.")
+@click.option(
+    "--llama-context",
+    type=click.IntRange(min=8),
+    default=512,
+    show_default=True,
+    help="Tokens per chunk of --llama-kld.",
+)
 @click.option("--llama-text", type=click.Path(path_type=Path), help="Text for --llama-kld. Default: the held-out rows.")
-@click.option("--base", type=click.Path(path_type=Path), help="Where the base lies now, if it has moved.")
+@click.option("--base", type=click.Path(path_type=Path), help="Directory of the base model, if it has moved.")
 def command(
     run: Path,
     rows: Path | None,
@@ -44,15 +58,17 @@ def command(
     llama_text: Path | None,
     base: Path | None,
 ) -> None:
-    """Write the reference of RUN anew, on a GPU or on the CPU. A command that was stopped goes on where it was.
+    """Recapture the reference outputs of RUN: log-probabilities and greedy answers, against which files are validated.
+
+    It runs on a GPU or on the CPU, and needs the training extra. An interrupted capture resumes. With only --merged or
+    --llama-kld, the stored reference stays as it is.
 
     \b
-    edgetune reference runs/mine --rows more.jsonl --count 500
-    edgetune reference runs/mine --full-vocab --long
-    edgetune reference runs/mine --merged w16 --merged nf4
-    edgetune reference runs/mine --llama-kld base.kld --llama-text wiki.txt
-
-    With --merged or --llama-kld alone, the reference that is there stays.
+    Examples:
+      edgetune reference runs/mine --rows more.jsonl --count 500
+      edgetune reference runs/mine --full-vocab --long
+      edgetune reference runs/mine --merged w16 --merged nf4
+      edgetune reference runs/mine --llama-kld base.kld --llama-text wiki.txt
     """
     if full_vocab and top_k:
         raise ConfigError("--full-vocab and --top-k were both given", "Give one of them.")

@@ -11,20 +11,22 @@ from edgetune.runs.directory import RunDirectory
 FILE = "report.html"
 
 
-@click.command(name="report", short_help="Show a run and its validated files on one HTML page.")
+@click.command(name="report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"The page. Default: {FILE} in RUN.")
-@click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Path of the page. Default: {FILE} in RUN.")
+@click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
 def command(run: Path, files: tuple[Path, ...], output: Path | None, open_: bool) -> None:
-    """Write a page that needs no network: verdict, ladder, size against divergence, the worst rows token by token,
-    delta survival, training curves, contract and receipt.
+    """Write one HTML page about RUN and its validated files; it needs no network.
+
+    The page shows the verdict, the ladder of measurements, size against divergence, the worst rows token by token,
+    delta survival, training curves, the contract and the receipt. FILE is an exported file that was validated, or the
+    output of `validate --json`. Default: all files in RUN/artifacts.
 
     \b
-    edgetune validate runs/mine runs/mine/artifacts/*.gguf
-    edgetune report runs/mine --open
-
-    FILE is an exported file that was validated, or what `validate --json` wrote. Default: all of RUN/artifacts.
+    Example:
+      edgetune validate runs/mine runs/mine/artifacts/*.gguf
+      edgetune report runs/mine --open
     """
     from edgetune.report import gather, page
 

@@ -18,28 +18,52 @@ if TYPE_CHECKING:
     from edgetune.runtime import Generation, Runtime, Sampling
 
 
-@click.command(name="run", short_help="Answer a prompt with an exported file, on the CPU.")
+@click.command(name="run")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", required=True, help="The prompt; - reads it from standard input.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@click.option("--system", help="A system message before the prompt.")
+@click.option("-p", "--prompt", required=True, help="Prompt; - reads it from standard input.")
+@click.option("--raw", is_flag=True, help="Continue the text of the prompt, without the chat template.")
+@click.option("--system", help="System message before the prompt.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token."
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 = greedy.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Keep the k likeliest; 0: all."
+    "--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Keep the K most likely tokens; 0 = all."
 )
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="Keep this much mass."
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.95,
+    show_default=True,
+    help="Nucleus sampling: cumulative probability to keep.",
 )
 @click.option(
-    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Least share of the likeliest's."
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Minimum probability relative to the most likely token.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Makes sampling repeatable.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
-@click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores (1 for a tiny model).")
-@click.option("--context", type=click.IntRange(min=8), help="Tokens of prompt and answer. Default: at most 4096.")
-@click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, even when not on a terminal.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Seed of the sampler.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Maximum number of tokens to generate.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores (1 for a tiny model)."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=8),
+    help="Context size in tokens, for prompt and answer. Default: at most 4096.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print the speed, also when not on a terminal.")
 def command(
     file: Path,
     prompt: str,
@@ -55,11 +79,12 @@ def command(
     context: int | None,
     verbose: bool,
 ) -> None:
-    """Answer a prompt with FILE. The answer goes to standard output, and nothing else does.
+    """Answer a prompt with FILE, on the CPU. Only the answer is written to standard output.
 
     \b
-    edgetune run model.gguf -p "dim the bedroom lights"
-    cat letter.txt | edgetune run model.gguf -p - --system "Summarise." --temperature 0.7
+    Examples:
+      edgetune run model.gguf -p "dim the bedroom lights"
+      cat letter.txt | edgetune run model.gguf -p - --system "Summarize." --temperature 0.7
     """
     from edgetune.runtime import Sampling, load
 

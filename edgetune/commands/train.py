@@ -9,31 +9,33 @@ import click
 
 from edgetune import console
 
-RESUME = (
-    "Go on with a run that was stopped, from its last checkpoint; a finished one takes new gate and export options."
-)
+RESUME = "Resume an unfinished run from its last checkpoint; give a finished run new `gate:` and `export:` options."
+OVERWRITE = "Replace an existing run. With --resume: only if its options, rows or base have changed."
+DRY_RUN = "Check base model, data, export and disk space; train and write nothing."
 
 
-@click.command(name="train", short_help="Fine-tune a base model with QLoRA and store what it says.")
+@click.command(name="train")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run directory. Default: runs/NAME.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; may be repeated.")
-@click.option("--resume", is_flag=True, help=RESUME)
 @click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace a run that is there; with --resume, only one whose options, rows or base are others now.",
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option of CONFIG (repeatable)."
 )
-@click.option("--dry-run", is_flag=True, help="Check base, data, export and disk; train nothing.")
+@click.option("--resume", is_flag=True, help=RESUME)
+@click.option("--overwrite", is_flag=True, help=OVERWRITE)
+@click.option("--dry-run", is_flag=True, help=DRY_RUN)
 def command(
     config: Path, output: Path | None, overrides: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool
 ) -> None:
-    """Fine-tune the base that CONFIG names with QLoRA, and store what it says on held-out rows.
+    """Fine-tune the base model of CONFIG with QLoRA, and capture its reference outputs on held-out rows.
+
+    The result is a run directory, from which the other commands export, validate and report. Ctrl-C stops after the
+    current step and saves a checkpoint.
 
     \b
-    edgetune train config.yaml -o runs/mine
-    edgetune train config.yaml -o runs/mine --set training.epochs=2 --set adapter.r=32
-    edgetune train config.yaml -o runs/mine --resume
+    Examples:
+      edgetune train config.yaml --dry-run
+      edgetune train config.yaml -o runs/mine --set training.epochs=2 --set adapter.r=32
+      edgetune train config.yaml -o runs/mine --resume
     """
     from edgetune.config import load_config
 

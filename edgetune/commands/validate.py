@@ -15,22 +15,39 @@ if TYPE_CHECKING:
     from edgetune.validation.rungs import Ladder
 
 
-@click.command(name="validate", short_help="Prove an exported file against the model as it was trained.")
+@click.command(name="validate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--json", "json_", type=click.Path(path_type=Path), help="One report here, not one beside each file.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML, for CI.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also show it on a page (see `edgetune report`).")
-@click.option("--gate", "gates", multiple=True, metavar="KEY=VALUE", help="Threshold, such as mean_kld_max=0.05.")
-@click.option("--rows", type=click.IntRange(min=1), help="Only the first so many held-out rows.")
-@click.option("--no-task", is_flag=True, help="Do not answer the test rows.")
-@click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores (1 for a tiny model).")
-@click.option("--locate", is_flag=True, help="Find the tensors whose storage types cost most, by swapping them back.")
-@click.option("--locate-seconds", type=click.FloatRange(min=1), default=600, show_default=True, help="For each file.")
-@click.option("--statistics", is_flag=True, help="Print every figure as llama-perplexity does.")
+@click.option(
+    "--json",
+    "json_",
+    type=click.Path(path_type=Path),
+    help="Write one validation for all files here. Default: one beside each file.",
+)
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML, for CI systems.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, as `edgetune report` does.")
+@click.option(
+    "--gate", "gates", multiple=True, metavar="KEY=VALUE", help="Threshold, such as mean_kld_max=0.05 (repeatable)."
+)
+@click.option("--rows", type=click.IntRange(min=1), help="Use only the first N held-out rows.")
+@click.option("--no-task", is_flag=True, help="Skip the task: do not generate answers to the test rows.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores (1 for a tiny model)."
+)
+@click.option(
+    "--locate", is_flag=True, help="Find the tensors whose quantization costs most, by restoring them to 16 bits."
+)
+@click.option(
+    "--locate-seconds",
+    type=click.FloatRange(min=1),
+    default=600,
+    show_default=True,
+    help="Time limit of --locate for each file.",
+)
+@click.option("--statistics", is_flag=True, help="Print all statistics in the format of llama-perplexity.")
 @click.option(
     "--llama-base", type=click.Path(path_type=Path), metavar="FILE",
-    help="Compare with a file of llama-perplexity --kl-divergence-base, in place of a run.",
+    help="Compare with a base file of llama-perplexity --kl-divergence-base instead of a run.",
 )  # fmt: skip
 def command(
     run: Path,
@@ -47,16 +64,18 @@ def command(
     statistics: bool,
     llama_base: Path | None,
 ) -> None:
-    """Measure each FILE against the reference of RUN, token by token, and hold it against the thresholds.
-
-    \b
-    edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
-    edgetune validate runs/mine mine-f16.gguf mine-q4_k_m.gguf --gate recovery_min=0.95
-    edgetune validate --llama-base base.kld mine-q4_k_m.gguf
+    """Measure each FILE against the reference of RUN, token by token, and check the thresholds.
 
     Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max, agreement_min,
-    long_kld_max; what the run's configuration sets under `gate:` holds unless given here. Exit code 3 when one is
-    missed. Of several FILEs (`artifacts/*`), receipts, reports, Modelfiles, cards and adapters are skipped.
+    long_kld_max. A threshold that --gate does not set is taken from `gate:` in the run's configuration. The exit code
+    is 3 if a threshold is missed. Files that are not runnable (receipts, validations, Modelfiles, cards, adapters) are
+    skipped if there is a model among the FILEs.
+
+    \b
+    Examples:
+      edgetune validate runs/mine runs/mine/artifacts/mine-q4_k_m.gguf
+      edgetune validate runs/mine mine-f16.gguf mine-q4_k_m.gguf --gate recovery_min=0.95
+      edgetune validate --llama-base base.kld mine-q4_k_m.gguf
     """
     if llama_base is not None:
         _against_base_file(llama_base, (run, *files), threads)

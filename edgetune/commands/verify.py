@@ -10,22 +10,27 @@ from edgetune import console
 from edgetune.errors import GateFailure
 
 
-@click.command(name="verify", short_help="Check an exported file from itself alone, on the machine where it will run.")
+@click.command(name="verify")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--max-kld", type=click.FloatRange(min=0), help="For the golden answers' first tokens. Default: by the type."
+    "--max-kld",
+    type=click.FloatRange(min=0),
+    help="Largest KL divergence of the golden first tokens, in nats. Default: depends on the storage type.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores (1 for a tiny model).")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores (1 for a tiny model)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def command(file: Path, max_kld: float | None, threads: int | None, as_json: bool) -> None:
-    """Check FILE with what it carries: hashes, template, token ids, stop tokens, the first tokens of golden answers.
+    """Verify FILE using only what is embedded in it: hashes, chat template, token ids, stop tokens, golden answers.
+
+    Neither the run directory nor torch is needed. The exit code is 3 if something differs from training. To measure
+    the cost of quantization, use `edgetune validate`.
 
     \b
-    edgetune verify mine-q4_k_m.gguf
-    edgetune verify mine-int4/ --max-kld 0.1
-
-    Neither the run directory nor torch is needed. Exit code 3 when something differs from training. How much
-    quantization cost is measured by `edgetune validate`.
+    Examples:
+      edgetune verify mine-q4_k_m.gguf
+      edgetune verify mine-int4/ --max-kld 0.1
     """
     import json
     from dataclasses import asdict

@@ -93,25 +93,22 @@ def convert_rows(rows: Iterable[tuple[str, Any]], form: str = "auto") -> list[Co
 
 @dataclass
 class RowProblems:
-    """Problems of a data file: the first ones in words, the others as a count."""
+    """Problems of a data file: the first ones in words, and the number of all."""
 
     shown: list[str] = field(default_factory=list)
     count: int = 0
 
     def add(self, problem: str) -> None:
-        """Note one; beyond the first twenty only the count is kept."""
+        """Add one; after the first SHOWN_PROBLEMS only count it."""
         self.count += 1
         if len(self.shown) < SHOWN_PROBLEMS:
             self.shown.append(problem)
 
     def raise_if_any(self) -> None:
-        """One DataError for them all."""
-        if not self.count:
-            return
-        more = [f"... and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
-        raise DataError.of_many(
-            "problems in the data", [*self.shown, *more], "Mend or remove these rows; docs/train.md lists the formats."
-        )
+        """Raise one DataError for all of them."""
+        if self.count:
+            hint = "Correct or remove these rows; docs/train.md lists the formats"
+            raise DataError.of_many("problems in the data", self.shown, hint, total=self.count)
 
 
 def _messages(row: Mapping[str, Any]) -> Conversation:

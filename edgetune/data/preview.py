@@ -25,11 +25,11 @@ def segments(row: EncodedRow, tokenizer: TextTokenizer) -> Iterator[tuple[bool, 
         text = upto
 
 
-def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, colour: bool) -> Text:
-    """One row; without colour, what is trained on stands in ⟦brackets⟧."""
+def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, color: bool) -> Text:
+    """One row; without color, what is trained on stands in ⟦brackets⟧."""
     result = Text()
     for trained, text in segments(row, tokenizer):
-        mark = trained and not colour
+        mark = trained and not color
         result.append(f"⟦{text}⟧" if mark else text, style=TRAINED if trained else GIVEN)
     return result
 

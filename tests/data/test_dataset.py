@@ -103,12 +103,12 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_preview_sets_trained_text_off(tokenizer: TextTokenizer) -> None:
     row = encode_all(CHATML, tokenizer, [_talk("héllo 灯", "wörld 👍🏽")], 200).rows[0]
-    text = highlight_row(row, tokenizer, colour=False).plain
+    text = highlight_row(row, tokenizer, color=False).plain
     assert text == "<|im_start|>user\nhéllo 灯<|im_end|>\n<|im_start|>assistant\n⟦wörld 👍🏽<|im_end|>⟧\n"
-    coloured = highlight_row(row, tokenizer, colour=True)
-    assert coloured.plain == text.replace("⟦", "").replace("⟧", "")
-    assert [str(span.style) for span in coloured.spans] == ["dim", "bold green", "dim"]
-    assert "".join(part for _, part in segments(row, tokenizer)) == coloured.plain
+    colored = highlight_row(row, tokenizer, color=True)
+    assert colored.plain == text.replace("⟦", "").replace("⟧", "")
+    assert [str(span.style) for span in colored.spans] == ["dim", "bold green", "dim"]
+    assert "".join(part for _, part in segments(row, tokenizer)) == colored.plain
     assert format_heading(1, row).startswith(f"row 1: {len(row.input_ids)} tokens, {sum(row.supervised)} trained on (")
 
 

@@ -81,7 +81,7 @@ def test_problems_are_collected_and_the_first_shown() -> None:
     rows = [(f"f, row {number}", {"text": "x"}) for number in range(1, 31)]
     with pytest.raises(DataError) as caught:
         convert_rows(rows)
-    assert caught.value.message.startswith("21 problems in the data")
+    assert caught.value.message.startswith("30 problems in the data:\n")
     assert "f, row 20: in no known format" in caught.value.message
     assert "row 21" not in caught.value.message
     assert f"... and {30 - SHOWN_PROBLEMS} more" in caught.value.message

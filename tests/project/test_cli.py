@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -13,12 +15,34 @@ from edgetune.errors import ConfigError, EdgetuneError, GateFailure
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_the_table_says_what_the_command_says(name: str) -> None:
+def test_every_command_has_a_help_that_ends_with_an_example(name: str) -> None:
     command = cli.cli.get_command(click.Context(cli.cli), name)
     assert command is not None
     assert command.name == name
-    assert command.short_help == cli.COMMANDS[name]
-    assert command.help
+    assert command.get_short_help_str(limit=100) == cli.COMMANDS[name]
+    last = (command.help or "").strip().rsplit("\n\n", 1)[-1]
+    assert f"edgetune {name}" in last, f"the help of {name} does not end with an example"
+
+
+def test_the_table_of_commands_is_the_folder_of_commands() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    assert {path.stem.replace("_", "-") for path in folder.glob("[!_]*.py")} == set(cli.COMMANDS)
+
+
+def test_completion_shows_the_summaries_and_imports_no_command() -> None:
+    script = """
+import sys
+from click.shell_completion import ShellComplete
+from edgetune import cli
+found = ShellComplete(cli.cli, {}, "edgetune", "_EDGETUNE_COMPLETE").get_completions([], sys.argv[1])
+assert {item.value: item.help for item in found} == {
+    name: line for name, line in cli.COMMANDS.items() if name.startswith(sys.argv[1])
+}, found
+print(len(found), "numpy" in sys.modules, any(name.startswith("edgetune.commands.") for name in sys.modules))
+"""
+    for incomplete, count in (("", len(cli.COMMANDS)), ("re", 2)):
+        result = subprocess.run([sys.executable, "-c", script, incomplete], capture_output=True, text=True)
+        assert result.stdout.split() == [str(count), "False", "False"], result.stderr
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

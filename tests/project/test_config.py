@@ -66,6 +66,35 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
         load_config(write(tmp_path, "base: b\ndata: {train: t.jsonl}\n"), [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epchs=2"], "--set training.epchs=2: unknown key training.epchs, did you mean training.epochs?"),
+        (["training.epochs=1", "training.epochs=-1"], "--set training.epochs=-1: training.epochs is -1: "),
+        (["data.answer=choice"], "--set data.answer=choice: data is "),
+        (["training=3"], "--set training=3: training is 3: "),
+    ],
+)
+def test_a_bad_override_is_blamed_on_the_option_and_not_on_the_file(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    path = write(tmp_path, "base: b\ndata: {train: t.jsonl}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.message.startswith(message)
+    assert str(path) not in caught.value.message
+
+
+def test_problems_of_file_and_overrides_are_shown_together_each_with_its_origin(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: b\ndata: {train: t.jsonl}\ntraining: {seeed: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["training.epochs=-1"])
+    first, *lines = caught.value.message.splitlines()
+    assert first == f"2 problems in {path}:"
+    assert any(line.startswith("  - unknown key training.seeed") for line in lines)
+    assert any(line.startswith("  - --set training.epochs=-1: ") for line in lines)
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "t.jsonl").touch()

@@ -228,7 +228,7 @@ def test_fails_fast_without_torch(base: Path, tmp_path: Path) -> None:
     assert "line 1: not JSON" in failed.stderr
 
 
-def test_preview_without_colour(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_preview_without_color(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = runs.write_config(tmp_path / "config.yaml", runs.settings(base, tmp_path))
     assert cli.run(["preview", str(config), "--rows", "2"]) == 0
     out = capfd.readouterr().out
