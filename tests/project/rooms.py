@@ -1,0 +1,93 @@
+"""The map: which room of a package may import which. A room is a folder, or a file, directly in a package.
+
+The order is from the ground floor upwards; a room imports only rooms above it in this list. `edgetune_native` and, from
+`edgetune`, all of `edgetune_converters` are open to every room that needs them, and so are the rooms of GROUND.
+"""
+
+from __future__ import annotations
+
+GROUND = {"errors", "names"}
+
+CONVERTERS: dict[str, set[str]] = {
+    "errors": set(),
+    "names": set(),  # like errors, open to all
+    "files": set(),
+    "gguf": {"files"},
+    "tensors": set(),
+    "chat_template": set(),
+    "tokenizers": {"files", "gguf", "tensors", "chat_template"},
+    "architectures": {"gguf", "tensors"},
+    "reading": {"files", "gguf", "tensors", "tokenizers", "architectures"},
+    "adapters": {"files", "tensors", "reading"},
+    "merging": {"tensors", "architectures", "reading", "adapters"},
+    "quantization": {"gguf", "tensors", "architectures", "reading", "merging"},
+    "model": {"architectures", "reading", "adapters", "merging", "quantization"},
+    "provenance": {"files", "gguf", "tensors", "reading", "adapters", "model"},
+    "onnx": {"tensors", "tokenizers", "architectures", "reading", "merging", "quantization"},
+    "outputs": {
+        *("files", "gguf", "tensors", "tokenizers", "architectures", "reading", "adapters"),
+        *("merging", "quantization", "model", "provenance", "onnx"),
+    },
+    "request": {"gguf", "merging", "model", "outputs", "quantization", "reading"},
+    "formats": {
+        *("files", "gguf", "tokenizers", "reading", "quantization", "model"),
+        *("provenance", "onnx", "outputs", "request"),
+    },
+    "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "formats"},
+    "export": {
+        *("files", "gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
+        *("request", "formats", "planning"),
+    },
+}
+
+EDGETUNE: dict[str, set[str]] = {
+    "errors": set(),
+    "console": set(),
+    "config": set(),
+    "storage_types": {"config"},
+    "runs": {"config"},
+    "data": {"console", "config", "runs"},
+    "reference": {"config", "data", "runs"},
+    "runtime": {"console", "data", "runs"},
+    "validation": {"console", "config", "data", "runs", "reference", "runtime"},
+    "planning": {"console", "config", "storage_types", "runs", "data", "validation"},
+    "sensitivity": {"console", "runs", "reference", "runtime", "validation"},
+    "publish": {"data", "runs", "validation"},
+    "report": {"runs", "validation"},
+    "inspect": {"data", "runs", "reference", "runtime", "validation"},
+    "training": {"console", "config", "runs", "data", "reference", "planning", "validation"},
+    "export": {
+        *("console", "config", "storage_types", "runs", "data", "reference", "runtime"),
+        *("validation", "sensitivity", "publish", "planning", "training"),
+    },
+    "commands": {
+        *("console", "config", "storage_types", "runs", "data", "reference", "runtime", "validation"),
+        *("planning", "sensitivity", "publish", "report", "inspect", "training", "export"),
+    },
+    "cli": {"console", "commands"},
+    "__main__": {"cli"},
+}
+
+ROOMS = {
+    package: {room: others | (GROUND & table.keys() if room not in GROUND else set()) for room, others in table.items()}
+    for package, table in (("edgetune_converters", CONVERTERS), ("edgetune", EDGETUNE))
+}
+
+# What breaks the map today. A line goes when its code does: a test fails for each line that no import needs any more.
+KNOWN_ARROWS: set[tuple[str, str]] = {
+    ("edgetune_converters.tokenizers", "edgetune_converters.reading"),
+    ("edgetune_converters.architectures", "edgetune_converters.reading"),
+    ("edgetune.validation", "edgetune.sensitivity"),
+}
+KNOWN_CIRCLES: set[frozenset[str]] = {
+    frozenset({"edgetune.sensitivity.knapsack", "edgetune.sensitivity.onnx"}),
+    frozenset(
+        f"edgetune.runtime.{name}"
+        for name in ("artifacts", "batching", "causal", "llama", "loading", "onnx", "sampling")
+    ),
+}
+KNOWN_LONG_FUNCTIONS: set[str] = {
+    "native/edgetune_native/faces/bitsandbytes.py:dequantize_4bit",
+    "native/edgetune_native/faces/nbits.py:quantize_blocks",
+}
+KNOWN_LONG_FILES: set[str] = {"native/src/module.c"}
