@@ -6,36 +6,36 @@ The order is from the ground floor upwards; a room imports only rooms above it i
 
 from __future__ import annotations
 
-GROUND = {"errors", "names"}
+GROUND = {"errors", "names", "files"}
 
 CONVERTERS: dict[str, set[str]] = {
     "errors": set(),
-    "names": set(),  # like errors, open to all
+    "names": set(),
     "files": set(),
-    "gguf": {"files"},
+    "gguf": set(),
     "tensors": set(),
     "chat_template": set(),
-    "tokenizers": {"files", "gguf", "tensors", "chat_template"},
+    "tokenizers": {"gguf", "tensors", "chat_template"},
     "architectures": {"gguf", "tensors"},
-    "reading": {"files", "gguf", "tensors", "tokenizers", "architectures"},
-    "adapters": {"files", "tensors", "reading"},
+    "reading": {"gguf", "tensors", "tokenizers", "architectures"},
+    "adapters": {"tensors", "reading"},
     "merging": {"tensors", "architectures", "reading", "adapters"},
     "quantization": {"gguf", "tensors", "architectures", "reading", "merging"},
     "model": {"architectures", "reading", "adapters", "merging", "quantization"},
-    "provenance": {"files", "gguf", "tensors", "reading", "adapters", "model"},
+    "provenance": {"gguf", "tensors", "reading", "adapters", "model"},
     "onnx": {"tensors", "tokenizers", "architectures", "reading", "merging", "quantization"},
     "outputs": {
-        *("files", "gguf", "tensors", "tokenizers", "architectures", "reading", "adapters"),
+        *("gguf", "tensors", "tokenizers", "architectures", "reading", "adapters"),
         *("merging", "quantization", "model", "provenance", "onnx"),
     },
     "request": {"gguf", "merging", "model", "outputs", "quantization", "reading"},
     "formats": {
-        *("files", "gguf", "tokenizers", "reading", "quantization", "model"),
+        *("gguf", "tokenizers", "reading", "quantization", "model"),
         *("provenance", "onnx", "outputs", "request"),
     },
     "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "formats"},
     "export": {
-        *("files", "gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
+        *("gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
         *("request", "formats", "planning"),
     },
 }
