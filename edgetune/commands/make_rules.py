@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from edgetune.config import Config, load_config
-from edgetune.export.targets import outputs_of
+from edgetune.exporting.targets import outputs_of
 from edgetune.runs.directory import TOKENIZER_FILES, RunDirectory
 from edgetune.storage_types import are_given
 

@@ -13,15 +13,15 @@ import click
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.export import merge_base as merge_base_choice
-from edgetune.export import onnx as onnx_export
-from edgetune.export.options import byte_count, check_overrides, check_used, options, resolve
-from edgetune.export.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
+from edgetune.exporting import merge_base as merge_base_choice
+from edgetune.exporting import onnx as onnx_export
+from edgetune.exporting.options import byte_count, check_overrides, check_used, options, resolve
+from edgetune.exporting.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
-    from edgetune_converters.export import Published
+    from edgetune_converters.exporting import Published
     from edgetune_converters.provenance.receipts import Receipt
     from edgetune_converters.quantization.overrides import Overrides
     from edgetune_converters.quantization.recipes import Plan
@@ -164,7 +164,7 @@ def overrides_of(config: ExportConfig) -> Overrides:
 def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Plan]:
     """What would be written, for each output; the names of the tensors are those that they have there."""
     from edgetune_converters import planning
-    from edgetune_converters.export import plan_export
+    from edgetune_converters.exporting import plan_export
 
     of: dict[str, Any] = {"adapter": source.adapter}
     chosen: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
@@ -182,9 +182,9 @@ def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Pla
 
 def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
     """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
-    from edgetune.export import traced
+    from edgetune.exporting import traced
     from edgetune_converters import planning
-    from edgetune_converters.export import plan_onnx
+    from edgetune_converters.exporting import plan_onnx
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -238,7 +238,7 @@ def run_all(
     source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None, published: Published
 ) -> list[Receipt]:
     """The export; of a family without a description, the graphs are traced first and take their names last."""
-    from edgetune.export import traced
+    from edgetune.exporting import traced
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -265,7 +265,7 @@ def run_export(
     published: Published | None = None,
 ) -> list[Receipt]:
     """The export, with a progress bar; `run` is measured on where choices are to be measured."""
-    from edgetune_converters.export import export
+    from edgetune_converters.exporting import export
 
     options: dict[str, Any] = {
         "adapter": source.adapter,

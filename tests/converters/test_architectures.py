@@ -16,7 +16,7 @@ from edgetune_converters.architectures import ModelConfig, bind, family_of, know
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import Pair, Take, View
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.merging import stream
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, tiny

@@ -15,7 +15,7 @@ import pytest
 from edgetune_converters import gguf
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import divided, in_order
 from edgetune_converters.merging import stream

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgetune_converters import gguf
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.quantization.recipes import RECIPES
 from edgetune_converters.tokenizers import convert as tokenizers
 from tests.converters import (

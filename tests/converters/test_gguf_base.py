@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.errors import CheckpointError, EdgetuneError, TokenizerError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.types import BY_ID
 from edgetune_converters.gguf.values import Value, of_plain, strings, u32

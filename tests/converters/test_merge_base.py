@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, bind, family_of
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.merging.merge_base import RoundedRows, Rounding, merge_base_named, round_to
 from edgetune_converters.merging.stream import merged_tensors
 from edgetune_converters.model import open_model

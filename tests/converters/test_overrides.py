@@ -12,7 +12,7 @@ import pytest
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.export import export, plan_export
+from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.quantization.imatrix import Importance, read_importance
 from edgetune_converters.quantization.overrides import overrides_of

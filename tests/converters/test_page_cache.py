@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.provenance import hashing as identity
 from edgetune_converters.provenance.hashing import Hashing

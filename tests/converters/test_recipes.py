@@ -12,7 +12,7 @@ import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.export import export, plan_export
+from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.recipes import RECIPES, Shape, Tensor

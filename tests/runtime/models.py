@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import tiny
 

@@ -15,13 +15,13 @@ import pytest
 from edgetune import console
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.export import onnx as onnx_export
-from edgetune.export.targets import Outputs
+from edgetune.exporting import onnx as onnx_export
+from edgetune.exporting.targets import Outputs
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.onnx import search
 from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
-from edgetune_converters.export import export, plan_onnx
+from edgetune_converters.exporting import export, plan_onnx
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import tiny
 

@@ -12,7 +12,7 @@ import pytest
 
 import edgetune_native
 from edgetune_converters.errors import EdgetuneError, RecipeError
-from edgetune_converters.export import export, plan_onnx
+from edgetune_converters.exporting import export, plan_onnx
 from edgetune_converters.onnx import plan
 from edgetune_converters.onnx.plan import Settings
 from edgetune_converters.quantization.imatrix import read_importance

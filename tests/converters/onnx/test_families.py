@@ -11,7 +11,7 @@ import pytest
 from edgetune_converters.architectures import FAMILIES
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import family_models, tiny
 from tests.converters.onnx import session

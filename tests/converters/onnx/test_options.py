@@ -8,7 +8,7 @@ import pytest
 
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import Settings
 from tests.converters import family_models, family_options, tiny
 from tests.converters.onnx import session

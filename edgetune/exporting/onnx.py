@@ -15,7 +15,7 @@ from edgetune.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.export.targets import Outputs
+    from edgetune.exporting.targets import Outputs
     from edgetune.reference.scored_rows import ScoredRows
     from edgetune.sensitivity.onnx.search import Make, Subject
     from edgetune_converters.onnx.plan import Settings
@@ -43,7 +43,7 @@ def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str,
     Errors: ConfigError where there is nothing to measure on, or nothing to choose.
     """
     from edgetune.sensitivity.onnx import search
-    from edgetune_converters.export import export
+    from edgetune_converters.exporting import export
 
     if run is None:
         raise ConfigError("--tune measures on the held-out rows of a run, and none was named", "Give a run directory.")
@@ -65,7 +65,7 @@ def _rows(run: Path) -> ScoredRows:
 def _subject(source: Source, make: Make, rows: ScoredRows, options: dict[str, Any]) -> Subject:
     """The model, its plans and how it is exported."""
     from edgetune.sensitivity.onnx.search import Subject
-    from edgetune_converters.export import plan_onnx
+    from edgetune_converters.exporting import plan_onnx
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
     from edgetune_converters.onnx.plan import Settings

@@ -19,8 +19,8 @@ from edgetune.errors import ConfigError, EnvironmentProblem
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.export.targets import Outputs
-    from edgetune_converters.export import Published
+    from edgetune.exporting.targets import Outputs
+    from edgetune_converters.exporting import Published
     from edgetune_converters.model import Model
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.traced import Stored
@@ -85,7 +85,7 @@ def prepared(
     family: str, source: Source, onnx: Mapping[str, Path], config: ExportConfig, merge: Merge
 ) -> Iterator[Publish]:
     """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
-    from edgetune_converters.export import write_errors
+    from edgetune_converters.exporting import write_errors
     from edgetune_converters.files import directory
 
     console.note(
@@ -154,7 +154,7 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
 
 
 def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
-    from edgetune.export.onnx import settings_of
+    from edgetune.exporting.onnx import settings_of
     from edgetune_converters.onnx import traced_weights
     from edgetune_converters.outputs import traced
 
