@@ -18,7 +18,8 @@ import click
 
 from edgetune.config import Config, load_config
 from edgetune.exporting.targets import outputs_of
-from edgetune.runs.directory import TOKENIZER_FILES, RunDirectory
+from edgetune.planning.tokenizer_files import TOKENIZER_FILES
+from edgetune.runs.directory import RunDirectory
 from edgetune.storage_types import are_given
 
 HEADER = """\

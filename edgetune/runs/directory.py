@@ -28,10 +28,6 @@ from edgetune.errors import RunDirectoryError
 from edgetune.runs import atomic, lock
 
 MANIFEST_VERSION = 1
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "config.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,20 +186,6 @@ class RunDirectory:
             )
         return path
 
-    def save_tokenizer(self, base: Path, chat_template: str) -> None:
-        """Copy the base's tokenizer files byte for byte and write the template that training used beside them."""
-        self.tokenizer.mkdir(parents=True, exist_ok=True)
-        for name in TOKENIZER_FILES:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, self.tokenizer / name)
-        (self.tokenizer / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-
-    def changed_tokenizer(self, base: Path, chat_template: str) -> list[str]:
-        """Names of the files that `save_tokenizer` would now write otherwise."""
-        template = "chat_template.jinja"
-        wanted = {name: _bytes(base / name) for name in TOKENIZER_FILES} | {template: chat_template.encode("utf-8")}
-        return [name for name, content in wanted.items() if content != _bytes(self.tokenizer / name)]
-
     def adopt(self, **sections: Any) -> None:
         """Take sections of a configuration that had no say in training into a finished run.
 
@@ -215,10 +197,6 @@ class RunDirectory:
             self.update_manifest(config={**config, **sections})
         for file in (self.finished_file, self.reference_file):
             file.touch()
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def sha256_file(path: Path) -> str:
