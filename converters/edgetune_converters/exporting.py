@@ -27,9 +27,9 @@ from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import Hashing, Identity
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
 from edgetune_converters.quantization import recipes
-from edgetune_converters.quantization.imatrix import read_importance
+from edgetune_converters.quantization.imatrix import read_imatrix
 from edgetune_converters.quantization.overrides import NONE, Overrides
-from edgetune_converters.quantization.recipes import Plan
+from edgetune_converters.quantization.recipes import StoragePlan
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import OnnxPlan, Settings
@@ -45,11 +45,14 @@ def plan_export(
     adapter: Path | None = None,
     overrides: Overrides = NONE,
     imatrix: Path | None = None,
-) -> list[Plan]:
+) -> list[StoragePlan]:
     """What `export` would write, one plan for each type; reads headers only and refuses nothing for its size."""
     chosen = [recipes.recipe_named(name) for name in types]
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
-    return [recipes.plan(recipe, model.planned, model.shape, overrides, imatrix is not None) for recipe in chosen]
+    return [
+        recipes.plan_storage(recipe, model.tensor_facts, model.facts, overrides, imatrix is not None)
+        for recipe in chosen
+    ]
 
 
 def plan_onnx(
@@ -119,7 +122,7 @@ def export(
             tokenizer=tokenizer or base,
             chat_template=chat_template,
             overrides=overrides,
-            importance=None if imatrix is None else read_importance(imatrix),
+            importance=None if imatrix is None else read_imatrix(imatrix),
             split_max_size=split_max_size,
             max_shard_size=max_shard_size,
             allow_fallback=allow_fallback,

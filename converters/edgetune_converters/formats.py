@@ -20,12 +20,12 @@ from edgetune_converters.outputs.gguf import GgufOutput
 from edgetune_converters.provenance import metadata
 from edgetune_converters.provenance.hashing import Hashing
 from edgetune_converters.quantization import recipes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.quantization.overrides import Overrides
-from edgetune_converters.quantization.recipes import Plan
+from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.tokenizers import convert
-from edgetune_converters.tokenizers.ends import ends_of
+from edgetune_converters.tokenizers.ends import special_token_ids
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import Settings
@@ -61,7 +61,7 @@ class Request:
     tokenizer: Path
     chat_template: str | None
     overrides: Overrides
-    importance: Importance | None
+    importance: ImportanceMatrix | None
     split_max_size: int | None
     max_shard_size: int | None
     allow_fallback: bool
@@ -78,7 +78,7 @@ class Request:
             return Vocabulary(model.checkpoint.vocabulary(self.chat_template))
         size, config = model.config.vocab_size, model.config.raw
         conversion = convert.Conversion(source, size, config, self.chat_template)
-        return Vocabulary(conversion.likely, self.background.submit(conversion.proven))
+        return Vocabulary(conversion.likely, self.background.submit(conversion.verified))
 
     def check(self, *, wait: bool = False) -> None:
         """Look at what is found out during the pass, or wait for it.
@@ -107,12 +107,12 @@ class Request:
         stated = {**self.proof, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.extra_metadata}
         return metadata.general(self.model, self.name) | metadata.plain(stated)
 
-    def plan(self, type_name: str) -> Plan:
+    def plan(self, type_name: str) -> StoragePlan:
         """The types of the tensors. Errors: RecipeError when too much would be in other types than asked for."""
         recipe, measured = recipes.recipe_named(type_name), self.importance is not None
-        plan = recipes.plan(recipe, self.model.planned, self.model.shape, self.overrides, measured)
+        plan = recipes.plan_storage(recipe, self.model.tensor_facts, self.model.facts, self.overrides, measured)
         if not self.allow_fallback:
-            recipes.check_fallback(plan, self.model.planned, self.model.shape, self.overrides, measured)
+            recipes.check_fallback(plan, self.model.tensor_facts, self.model.facts, self.overrides, measured)
         return plan
 
 
@@ -133,7 +133,7 @@ def _gguf(request: Request, type_name: str, path: Path) -> Output:
         request.model.tensors,
         path,
         stated,
-        overrides=tuple(request.overrides.said),
+        overrides=tuple(request.overrides.texts),
         importance=request.importance,
         measure_survival=request.measure_survival,
         split_max_size=request.split_max_size,
@@ -169,13 +169,13 @@ def _onnx(request: Request, type_name: str, path: Path) -> Output:
             "Give a model directory with --base, or a run, or an adapter with its tokenizer beside it",
         )
     extra = {key: str(value) for key, value in request.extra_metadata.items()}
-    ends = ends_of(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
+    ends = special_token_ids(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
     found = onnx_model.sources_of(model.tensors)
     decoder = onnx_model.described(model.family, model.config, found)
     drawn = onnx_model.OnnxModel.of(decoder, found, types_named(type_name), request.onnx_settings or PLAIN)
     if not request.allow_fallback:
         check_fallback(drawn.plan)
-    return OnnxOutput(path, drawn, model.unpaired, documents, request.proof, ends, request.importance, extra)
+    return OnnxOutput(path, drawn, model.in_hf_row_order, documents, request.proof, ends, request.importance, extra)
 
 
 def _check_onnx_type(name: str) -> object:

@@ -12,13 +12,13 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import lora, safetensors
-from edgetune_converters.quantization.recipes import Plan, Recipe, Row
+from edgetune_converters.quantization.recipes import PlannedTensor, Recipe, StoragePlan
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import Settings
 
 
-def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[Plan]:
+def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
     """One plan for each type, tensors under the names that they have in the base."""
     chosen = [safetensors.check_type(name) for name in types]
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
@@ -33,7 +33,9 @@ def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None =
     return plans
 
 
-def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter: Path | None = None) -> list[Plan]:
+def plan_traced(
+    base: Path, types: Sequence[str], settings: Settings, *, adapter: Path | None = None
+) -> list[StoragePlan]:
     """What a graph drawn by transformers' exporter would hold, one plan for each type: embeddings are looked up,
     matrices are multiplied with, and of a stack of experts each token takes its own."""
     from edgetune_converters.onnx import traced_weights
@@ -53,12 +55,12 @@ def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter
             size = sum(form.bytes for form in storage.forms(tensor.shape))
             why = "as the traced graph is expected to use it"
             dtype = tensor.source.dtype.lower()
-            rows.append(Row(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
+            rows.append(PlannedTensor(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
         plans.append(_plan(wanted.name, rows))
     return plans
 
 
-def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[Plan]:
+def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
     """One plan for each type; of a pair A is the adapter's own and B holds the scale. Reads the adapter."""
     chosen = [lora.check_type(name) for name in types]
     factors = lora.factors_of_model(open_model(base, adapter, merge_base_named(ORIGINAL)))
@@ -74,9 +76,9 @@ def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) 
     ]
 
 
-def _plan(title: str, rows: Sequence[Row]) -> Plan:
-    return Plan(Recipe(title, 0, title), tuple(rows))
+def _plan(title: str, rows: Sequence[PlannedTensor]) -> StoragePlan:
+    return StoragePlan(Recipe(title, 0, title), tuple(rows))
 
 
-def _row(name: str, shape: tuple[int, ...], source: str, kind: str, why: str) -> Row:
-    return Row(name, shape, source, kind, kind, why, math.prod(shape) * BY_NAME[kind].bytes)
+def _row(name: str, shape: tuple[int, ...], source: str, kind: str, why: str) -> PlannedTensor:
+    return PlannedTensor(name, shape, source, kind, kind, why, math.prod(shape) * BY_NAME[kind].bytes)

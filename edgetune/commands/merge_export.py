@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgetune_converters.exporting import Published
     from edgetune_converters.provenance.receipts import Receipt
     from edgetune_converters.quantization.overrides import Overrides
-    from edgetune_converters.quantization.recipes import Plan
+    from edgetune_converters.quantization.recipes import StoragePlan
 
 
 # numpy's matrix products are of no use to an export, but its idle threads spin. Read when numpy is first imported.
@@ -161,14 +161,14 @@ def overrides_of(config: ExportConfig) -> Overrides:
     return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
 
 
-def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Plan]:
+def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[StoragePlan]:
     """What would be written, for each output; the names of the tensors are those that they have there."""
     from edgetune_converters import planning
     from edgetune_converters.exporting import plan_export
 
     of: dict[str, Any] = {"adapter": source.adapter}
     chosen: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
-    plans: list[Plan] = []
+    plans: list[StoragePlan] = []
     if outputs.gguf:
         plans += plan_export(source.base, tuple(outputs.gguf), **chosen, **of)
     if outputs.safetensors:
@@ -180,7 +180,7 @@ def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Pla
     return plans
 
 
-def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
+def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[StoragePlan]:
     """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
     from edgetune.exporting import traced
     from edgetune_converters import planning
@@ -300,7 +300,7 @@ def run_export(
         )
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: StoragePlan) -> None:
     """One line a tensor: name, shape, source and chosen type, bytes, and why; then the real bits per weight."""
     from rich.table import Table
 

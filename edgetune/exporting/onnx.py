@@ -69,14 +69,14 @@ def _subject(source: Source, make: Make, rows: ScoredRows, options: dict[str, An
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
     from edgetune_converters.onnx.plan import Settings
-    from edgetune_converters.quantization.imatrix import read_importance
+    from edgetune_converters.quantization.imatrix import read_imatrix
 
     threads, imatrix = options["threads"], options["imatrix"]
     (plan,) = plan_onnx(source.base, [_TYPE], adapter=source.adapter)
     (apart,) = plan_onnx(source.base, [_TYPE], Settings(apart=True), adapter=source.adapter)
     merge_base = merge_base_named(options["merge_base"], options["trained_on"], threads)
     model = open_model(source.base, source.adapter, merge_base)
-    return Subject(model, plan, apart, make, rows, imatrix and read_importance(imatrix), threads)
+    return Subject(model, plan, apart, make, rows, imatrix and read_imatrix(imatrix), threads)
 
 
 @contextmanager

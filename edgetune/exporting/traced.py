@@ -132,11 +132,11 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
     from edgetune_converters.files.directory import Documents
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
-    from edgetune_converters.tokenizers.ends import ends_of
+    from edgetune_converters.tokenizers.ends import special_token_ids
 
     model = _opened(source)
     stated = model.config
-    ends = ends_of(source.tokenizer, stated.raw, None, stated.vocab_size)
+    ends = special_token_ids(source.tokenizer, stated.raw, None, stated.vocab_size)
     documents = Documents(source.base, stated.raw, source.tokenizer, None, model.tied)
     folder, merged = place / "model", place / "merged"
     receipt = merge(merged)

@@ -108,7 +108,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
                 "type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
             )
     rows = int(base.checkpoint.config.get("vocab_size", 0))
-    tokenizers.convert(base.path, rows, base.checkpoint.config, chat_template=chat_template)
+    tokenizers.convert_tokenizer(base.path, rows, base.checkpoint.config, chat_template=chat_template)
 
 
 def base_loading_error(name: str, error: Exception) -> Exception:

@@ -142,7 +142,7 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
 
     def failing(*arguments: Any) -> Any:
         assert began.wait(10)  # the pass has begun by then
-        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])], [])
+        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])], [])
 
     monkeypatch.setattr(convert, "prove", failing)
     with pytest.raises(TokenizerError, match="does not cut text as the tokenizer"):
@@ -164,7 +164,7 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
     def prove(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
-        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
+        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
 
     monkeypatch.setattr(convert, "_kinds", two)
     monkeypatch.setattr(convert, "prove", prove)

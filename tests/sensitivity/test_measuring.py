@@ -93,5 +93,5 @@ def _blocks(subject: search.Subject, matrix: Matrix) -> list[np.ndarray]:
     return [
         make(1).floats.reshape(-1, matrix.shape[-1])
         for source in matrix.sources
-        for make in subject.model.unpaired[source.number].pieces(subject.model.checkpoint)
+        for make in subject.model.in_hf_row_order[source.number].pieces(subject.model.checkpoint)
     ]

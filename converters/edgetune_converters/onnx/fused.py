@@ -109,7 +109,7 @@ class Fused(Operators):
             found = graph.fused("QMoE", x, rated, *inputs, **kind, **sizes)
         else:
             found = graph.fused("MoE", x, rated, self.values(first), "", self.values(second), "", **kind)
-        return found if part.normalised else graph.one("Mul", found, self._share(logits, part.used))
+        return found if part.normalized else graph.one("Mul", found, self._share(logits, part.used))
 
     def _codes_of(self, placed: Placed) -> list[str]:
         codes, scales = placed.arrays[:2]

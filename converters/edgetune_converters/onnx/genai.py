@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from edgetune_converters.onnx.model import OnnxModel
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 # what onnxruntime-genai calls a model whose graph has this interface and nothing of its own
 _TYPE = "llama"
@@ -32,7 +32,7 @@ class Sizes(NamedTuple):
         return cls(*sizes, first.heads, first.kv_heads, first.head_dim, model.in_place)
 
 
-def genai_config(sizes: Sizes, ends: Ends) -> dict[str, Any]:
+def genai_config(sizes: Sizes, ends: SpecialTokenIds) -> dict[str, Any]:
     """The file as an object. onnxruntime-genai wants a number for every role, so the first stop also pads."""
     pad = ends.pad if ends.pad is not None else ends.stops[0]
     stops: Any = list(ends.stops) if len(ends.stops) > 1 else ends.stops[0]

@@ -21,7 +21,7 @@ from edgetune_converters.onnx.operators import Operators
 from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
 from edgetune_converters.onnx.standard import operators_for
 from edgetune_converters.onnx.storage import Form
-from edgetune_converters.quantization.recipes import Row
+from edgetune_converters.quantization.recipes import PlannedTensor
 from edgetune_converters.tensors import F32
 
 DATA_FILE = "model.onnx.data"
@@ -116,13 +116,13 @@ def _table_shape(decoder: Decoder, name: str) -> tuple[int, int]:
     return rotation.rows(decoder.context), rotation.dim // 2
 
 
-def _table_rows(decoder: Decoder) -> list[Row]:
+def _table_rows(decoder: Decoder) -> list[PlannedTensor]:
     rows = []
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)
         size = 4 * math.prod(shape)
         why = "rotary embedding, computed from config.json"
-        rows += [Row(f"{which}.{name}", shape, "-", TABLE, TABLE, why, size) for which in ("cos", "sin")]
+        rows += [PlannedTensor(f"{which}.{name}", shape, "-", TABLE, TABLE, why, size) for which in ("cos", "sin")]
     return rows
 
 

@@ -125,7 +125,7 @@ class Operators(ABC):
     def prepared(
         self, projected: list[str], attention: Attention, layer: int, *, rotate: bool = True
     ) -> tuple[str, str, str]:
-        """Query and key, normalised and rotated, and the value."""
+        """Query and key, normalized and rotated, and the value."""
         query, key, value = self.apart(projected, attention)
         place = f"model.layers.{layer}.attn."
         if attention.head_norm:

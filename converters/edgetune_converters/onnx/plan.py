@@ -9,7 +9,7 @@ from typing import Any
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.onnx.layout import Source, Weight, weights_of
 from edgetune_converters.onnx.storage import Blocked, Codes, Floats, Storage
-from edgetune_converters.quantization.recipes import MAX_FALLBACK, Plan, Recipe, Row
+from edgetune_converters.quantization.recipes import MAX_FALLBACK, PlannedTensor, Recipe, StoragePlan
 
 _F32 = Floats("f32")
 TABLE = "table"  # how a plan calls what is computed from the config: no weights
@@ -74,19 +74,19 @@ PLAIN = Settings()
 
 
 @dataclass(frozen=True)
-class OnnxPlan(Plan):
+class OnnxPlan(StoragePlan):
     """The rows of a plan and, in the same order, each weight with its storage; tables stand behind them."""
 
     chosen: tuple[tuple[Weight, Storage], ...] = ()
 
     @property
-    def _stored(self) -> tuple[Row, ...]:
+    def _stored(self) -> tuple[PlannedTensor, ...]:
         return tuple(row for row in self.rows if row.type != TABLE)
 
     @property
     def weights(self) -> int:
         """Number of weights; what is computed from the config is none, and a copy does not count again."""
-        return Plan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
+        return StoragePlan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
 
     @property
     def bits_per_weight(self) -> float:
@@ -102,7 +102,7 @@ def types_named(name: str) -> Types:
     return found
 
 
-def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], settings: Settings) -> OnnxPlan:
+def plan(types: Types, sources: Sequence[Source], tables: Sequence[PlannedTensor], settings: Settings) -> OnnxPlan:
     """Decide about every weight. Tensors that read the same are one weight if they are stored alike."""
     tied = not any(source.slot[0] == "output" for source in sources)
     asked = {source: asked_of(types, source, tied, settings) for source in sources}
@@ -119,7 +119,7 @@ def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], setting
 
 def _first_look(
     types: Types, weights: Sequence[Weight], head: Weight, settings: Settings
-) -> list[tuple[Weight, Row, Storage]]:
+) -> list[tuple[Weight, PlannedTensor, Storage]]:
     """The copy of the head, where it is worth one. It lies behind it, as both are written at the same time."""
     names = {weight.name for weight in weights}
     if types.first_look is None or settings.portable or "lm_head.bias" in names or head.shape[0] < LARGE_VOCABULARY:
@@ -130,7 +130,7 @@ def _first_look(
     size = sum(form.bytes for form in types.first_look.forms(copy.shape))
     kind, dtype = types.first_look.name, head.parts[0].source.dtype.lower()
     why = "a first look over the vocabulary; the best are then computed with the head itself"
-    return [(copy, Row(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
+    return [(copy, PlannedTensor(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
 
 
 def check_fallback(found: OnnxPlan) -> None:
@@ -147,7 +147,7 @@ def check_fallback(found: OnnxPlan) -> None:
 
 def _decided(
     weight: Weight, asked: Storage, reason: str, settings: Settings, experts: Collection[int]
-) -> tuple[Row, Storage]:
+) -> tuple[PlannedTensor, Storage]:
     """What a weight gets of what is asked for, as its rows allow."""
     chosen: Storage = asked
     if isinstance(asked, Codes):
@@ -161,7 +161,7 @@ def _decided(
     size = sum(form.bytes for form in chosen.forms(weight.shape))
     dtype = weight.parts[0].source.dtype.lower()
     wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is no other type
-    return Row(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
+    return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
 
 
 def asked_of(types: Types, source: Source, tied: bool, settings: Settings) -> tuple[Storage, str]:

@@ -118,7 +118,7 @@ class Standard(StandardAttention):
         best, _ = graph.add("TopK", [shares, graph.integers(part.used)], 2, axis=-1)
         least = graph.one("ReduceMin", best, graph.integers(-1), keepdims=1)
         chosen = graph.one("Where", graph.one("GreaterOrEqual", shares, least), shares, graph.number(0.0))
-        if not part.normalised:
+        if not part.normalized:
             return chosen
         return graph.one("Div", chosen, graph.one("ReduceSum", best, graph.integers(-1), keepdims=1))
 

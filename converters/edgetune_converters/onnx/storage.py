@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 import edgetune_native
-from edgetune_converters.quantization.encode import store
+from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.tensors import F32
 
 ALIGNMENT = 4096  # a page: arrays are mapped one by one
@@ -42,7 +42,7 @@ class Floats:
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
     ) -> Sequence[NDArray[np.uint8]]:
         """Rows as bytes. Errors: RecipeError where f16 would overflow."""
-        return [np.ascontiguousarray(store(rows, self.name, name, threads)).view(np.uint8)]
+        return [np.ascontiguousarray(encode_rows(rows, self.name, name, threads)).view(np.uint8)]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from onnx import NodeProto, TensorProto, helper
 
-from edgetune_converters.architectures import Bound
+from edgetune_converters.architectures import BoundTensor
 from edgetune_converters.architectures.decoder import Slot
 from edgetune_converters.onnx.builder import CONTRIB
 from edgetune_converters.onnx.layout import Source
@@ -90,7 +90,7 @@ def _attributes(node: NodeProto) -> Mapping[str, Any]:
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def slots_by_name(bound: Sequence[Bound]) -> SlotOf:
+def slots_by_name(bound: Sequence[BoundTensor]) -> SlotOf:
     """By the names of the checkpoint, with or without what transformers puts before them."""
     known = {
         name: (item.slot, item.layer, item.part)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from edgetune_converters.merging.stream import Block, MakeBlock
+from edgetune_converters.merging.stream import MakeBlock, RowBlock
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.reading.checkpoint import Checkpoint
 
@@ -73,7 +73,7 @@ class Output(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def convert(self, index: int, block: Block, threads: int) -> Any:
+    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
         """A block of tensor `index` as it is stored. Called on several threads, for blocks in any order."""
 
     def append(self, rows: Any) -> None:

@@ -23,7 +23,7 @@ from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.files.directory import Documents
 from edgetune_converters.files.region_file import PlacedFile, Region
 from edgetune_converters.gguf import keys
-from edgetune_converters.merging.stream import Block, MergedTensor
+from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.onnx.genai import Sizes, genai_config
 from edgetune_converters.onnx.layout import Array, Part, Placed
 from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
@@ -31,9 +31,9 @@ from edgetune_converters.onnx.storage import Floats
 from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 GRAPH_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"
@@ -57,8 +57,8 @@ class OnnxOutput:
         tensors: Sequence[MergedTensor],
         documents: Documents,
         proof: Mapping[str, str],
-        ends: Ends,
-        importance: Importance | None = None,
+        ends: SpecialTokenIds,
+        importance: ImportanceMatrix | None = None,
         extra: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._extra = extra
@@ -113,7 +113,7 @@ class OnnxOutput:
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def convert(self, index: int, block: Block, threads: int) -> Any:
+    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
         """A block of tensor `index` of those taken, in the storage of its weight."""
         number = self._numbers[index]
         taking = [placed for placed, _ in self._uses[number]]
@@ -199,7 +199,7 @@ class OnnxOutput:
             files=dict(sorted(self._hashes.items())),
             notes=tuple(self._notes),
             tuning=None if self._model.settings.tuning is None else dict(self._model.settings.tuning),
-            imatrix=None if self._importance is None else self._importance.named,
+            imatrix=None if self._importance is None else self._importance.receipt_entry,
         )
 
     def _write_table(self, piece: tuple[Array, int, F32] | None) -> None:

@@ -23,11 +23,11 @@ from edgetune_converters.files.directory import Documents, check_tokenizer, copy
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
-from edgetune_converters.merging.stream import Block
+from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.outputs.base import Summary, Taken
 from edgetune_converters.provenance.hashing import Identity
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
-from edgetune_converters.quantization.encode import store
+from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
 
@@ -109,11 +109,11 @@ class SafetensorsOutput:
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+    def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
         """A block of tensor `index` in its type."""
         entry = self._entries[index]
         rows = block.rows if len(entry.shape) > 1 else block.rows.reshape(1, -1)
-        return store(rows, entry.type, entry.name, threads)
+        return encode_rows(rows, entry.type, entry.name, threads)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows; after a shard that is full the next begins."""

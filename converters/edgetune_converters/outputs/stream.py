@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.merging.stream import Block, MakeBlock
+from edgetune_converters.merging.stream import MakeBlock, RowBlock
 from edgetune_converters.outputs.base import Output, Taken
 from edgetune_converters.reading.checkpoint import Checkpoint
 
@@ -31,7 +31,7 @@ class _Converted(NamedTuple):
     """One block, and as each taker stores it."""
 
     job: _Job
-    block: Block
+    block: RowBlock
     stored: list[Any]
 
 

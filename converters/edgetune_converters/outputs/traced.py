@@ -33,7 +33,7 @@ from edgetune_converters.onnx.traced_weights import SlotOf, Use, Uses, rewritten
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.quantization.recipes import MAX_FALLBACK
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 CODES = ("int8", "int4")
 TYPES = ("f32", "f16", *CODES)
@@ -82,7 +82,7 @@ class Stored:
 
 
 def write(
-    folder: Path, drawn: Drawn, wanted: Wanted, documents: Documents, ends: Ends, stated: Mapping[str, str]
+    folder: Path, drawn: Drawn, wanted: Wanted, documents: Documents, ends: SpecialTokenIds, stated: Mapping[str, str]
 ) -> Stored:
     """Write graph, weights, tokenizer and genai_config.json into `folder`; the type is one of TYPES.
 

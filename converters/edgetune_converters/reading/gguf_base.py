@@ -17,7 +17,7 @@ from edgetune_converters.gguf.parts import read_joined
 from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, of_plain, string, strings, u32
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of
-from edgetune_converters.reading.gguf_tensors import Tensors
+from edgetune_converters.reading.gguf_tensors import GgufTensors
 from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 from edgetune_converters.tokenizers.convert import Vocabulary
 
@@ -43,7 +43,7 @@ class GgufBase(Checkpoint):
         except ArtifactError as error:
             raise CheckpointError(error.message, error.hint) from error
         self.config, family = config_of(self.file)
-        read_back = Tensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
+        read_back = GgufTensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
         if read_back.problems:
             raise CheckpointError.of_many(f"tensors of {path} that cannot be read back", read_back.problems, HINT)
         self._files = {}

@@ -20,11 +20,11 @@ from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx.session import library, session_options
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
 from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.merging.stream import Block, MergedTensor
+from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.builder import CONTRIB, IR_VERSION, OPSET
 from edgetune_converters.onnx.storage import Codes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 
 _EXACT = "exact"
 
@@ -41,7 +41,7 @@ class LocalErrors:
 
 class _Found(NamedTuple):
     matrix: Matrix
-    block: Block
+    block: RowBlock
     errors: Mapping[Codes, float]
     swapped: float
 
@@ -50,7 +50,7 @@ def measure(
     model: Model,
     matrices: Sequence[Matrix],
     activations: Mapping[str, F32],
-    importance: Importance | None,
+    importance: ImportanceMatrix | None,
     threads: int,
     progress: Progress,
 ) -> dict[str, LocalErrors]:
@@ -71,12 +71,12 @@ def measure(
 
 
 def _calls(
-    model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: Importance | None
+    model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: ImportanceMatrix | None
 ) -> Iterator[Callable[[], _Found]]:
     for matrix in matrices:
         given = np.ascontiguousarray(activations[matrix.name])
         for source in matrix.sources:
-            tensor = model.unpaired[source.number]
+            tensor = model.in_hf_row_order[source.number]
             for make in tensor.pieces(model.checkpoint):
                 yield partial(_measured, matrix, tensor, make, given, importance)
 
@@ -84,9 +84,9 @@ def _calls(
 def _measured(
     matrix: Matrix,
     tensor: MergedTensor,
-    make: Callable[[int], Block],
+    make: Callable[[int], RowBlock],
     given: F32,
-    importance: Importance | None,
+    importance: ImportanceMatrix | None,
 ) -> _Found:
     block = make(1)
     rows = block.rows.reshape(-1, matrix.shape[-1])

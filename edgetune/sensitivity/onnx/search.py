@@ -29,7 +29,7 @@ from edgetune.sensitivity.onnx.local_errors import LocalErrors
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.plan import OnnxPlan, Settings
 from edgetune_converters.onnx.storage import Codes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 
 Make = Callable[[Settings, Path], object]
 
@@ -49,7 +49,7 @@ class Subject:
     apart: OnnxPlan
     make: Make
     rows: ScoredRows
-    importance: Importance | None = None
+    importance: ImportanceMatrix | None = None
     threads: int = 0
 
 

@@ -15,7 +15,7 @@ from edgetune_converters.errors import EdgetuneError, RecipeError
 from edgetune_converters.exporting import export, plan_onnx
 from edgetune_converters.onnx import plan
 from edgetune_converters.onnx.plan import Settings
-from edgetune_converters.quantization.imatrix import read_importance
+from edgetune_converters.quantization.imatrix import read_imatrix
 from tests.converters import imatrices, tiny
 from tests.converters.onnx import session
 
@@ -110,7 +110,7 @@ def test_the_best_logits_of_a_large_vocabulary_are_computed_in_full(
 def test_an_importance_matrix_says_what_the_columns_are_worth(base: Path, tmp_path: Path) -> None:
     """Query rows are turned for llama.cpp, of which the matrix is; its columns are the same."""
     imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(base))
-    weights = read_importance(imatrix).entries
+    weights = read_imatrix(imatrix).entries
     made = {"f32": tmp_path / "f32", "int4": tmp_path / "int4"}
     _, receipt = export(base, {}, onnx=made, imatrix=imatrix, onnx_settings=Settings(32, symmetric=True))
     assert receipt.imatrix is not None
