@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_converters import formats
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.files.interrupts import held
+from edgetune_converters.files.interrupts import deferred_sigint
 from edgetune_converters.formats import Request
 from edgetune_converters.gguf.values import Scalar
 from edgetune_converters.merging.merge_base import merge_base_named
@@ -24,7 +24,7 @@ from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import stream
 from edgetune_converters.outputs.base import Output, Summary
 from edgetune_converters.outputs.stream import Progress
-from edgetune_converters.provenance.hashing import Hashing, Identity
+from edgetune_converters.provenance.hashing import InputHasher, InputHashes
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.imatrix import read_imatrix
@@ -32,7 +32,7 @@ from edgetune_converters.quantization.overrides import NONE, Overrides
 from edgetune_converters.quantization.recipes import StoragePlan
 
 if TYPE_CHECKING:
-    from edgetune_converters.onnx.plan import OnnxPlan, Settings
+    from edgetune_converters.onnx.plan import OnnxPlan, OnnxSettings
 
 Published = Callable[[Receipt], object]
 """Called with the receipt of an artifact that has just taken its name."""
@@ -56,17 +56,17 @@ def plan_export(
 
 
 def plan_onnx(
-    base: Path, types: Sequence[str], settings: Settings | None = None, *, adapter: Path | None = None
+    base: Path, types: Sequence[str], settings: OnnxSettings | None = None, *, adapter: Path | None = None
 ) -> list[OnnxPlan]:
     """What `export` would write as ONNX, one plan for each type; reads headers only."""
     from edgetune_converters.onnx import model as onnx_model
-    from edgetune_converters.onnx.plan import PLAIN, types_named
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, onnx_recipe
 
-    chosen = [types_named(name) for name in types]
+    chosen = [onnx_recipe(name) for name in types]
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
-    found = onnx_model.sources_of(model.tensors)
-    decoder = onnx_model.described(model.family, model.config, found)
-    return [onnx_model.OnnxModel.of(decoder, found, kind, settings or PLAIN).plan for kind in chosen]
+    found = onnx_model.source_tensors(model.tensors)
+    decoder = onnx_model.describe_model(model.family, model.config, found)
+    return [onnx_model.DecoderGraph.of(decoder, found, kind, settings or DEFAULT_SETTINGS).plan for kind in chosen]
 
 
 def export(
@@ -76,7 +76,7 @@ def export(
     safetensors: Mapping[str, Path] | None = None,
     lora: Mapping[str, Path] | None = None,
     onnx: Mapping[str, Path] | None = None,
-    onnx_settings: Settings | None = None,
+    onnx_settings: OnnxSettings | None = None,
     adapter: Path | None = None,
     tokenizer: Path | None = None,
     chat_template: str | None = None,
@@ -112,7 +112,7 @@ def export(
     formats.check(wanted)
     model = open_model(base, adapter, merge_base_named(merge_base, trained_on, threads))
     with (
-        Hashing(model.checkpoint, model.adapter, expected_base, expected_adapter) as hashing,
+        InputHasher(model.checkpoint, model.adapter, expected_base, expected_adapter) as hashing,
         ThreadPoolExecutor(1) as background,
     ):
         request = Request(
@@ -160,11 +160,11 @@ def _write(
             output.verify()
         for output in outputs:
             output.hash_files()
-        with held():
+        with deferred_sigint():
             return [_publish(output, request, identity, published) for output in outputs]
 
 
-def _publish(output: Output, request: Request, identity: Identity, published: Published | None) -> Receipt:
+def _publish(output: Output, request: Request, identity: InputHashes, published: Published | None) -> Receipt:
     """Rename; the receipt of an older artifact goes first, for it does not speak of this one."""
     receipt_path(output.path).unlink(missing_ok=True)
     receipt = _receipt(request, identity, output.publish())
@@ -201,7 +201,7 @@ def write_errors() -> Iterator[None]:
         raise EdgetuneError(f"cannot write{where}: {error.strerror or error}") from error
 
 
-def _receipt(request: Request, identity: Identity, made: Summary) -> Receipt:
+def _receipt(request: Request, identity: InputHashes, made: Summary) -> Receipt:
     model = request.model
     vocabulary = request.vocabulary.now if made.format == "gguf" else None
     notes = model.notes + list(vocabulary.notes) if vocabulary else []

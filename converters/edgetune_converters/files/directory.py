@@ -23,7 +23,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
-class Documents(NamedTuple):
+class CompanionFiles(NamedTuple):
     """What stands beside the weights: the base's directory and config, the tokenizer's, and a template in its place."""
 
     base: Path
@@ -39,7 +39,7 @@ def check_tokenizer(directory: Path) -> None:
         raise TokenizerError(f"{directory} has no tokenizer to go with the merged model", _TOKENIZER_HINT)
 
 
-def copy_tokenizer(documents: Documents, folder: Path) -> None:
+def copy_tokenizer(documents: CompanionFiles, folder: Path) -> None:
     """The tokenizer's files as they are, with the template that goes before their own."""
     for name in TOKENIZER_FILES:
         copy(documents.tokenizer / name, folder / name)

@@ -14,8 +14,8 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
 from edgetune_converters.merging.stream import RowBlock
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.outputs.gguf_files import GgufFiles
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.outputs.gguf_files import StagedGguf
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.delta_survival import DeltaSurvival
 from edgetune_converters.quantization.encode import encode_rows
@@ -25,13 +25,13 @@ from edgetune_converters.quantization.recipes import StoragePlan
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
-class GgufOutput(GgufFiles):
+class GgufOutput(StagedGguf):
     """The file or files of one plan. `metadata` are the keys that do not depend on the plan."""
 
     def __init__(
         self,
         plan: StoragePlan,
-        tensors: Sequence[Taken],
+        tensors: Sequence[StreamTensor],
         path: Path,
         metadata: Mapping[str, Value],
         *,
@@ -51,7 +51,7 @@ class GgufOutput(GgufFiles):
         self._survival = DeltaSurvival() if measure_survival else None
 
     @property
-    def tensors(self) -> Sequence[Taken]:
+    def tensors(self) -> Sequence[StreamTensor]:
         """Those of the model, in the order of the plan."""
         return self._tensors
 

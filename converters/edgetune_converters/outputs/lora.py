@@ -24,9 +24,9 @@ from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
 from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.model import Model
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.outputs.gguf_files import GgufFiles
-from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.outputs.gguf_files import StagedGguf
+from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import F32, RowIndex
@@ -50,14 +50,14 @@ def check_type(name: str) -> str:
     raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
 
 
-def factors_of_model(model: Model) -> list[Factor]:
+def lora_factors_of_model(model: Model) -> list[Factor]:
     """A and B of every tensor that the adapter of a model changes. Errors: AdapterError, also when there is none."""
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
-    return factors_of(model.bound, model.changes, model.checkpoint)
+    return lora_factors(model.bound, model.changes, model.checkpoint)
 
 
-def factors_of(bound: Sequence[BoundTensor], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
+def lora_factors(bound: Sequence[BoundTensor], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
     """A and B of every changed tensor. Errors: AdapterError listing what llama.cpp's adapters have no place for."""
     tied = _tied(bound, checkpoint)
     factors: list[Factor] = []
@@ -145,10 +145,10 @@ def _seen(piece: Piece, left: F32) -> F32:
     return view.read(read, left.shape[1], 0, view.shape(*left.shape)[0])
 
 
-class LoraOutput(GgufFiles):
+class LoraOutput(StagedGguf):
     """The file. An adapter is small: it is written at the end of the pass, and takes nothing from the stream."""
 
-    tensors: Sequence[Taken] = ()
+    tensors: Sequence[StreamTensor] = ()
 
     def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
         self._type = type_name
@@ -161,7 +161,7 @@ class LoraOutput(GgufFiles):
         """Never asked: the adapter is not part of a stream."""
         raise AssertionError("an adapter takes nothing from the stream")
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """Write the factors, then as every GGUF file."""
         for item in self._factors:
             self.append(encode_rows(item.values, self._type, item.name, 0))

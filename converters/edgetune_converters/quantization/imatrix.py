@@ -20,7 +20,7 @@ from edgetune_converters.errors import ArtifactError, RecipeError
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf.layout import MAGIC
 from edgetune_converters.gguf.reader import GgufFile, read
-from edgetune_converters.gguf.values import Kind, Value, string
+from edgetune_converters.gguf.values import Value, ValueKind, string
 from edgetune_converters.tensors import F32
 
 # types that are garbage, or cannot be computed at all, without one
@@ -88,10 +88,10 @@ class ImportanceMatrix:
         """The keys that llama-quantize writes; the file is named without its folder."""
         keys = {
             "quantize.imatrix.file": string(self.path.name),
-            "quantize.imatrix.entries_count": Value(Kind.I32, len(self.entries)),
+            "quantize.imatrix.entries_count": Value(ValueKind.I32, len(self.entries)),
         }
         keys |= {"quantize.imatrix.dataset": string(self.dataset)} if self.dataset else {}
-        return keys | ({"quantize.imatrix.chunks_count": Value(Kind.I32, self.chunks)} if self.chunks > 0 else {})
+        return keys | ({"quantize.imatrix.chunks_count": Value(ValueKind.I32, self.chunks)} if self.chunks > 0 else {})
 
 
 def check_needed(tensors: Iterable[tuple[str, str]]) -> None:

@@ -14,7 +14,7 @@ from edgetune_converters.architectures import ModelConfig
 from edgetune_converters.errors import ArtifactError, CheckpointError, TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.parts import read_joined
-from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, of_plain, string, strings, u32
+from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, string, strings, u32, value_of
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of
 from edgetune_converters.reading.gguf_tensors import GgufTensors
@@ -86,7 +86,7 @@ def _typed(value: Plain) -> Value:
         return _array(value)
     if type(value) is int and value >= 0:
         return u32(value)
-    return of_plain(value)
+    return value_of(value)
 
 
 def _array(values: Sequence[Any]) -> Value:

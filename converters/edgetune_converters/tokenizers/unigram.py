@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgetune_converters.errors import TokenizerError
-from edgetune_converters.gguf.values import Kind as ValueKind
 from edgetune_converters.gguf.values import Value, boolean, f32s
+from edgetune_converters.gguf.values import ValueKind as ValueKind
 from edgetune_converters.tokenizers.candidate import Candidate
 from edgetune_converters.tokenizers.files import TokenizerFiles
 from edgetune_converters.tokenizers.vocabulary import MARK, TokenTable, TokenType

@@ -19,11 +19,11 @@ from edgetune.console import Progress
 from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx.session import library, session_options
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
-from edgetune_converters.files.ordered_pool import divided, in_order
+from edgetune_converters.files.ordered_pool import run_in_order, split_threads
 from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.builder import CONTRIB, IR_VERSION, OPSET
-from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.onnx.storage import NBitsBlocks
 from edgetune_converters.quantization.imatrix import ImportanceMatrix
 
 _EXACT = "exact"
@@ -33,7 +33,7 @@ _EXACT = "exact"
 class LocalErrors:
     """Of one matrix, sums of squares over all captured tokens and all rows."""
 
-    errors: dict[Codes, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
+    errors: dict[NBitsBlocks, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
     """Between the product in each storage and the exact one."""
     swapped: float = 0.0
     """Between LEAST and WHOLE: what a swap of the two does."""
@@ -42,7 +42,7 @@ class LocalErrors:
 class _Found(NamedTuple):
     matrix: Matrix
     block: RowBlock
-    errors: Mapping[Codes, float]
+    errors: Mapping[NBitsBlocks, float]
     swapped: float
 
 
@@ -57,9 +57,9 @@ def measure(
     """By the matrices' names; `progress` counts weights."""
     found = {matrix.name: LocalErrors() for matrix in matrices}
     total = sum(int(np.prod(matrix.shape)) for matrix in matrices)
-    workers, _ = divided(threads)
+    workers, _ = split_threads(threads)
     done = 0
-    for matrix, block, errors, swapped in in_order(_calls(model, matrices, activations, importance), workers):
+    for matrix, block, errors, swapped in run_in_order(_calls(model, matrices, activations, importance), workers):
         of = found[matrix.name]
         for codes, error in errors.items():
             of.errors[codes] += error
@@ -105,11 +105,11 @@ def _squares(difference: F32) -> float:
     return float(np.dot(flat, flat))
 
 
-def _name(codes: Codes) -> str:
+def _name(codes: NBitsBlocks) -> str:
     return f"{codes.name} {codes.accuracy}"
 
 
-def _products(rows: F32, stored: Mapping[Codes, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
+def _products(rows: F32, stored: Mapping[NBitsBlocks, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
     """given [n, k] times rows.T, exactly and in every candidate."""
     count, width = rows.shape
     weights = [
@@ -130,7 +130,7 @@ def _products(rows: F32, stored: Mapping[Codes, Sequence[NDArray[np.uint8]]], gi
     return dict(zip(outputs, session.run(outputs, {"x": given}), strict=True))
 
 
-def _product(codes: Codes, inputs: Sequence[str], count: int, width: int) -> NodeProto:
+def _product(codes: NBitsBlocks, inputs: Sequence[str], count: int, width: int) -> NodeProto:
     sizes = {"K": width, "N": count, "bits": codes.bits, "block_size": codes.block, "accuracy_level": codes.accuracy}
     return helper.make_node("MatMulNBits", ["x", *inputs], [_name(codes)], domain=CONTRIB, **sizes)
 
