@@ -8,6 +8,7 @@ import click
 
 from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.manifest import RunManifest
 
 
 @click.command(name="card")
@@ -40,9 +41,9 @@ def command(files: tuple[Path, ...], run: Path | None, base: Path | None, name: 
         if path.exists() and not overwrite and not model_card.is_generated(path):
             raise ConfigError(f"{path} was not written by edgetune", "Add --overwrite to replace it")
     directory = RunDirectory.open(run) if run is not None else None
-    manifest = directory.manifest if directory else {}
-    if base is None and directory is not None:
-        base = Path(manifest["base"]["path"])
-    title = name or (manifest["config"]["name"] if directory else files[0].stem)
+    manifest = directory.manifest if directory else RunManifest()
+    if base is None and manifest.base.path:
+        base = Path(manifest.base.path)
+    title = name or (manifest.config["name"] if directory else files[0].stem)
     for path in model_card.write_cards(title, receipts, base, manifest):
         click.echo(str(path))

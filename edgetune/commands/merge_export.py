@@ -13,18 +13,19 @@ import click
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.exporting import merge_base as merge_base_choice
-from edgetune.exporting import onnx as onnx_export
-from edgetune.exporting.options import byte_count, check_overrides, check_used, options, resolve
-from edgetune.exporting.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
+from edgetune.export import merge_base as merge_base_choice
+from edgetune.export import onnx as onnx_export
+from edgetune.export.options import byte_count, check_overrides, check_used, options, resolve
+from edgetune.export.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.manifest import RunManifest
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
-    from edgetune_converters.exporting import Published
+    from edgetune_converters.export import Published
     from edgetune_converters.provenance.receipts import Receipt
     from edgetune_converters.quantization.overrides import Overrides
-    from edgetune_converters.quantization.recipes import StoragePlan
+    from edgetune_converters.quantization.recipes import Plan
 
 
 # numpy's matrix products are of no use to an export, but its idle threads spin. Read when numpy is first imported.
@@ -43,8 +44,8 @@ class Source:
     tokenizer: Path
     expected_base: Mapping[str, str] | None
     default_folder: Path
-    manifest: Mapping[str, Any]
-    """The run's, {} without a run."""
+    manifest: RunManifest
+    """The run's, an empty one without a run."""
     expected_adapter: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
     """Metadata by which `edgetune verify` knows the file."""
@@ -52,13 +53,12 @@ class Source:
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
         """What the run says of its 4-bit base."""
-        record: Mapping[str, Any] | None = self.manifest.get("quantized")
-        return record
+        return self.manifest.quantized
 
     @property
     def export(self) -> Mapping[str, Any]:
         """The `export:` section of the run."""
-        section: Mapping[str, Any] = self.manifest.get("config", {}).get("export", {})
+        section: Mapping[str, Any] = self.manifest.config.get("export", {})
         return section
 
 
@@ -161,14 +161,14 @@ def overrides_of(config: ExportConfig) -> Overrides:
     return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
 
 
-def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[StoragePlan]:
+def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Plan]:
     """What would be written, for each output; the names of the tensors are those that they have there."""
     from edgetune_converters import planning
-    from edgetune_converters.exporting import plan_export
+    from edgetune_converters.export import plan_export
 
     of: dict[str, Any] = {"adapter": source.adapter}
     chosen: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
-    plans: list[StoragePlan] = []
+    plans: list[Plan] = []
     if outputs.gguf:
         plans += plan_export(source.base, tuple(outputs.gguf), **chosen, **of)
     if outputs.safetensors:
@@ -180,11 +180,11 @@ def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Sto
     return plans
 
 
-def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[StoragePlan]:
+def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
     """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
-    from edgetune.exporting import traced
+    from edgetune.export import traced
     from edgetune_converters import planning
-    from edgetune_converters.exporting import plan_onnx
+    from edgetune_converters.export import plan_onnx
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -210,18 +210,18 @@ def find_source(run: Path | None, base: Path | None, adapter: Path | None) -> So
     if run is None:
         assert base is not None
         name = (adapter or base).resolve().name.removesuffix(".gguf")
-        return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, Path.cwd(), {})
+        return Source(name, base, adapter, adapter_tokenizer(base, adapter), None, Path.cwd(), RunManifest())
     from edgetune.reference import golden
 
     directory = RunDirectory.open(run)
     manifest = directory.manifest
-    config = manifest["config"]
+    config = manifest.config
     return Source(
         name=config["name"],
         base=base or directory.base_directory(),
         adapter=directory.adapter,
         tokenizer=directory.tokenizer,
-        expected_base=manifest["base"]["files"],
+        expected_base=manifest.base.files,
         default_folder=directory.artifacts,
         manifest=manifest,
         expected_adapter=directory.trained_adapter,
@@ -238,7 +238,7 @@ def run_all(
     source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None, published: Published
 ) -> list[Receipt]:
     """The export; of a family without a description, the graphs are traced first and take their names last."""
-    from edgetune.exporting import traced
+    from edgetune.export import traced
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -265,7 +265,7 @@ def run_export(
     published: Published | None = None,
 ) -> list[Receipt]:
     """The export, with a progress bar; `run` is measured on where choices are to be measured."""
-    from edgetune_converters.exporting import export
+    from edgetune_converters.export import export
 
     options: dict[str, Any] = {
         "adapter": source.adapter,
@@ -300,7 +300,7 @@ def run_export(
         )
 
 
-def print_plan(plan: StoragePlan) -> None:
+def print_plan(plan: Plan) -> None:
     """One line a tensor: name, shape, source and chosen type, bytes, and why; then the real bits per weight."""
     from rich.table import Table
 

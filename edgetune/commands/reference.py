@@ -98,7 +98,7 @@ def _config(run: RunDirectory, rows: Path | None, reference: dict[str, Any], bas
     """The run's configuration with what was asked for over it."""
     from edgetune.config import parse_config
 
-    stored = run.manifest["config"]
+    stored = run.manifest.config
     data = {**stored["data"], **({"validation": str(rows.resolve())} if rows else {})}
     given = {key: value for key, value in reference.items() if value is not None}
     where = str(base) if base else str(run.base_directory())

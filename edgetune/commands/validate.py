@@ -87,7 +87,7 @@ def command(
     from edgetune.validation.ladder import Options, climb
 
     directory = RunDirectory.open(run)
-    thresholds = gate.parse(gates, directory.manifest["config"])
+    thresholds = gate.parse(gates, directory.manifest.config)
     files = only_models(files)
     check_distinct(files)
     options = Options(rows, not no_task, threads, locate_seconds if locate else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgetune.data.formats import Conversation, RowProblem, convert_rows, detect_formats
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune.runs.directory import sha256_file
+from edgetune_converters.files.contents import sha256_of
 
 Place = str
 """Where a row lies, in words: 'train.jsonl, line 3'."""
@@ -79,7 +79,7 @@ def _read_path(path: Path) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
         rows = list(reader(path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from None
-    return rows, {"path": str(path), "sha256": sha256_file(path)}
+    return rows, {"path": str(path), "sha256": sha256_of(path)}
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[Place, Any]]:

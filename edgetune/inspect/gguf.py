@@ -158,19 +158,20 @@ def headline(report: Path, name: str) -> dict[str, Any]:
 def describe_run(run: RunDirectory) -> dict[str, Any]:
     """Section -> fact -> value, from run.json and what lies beside it."""
     manifest = run.manifest
-    config = manifest.get("config", {})
-    base = manifest.get("base", {})
+    config = manifest.config
+    base = manifest.base.model_dump(mode="json", exclude_unset=True)
+    stages = manifest.stages.model_dump(mode="json", exclude_unset=True)
     return {
         "run": {"path": str(run.path), "name": config.get("name")},
         "base": {**base, "files": f"{len(base.get('files', {}))} files, hashed"},
-        "data": {name: source_facts(sources) for name, sources in manifest.get("data", {}).items()},
+        "data": {name: source_facts(sources) for name, sources in manifest.data.items()},
         "adapter": config.get("adapter", {}),
         "quantization": config.get("quantization", {}),
         "training": config.get("training", {}),
-        **{f"stage: {name}": stage for name, stage in {**manifest.get("stages", {}), **captured(run)}.items()},
+        **{f"stage: {name}": stage for name, stage in {**stages, **captured(run)}.items()},
         "gate": {key: limit for key, limit in config.get("gate", {}).items() if limit is not None},
-        "device": manifest.get("device", {}),
-        "versions": manifest.get("versions", {}),
+        "device": manifest.device,
+        "versions": manifest.versions,
         "artifacts": artifact_facts(run),
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 import edgetune
+from edgetune.runs.manifest import RunManifest, TrainResults
 from edgetune.validation.results import json_path
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
@@ -48,8 +49,8 @@ def is_generated(path: Path) -> bool:
         return False
 
 
-def write_cards(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> list[Path]:
-    """One card for each folder that something was written to; `manifest` is the run's, or {} without one."""
+def write_cards(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> list[Path]:
+    """One card for each folder that something was written to; `manifest` is empty without a run."""
     by_path: dict[Path, list[Receipt]] = {}
     for receipt in receipts:
         by_path.setdefault(card_path(receipt), []).append(receipt)
@@ -60,7 +61,7 @@ def write_cards(name: str, receipts: Sequence[Receipt], base: Path | None, manif
     return list(by_path)
 
 
-def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> str:
     """The text."""
     sections = [
         _front_matter(receipts, base, manifest),
@@ -79,7 +80,7 @@ def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manif
 # -- the head ----------------------------------------------------------------------------------------------------------
 
 
-def _front_matter(receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+def _front_matter(receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> str:
     formats = [receipt.format for receipt in receipts]
     own = _base_front_matter(base)
     hub = _hub_name(base, manifest)
@@ -112,9 +113,9 @@ def _base_front_matter(base: Path | None) -> dict[str, Any]:
     return stated if isinstance(stated, dict) else {}
 
 
-def _hub_name(base: Path | None, manifest: Mapping[str, Any]) -> str | None:
+def _hub_name(base: Path | None, manifest: RunManifest) -> str | None:
     """owner/name on the hub: from the manifest, from config.json, or from the folder of the hub's cache."""
-    stated = manifest.get("base", {}).get("name")
+    stated = manifest.base.name
     base = base or Path()
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
@@ -127,7 +128,7 @@ def _hub_name(base: Path | None, manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _introduction(receipts: Sequence[Receipt], base: Path | None, manifest: Mapping[str, Any]) -> str:
+def _introduction(receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> str:
     hub = _hub_name(base, manifest)
     shown = f"[{hub}](https://huggingface.co/{hub})" if hub else f"`{base.resolve().name}`" if base else "its base"
     change = "with a LoRA adapter merged in" if receipts[0].adapter is not None else "as it is"
@@ -153,16 +154,14 @@ def _how_to_run(receipts: Sequence[Receipt]) -> str:
     return "## How to run it\n\n```\n" + "\n".join(commands) + "\n```"
 
 
-def _training(manifest: Mapping[str, Any]) -> str:
+def _training(manifest: RunManifest) -> str:
     rows = [(name, str(value)) for name, value in _training_facts(manifest) if value not in (None, "", {}, [])]
     return "## How it was trained\n\n" + _table(("", ""), rows) if rows else ""
 
 
-def _training_facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    config, stages = manifest.get("config", {}), manifest.get("stages", {})
-    adapter, training, train = (source.get(key, {}) for source, key in (
-        (config, "adapter"), (config, "training"), (stages, "train")
-    ))  # fmt: skip
+def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
+    config, train = manifest.config, manifest.stages.train or TrainResults()
+    adapter, training = config.get("adapter", {}), config.get("training", {})
     if adapter:
         scale = "rsLoRA" if adapter.get("use_rslora") else "LoRA"
         yield "adapter", f"{scale}, r {adapter.get('r')}, alpha {adapter.get('alpha')}"
@@ -170,15 +169,15 @@ def _training_facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if quantization.get("bits") == 4:
         yield "base while training", f"{quantization.get('type')}, 4 bits"
     for part in ("train", "validation", "test"):
-        files = manifest.get("data", {}).get(part, [])
+        files = manifest.data.get(part, [])
         yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)
     for name in _TRAINING:
         yield name.replace("_", " "), training.get(name)
     for name in ("steps", "loss_first", "loss_last", "eval_loss"):
-        value = train.get(name)
+        value = getattr(train, name)
         yield name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value
-    yield "device", manifest.get("device", {}).get("name") or manifest.get("device", {}).get("type")
-    yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+    yield "device", manifest.device.get("name") or manifest.device.get("type")
+    yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
 def _measurements(receipts: Sequence[Receipt]) -> str:

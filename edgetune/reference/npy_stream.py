@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runs.directory import sha256_file
+from edgetune_converters.files.contents import sha256_of
 
 
 class NpyStream:
@@ -71,4 +71,4 @@ class NpyStream:
         """Flush to the disk; returns the file's hash."""
         self.flush()
         self.stream.close()
-        return sha256_file(self.path)
+        return sha256_of(self.path)

@@ -27,7 +27,8 @@ from edgetune.errors import RunDirectoryError
 from edgetune.reference.codecs import F32, F64, I64, Codec, Columns, Comparison, FullVocabulary, TopK
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import HINT, MANIFEST, VERSION, digest_of
-from edgetune.runs.directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory
+from edgetune_converters.files.contents import sha256_of
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def summary(run: RunDirectory) -> dict[str, Any]:
     """The results of the stage that captured it. They are kept here and not in run.json, so that a reference that is
     written anew makes no export out of date. Raises RunDirectoryError when it is missing or damaged."""
-    found: dict[str, Any] | None = read_manifest(run.reference).get("summary")
-    return found or run.stage("reference")  # where runs of an earlier edgetune have them
+    found: dict[str, Any] | None = read_manifest(run.reference).get("summary") or run.manifest.stages.reference
+    if found is None:
+        raise _damaged(run.reference, f"{MANIFEST} has no summary")
+    return found
 
 
 def _check_files(directory: Path, files: Mapping[str, str]) -> None:
@@ -173,5 +176,5 @@ def _check_files(directory: Path, files: Mapping[str, str]) -> None:
         path = directory / f"{name}.npy"
         if not path.is_file():
             raise _damaged(directory, f"{path.name} is missing")
-        if sha256_file(path) != expected:
+        if sha256_of(path) != expected:
             raise _damaged(directory, f"{path.name} is not what was written (its SHA-256 differs)")

@@ -17,7 +17,7 @@ from edgetune.errors import RunDirectoryError
 from edgetune.reference.codecs import F32, I64, Codec, Columns, Comparison, FullVocabulary, TopK
 from edgetune.reference.npy_stream import NpyStream
 from edgetune.reference.scored_rows import ScoredRows
-from edgetune.runs.directory import write_json
+from edgetune.runs.json_format import write_json
 
 VERSION = 1
 MANIFEST = "reference.json"

@@ -100,7 +100,7 @@ def material(run: RunDirectory, validations: Sequence[tuple[Json, Path]]) -> Rep
     shorts = short_names(list(measured))
     found = [_renamed(file, shorts[name]) for name, file in measured.items()]
     return ReportData(
-        name=str(entry(run.manifest, "config", "name") or run.path.resolve().name),
+        name=str(run.manifest.config.get("name") or run.path.resolve().name),
         manifest=_manifest(run),
         log=list(_log(run.metrics_file)),
         stored=[rung for rung in ordered[-1][0]["rungs"] if not rung.get("file")],
@@ -109,9 +109,7 @@ def material(run: RunDirectory, validations: Sequence[tuple[Json, Path]]) -> Rep
 
 
 def _manifest(run: RunDirectory) -> Json:
-    """{} where it holds something else than a run's: the report is about the files and does without."""
-    manifest = run.manifest
-    return {} if shapes.problem(shapes.ManifestShape, json.dumps(manifest)) else manifest
+    return run.manifest.content()
 
 
 def read(path: Path) -> Json:

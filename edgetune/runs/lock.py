@@ -1,7 +1,8 @@
-"""One writer at a time: a lock on a run directory for as long as a process writes there.
+"""A lock on a run directory, so that one process at a time writes there.
 
-The lock is flock(2) on the file run.lock, so the system lets go of it however the process ends; what the file says
-(who, and the process's number) is for people. Where the system or the file system has no such locks, nothing is locked.
+The lock is flock(2) on the file run.lock: the operating system releases it however the process ends. The text in the
+file (the writer and its process id) is for people. Where the operating system or the file system has no such locks,
+nothing is locked.
 """
 
 from __future__ import annotations
@@ -19,54 +20,64 @@ FILE = "run.lock"
 
 
 @contextmanager
-def writing(run: Path, who: str) -> Iterator[None]:
-    """Hold the lock; `who` is said to others, for instance "a training". Errors: RunDirectoryError when it is held."""
+def writing(run: Path, writer: str) -> Iterator[None]:
+    """Hold the lock; `writer` is named in the errors of other processes, for instance "a training".
+
+    Raises:
+        RunDirectoryError: Another process holds the lock.
+    """
     run.mkdir(parents=True, exist_ok=True)
     path = run / FILE
-    file = _locked(path)
+    file = _acquire(path)
     if file is None:
-        raise _held(run)
+        raise _locked_error(run)
     try:
         os.ftruncate(file, 0)
-        os.write(file, f"{who} {os.getpid()}\n".encode())
+        os.write(file, f"{writer} {os.getpid()}\n".encode())
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # before it is let go: `_locked` looks whether its file is still the one of this name
+            path.unlink()  # before the lock is released: `_acquire` checks that its file still has this name
         os.close(file)
 
 
-def refuse_if_written(run: Path) -> None:
-    """Errors: RunDirectoryError when another process writes there."""
+def is_written(run: Path) -> bool:
+    """Whether another process holds the lock."""
     path = run / FILE
-    if not path.is_file() or _writer(path)[1] == str(os.getpid()):
-        return
-    with contextlib.suppress(PermissionError):  # not ours to ask
+    if not path.is_file() or _read_writer(path)[1] == str(os.getpid()):
+        return False
+    with contextlib.suppress(PermissionError, FileNotFoundError):
         file = os.open(path, os.O_RDWR)
         try:
-            if not _try(file):
-                raise _held(run)
+            return not _try_lock(file)
         finally:
             os.close(file)
+    return False
 
 
-def _locked(path: Path) -> int | None:
-    """The open file with its lock, None when another process has it."""
+def refuse_if_written(run: Path) -> None:
+    """Raise RunDirectoryError if another process holds the lock."""
+    if is_written(run):
+        raise _locked_error(run)
+
+
+def _acquire(path: Path) -> int | None:
+    """Return the open, locked file; None if another process has the lock."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not _try(file):
+            if not _try_lock(file):
                 os.close(file)
                 return None
             if os.fstat(file).st_ino == path.stat().st_ino:
                 return file
         except FileNotFoundError:
             pass
-        os.close(file)  # the one who had it has just removed the file
+        os.close(file)  # its previous holder has just removed the file
 
 
-def _try(file: int) -> bool:
-    """Whether nobody else has it; true as well where there are no locks."""
+def _try_lock(file: int) -> bool:
+    """Lock the file without waiting. True as well where there are no locks."""
     try:
         fcntl = importlib.import_module("fcntl")
     except ImportError:
@@ -80,18 +91,18 @@ def _try(file: int) -> bool:
     return True
 
 
-def _writer(path: Path) -> tuple[str, str]:
-    """(who, number of the process) as the file says."""
+def _read_writer(path: Path) -> tuple[str, str]:
+    """Return the writer and its process id from the text of the file."""
     try:
-        who, _, number = path.read_text(encoding="utf-8").strip().rpartition(" ")
+        writer, _, number = path.read_text(encoding="utf-8").strip().rpartition(" ")
     except (OSError, UnicodeDecodeError):
         return "", ""
-    return who, number
+    return writer, number
 
 
-def _held(run: Path) -> RunDirectoryError:
-    who, number = _writer(run / FILE)
+def _locked_error(run: Path) -> RunDirectoryError:
+    writer, number = _read_writer(run / FILE)
     return RunDirectoryError(
-        f"{who or 'a process'} (pid {number or 'unknown'}) is writing in {run}",
-        "Wait until it has finished, or stop it with Ctrl-C where it runs.",
+        f"{writer or 'a process'} (pid {number or 'unknown'}) is writing in {run}",
+        "Wait until it has finished, or stop it with Ctrl-C",
     )

@@ -22,7 +22,7 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from edgetune_converters.gguf import keys, reader
 from edgetune_converters.quantization.overrides import Overrides, overrides_of
 
@@ -152,7 +152,7 @@ class _Remake:
         for override in stated if isinstance(stated, list) else []:
             option, _, value = str(override).partition(" ")
             said.setdefault(option, []).append(value)
-        imatrix = run.manifest["config"]["export"].get("imatrix")
+        imatrix = run.manifest.config["export"].get("imatrix")
         measured = any(key.startswith("quantize.imatrix") for key in metadata)
         if measured and not imatrix:
             raise RunDirectoryError(
@@ -168,7 +168,7 @@ class _Remake:
         export(
             run.base_directory(), {self.recipe: path}, adapter=run.adapter if run.adapter.is_dir() else None,
             tokenizer=run.tokenizer, overrides=self._overrides(group), imatrix=self.imatrix, allow_fallback=True,
-            merge_base=self.merge_base, trained_on=manifest.get("quantized"),
+            merge_base=self.merge_base, trained_on=manifest.quantized,
         )  # fmt: skip
 
     def _overrides(self, group: _Group) -> Overrides:

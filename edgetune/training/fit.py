@@ -12,13 +12,15 @@ from transformers import TrainerState, set_seed
 
 from edgetune import console
 from edgetune.planning.prepare import PreparedRun
-from edgetune.runs.directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory
+from edgetune.runs.status import Stage
 from edgetune.training import bnb_record, checkpoints
 from edgetune.training.adapters import lora
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.resume import TrainingInterrupted
 from edgetune.training.trainer import Collator, Trainer, build_trainer
+from edgetune_converters.files.contents import sha256_of
 
 
 def train_or_load_adapter(run: RunDirectory, plan: PreparedRun) -> Any:
@@ -26,7 +28,7 @@ def train_or_load_adapter(run: RunDirectory, plan: PreparedRun) -> Any:
 
     Raises Stopped after Ctrl-C.
     """
-    done = run.manifest.get("stages", {}).get("train")
+    done = run.manifest.stages.train
     set_seed(plan.config.training.seed)
     model = load_model(plan.base, plan.config)
     run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
@@ -43,8 +45,8 @@ def train_or_load_adapter(run: RunDirectory, plan: PreparedRun) -> Any:
         metrics.close()
     _save_adapter(trainer, run)
     seconds = round(time.perf_counter() - started, 1)
-    files = {path.name: sha256_file(path) for path in sorted(run.adapter.iterdir())}
-    run.record_stage("train", {**_results(trainer, plan, metrics), "seconds": seconds, "adapter": files})
+    files = {path.name: sha256_of(path) for path in sorted(run.adapter.iterdir())}
+    run.record_stage(Stage.TRAIN, {**_results(trainer, plan, metrics), "seconds": seconds, "adapter": files})
     # Trainer leaves its autocast wrapped around the forward, even in evaluation; capture chooses its own type.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 

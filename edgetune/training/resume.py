@@ -10,10 +10,11 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
 from edgetune.planning.prepare import PreparedRun
-from edgetune.planning.tokenizer_files import changed_tokenizer_files
 from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.manifest import RunManifest
+from edgetune.runs.tokenizer_files import changed_tokenizer_files
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
@@ -95,8 +96,7 @@ def is_up_to_date(run: RunDirectory, plan: PreparedRun, base: Mapping[str, Any],
     RunDirectoryError in place of that without `overwrite`, since the run would be replaced.
     """
     changed = changed_inputs(run.manifest, plan.config, base, plan.data_identity)
-    files = changed_tokenizer_files(plan.base.path, plan.template.source, run.tokenizer)
-    changed += [f"the base's {name}" for name in files]
+    changed += [f"the base's {name}" for name in changed_tokenizer_files(run, plan.base.path, plan.template.source)]
     words = ", ".join(dict.fromkeys(changed))
     if changed and not overwrite:
         raise RunDirectoryError(
@@ -110,7 +110,7 @@ def is_up_to_date(run: RunDirectory, plan: PreparedRun, base: Mapping[str, Any],
 
 def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
     """Whether the reference of a finished run was captured as `config` wants it; if not, says so."""
-    same = run.manifest["config"].get("reference") == config.reference.model_dump(mode="json")
+    same = run.manifest.config.get("reference") == config.reference.model_dump(mode="json")
     if not same:
         console.note(f"the run in {run.path} keeps its adapter; its reference is captured anew: other options")
     return bool(same)
@@ -118,7 +118,7 @@ def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
 
 def adopt_free_sections(run: RunDirectory, config: Config) -> None:
     """Give a finished run the sections of `config` that had no say in training, and say so."""
-    before, wanted = run.manifest["config"], config.model_dump(mode="json")
+    before, wanted = run.manifest.config, config.model_dump(mode="json")
     changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
     taken = f"; {', '.join(changed)} taken into run.json" if changed else ""
     console.note(f"the run in {run.path} has finished already; there is nothing to resume{taken}")
@@ -126,15 +126,15 @@ def adopt_free_sections(run: RunDirectory, config: Config) -> None:
 
 
 def changed_inputs(
-    manifest: Mapping[str, Any], config: Config, base: Mapping[str, Any], data: Mapping[str, Any]
+    manifest: RunManifest, config: Config, base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> list[str]:
     """What differs of that which has a say in the weights: options, files of the base, training rows."""
-    changed = changed_options(manifest.get("config", {}), config.model_dump(mode="json"))
-    before, now = manifest.get("base", {}).get("files", {}), base["files"]
+    changed = changed_options(manifest.config, config.model_dump(mode="json"))
+    before, now = manifest.base.files, base["files"]
     changed += [
         f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
     ]
-    return changed + changed_rows(manifest.get("data", {}), data)
+    return changed + changed_rows(manifest.data, data)
 
 
 def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

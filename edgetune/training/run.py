@@ -18,10 +18,10 @@ from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
-from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.tokenizer_files import save_tokenizer
 from edgetune.training import environment
 from edgetune.training import resume as state
 
@@ -120,24 +120,24 @@ def _begin(run: RunDirectory, plan: PreparedRun, identity: Mapping[str, Any]) ->
         versions=environment.installed_versions(),
         device=device,
     )
-    save_tokenizer(plan.base.path, plan.template.source, run.tokenizer)
+    save_tokenizer(run, plan.base.path, plan.template.source)
 
 
 def format_summary(run: RunDirectory) -> str:
     """What came out, for standard output."""
-    trained, said = run.stage("train"), store.summary(run)
+    trained, said = run.train_results, store.summary(run)
     entropy = said["cross_entropy"]
     lines = [
         f"run         {run.path}",
-        f"training    {trained['steps']} steps in {trained['seconds']:.0f} s, "
-        f"loss {trained['loss_first']:.4f} -> {trained['loss_last']:.4f}, evaluation loss {trained['eval_loss']:.4f}",
+        f"training    {trained.steps} steps in {trained.seconds:.0f} s, "
+        f"loss {trained.loss_first:.4f} -> {trained.loss_last:.4f}, evaluation loss {trained.eval_loss:.4f}",
         f"held out    {said['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
         f"{math.exp(entropy['trained']):.3f} (trained)",
     ]
     task = said["task"]
     if task:
         lines.append(f"task        {task['rows']} rows, {task['base']:.1%} (base) -> {task['trained']:.1%} (trained)")
-    if trained.get("adapter_is_zero"):
+    if trained.adapter_is_zero:
         lines.append(
             "warning     the adapter is all zero: training has changed nothing, and merge-export will refuse it; "
             "train for more steps, or raise training.learning_rate"

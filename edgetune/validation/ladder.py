@@ -97,7 +97,7 @@ def measure(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> R
     reference = ladder.reference
     rows = reference.rows if options.rows is None else ladder.rows
     longest = int(max(len(ids) for ids, _, _ in rows))
-    max_tokens = int(ladder.run.manifest["config"]["reference"]["max_new_tokens"])
+    max_tokens = int(ladder.run.manifest.config["reference"]["max_new_tokens"])
     with load(file, threads=options.threads, context=_context(reference, longest, max_tokens), clip=True) as runtime:
         runtime.verify()
         _check_fits(runtime, longest)

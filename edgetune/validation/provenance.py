@@ -23,7 +23,7 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
     if keys.BASE_HASH not in metadata:
         return []
     found = []
-    if metadata[keys.BASE_HASH] != combined_hash(run.manifest["base"]["files"]):
+    if metadata[keys.BASE_HASH] != combined_hash(run.manifest.base.files):
         found.append("the file was made from another base than this run")
     if run.adapter.is_dir():
         now = Adapter(run.adapter).identity()

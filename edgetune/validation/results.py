@@ -15,7 +15,7 @@ from rich.text import Text
 
 import edgetune
 from edgetune.config import GateConfig
-from edgetune.runs.directory import write_json
+from edgetune.runs.json_format import write_json
 from edgetune.validation.contract import Contract
 from edgetune.validation.gate import Miss
 from edgetune.validation.loss_stage import largest_loss

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from edgetune.publish import model_card
+from edgetune.runs.manifest import RunManifest
 from edgetune_converters import gguf
 from edgetune_converters.provenance.receipts import Receipt
 from tests.commands.factories import edgetune, sentence
@@ -104,7 +105,7 @@ def test_a_card_of_a_run_says_how_it_was_trained(base: Path, adapter: Path, tmp_
         "device": {"type": "cuda", "name": "A GPU"},
         "versions": {"torch": "2.13.0"},
     }
-    text = model_card.format_card("m", [Receipt.read(file)], base, manifest)
+    text = model_card.format_card("m", [Receipt.read(file)], base, RunManifest.model_validate(manifest))
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "owner/name"
     for row in (
         "adapter | rsLoRA, r 8, alpha 16",

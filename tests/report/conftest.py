@@ -12,7 +12,7 @@ from edgetune import console
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate, results
 from edgetune.validation.ladder import Options, climb
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from tests.converters import tiny
 from tests.report.factories import Content, files_of, one_file
 from tests.runtime import models
@@ -54,7 +54,7 @@ def write_log(run: RunDirectory) -> None:
 
 @pytest.fixture(scope="session")
 def measured(run: RunDirectory) -> Content:
-    thresholds = gate.parse([], run.manifest["config"])
+    thresholds = gate.parse([], run.manifest.config)
     ladder = climb(run, sorted(run.artifacts.glob("*.gguf")), Options(), console.count_progress)
     return results.content(ladder, ladder.files, thresholds, gate.misses(ladder, thresholds))
 

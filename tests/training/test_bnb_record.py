@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from edgetune import cli
-from edgetune.runs.directory import RunDirectory, write_json
+from edgetune.runs.directory import RunDirectory
+from edgetune.runs.json_format import write_json
 from edgetune.training import bnb_record
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from tests.converters import test_merge_base, tiny
 from tests.training import runs
 
@@ -40,7 +41,8 @@ def exported(run: RunDirectory, merge_base: str) -> dict[str, Any]:
 
 
 def test_every_layer_is_recorded(run: RunDirectory) -> None:
-    record = run.manifest["quantized"]
+    record = run.manifest.quantized
+    assert record is not None
     (group,) = record["groups"]
     assert (record["device"], record["misread"], group["dtype"], group["blocksize"]) == ("cpu", [], "float32", 64)
     assert len(group["tensors"]) == 7 * 2
@@ -56,9 +58,9 @@ def test_the_file_on_the_trained_base_is_the_trained_model(run: RunDirectory) ->
 
 def test_the_choice_of_the_configuration_is_the_default(run: RunDirectory, tmp_path: Path) -> None:
     from edgetune.commands.merge_export import find_source
-    from edgetune.exporting.options import resolve
+    from edgetune.export.options import resolve
 
-    manifest = run.manifest
+    manifest = run.manifest.content()
     manifest["config"]["export"]["merge_base"] = "nf4"
     write_json(tmp_path / "run.json", manifest)
     assert resolve(find_source(tmp_path, None, None).export, {}).merge_base == "nf4"

@@ -23,7 +23,7 @@ from edgetune.data.masks import EncodedRow
 from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
-from edgetune.runs.directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints, fit
 from edgetune.training import resume as state
 from edgetune.training.adapters import lora
@@ -32,6 +32,7 @@ from edgetune.training.capture import generate as outputs
 from edgetune.training.capture import reference as capture
 from edgetune.training.capture.golden import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
+from edgetune_converters.files.contents import sha256_of
 from tests.data import templates
 from tests.training import runs
 
@@ -62,15 +63,15 @@ def curve(run: RunDirectory) -> list[dict[str, float]]:
 
 def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
     assert curve(run) == curve(other)
-    assert sha256_file(run.adapter / "adapter_model.safetensors") == sha256_file(
+    assert sha256_of(run.adapter / "adapter_model.safetensors") == sha256_of(
         other.adapter / "adapter_model.safetensors"
     )
 
 
 def test_it_learns(finished: RunDirectory) -> None:
-    results = finished.stage("train")
-    assert results["steps"] == STEPS
-    assert results["loss_last"] < results["loss_first"] - 0.3
+    results = finished.train_results
+    assert results.steps == STEPS
+    assert results.loss_last < results.loss_first - 0.3
     entropy = summary(finished)["cross_entropy"]
     assert entropy["trained"] < entropy["base"]
 
@@ -95,17 +96,16 @@ def test_metrics(finished: RunDirectory) -> None:
 
 def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
     manifest = finished.manifest
-    assert manifest["base"]["files"] == {
-        name: sha256_file(base / name) for name in ("config.json", "model.safetensors")
-    }
-    assert manifest["config"] == load_config(config).model_dump(mode="json")
-    assert manifest["data"]["train"][0]["sha256"] == sha256_file(config.parent / "train.jsonl")
-    assert manifest["data"]["formats"] == ["messages"]
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["device"]["type"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert manifest["stages"]["train"]["stop_tokens"] == ["<|im_end|>"]
-    assert manifest["stages"]["train"]["pad_token"] == "<|endoftext|>"
-    assert manifest["stages"]["train"]["rows"]["train"]["rows"] == 64
+    assert manifest.base.files == {name: sha256_of(base / name) for name in ("config.json", "model.safetensors")}
+    assert manifest.config == load_config(config).model_dump(mode="json")
+    assert manifest.data["train"][0]["sha256"] == sha256_of(config.parent / "train.jsonl")
+    assert manifest.data["formats"] == ["messages"]
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.device["type"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    train = finished.train_results
+    assert train.stop_tokens == ["<|im_end|>"]
+    assert train.pad_token == "<|endoftext|>"
+    assert train.rows["train"]["rows"] == 64
 
 
 def _model_of(run: RunDirectory, config: Path) -> Any:
@@ -303,7 +303,7 @@ def test_one_step_with_warm_up_trains(config: Path, tmp_path: Path, ratio: float
     """The first step of a warm-up has the learning rate 0: of a training of one step nothing would be left."""
     assert cli.run(one_step(config, tmp_path / "run", "--set", f"training.warmup_ratio={ratio}")) == 0
     run = RunDirectory.open(tmp_path / "run")
-    assert run.stage("train")["adapter_is_zero"] is False
+    assert run.train_results.adapter_is_zero is False
     tensors = safetensors.numpy.load_file(run.adapter / "adapter_model.safetensors")
     assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
@@ -361,13 +361,13 @@ def test_a_finished_run_takes_what_has_no_say_in_training(
     """As make calls it after a change of the gate: nothing is trained, and the products are as new as the change."""
     run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
     weights = (run.adapter / "adapter_model.safetensors").stat()
-    before = run.manifest
+    before = run.manifest.content()
     for file in (run.finished_file, run.reference_file):
         os.utime(file, (1, 1))
     arguments = ["train", str(config), "-o", str(run.path), "--resume", "--overwrite"]
     assert cli.run([*arguments, "--set", "gate.recovery_min=0.5", "--set", "export.types=[q8_0, f16]"]) == 0
     assert "nothing to resume; export, gate taken into run.json" in " ".join(capfd.readouterr().err.split())
-    after = run.manifest
+    after = run.manifest.content()
     assert (after["config"]["gate"]["recovery_min"], after["config"]["export"]["types"]) == (0.5, ["q8_0", "f16"])
     assert {**after["config"], "gate": None, "export": None} == {**before["config"], "gate": None, "export": None}
     assert {**after, "config": None} == {**before, "config": None}
@@ -383,8 +383,8 @@ def test_another_reference_is_captured_without_training(
     said = " ".join(capfd.readouterr().err.split())
     assert "keeps its adapter; its reference is captured anew" in said
     assert "the adapter is trained already" in said
-    assert (summary(run)["rows"], run.manifest["config"]["reference"]["rows"]) == (2, 2)
-    assert run.manifest["stages"]["train"] == finished.manifest["stages"]["train"]
+    assert (summary(run)["rows"], run.manifest.config["reference"]["rows"]) == (2, 2)
+    assert run.train_results == finished.train_results
 
 
 def test_a_finished_run_is_replaced_with_a_sentence_that_says_why(
@@ -458,7 +458,7 @@ def test_resume_checks_the_rows(
 
 
 def test_resume_goes_by_the_rows_and_not_by_the_bytes_of_the_file(finished: RunDirectory) -> None:
-    data = finished.manifest["data"]
+    data = finished.manifest.data
     moved = [{**source, "path": "/elsewhere/train.jsonl"} for source in data["train"]]
     respaced = [{**source, "sha256": "0" * 64} for source in data["train"]]
     assert state.changed_rows(data, {**data, "train": moved}) == []
@@ -514,6 +514,6 @@ def test_overwrite_replaces_a_run(finished: RunDirectory, config: Path, tmp_path
     arguments = ["train", str(config), "-o", str(path), "--overwrite", "--set", "training.max_steps=1"]
     assert cli.run(arguments) == 0
     run = RunDirectory.open(path)
-    assert run.stage("train")["steps"] == 1
+    assert run.train_results.steps == 1
     assert not (run.reference / "stale").exists()
     assert [line["step"] for line in curve(run) if "loss" in line] == [1]

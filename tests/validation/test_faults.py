@@ -21,7 +21,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import gate, scoring
 from edgetune.validation.ladder import Ladder, Options, climb
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from edgetune_converters.quantization.overrides import overrides_of
 from tests.converters import tiny
 from tests.runtime import models
@@ -36,7 +36,7 @@ def ladder(run: RunDirectory, *files: Path, **options: object) -> Ladder:
 
 
 def misses(run: RunDirectory, *files: Path, gates: list[str] = STRICT) -> list[gate.Miss]:
-    return gate.misses(ladder(run, *files, with_task=False), gate.parse(gates, run.manifest["config"]))
+    return gate.misses(ladder(run, *files, with_task=False), gate.parse(gates, run.manifest.config))
 
 
 def changed(base: Path, directory: Path, change: Callable[[Tensors], None]) -> Path:
@@ -147,7 +147,7 @@ def test_one_tensor_at_two_bits_is_quantization_and_is_located(
     file = tmp_path / "one.gguf"
     export(base, {"q8_0": file}, overrides=overrides_of([f"{tensor}=q4_0"]), allow_fallback=True, threads=1)
     found = climb(merged_run, [whole, file], Options(with_task=False, locate_seconds=60), console.count_progress)
-    missed = gate.misses(found, gate.parse(["mean_kld_max=0.003"], merged_run.manifest["config"]))
+    missed = gate.misses(found, gate.parse(["mean_kld_max=0.003"], merged_run.manifest.config))
     assert {(miss.rung, miss.stage) for miss in missed} == {("one.gguf", "quantize")}
     located = found.files[1].located
     assert located is not None

@@ -16,7 +16,7 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, climb
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from tests.converters import tiny
 from tests.runtime import models
 from tests.validation.runs import QUESTIONS, held_out, make_run
@@ -41,7 +41,7 @@ def test_a_file_against_itself_is_at_the_floor(run: RunDirectory, whole: Path) -
     assert rung.task.same_as_trained == len(QUESTIONS)
     assert rung.notes == ()
     everything = ["mean_kld_max=1e-6", "same_top_min=1", "recovery_min=0.999", "task_drop_max=0"]
-    assert gate.misses(found, gate.parse(everything, run.manifest["config"])) == []
+    assert gate.misses(found, gate.parse(everything, run.manifest.config)) == []
 
 
 def test_the_base_is_at_the_foot(run: RunDirectory, whole: Path) -> None:
@@ -157,7 +157,7 @@ def test_flags_that_are_wrong(flag: str, what: str) -> None:
     ],
 )  # fmt: skip
 def test_each_threshold_alone_closes_the_gate(run: RunDirectory, coarse: Path, flag: str, words: str) -> None:
-    found = gate.misses(ladder(run, coarse), gate.parse([flag], run.manifest["config"]))
+    found = gate.misses(ladder(run, coarse), gate.parse([flag], run.manifest.config))
     assert [miss.figure for miss in found] == [flag.split("=")[0]]
     assert words in found[0].sentence
 
@@ -167,5 +167,5 @@ def test_a_recovery_that_is_not_defined_does_not_pass(run: RunDirectory, whole: 
     rung = found.files[0]
     undefined = replace(rung, figures=replace(rung.figures, recovery=None))
     ungained = replace(found, rungs=[found.base, found.trained, undefined])
-    misses = gate.misses(ungained, gate.parse(["recovery_min=0.5"], run.manifest["config"]))
+    misses = gate.misses(ungained, gate.parse(["recovery_min=0.5"], run.manifest.config))
     assert "not defined" in misses[0].sentence

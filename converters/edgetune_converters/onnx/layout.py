@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from edgetune_converters.architectures.decoder import Slot
-from edgetune_converters.onnx.storage import ALIGNMENT, ArraySpec, Storage
+from edgetune_converters.onnx.storage import ALIGNMENT, Form, Storage
 
 _LAYER = "model.layers.{layer}."
 
@@ -56,7 +56,7 @@ _ALONE: Mapping[str, str] = {
 }
 
 
-class SourceTensor(NamedTuple):
+class Source(NamedTuple):
     """A tensor of the stream: its number, what it is, its shape and its dtype in the base."""
 
     number: int
@@ -65,10 +65,10 @@ class SourceTensor(NamedTuple):
     dtype: str
 
 
-class WeightPart(NamedTuple):
+class Part(NamedTuple):
     """A source in a weight: its rows are rows first, first + step, ... of it (of each expert, where there are)."""
 
-    source: SourceTensor
+    source: Source
     first: int
     step: int = 1
 
@@ -84,7 +84,7 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[WeightPart, ...]
+    parts: tuple[Part, ...]
 
     @property
     def rows(self) -> int:
@@ -98,34 +98,30 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class ExternalArray:
+class Array:
     """An array in the file of weights: `offset` and `form.bytes` in bytes."""
 
     name: str
-    form: ArraySpec
+    form: Form
     offset: int
 
 
 @dataclass(frozen=True)
-class WeightLayout:
+class Placed:
     """A weight with its storage and the places of its arrays."""
 
     weight: Weight
     storage: Storage
-    arrays: tuple[ExternalArray, ...]
+    arrays: tuple[Array, ...]
 
 
-def has_place(slot: str) -> bool:
+def known(slot: str) -> bool:
     """Whether a slot has a place in a graph."""
     return slot in _NAMES
 
 
-def group_weights(
-    sources: Sequence[SourceTensor],
-    storage: Callable[[SourceTensor], Storage],
-    *,
-    in_turn: bool = True,
-    apart: bool = False,
+def weights_of(
+    sources: Sequence[Source], storage: Callable[[Source], Storage], *, in_turn: bool = True, apart: bool = False
 ) -> list[Weight]:
     """The weights that the sources make, in the order of their first sources.
 
@@ -137,7 +133,7 @@ def group_weights(
         slot, layer, part = source.slot
         if part == "weight":
             together.setdefault((_NAMES[slot][0], layer), set()).add(storage(source))
-    parts: dict[str, list[SourceTensor]] = {}
+    parts: dict[str, list[Source]] = {}
     for source in sources:
         slot, layer, part = source.slot
         joined = len(together.get((_NAMES[slot][0], layer), ())) < 2 and not (apart and slot in _ALONE)
@@ -147,36 +143,36 @@ def group_weights(
     return [_weight(name, found, in_turn) for name, found in ordered]
 
 
-def _weight(name: str, sources: Sequence[SourceTensor], in_turn: bool) -> Weight:
+def _weight(name: str, sources: Sequence[Source], in_turn: bool) -> Weight:
     """Sources below one another: along the first axis, or the second where the first counts experts."""
     first = sources[0].shape
     axis = 1 if len(first) == 3 else 0
     rows = [source.shape[axis] for source in sources]
     shape = (*first[:axis], sum(rows), *first[axis + 1 :])
     if axis and in_turn:
-        return Weight(name, shape, tuple(WeightPart(source, at, len(sources)) for at, source in enumerate(sources)))
+        return Weight(name, shape, tuple(Part(source, at, len(sources)) for at, source in enumerate(sources)))
     firsts = accumulate(rows, initial=0)
-    return Weight(name, shape, tuple(WeightPart(source, at) for source, at in zip(sources, firsts, strict=False)))
+    return Weight(name, shape, tuple(Part(source, at) for source, at in zip(sources, firsts, strict=False)))
 
 
-def lay_out(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[WeightLayout]:
+def place(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[Placed]:
     """Give each array a place, aligned to pages, from byte `start` on."""
     offset = start
     for weight, storage in chosen:
         arrays = []
         for form in storage.forms(weight.shape):
-            offset = align_to_page(offset)
-            arrays.append(ExternalArray(weight.name + form.suffix, form, offset))
+            offset = aligned(offset)
+            arrays.append(Array(weight.name + form.suffix, form, offset))
             offset += form.bytes
-        yield WeightLayout(weight, storage, tuple(arrays))
+        yield Placed(weight, storage, tuple(arrays))
 
 
-def align_to_page(offset: int) -> int:
+def aligned(offset: int) -> int:
     """The next page."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def view_as(array: ExternalArray, suffix: str, shape: tuple[int, ...]) -> ExternalArray:
+def seen_as(array: Array, suffix: str, shape: tuple[int, ...]) -> Array:
     """The same bytes under another name and shape."""
     assert math.prod(shape) == math.prod(array.form.shape)
-    return ExternalArray(array.name + suffix, array.form._replace(shape=shape), array.offset)
+    return Array(array.name + suffix, array.form._replace(shape=shape), array.offset)

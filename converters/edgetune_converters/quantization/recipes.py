@@ -20,7 +20,7 @@ MAX_FALLBACK = 0.05  # share of the bytes past which an export refuses
 
 
 @dataclass(frozen=True)
-class MixPosition:
+class Place:
     """Where a tensor stands: `index` is its number among the `count` of its kind."""
 
     index: int
@@ -28,7 +28,7 @@ class MixPosition:
     heads_per_kv: int
 
 
-Rule = Callable[[MixPosition], str | None]
+Rule = Callable[[Place], str | None]
 
 
 def _always(name: str | None) -> Rule:
@@ -43,7 +43,7 @@ def _first_part(share: int, name: str, rest: str | None = None) -> Rule:
     return lambda place: name if place.index < place.count // share else rest
 
 
-def _never(place: MixPosition) -> str | None:
+def _never(place: Place) -> str | None:
     return None
 
 
@@ -59,7 +59,7 @@ def _grouped(name: str, otherwise: str | None = None) -> Rule:
 def _more_bits(name: str) -> Rule:
     """The first and last eighth of the layers, and every third between."""
 
-    def rule(place: MixPosition) -> str | None:
+    def rule(place: Place) -> str | None:
         eighth = place.count // 8
         at_ends = place.index < eighth or place.index >= 7 * place.count // 8
         return name if at_ends or (place.index - eighth) % 3 == 2 else None
@@ -155,7 +155,7 @@ _FALLBACK = {
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class Shape:
     """The facts about a model on which mixes depend."""
 
     layers: int
@@ -177,7 +177,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class TensorFacts:
+class Tensor:
     """A tensor to be planned; `source` is the dtype in the checkpoint."""
 
     slot: str
@@ -189,7 +189,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
+class Row:
     """The decision about one tensor. `wanted` differs from `type` where the rows do not fit the wanted type."""
 
     name: str
@@ -207,11 +207,11 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
-class StoragePlan:
+class Plan:
     """A recipe applied to a model: the real size, known before any weight is read."""
 
     recipe: Recipe
-    rows: tuple[PlannedTensor, ...]
+    rows: tuple[Row, ...]
 
     @property
     def bytes(self) -> int:
@@ -251,13 +251,9 @@ def recipe_named(name: str) -> Recipe:
     return recipe
 
 
-def plan_storage(
-    recipe: Recipe,
-    tensors: Sequence[TensorFacts],
-    model: ModelFacts,
-    overrides: Overrides = NONE,
-    measured: bool = False,
-) -> StoragePlan:
+def plan(
+    recipe: Recipe, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
+) -> Plan:
     """Decide about every tensor; `measured` says that there is an importance matrix.
 
     Errors: RecipeError for an override that matches nothing.
@@ -272,24 +268,20 @@ def plan_storage(
     }
     counts = Counter(_kind(tensor) for tensor in tensors)
     decider = _Decider(replace(recipe, mix=mix), model, overrides, tied, counts)
-    return StoragePlan(recipe, tuple(decider.row(tensor) for tensor in tensors))
+    return Plan(recipe, tuple(decider.row(tensor) for tensor in tensors))
 
 
-def _kind(tensor: TensorFacts) -> str | None:
+def _kind(tensor: Tensor) -> str | None:
     return _KINDS.get(tensor.slot) if tensor.part == "weight" else None
 
 
 def check_fallback(
-    wanted: StoragePlan,
-    tensors: Sequence[TensorFacts],
-    model: ModelFacts,
-    overrides: Overrides = NONE,
-    measured: bool = False,
+    wanted: Plan, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
 ) -> None:
     """Errors: RecipeError when more than 5 % of the bytes cannot have the type they were meant to have."""
     if wanted.fallback_share <= MAX_FALLBACK:
         return
-    plans = [plan_storage(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
+    plans = [plan(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
     fitting = [other.recipe.name for other in plans if other.fallback_share <= MAX_FALLBACK]
     widths = sorted({row.shape[-1] for row in wanted.rows if row.fallback})
     raise RecipeError(
@@ -300,7 +292,7 @@ def check_fallback(
     )
 
 
-def _mix(chosen: StoragePlan) -> str:
+def _mix(chosen: Plan) -> str:
     return ", ".join(f"{size * 100 / chosen.bytes:.0f} % {name}" for name, size in chosen.bytes_by_type.items())
 
 
@@ -316,7 +308,7 @@ class _Decider:
     """
 
     def __init__(
-        self, recipe: Recipe, model: ModelFacts, overrides: Overrides, tied: bool, counts: Mapping[str | None, int]
+        self, recipe: Recipe, model: Shape, overrides: Overrides, tied: bool, counts: Mapping[str | None, int]
     ) -> None:
         self._recipe = recipe
         self._model = model
@@ -325,7 +317,7 @@ class _Decider:
         self._counts = counts
         self._seen: Counter[str] = Counter()  # tensors of each kind that were left to the mix
 
-    def row(self, tensor: TensorFacts) -> PlannedTensor:
+    def row(self, tensor: Tensor) -> Row:
         """The decision about one tensor."""
         wanted, reason = self._wanted(tensor)
         chosen = _fitting(wanted, tensor.shape[-1])
@@ -333,9 +325,9 @@ class _Decider:
             reason = f"rows of {tensor.shape[-1]} are no multiple of {BY_NAME[wanted].block}, which {wanted} needs"
         storage = BY_NAME[chosen]
         size = math.prod(tensor.shape[:-1]) * storage.row_bytes(tensor.shape[-1])
-        return PlannedTensor(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
+        return Row(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
 
-    def _wanted(self, tensor: TensorFacts) -> tuple[str, str]:
+    def _wanted(self, tensor: Tensor) -> tuple[str, str]:
         """The type that is asked for when all rows fit, and why."""
         if len(tensor.shape) < 2 or tensor.part != "weight" or tensor.slot.endswith("_norm"):
             return "f32", "vectors stay in f32"
@@ -343,7 +335,7 @@ class _Decider:
             return "f32", "small, and everything depends on it"
         override = self._overrides.find(tensor.slot, tensor.name, self._tied)
         if override is not None:
-            return override.type, override.text
+            return override.type, override.said
         if self._recipe.base in _NOT_QUANTIZED:
             return self._recipe.base, "the recipe"
         if tensor.slot == slots.OUTPUT or (self._tied and tensor.slot == slots.EMBEDDING):
@@ -354,7 +346,7 @@ class _Decider:
         special = None if kind is None else self._special(tensor, kind)
         return (special, "the mix") if special else (self._recipe.base, "the recipe")
 
-    def _special(self, tensor: TensorFacts, kind: str) -> str | None:
+    def _special(self, tensor: Tensor, kind: str) -> str | None:
         """The type of the mix, where it has one of its own for this tensor."""
         recipe, model = self._recipe, self._model
         place = self._place(tensor, kind)
@@ -365,7 +357,7 @@ class _Decider:
             return "q5_k"
         return special
 
-    def _place(self, tensor: TensorFacts, kind: str) -> MixPosition:
+    def _place(self, tensor: Tensor, kind: str) -> Place:
         """Its place among its kind.
 
         Matrices back from the feed-forward layer count as many as there are layers; with experts by the layer's
@@ -376,7 +368,7 @@ class _Decider:
         if kind == DOWN:
             count = self._model.layers
             index = (tensor.layer or 0) if self._model.experts > 1 else index
-        return MixPosition(index, count, self._model.heads_per_kv)
+        return Place(index, count, self._model.heads_per_kv)
 
 
 def _output_type(recipe: Recipe, width: int) -> tuple[str, str]:
@@ -398,6 +390,6 @@ def _fits(name: str, width: int) -> bool:
     return width % BY_NAME[name].block == 0
 
 
-def storage_of(row: PlannedTensor) -> StorageType:
+def storage_of(row: Row) -> StorageType:
     """The storage type of a planned tensor."""
     return BY_NAME[row.type]

@@ -27,7 +27,7 @@ from edgetune.training.adapters import lora
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def recapture(run: RunDirectory, config: Config, wanted: RecaptureRequest) -> No
 
 
 def _check_base(run: RunDirectory, plan: PreparedRun) -> None:
-    expected, found = run.manifest["base"]["files"], plan.base.identity()["files"]
+    expected, found = run.manifest.base.files, plan.base.identity()["files"]
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise RunDirectoryError(
@@ -88,8 +88,8 @@ def _capture_merged(run: RunDirectory, plan: PreparedRun, name: str) -> None:
         with console.byte_progress(f"merge {name}") as progress:
             export(
                 plan.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter, tokenizer=run.tokenizer,
-                merge_base=merged.MERGED[name], trained_on=manifest.get("quantized"), progress=progress,
-                expected_base=manifest["base"]["files"], expected_adapter=run.trained_adapter,
+                merge_base=merged.MERGED[name], trained_on=manifest.quantized, progress=progress,
+                expected_base=manifest.base.files, expected_adapter=run.trained_adapter,
             )  # fmt: skip
         compared = _compare_directory(folder, plan, reference, name)
     finally:

@@ -16,13 +16,14 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.codecs import largest
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
-from edgetune.runs.directory import RunDirectory, sha256_file
+from edgetune.runs.directory import RunDirectory
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.golden import build_contract
 from edgetune.training.capture.long_rows import build_reference_rows
 from edgetune.training.capture.task_answers import capture_greedy_answers, capture_task_answers
 from edgetune.training.loading import check_same_tokenizer, load_tokenizer
 from edgetune.validation.choices import log_likelihoods
+from edgetune_converters.files.contents import sha256_of
 
 FIRST_TOKENS = 5
 """Likeliest first tokens of a golden answer that are stored, and that an exported file carries."""
@@ -68,7 +69,7 @@ def _writer(
         full_vocabulary_limit=config.full_vocabulary_limit,
         top_k=config.top_k,
         info={
-            "device": manifest["device"], "dtype": dtype, "versions": manifest["versions"], "long_rows": long_rows
+            "device": manifest.device, "dtype": dtype, "versions": manifest.versions, "long_rows": long_rows
         },
         key=_key(run, config, rows, dtype, str(model.device)),
     )  # fmt: skip
@@ -78,7 +79,7 @@ def _key(run: RunDirectory, config: ReferenceConfig, rows: ScoredRows, dtype: st
     """Everything that has a say in the captured numbers."""
     adapter = sorted(path for path in run.adapter.rglob("*") if path.is_file())
     parts = [
-        str(run.manifest["base"]["files"]), *(sha256_file(path) for path in adapter), dtype, device,
+        str(run.manifest.base.files), *(sha256_of(path) for path in adapter), dtype, device,
         f"{config.full_vocabulary_limit} {config.top_k} {config.max_new_tokens}",
         *(hashlib.sha256(array.tobytes()).hexdigest() for array in (rows.tokens, rows.row_offsets, rows.positions)),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from edgetune.data.formats import Conversation
 from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
-from edgetune.runs.directory import write_json
+from edgetune.runs.json_format import write_json
 from edgetune.training.capture import forward, generate
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune import cli
-from edgetune.exporting import measure_merge_bases
+from edgetune.export import measure_merge_bases
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import KldBaseFile
@@ -22,7 +22,7 @@ from edgetune.validation import base_file
 from edgetune.validation.greedy import compare_answers
 from edgetune.validation.metrics import Mean
 from edgetune.validation.results import json_path
-from edgetune_converters.exporting import export
+from edgetune_converters.export import export
 from edgetune_converters.provenance.receipts import Receipt
 from tests.training import runs
 from tests.validation import stock
@@ -152,7 +152,7 @@ def test_a_merge_base_without_anything_to_choose(
     options = ["-q", "q8_0", "--merge-base", "auto", "-o", str(tmp_path / "x.gguf")]
     assert cli.run(["merge-export", "--base", str(base), "--adapter", str(run.adapter), *options]) == 2
     assert "--merge-base auto measures on the held-out rows of a run" in capfd.readouterr().err
-    manifest = run.manifest
+    manifest = run.manifest.content()
     del manifest["quantized"]
     run.finished_file.write_text(json.dumps(manifest))
     assert cli.run(["merge-export", str(run.path), *options]) == 0
@@ -203,7 +203,7 @@ def test_the_base_file_for_llama_cpp(run: RunDirectory, base: Path, tmp_path: Pa
     digest = Reference.open(run.reference).digest
     assert reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text)).digest == digest
     file = tmp_path / "d.gguf"
-    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest["quantized"])
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest.quantized)
     opened = KldBaseFile(path)
     figures = base_file.measure(opened, file, 1, lambda *_: None)
     assert (opened.context, opened.vocab_size) == (64, 512)
@@ -218,7 +218,7 @@ def test_stock_llama_perplexity_accepts_it(run: RunDirectory, base: Path, tmp_pa
     text.write_text("lamp 7 green please? the red lamp, the blue lamp. " * 60)
     reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text))
     file = tmp_path / "d.gguf"
-    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest["quantized"])
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest.quantized)
     found = stock.statistics(file, path, 64, 1)
     assert abs(found["Mean    KLD"][0]) < 2e-5
     assert found["Mean PPL(Q)/PPL(base)"][0] == pytest.approx(1, abs=1e-3)

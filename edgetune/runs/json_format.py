@@ -1,14 +1,23 @@
-"""JSON for people and programs: indented, but a list of plain values stands on one line."""
+"""The layout of the JSON documents: indented for people, but a list of plain values stays on one line."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from edgetune_converters.files import atomic
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically. The directory is created where it is missing."""
+    atomic.write_text(path, dumps(value) + "\n")
 
 
 def dumps(value: Any, indent: str = "") -> str:
-    """As `json.dumps(value, indent=2, ensure_ascii=False)` would have it, save that a list without a mapping in it
-    stays on its line. Keys must be strings.
+    """Format as `json.dumps(value, indent=2, ensure_ascii=False)` does, but keep a list without a mapping on one line.
+
+    Keys must be strings.
     """
     deeper = indent + "  "
     if isinstance(value, dict) and value:
