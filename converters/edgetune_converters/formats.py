@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
-from edgetune_converters.files.directory import Documents
+from edgetune_converters.files.directory import CompanionFiles
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Scalar, Value
 from edgetune_converters.model import Model
@@ -18,17 +18,17 @@ from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.outputs.base import Output
 from edgetune_converters.outputs.gguf import GgufOutput
 from edgetune_converters.provenance import metadata
-from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.provenance.hashing import InputHasher
 from edgetune_converters.quantization import recipes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.quantization.overrides import Overrides
-from edgetune_converters.quantization.recipes import Plan
+from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.tokenizers import convert
-from edgetune_converters.tokenizers.ends import ends_of
+from edgetune_converters.tokenizers.ends import special_token_ids
 
 if TYPE_CHECKING:
-    from edgetune_converters.onnx.plan import Settings
+    from edgetune_converters.onnx.plan import OnnxSettings
 
 
 class Revised(Exception):
@@ -56,19 +56,19 @@ class Request:
     """What outputs are made from. The tokenizer is converted when the first of them asks for it."""
 
     model: Model
-    hashing: Hashing
+    hashing: InputHasher
     background: Executor
     tokenizer: Path
     chat_template: str | None
     overrides: Overrides
-    importance: Importance | None
+    importance: ImportanceMatrix | None
     split_max_size: int | None
     max_shard_size: int | None
     allow_fallback: bool
     name: str | None
     extra_metadata: Mapping[str, Scalar]
     measure_survival: bool
-    onnx_settings: Settings | None = None
+    onnx_settings: OnnxSettings | None = None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -78,7 +78,7 @@ class Request:
             return Vocabulary(model.checkpoint.vocabulary(self.chat_template))
         size, config = model.config.vocab_size, model.config.raw
         conversion = convert.Conversion(source, size, config, self.chat_template)
-        return Vocabulary(conversion.likely, self.background.submit(conversion.proven))
+        return Vocabulary(conversion.likely, self.background.submit(conversion.verified))
 
     def check(self, *, wait: bool = False) -> None:
         """Look at what is found out during the pass, or wait for it.
@@ -90,29 +90,29 @@ class Request:
         self.hashing.check()
 
     @cached_property
-    def documents(self) -> Documents:
+    def documents(self) -> CompanionFiles:
         """What a directory for Hugging Face holds beside the weights."""
         model = self.model
-        return Documents(model.checkpoint.path, model.config.raw, self.tokenizer, self.chat_template, model.tied)
+        return CompanionFiles(model.checkpoint.path, model.config.raw, self.tokenizer, self.chat_template, model.tied)
 
     @cached_property
     def proof(self) -> dict[str, str]:
         """What every artifact says of its origin; where the hash of the base is not known yet, a place for it."""
         base_hash = self.hashing.promised or keys.HASH_PLACEHOLDER
-        return metadata.proof(self.model, base_hash, self.hashing.adapter)
+        return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter)
 
     @cached_property
     def general(self) -> dict[str, Value]:
         """The keys of every GGUF file."""
         stated = {**self.proof, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.extra_metadata}
-        return metadata.general(self.model, self.name) | metadata.plain(stated)
+        return metadata.general_keys(self.model, self.name) | metadata.plain_keys(stated)
 
-    def plan(self, type_name: str) -> Plan:
+    def plan(self, type_name: str) -> StoragePlan:
         """The types of the tensors. Errors: RecipeError when too much would be in other types than asked for."""
         recipe, measured = recipes.recipe_named(type_name), self.importance is not None
-        plan = recipes.plan(recipe, self.model.planned, self.model.shape, self.overrides, measured)
+        plan = recipes.plan_storage(recipe, self.model.tensor_facts, self.model.facts, self.overrides, measured)
         if not self.allow_fallback:
-            recipes.check_fallback(plan, self.model.planned, self.model.shape, self.overrides, measured)
+            recipes.check_fallback(plan, self.model.tensor_facts, self.model.facts, self.overrides, measured)
         return plan
 
 
@@ -126,14 +126,16 @@ class Format(NamedTuple):
 
 def _gguf(request: Request, type_name: str, path: Path) -> Output:
     plan = request.plan(type_name)
-    known = request.general | metadata.size(request.model, request.name) | metadata.hyperparameters(request.model)
+    known = (
+        request.general | metadata.size_keys(request.model, request.name) | metadata.hyperparameter_keys(request.model)
+    )
     stated = known | request.vocabulary.now.metadata
     return GgufOutput(
         plan,
         request.model.tensors,
         path,
         stated,
-        overrides=tuple(request.overrides.said),
+        overrides=tuple(request.overrides.texts),
         importance=request.importance,
         measure_survival=request.measure_survival,
         split_max_size=request.split_max_size,
@@ -153,13 +155,13 @@ def _safetensors(request: Request, type_name: str, path: Path) -> Output:
 
 
 def _lora(request: Request, type_name: str, path: Path) -> Output:
-    factors = lora.factors_of_model(request.model)
+    factors = lora.lora_factors_of_model(request.model)
     return lora.LoraOutput(path, lora.check_type(type_name), factors, request.general)
 
 
 def _onnx(request: Request, type_name: str, path: Path) -> Output:
     from edgetune_converters.onnx import model as onnx_model
-    from edgetune_converters.onnx.plan import PLAIN, check_fallback, types_named
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, check_fallback, onnx_recipe
     from edgetune_converters.outputs.onnx import OnnxOutput
 
     model, documents = request.model, request.documents
@@ -169,19 +171,21 @@ def _onnx(request: Request, type_name: str, path: Path) -> Output:
             "Give a model directory with --base, or a run, or an adapter with its tokenizer beside it",
         )
     extra = {key: str(value) for key, value in request.extra_metadata.items()}
-    ends = ends_of(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
-    found = onnx_model.sources_of(model.tensors)
-    decoder = onnx_model.described(model.family, model.config, found)
-    drawn = onnx_model.OnnxModel.of(decoder, found, types_named(type_name), request.onnx_settings or PLAIN)
+    ends = special_token_ids(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
+    found = onnx_model.source_tensors(model.tensors)
+    decoder = onnx_model.describe_model(model.family, model.config, found)
+    drawn = onnx_model.DecoderGraph.of(
+        decoder, found, onnx_recipe(type_name), request.onnx_settings or DEFAULT_SETTINGS
+    )
     if not request.allow_fallback:
         check_fallback(drawn.plan)
-    return OnnxOutput(path, drawn, model.unpaired, documents, request.proof, ends, request.importance, extra)
+    return OnnxOutput(path, drawn, model.in_hf_row_order, documents, request.proof, ends, request.importance, extra)
 
 
 def _check_onnx_type(name: str) -> object:
-    from edgetune_converters.onnx.plan import types_named
+    from edgetune_converters.onnx.plan import onnx_recipe
 
-    return types_named(name)
+    return onnx_recipe(name)
 
 
 def _check_onnx_path(path: Path) -> None:

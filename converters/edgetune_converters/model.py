@@ -8,7 +8,16 @@ from functools import cached_property
 from pathlib import Path
 
 from edgetune_converters.adapters.lora import Adapter, Change
-from edgetune_converters.architectures import Bound, Family, ModelConfig, bind, family_of, slots, stored_turned, targets
+from edgetune_converters.architectures import (
+    BoundTensor,
+    Family,
+    ModelConfig,
+    bind,
+    family_of,
+    slots,
+    stored_transposed,
+    targets,
+)
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
@@ -26,7 +35,7 @@ class Model:
     family: Family
     config: ModelConfig
     tensors: list[stream.MergedTensor]
-    bound: list[Bound]
+    bound: list[BoundTensor]
     changes: Mapping[str, Change]
     merge_base: MergeBase
 
@@ -43,12 +52,12 @@ class Model:
         return sorted(tensors, key=lambda tensor: places.get(tensor.source.name, len(places)))
 
     @cached_property
-    def unpaired(self) -> list[stream.MergedTensor]:
+    def in_hf_row_order(self) -> list[stream.MergedTensor]:
         """The tensors with rotated heads in the order of the base; those that are so anyway are the same objects."""
-        return [tensor.unpaired for tensor in self.tensors]
+        return [tensor.in_hf_row_order for tensor in self.tensors]
 
     @property
-    def shape(self) -> recipes.Shape:
+    def facts(self) -> recipes.ModelFacts:
         """What mixes depend on."""
         stated = {key: value.data for key, make in self.family.metadata if (value := make(self.config)) is not None}
         shared = stated.get("attention.head_count_kv")
@@ -56,13 +65,15 @@ class Model:
         experts = stated.get("expert_count", 0)
         assert isinstance(first, int)
         assert isinstance(experts, int)
-        return recipes.Shape(self.config.layers, self.config.heads, first, self.family.gguf, experts)
+        return recipes.ModelFacts(self.config.layers, self.config.heads, first, self.family.gguf, experts)
 
     @property
-    def planned(self) -> list[recipes.Tensor]:
+    def tensor_facts(self) -> list[recipes.TensorFacts]:
         """The tensors as the planner sees them."""
         return [
-            recipes.Tensor(tensor.slot, tensor.part, tensor.layer, tensor.gguf_name, tensor.shape, tensor.dtype.lower())
+            recipes.TensorFacts(
+                tensor.slot, tensor.part, tensor.layer, tensor.gguf_name, tensor.shape, tensor.dtype.lower()
+            )
             for tensor in self.tensors
         ]
 
@@ -80,7 +91,9 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
     config = config.completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)
-    changes = {} if adapter is None else adapter.changes(targets(bound), family.renamed, stored_turned(bound))
+    changes = (
+        {} if adapter is None else adapter.changes(targets(bound), family.canonical_name, stored_transposed(bound))
+    )
     tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
-    applied = merge_base.apply(tensors, family.renamed)
+    applied = merge_base.apply(tensors, family.canonical_name)
     return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base)

@@ -12,13 +12,13 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import lora, safetensors
-from edgetune_converters.quantization.recipes import Plan, Recipe, Row
+from edgetune_converters.quantization.recipes import PlannedTensor, Recipe, StoragePlan
 
 if TYPE_CHECKING:
-    from edgetune_converters.onnx.plan import Settings
+    from edgetune_converters.onnx.plan import OnnxSettings
 
 
-def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[Plan]:
+def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
     """One plan for each type, tensors under the names that they have in the base."""
     chosen = [safetensors.check_type(name) for name in types]
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
@@ -33,35 +33,37 @@ def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None =
     return plans
 
 
-def plan_traced(base: Path, types: Sequence[str], settings: Settings, *, adapter: Path | None = None) -> list[Plan]:
+def plan_traced(
+    base: Path, types: Sequence[str], settings: OnnxSettings, *, adapter: Path | None = None
+) -> list[StoragePlan]:
     """What a graph drawn by transformers' exporter would hold, one plan for each type: embeddings are looked up,
     matrices are multiplied with, and of a stack of experts each token takes its own."""
     from edgetune_converters.onnx import traced_weights
-    from edgetune_converters.onnx.plan import types_named
+    from edgetune_converters.onnx.plan import onnx_recipe
 
     model = open_model(base, adapter, merge_base_named(ORIGINAL))
     slot_of = traced_weights.slots_by_name(model.bound)
     plans = []
-    for wanted in (types_named(name) for name in types):
+    for wanted in (onnx_recipe(name) for name in types):
         rows = []
         for tensor in model.in_base_order:
             slot = slot_of(tensor.name)
             embedding = slot is not None and slot[0].endswith("embedding")
             looked_up = embedding or len(tensor.shape) > 2
-            manner = traced_weights.Manner(not looked_up or (embedding and model.tied), looked_up)
-            storage, meant = traced_weights.storage_of(tensor.name, tensor.shape, manner, wanted, settings, slot)
+            manner = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
+            storage, meant = traced_weights.choose_storage(tensor.name, tensor.shape, manner, wanted, settings, slot)
             size = sum(form.bytes for form in storage.forms(tensor.shape))
             why = "as the traced graph is expected to use it"
             dtype = tensor.source.dtype.lower()
-            rows.append(Row(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
+            rows.append(PlannedTensor(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
         plans.append(_plan(wanted.name, rows))
     return plans
 
 
-def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[Plan]:
+def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
     """One plan for each type; of a pair A is the adapter's own and B holds the scale. Reads the adapter."""
     chosen = [lora.check_type(name) for name in types]
-    factors = lora.factors_of_model(open_model(base, adapter, merge_base_named(ORIGINAL)))
+    factors = lora.lora_factors_of_model(open_model(base, adapter, merge_base_named(ORIGINAL)))
     return [
         _plan(
             f"gguf-lora, {kind}",
@@ -74,9 +76,9 @@ def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) 
     ]
 
 
-def _plan(title: str, rows: Sequence[Row]) -> Plan:
-    return Plan(Recipe(title, 0, title), tuple(rows))
+def _plan(title: str, rows: Sequence[PlannedTensor]) -> StoragePlan:
+    return StoragePlan(Recipe(title, 0, title), tuple(rows))
 
 
-def _row(name: str, shape: tuple[int, ...], source: str, kind: str, why: str) -> Row:
-    return Row(name, shape, source, kind, kind, why, math.prod(shape) * BY_NAME[kind].bytes)
+def _row(name: str, shape: tuple[int, ...], source: str, kind: str, why: str) -> PlannedTensor:
+    return PlannedTensor(name, shape, source, kind, kind, why, math.prod(shape) * BY_NAME[kind].bytes)

@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 
 from edgetune.config import Config, load_config
-from edgetune.export.targets import outputs_of
+from edgetune.exporting.targets import outputs_of
+from edgetune.planning.tokenizer_files import TOKENIZER_FILES
 from edgetune.runs.directory import RunDirectory
-from edgetune.runs.tokenizer_files import TOKENIZER_FILES
 from edgetune.storage_types import are_given
 
 HEADER = """\

@@ -13,19 +13,19 @@ import click
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.export import merge_base as merge_base_choice
-from edgetune.export import onnx as onnx_export
-from edgetune.export.options import byte_count, check_overrides, check_used, options, resolve
-from edgetune.export.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
+from edgetune.exporting import merge_base as merge_base_choice
+from edgetune.exporting import onnx as onnx_export
+from edgetune.exporting.options import byte_count, check_overrides, check_used, options, resolve
+from edgetune.exporting.targets import NOTHING, Outputs, outputs_of, refuse_existing, refuse_foreign_cards
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
-    from edgetune_converters.export import Published
+    from edgetune_converters.exporting import Published
     from edgetune_converters.provenance.receipts import Receipt
     from edgetune_converters.quantization.overrides import Overrides
-    from edgetune_converters.quantization.recipes import Plan
+    from edgetune_converters.quantization.recipes import StoragePlan
 
 
 # numpy's matrix products are of no use to an export, but its idle threads spin. Read when numpy is first imported.
@@ -161,14 +161,14 @@ def overrides_of(config: ExportConfig) -> Overrides:
     return overrides.overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type)
 
 
-def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Plan]:
+def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[StoragePlan]:
     """What would be written, for each output; the names of the tensors are those that they have there."""
     from edgetune_converters import planning
-    from edgetune_converters.export import plan_export
+    from edgetune_converters.exporting import plan_export
 
     of: dict[str, Any] = {"adapter": source.adapter}
     chosen: dict[str, Any] = {"overrides": overrides_of(config), "imatrix": imatrix_of(config)}
-    plans: list[Plan] = []
+    plans: list[StoragePlan] = []
     if outputs.gguf:
         plans += plan_export(source.base, tuple(outputs.gguf), **chosen, **of)
     if outputs.safetensors:
@@ -180,11 +180,11 @@ def plans_of(source: Source, outputs: Outputs, config: ExportConfig) -> list[Pla
     return plans
 
 
-def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[Plan]:
+def onnx_plans(source: Source, outputs: Outputs, config: ExportConfig) -> Sequence[StoragePlan]:
     """Those of our own graphs; of a traced one, the weights as they will lie in its file."""
-    from edgetune.export import traced
+    from edgetune.exporting import traced
     from edgetune_converters import planning
-    from edgetune_converters.export import plan_onnx
+    from edgetune_converters.exporting import plan_onnx
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -238,7 +238,7 @@ def run_all(
     source: Source, outputs: Outputs, config: ExportConfig, threads: int, run: Path | None, published: Published
 ) -> list[Receipt]:
     """The export; of a family without a description, the graphs are traced first and take their names last."""
-    from edgetune.export import traced
+    from edgetune.exporting import traced
 
     family = traced.family_to_trace(source, outputs)
     if family is None:
@@ -265,7 +265,7 @@ def run_export(
     published: Published | None = None,
 ) -> list[Receipt]:
     """The export, with a progress bar; `run` is measured on where choices are to be measured."""
-    from edgetune_converters.export import export
+    from edgetune_converters.exporting import export
 
     options: dict[str, Any] = {
         "adapter": source.adapter,
@@ -300,7 +300,7 @@ def run_export(
         )
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: StoragePlan) -> None:
     """One line a tensor: name, shape, source and chosen type, bytes, and why; then the real bits per weight."""
     from rich.table import Table
 

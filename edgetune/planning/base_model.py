@@ -92,7 +92,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     Maps every tensor and converts the tokenizer, and raises what `edgetune merge-export` would raise after training. A
     storage type that does not fit the model's rows is a warning: another one can be chosen until then.
     """
-    from edgetune_converters.export import plan_export
+    from edgetune_converters.exporting import plan_export
     from edgetune_converters.quantization.overrides import overrides_of
     from edgetune_converters.quantization.recipes import MAX_FALLBACK
     from edgetune_converters.tokenizers import convert as tokenizers
@@ -108,7 +108,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
                 "type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
             )
     rows = int(base.checkpoint.config.get("vocab_size", 0))
-    tokenizers.convert(base.path, rows, base.checkpoint.config, chat_template=chat_template)
+    tokenizers.convert_tokenizer(base.path, rows, base.checkpoint.config, chat_template=chat_template)
 
 
 def base_loading_error(name: str, error: Exception) -> Exception:

@@ -22,7 +22,7 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import scoring
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf import keys, reader
 from edgetune_converters.quantization.overrides import Overrides, overrides_of
 

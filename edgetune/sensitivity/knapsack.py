@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgetune.sensitivity.onnx.candidates import Matrix, label
-from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.onnx.storage import NBitsBlocks
 
 _ALTERNATIVES = 3  # that a receipt names beside each choice
 
@@ -23,13 +23,13 @@ class Measured:
 
     matrix: Matrix
     alone: float
-    errors: Mapping[Codes, float]
+    errors: Mapping[NBitsBlocks, float]
 
 
-Choice = Mapping[Matrix, Codes]
+Choice = Mapping[Matrix, NBitsBlocks]
 
 
-def choose(measured: Sequence[Measured], budget: float) -> dict[Matrix, Codes]:
+def choose(measured: Sequence[Measured], budget: float) -> dict[Matrix, NBitsBlocks]:
     """The least sum of errors that does not cost more than the budget, or else what costs least."""
     chosen = {each.matrix: min(each.errors, key=lambda codes: (each.matrix.cost(codes), each.errors[codes]))
               for each in measured}  # fmt: skip
@@ -41,7 +41,7 @@ def choose(measured: Sequence[Measured], budget: float) -> dict[Matrix, Codes]:
     return chosen
 
 
-def _steps(each: Measured, now: Codes, left: float) -> list[tuple[float, float, Matrix, Codes]]:
+def _steps(each: Measured, now: NBitsBlocks, left: float) -> list[tuple[float, float, Matrix, NBitsBlocks]]:
     """What can be gained in a matrix: error for a unit of cost, the cost, and by which storage."""
     before, cost = each.errors[now], each.matrix.cost(now)
     return [
@@ -57,13 +57,13 @@ def total(measured: Sequence[Measured], choice: Choice) -> float:
     return sum(each.errors[choice[each.matrix]] for each in measured)
 
 
-def reason(each: Measured, chosen: Codes, fixed: Codes) -> str:
+def reason(each: Measured, chosen: NBitsBlocks, fixed: NBitsBlocks) -> str:
     """For plan and receipt."""
     said = f"measured: {each.errors[chosen]:.1e} nats"
     return said if chosen == fixed else f"{said}; {label(fixed)} of the fixed mix {each.errors[fixed]:.1e}"
 
 
-def report(each: Measured, chosen: Codes, fixed: Codes) -> dict[str, object]:
+def report(each: Measured, chosen: NBitsBlocks, fixed: NBitsBlocks) -> dict[str, object]:
     """What the receipt says of a matrix: the choice, and the measured errors of what stood beside it."""
     others = sorted((codes for codes in each.errors if codes not in (chosen, fixed)),
                     key=lambda codes: abs(each.matrix.cost(codes) - each.matrix.cost(chosen)))  # fmt: skip

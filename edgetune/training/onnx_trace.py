@@ -30,8 +30,8 @@ from edgetune.errors import DataError
 from edgetune.planning.base_model import base_loading_error
 from edgetune.training.environment import silence_libraries
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.onnx.genai import Sizes
-from edgetune_converters.outputs.traced import Drawn
+from edgetune_converters.onnx.genai import DecoderSizes
+from edgetune_converters.outputs.traced import TracedModel
 
 OPSET = 17  # all that the tracing exporter of torch knows
 MAX_KLD = 1e-6
@@ -76,7 +76,7 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def trace_model(directory: Path, family: str, context: int) -> tuple[Drawn, Callable[[], Probe]]:
+def trace_model(directory: Path, family: str, context: int) -> tuple[TracedModel, Callable[[], Probe]]:
     """Load a merged model in f32 and trace it. The weights of the drawing are those of the model itself: what is asked
     of it afterwards, it answers with the weights as they are then.
 
@@ -95,7 +95,7 @@ def trace_model(directory: Path, family: str, context: int) -> tuple[Drawn, Call
     if odd := [name for name, value in kept.items() if value.dtype != np.float32]:
         raise _refused(family, f"its {odd[0]} holds other numbers than weights")
     sizes = _sizes(model.config.get_text_config(), shapes, vocabulary, context)
-    return Drawn(graph, kept, sizes), partial(_probe, model, context)
+    return TracedModel(graph, kept, sizes), partial(_probe, model, context)
 
 
 def check_graph(graph: Path, probe: Probe, family: str) -> float:
@@ -252,10 +252,10 @@ def _state_outputs(graph: onnx.ModelProto, shapes: Sequence[tuple[int, int]], vo
     del graph.graph.value_info[:]
 
 
-def _sizes(config: Any, shapes: Sequence[tuple[int, int]], vocabulary: int, context: int) -> Sizes:
+def _sizes(config: Any, shapes: Sequence[tuple[int, int]], vocabulary: int, context: int) -> DecoderSizes:
     kv_heads, size = shapes[0]
     sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    return Sizes(vocabulary, context, *sizes, kv_heads, size, in_place=False)
+    return DecoderSizes(vocabulary, context, *sizes, kv_heads, size, in_place=False)
 
 
 def _run(session: Any, ids: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.float32]:

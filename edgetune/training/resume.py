@@ -10,11 +10,11 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
 from edgetune.planning.prepare import PreparedRun
+from edgetune.planning.tokenizer_files import changed_tokenizer_files
 from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
-from edgetune.runs.tokenizer_files import changed_tokenizer_files
 
 # What may differ between a run and its resumption: nothing that has a say in the weights.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
@@ -96,7 +96,8 @@ def is_up_to_date(run: RunDirectory, plan: PreparedRun, base: Mapping[str, Any],
     RunDirectoryError in place of that without `overwrite`, since the run would be replaced.
     """
     changed = changed_inputs(run.manifest, plan.config, base, plan.data_identity)
-    changed += [f"the base's {name}" for name in changed_tokenizer_files(run, plan.base.path, plan.template.source)]
+    files = changed_tokenizer_files(plan.base.path, plan.template.source, run.tokenizer)
+    changed += [f"the base's {name}" for name in files]
     words = ", ".join(dict.fromkeys(changed))
     if changed and not overwrite:
         raise RunDirectoryError(

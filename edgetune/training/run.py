@@ -18,10 +18,10 @@ from edgetune.config import ALL_LINEAR, Config
 from edgetune.errors import EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
+from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
-from edgetune.runs.tokenizer_files import save_tokenizer
 from edgetune.training import environment
 from edgetune.training import resume as state
 
@@ -120,7 +120,7 @@ def _begin(run: RunDirectory, plan: PreparedRun, identity: Mapping[str, Any]) ->
         versions=environment.installed_versions(),
         device=device,
     )
-    save_tokenizer(run, plan.base.path, plan.template.source)
+    save_tokenizer(plan.base.path, plan.template.source, run.tokenizer)
 
 
 def format_summary(run: RunDirectory) -> str:

@@ -149,7 +149,7 @@ def _source() -> Path:
 
 def _import_memory() -> float:
     """Peak bytes of a process that imports the exporter and does nothing."""
-    return run([sys.executable, "-c", "import edgetune.cli, edgetune_converters.export"]).peak
+    return run([sys.executable, "-c", "import edgetune.cli, edgetune_converters.exporting"]).peak
 
 
 def _model(name: str, shape: Shape, shard: int | None = None) -> Model:

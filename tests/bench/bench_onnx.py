@@ -95,7 +95,7 @@ def _compare_exports(base: Path, adapter: Path, python: Path, rounds: int) -> No
     for name, scale, value in rows:
         one, other = (statistics.median(map(value, costs)) / scale for costs in (ours, theirs))
         print(f"{name:34}{one:10.1f}{other:10.1f}   x{other / one:.1f}")
-    imports = run([sys.executable, "-c", "import edgetune.cli, edgetune_converters.export, onnx"]).peak
+    imports = run([sys.executable, "-c", "import edgetune.cli, edgetune_converters.exporting, onnx"]).peak
     print(f"of our peak memory {imports / 1e6:.0f} MB are there after the imports\n", flush=True)
 
 

@@ -43,5 +43,5 @@ def test_an_export_imports_what_it_needs(tmp_path: Path) -> None:
     ]
     done = subprocess.run([*command, "--allow-fallback"], capture_output=True, text=True, check=True)
     found = set(done.stdout.splitlines()[-1].split())
-    assert "edgetune_converters.export" in found
+    assert "edgetune_converters.exporting" in found
     assert not found & NOT_NEEDED

@@ -9,8 +9,8 @@ import pytest
 
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError, EdgetuneError
-from edgetune.export.options import byte_count, check_overrides, check_used, resolve
-from edgetune.export.targets import Outputs, outputs_of, refuse_existing
+from edgetune.exporting.options import byte_count, check_overrides, check_used, resolve
+from edgetune.exporting.targets import Outputs, outputs_of, refuse_existing
 
 HERE = Path("here")
 

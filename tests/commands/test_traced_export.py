@@ -293,11 +293,11 @@ def test_a_graph_that_is_another_model_is_refused(
 
     write = traced.write
 
-    def wrong(folder: Path, drawn: traced.Drawn, *more: object) -> traced.Stored:
+    def wrong(folder: Path, drawn: traced.TracedModel, *more: object) -> traced.WeightSummary:
         weights = dict(drawn.weights)
         name = next(name for name in weights if name.endswith("dense_h_to_4h.weight"))
         weights[name] = weights[name] * np.float32(1.5)
-        return write(folder, traced.Drawn(drawn.graph, weights, drawn.sizes), *more)  # type: ignore[arg-type]
+        return write(folder, traced.TracedModel(drawn.graph, weights, drawn.sizes), *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(traced, "write", wrong)
     base = family_models.base("bloom", tmp_path / "base")

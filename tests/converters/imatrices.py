@@ -8,7 +8,7 @@ import gguf as gguf_package
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.export import plan_export
+from edgetune_converters.exporting import plan_export
 
 Weights = dict[str, NDArray[np.float32]]
 

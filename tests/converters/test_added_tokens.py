@@ -15,26 +15,26 @@ from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers.convert import TokenType, Vocabulary
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import corpus, runtime, vocabularies
 
 _AROUND = ("a{0}b", "a {0} b", "a  {0}\n\n b{0}", "{0}", " {0} ", "{0}{0}x", "\t{0}\ty{0}", "x{0}\u3000z")
 
 
-def _written(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vocabulary, Preparation]:
+def _written(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vocabulary, Normalization]:
     """The vocabulary of `directory` in a file, and what the runtime would do to a text for it."""
-    vocabulary = tokenizers.convert(directory, rows, {}, **options)
+    vocabulary = tokenizers.convert_tokenizer(directory, rows, {}, **options)
     path = directory / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()
-    return path, vocabulary, Preparation.of(gguf.read(path).metadata)
+    return path, vocabulary, Normalization.from_metadata(gguf.read(path).metadata)
 
 
 def _assert_same(directory: Path, texts: list[str]) -> Vocabulary:
-    path, vocabulary, preparation = _written(directory)
+    path, vocabulary, normalization = _written(directory)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    assert runtime.token_ids(path, [preparation.apply(text) for text in texts]) == expected
+    assert runtime.token_ids(path, [normalization.apply(text) for text in texts]) == expected
     return vocabulary
 
 
@@ -63,7 +63,7 @@ def test_a_token_that_is_a_single_word_is_noted_with_an_example(tmp_path: Path) 
     tokenizer = vocabularies.byte_level(tmp_path)
     tokenizer.add_tokens([AddedToken("wxyz", single_word=True)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    notes = tokenizers.convert(tmp_path, 600, {}).notes
+    notes = tokenizers.convert_tokenizer(tmp_path, 600, {}).notes
     assert any("it takes 'wxyz' inside of words too; the first 'onewxyztwo" in note for note in notes)
 
 
@@ -157,7 +157,7 @@ def test_the_end_of_a_turn_is_taken_from_the_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% broken", "{{ messages[0].content }}", "{{ raise('no') }}", ""])
 def test_a_template_that_tells_nothing_changes_nothing(template: str, tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, chat_template=template)
-    assert "tokenizer.ggml.eot_token_id" not in tokenizers.convert(tmp_path, 600, {}).metadata
+    assert "tokenizer.ggml.eot_token_id" not in tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata
 
 
 def test_every_stop_token_stops_or_is_noted(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_every_stop_token_stops_or_is_noted(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     stops = [tokenizer.token_to_id(f"<stop{number}>") for number in range(4)]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [501, *stops]}))
-    vocabulary = tokenizers.convert(tmp_path, 600, {})
+    vocabulary = tokenizers.convert_tokenizer(tmp_path, 600, {})
     assert [vocabulary.metadata[f"tokenizer.ggml.{key}_token_id"].data for key in ("eot", "eom")] == stops[:2]
     assert any(f"the stop tokens {stops[2:]} have no place in GGUF" in note for note in vocabulary.notes)
 
@@ -181,7 +181,7 @@ def test_a_contradiction_about_bos_is_settled_as_in_training(put: bool, stated: 
     vocabularies.sentencepiece(tmp_path, bos=put)
     config = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if stated is None else {"add_bos_token": stated})
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    vocabulary = tokenizers.convert(tmp_path, 600, {})
+    vocabulary = tokenizers.convert_tokenizer(tmp_path, 600, {})
     assert vocabulary.metadata["tokenizer.ggml.add_bos_token"].data is (put if stated is None else stated)
     assert any("which is followed" in note for note in vocabulary.notes) == (stated not in (None, put))
 
@@ -191,7 +191,7 @@ def test_other_tokens_at_the_ends_are_refused(tmp_path: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match=r"puts \[0\] before and \[\] after a text; only BOS and EOS"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
@@ -203,5 +203,5 @@ def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
     tokenizer.add_special_tokens(["<eos>"])
     vocabularies.save(tokenizer, tmp_path, eos_token="<eos>")
     with pytest.raises(TokenizerError, match=r"(?s)no pre-tokenizer of llama.cpp.*1\. abc\+") as caught:
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
     assert "Known: gpt-2, smollm" in str(caught.value.hint)

@@ -17,7 +17,7 @@ from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers import pretokenizers
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import corpus, runtime, vocabularies
 
 
@@ -26,7 +26,7 @@ class Pair(NamedTuple):
 
     tokenizer: Tokenizer
     vocabulary: runtime.Vocabulary
-    preparation: Preparation
+    normalization: Normalization
 
 
 def _metaspace(directory: Path) -> Tokenizer:
@@ -91,11 +91,11 @@ _TEXT = st.lists(_SPACES | _SCRIPTS | _WORDS | _SNIPPETS | st.text(_CHARACTERS, 
 @cache
 def _pair(kind: str, directory: Path) -> Pair:
     tokenizer = KINDS[kind](directory)
-    metadata = tokenizers.convert(directory, 3000, {}).metadata
+    metadata = tokenizers.convert_tokenizer(directory, 3000, {}).metadata
     path = directory / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | metadata, []) as writer:
         writer.publish()
-    return Pair(tokenizer, runtime.Vocabulary(path), Preparation.of(gguf.read(path).metadata))
+    return Pair(tokenizer, runtime.Vocabulary(path), Normalization.from_metadata(gguf.read(path).metadata))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_ids_of_any_text(kind: str, examples: int, directory: Path) -> None:
     @given(text=_TEXT)
     def check(text: str) -> None:
         expected: list[int] = pair.tokenizer.encode(text, add_special_tokens=False).ids
-        assert pair.vocabulary.ids(pair.preparation.apply(text)) == expected
+        assert pair.vocabulary.ids(pair.normalization.apply(text)) == expected
 
     check()
 

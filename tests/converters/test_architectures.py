@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetune_converters.adapters.lora import Adapter
-from edgetune_converters.architectures import ModelConfig, bind, family_of, known, stored_turned, targets
+from edgetune_converters.architectures import ModelConfig, bind, family_of, stored_transposed, supported_names, targets
 from edgetune_converters.architectures.families import FAMILIES
-from edgetune_converters.architectures.operations import Pair, Take, View
+from edgetune_converters.architectures.operations import RopePermute, Take, View
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.merging import stream
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, tiny
@@ -48,13 +48,13 @@ def test_every_family_has_a_case(tmp_path: Path) -> None:
 
 
 def test_no_architecture_is_claimed_twice() -> None:
-    assert len(known()) == len(set(known()))
+    assert len(supported_names()) == len(set(supported_names()))
 
 
 def test_an_unknown_family_is_told_the_known_ones() -> None:
     with pytest.raises(ArchitectureError, match="HalForCausalLM, which is not supported") as caught:
         family_of(ModelConfig({"architectures": ["HalForCausalLM"]}))
-    assert all(name in str(caught.value.hint) for name in known())
+    assert all(name in str(caught.value.hint) for name in supported_names())
 
 
 # -- what cannot be carried is refused by name -------------------------------------------------------------------------
@@ -145,9 +145,11 @@ def test_a_head_of_its_own_is_refused_where_llama_cpp_has_none(tmp_path: Path) -
 def _of_numpy(view: View, whole: NDArray[np.float32]) -> NDArray[np.float32]:
     """What a view is of a matrix, by reshaping it as a whole."""
     rows = whole
-    if view.turn:
-        slabs = rows.reshape(-1, view.turn.size, rows.shape[1])[:, view.turn.first : view.turn.first + view.turn.count]
-        rows = slabs.transpose(0, 2, 1).reshape(-1, view.turn.count)
+    if view.transpose:
+        slabs = rows.reshape(-1, view.transpose.size, rows.shape[1])[
+            :, view.transpose.first : view.transpose.first + view.transpose.count
+        ]
+        rows = slabs.transpose(0, 2, 1).reshape(-1, view.transpose.count)
     for step in view.steps:
         if isinstance(step, Take):
             groups = rows.reshape(-1, step.size, rows.shape[1])[:, step.first : step.first + step.count]
@@ -160,15 +162,15 @@ def _of_numpy(view: View, whole: NDArray[np.float32]) -> NDArray[np.float32]:
 
 VIEWS = [
     View(),
-    View((Pair(6),)),
+    View((RopePermute(6),)),
     View((Take(12, 0, 4),)),
-    View((Take(12, 4, 2), Pair(2))),
+    View((Take(12, 4, 2), RopePermute(2))),
     View((Take(4, 0, 2), Take(6, 3, 3))),
-    View(turn=Take(24, 0, 24)),
-    View(turn=Take(8, 0, 8)),
-    View(turn=Take(8, 2, 5)),
-    View((Take(2, 1, 1),), turn=Take(12, 0, 12)),
-    View((Take(10, 5, 5), Take(5, 1, 3)), turn=Take(6, 0, 6)),
+    View(transpose=Take(24, 0, 24)),
+    View(transpose=Take(8, 0, 8)),
+    View(transpose=Take(8, 2, 5)),
+    View((Take(2, 1, 1),), transpose=Take(12, 0, 12)),
+    View((Take(10, 5, 5), Take(5, 1, 3)), transpose=Take(6, 0, 6)),
 ]
 
 
@@ -185,13 +187,13 @@ def test_any_rows_of_a_view_are_those_of_the_whole(view: View) -> None:
 
 def test_what_does_not_divide_is_told() -> None:
     assert "groups of 5" in str(View((Take(5, 0, 1),)).problem(24, 10))
-    assert "whole heads" in str(View((Pair(7),)).problem(21, 10))
-    assert "groups of 7" in str(View(turn=Take(7, 0, 7)).problem(24, 10))
+    assert "whole heads" in str(View((RopePermute(7),)).problem(21, 10))
+    assert "groups of 7" in str(View(transpose=Take(7, 0, 7)).problem(24, 10))
 
 
 def test_a_head_of_unit_rows() -> None:
     rows = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
-    assert np.allclose(View(unit=True).finished(rows), [[0.6, 0.8], [0.0, 0.0]])
+    assert np.allclose(View(unit=True).finalize(rows), [[0.6, 0.8], [0.0, 0.0]])
 
 
 @pytest.mark.parametrize("name", ["neox", "gpt2", "falcon-40b", "deepseek-v3", "gpt-oss", "mixtral", "mixtral-fused"])
@@ -202,7 +204,7 @@ def test_blocks_of_every_kind_are_bounded_and_add_up(name: str, tmp_path: Path) 
     family = family_of(ModelConfig(checkpoint.config))
     config = ModelConfig(checkpoint.config).completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
-    changes = Adapter(adapter).changes(targets(bound), family.renamed, stored_turned(bound))
+    changes = Adapter(adapter).changes(targets(bound), family.canonical_name, stored_transposed(bound))
     for tensor in stream.merged_tensors(family, config, checkpoint, bound, changes):
         whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint)])
         for limit in (1, 3000):
@@ -223,7 +225,7 @@ def test_every_weight_goes_to_one_place(name: str, tmp_path: Path) -> None:
     used: dict[str, int] = {}
     for item in bind(family, config, checkpoint.tensors):
         for piece in item.pieces:
-            if piece.target in (piece.source.name, family.renamed(piece.source.name)):
+            if piece.target in (piece.source.name, family.canonical_name(piece.source.name)):
                 rows, columns = piece.shape
                 used[piece.source.name] = used.get(piece.source.name, 0) + rows * columns
     held = {name: int(np.prod(info.shape)) for name, info in checkpoint.tensors.items() if name in used}

@@ -15,11 +15,11 @@ import pytest
 from edgetune_converters import gguf
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.files.hashed_file import HashedFile
-from edgetune_converters.files.ordered_pool import divided, in_order
+from edgetune_converters.files.ordered_pool import run_in_order, split_threads
 from edgetune_converters.merging import stream
-from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.provenance.hashing import InputHasher
 from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tokenizers import convert, verify_ids
@@ -78,13 +78,13 @@ def test_a_wrong_base_ends_the_pass_before_its_end(base: Path, tmp_path: Path) -
 def test_a_wrong_base_is_found_however_late_its_hash_comes(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = Hashing._digest
+    digest = InputHasher._digest
 
-    def late(hashing: Hashing, path: Path) -> str:
+    def late(hashing: InputHasher, path: Path) -> str:
         time.sleep(0.05)
         return digest(hashing, path)
 
-    monkeypatch.setattr(Hashing, "_digest", late)
+    monkeypatch.setattr(InputHasher, "_digest", late)
     with pytest.raises(AdapterError, match=r"not the base .*: model-00002.* differs"):
         export(base, {"q8_0": tmp_path / "x.gguf"}, expected_base={"model-00002-of-00006.safetensors": "0"})
     assert not list(tmp_path.iterdir())
@@ -98,7 +98,7 @@ def test_a_base_that_vanishes_is_said_in_one_sentence(base: Path, tmp_path: Path
     checkpoint = Checkpoint(copy)
     (copy / "model-00003-of-00006.safetensors").unlink()
     with (
-        Hashing(checkpoint, None, None) as hashing,
+        InputHasher(checkpoint, None, None) as hashing,
         pytest.raises(CheckpointError, match=r"cannot read .*No such file"),
     ):
         hashing.result()
@@ -111,7 +111,7 @@ def test_hashing_stops_when_the_export_does(tmp_path: Path, base: Path) -> None:
     checkpoint = Checkpoint(base)
     checkpoint._files = {path: None}  # type: ignore[dict-item]
     began = threading.active_count()
-    with Hashing(checkpoint, None, None):
+    with InputHasher(checkpoint, None, None):
         assert threading.active_count() > began
     assert threading.active_count() == began
 
@@ -142,7 +142,7 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
 
     def failing(*arguments: Any) -> Any:
         assert began.wait(10)  # the pass has begun by then
-        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])], [])
+        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])], [])
 
     monkeypatch.setattr(convert, "prove", failing)
     with pytest.raises(TokenizerError, match="does not cut text as the tokenizer"):
@@ -164,7 +164,7 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
     def prove(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
-        return verify_ids.Proof(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
+        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
 
     monkeypatch.setattr(convert, "_kinds", two)
     monkeypatch.setattr(convert, "prove", prove)
@@ -205,7 +205,7 @@ def test_results_come_in_order_and_few_are_alive() -> None:
         return number
 
     found = []
-    for number in in_order((lambda number=number: call(number) for number in range(50)), 3):  # type: ignore[misc]
+    for number in run_in_order((lambda number=number: call(number) for number in range(50)), 3):  # type: ignore[misc]
         found.append(number)
         with lock:
             alive -= 1
@@ -222,7 +222,7 @@ def test_an_error_arrives_in_its_place_and_nothing_more_is_begun() -> None:
             raise KeyError(number)
         return number
 
-    results = in_order((lambda number=number: call(number) for number in range(100)), 2)  # type: ignore[misc]
+    results = run_in_order((lambda number=number: call(number) for number in range(100)), 2)  # type: ignore[misc]
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(KeyError):
         next(results)
@@ -231,7 +231,7 @@ def test_an_error_arrives_in_its_place_and_nothing_more_is_begun() -> None:
 
 @pytest.mark.parametrize(("threads", "wanted"), [(1, (1, 1)), (2, (2, 1)), (4, (4, 1)), (5, (4, 2)), (64, (4, 16))])
 def test_threads_are_divided(threads: int, wanted: tuple[int, int]) -> None:
-    assert divided(threads) == wanted
+    assert split_threads(threads) == wanted
 
 
 def test_stacks_of_experts_go_with_their_adapter(adapter: Path) -> None:

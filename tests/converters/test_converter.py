@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgetune_converters import gguf
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.quantization.recipes import RECIPES
 from edgetune_converters.tokenizers import convert as tokenizers
 from tests.converters import (
@@ -274,7 +274,7 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_token_is_the_converters(name: str, vocabularies: Path) -> None:
     stated = json.loads((vocabularies / name / "config.json").read_text("utf-8"))
-    made = tokenizers.convert(vocabularies / name, stated["vocab_size"], stated).metadata
+    made = tokenizers.convert_tokenizer(vocabularies / name, stated["vocab_size"], stated).metadata
     ours: dict[str, Any] = {key: value.data for key, value in made.items()}
     found = gguf.read(vocabularies / f"{name}.gguf").metadata
     theirs: dict[str, Any] = {key: value for key, value in found.items() if key.startswith("tokenizer.")}

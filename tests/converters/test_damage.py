@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from tests.converters import tiny
 
 _ANYTHING = st.recursive(

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.converters import tiny
 

@@ -18,7 +18,7 @@ from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import runtime, sentencepiece_files, vocabularies
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -48,7 +48,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _convert(directory: Path) -> None:
     """What comes of it must be an error of ours, or a file with the ids of the tokenizer."""
     try:
-        vocabulary = tokenizers.convert(directory, 600, {"eos_token_id": 2})
+        vocabulary = tokenizers.convert_tokenizer(directory, 600, {"eos_token_id": 2})
         path = directory / "vocab.gguf"
         with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
             writer.publish()
@@ -60,7 +60,7 @@ def _convert(directory: Path) -> None:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    prepare = Preparation.of(gguf.read(path).metadata).apply
+    prepare = Normalization.from_metadata(gguf.read(path).metadata).apply
     found = runtime.token_ids(path, [prepare(text) for text in _TEXTS])
     assert found == [tokenizer.encode(text, add_special_tokens=False).ids for text in _TEXTS]
 
@@ -126,6 +126,6 @@ def test_a_damaged_sentencepiece_model(
     (directory / "tokenizer.model").write_bytes(content if cut is None else content[: int(cut * len(content))])
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     try:
-        tokenizers.convert(directory, 600, {})
+        tokenizers.convert_tokenizer(directory, 600, {})
     except EdgetuneError as error:
         assert error.message  # noqa: PT017 - either outcome is right

@@ -24,7 +24,7 @@ from edgetune_converters.errors import (
     EdgetuneError,
     RecipeError,
 )
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.merging import stream
 from edgetune_converters.provenance.receipts import Receipt

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from edgetune_converters import gguf
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from tests.converters import family_models, runtime, tiny
 
 # against transformers as it is; with llama.cpp's coarse GELU in it, only the order of sums is left

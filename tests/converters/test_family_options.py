@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from tests.converters import family_models, family_options, runtime, tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"

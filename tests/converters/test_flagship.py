@@ -14,7 +14,7 @@ import pytest
 
 import edgetune_native
 from edgetune_converters import gguf
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from tests.converters import runtime, tiny
 
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -16,29 +16,29 @@ from edgetune_converters.gguf import read
 from edgetune_converters.gguf.layout import ALIGNMENT, TensorSpec
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import (
-    Kind,
     Value,
+    ValueKind,
     as_read,
     boolean,
     f32,
     f32s,
     i32s,
-    of_plain,
     string,
     strings,
     u32,
+    value_of,
 )
 from edgetune_converters.gguf.writer import GgufWriter
 
 METADATA = {
     "general.architecture": string("llama"),
     "text": string("三成亮 🙂"),
-    "small": Value(Kind.U8, 200),
-    "negative": Value(Kind.I16, -7),
-    "wide": Value(Kind.U64, 2**40),
+    "small": Value(ValueKind.U8, 200),
+    "negative": Value(ValueKind.I16, -7),
+    "wide": Value(ValueKind.U64, 2**40),
     "count": u32(7),
     "tenth": f32(0.1),
-    "precise": of_plain(0.1),
+    "precise": value_of(0.1),
     "yes": boolean(True),
     "texts": strings(["a", "", "ß"]),
     "numbers": i32s([-1, 0, 1]),

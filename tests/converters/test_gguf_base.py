@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.errors import CheckpointError, EdgetuneError, TokenizerError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.types import BY_ID
-from edgetune_converters.gguf.values import Value, of_plain, strings, u32
+from edgetune_converters.gguf.values import Value, strings, u32, value_of
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import GgufBase, open_base
@@ -130,7 +130,7 @@ def test_parts_that_do_not_belong_together(parts: list[Path], tmp_path: Path) ->
 
 
 def test_a_part_with_a_tensor_too_many(tmp_path: Path) -> None:
-    keys = {"split.count": u32(2), "general.architecture": of_plain("llama")}
+    keys = {"split.count": u32(2), "general.architecture": value_of("llama")}
     written(tmp_path / "x-00001-of-00002.gguf", keys | {"split.no": u32(0)})
     written(tmp_path / "x-00002-of-00002.gguf", keys | {"split.no": u32(1)})
     with pytest.raises(CheckpointError, match=r"'token_embd.weight' is in x-00001-of-00002.gguf and in x-00002"):
@@ -201,11 +201,11 @@ def written(path: Path, metadata: dict[str, Value]) -> Path:
     ("metadata", "said"),
     [
         ({}, "is of the architecture None"),
-        ({"general.architecture": of_plain("clip")}, "architecture 'clip', which is not known"),
-        ({"general.architecture": of_plain("llama"), "split.count": u32(3)}, "one part of a split file of 3"),
-        ({"general.architecture": of_plain("llama")}, "num_hidden_layers must be a positive integer, not absent"),
-        ({"general.architecture": of_plain("llama"), "llama.block_count": of_plain("x")}, "not 'x'"),
-        ({"general.architecture": of_plain("qwen3"), "qwen3.block_count": strings(["x"])}, r"not \['x'\]"),
+        ({"general.architecture": value_of("clip")}, "architecture 'clip', which is not known"),
+        ({"general.architecture": value_of("llama"), "split.count": u32(3)}, "one part of a split file of 3"),
+        ({"general.architecture": value_of("llama")}, "num_hidden_layers must be a positive integer, not absent"),
+        ({"general.architecture": value_of("llama"), "llama.block_count": value_of("x")}, "not 'x'"),
+        ({"general.architecture": value_of("qwen3"), "qwen3.block_count": strings(["x"])}, r"not \['x'\]"),
     ],
 )
 def test_files_that_are_no_base(metadata: dict[str, Value], said: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny
@@ -20,7 +20,7 @@ from tests.converters import tiny
 _PROGRAM = """
 import sys, time
 from pathlib import Path
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf import writer
 replace = Path.replace
 def slowly(self, target):
@@ -93,7 +93,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 _INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 rename, out = Path.replace, Path(sys.argv[2])
 def interrupted(self, target):
     result = rename(self, target)
@@ -123,7 +123,7 @@ def test_an_interrupt_between_renames_leaves_receipts(tmp_path: Path) -> None:
 _LAST = """
 import os, signal, sys
 from pathlib import Path
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 name, half = sys.argv[3], sys.argv[4] == "half"
 call = getattr(os, name)
 def last(*arguments):

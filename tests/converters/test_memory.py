@@ -25,7 +25,7 @@ _LINEAR = {
 _EXPORT = """
 import sys
 from pathlib import Path
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 base, adapter, out = map(Path, sys.argv[1:])
 export(
     base, {"q4_k_m": out / "a.gguf", "q8_0": out / "b.gguf"}, safetensors={"bf16": out / "m"},
@@ -89,7 +89,7 @@ def _peak(*arguments: str) -> float:
 @pytest.mark.slow
 def test_four_times_the_weights_take_no_more_memory(tmp_path: Path) -> None:
     """Four outputs of one pass; a layer more is 34 MB of weights, of which nothing but its adapter is kept."""
-    imported = _peak("import edgetune_converters.export")
+    imported = _peak("import edgetune_converters.exporting")
     peaks = []
     for layers in (4, 16):
         folder = tmp_path / str(layers)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, bind, family_of
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
-from edgetune_converters.export import export
-from edgetune_converters.merging.merge_base import RoundedRows, Rounding, merge_base_named, round_to
+from edgetune_converters.exporting import export
+from edgetune_converters.merging.merge_base import FourBitSettings, RoundedReader, merge_base_named, round_to
 from edgetune_converters.merging.stream import merged_tensors
 from edgetune_converters.model import open_model
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -104,8 +104,8 @@ def test_sources_of_other_families_are_rounded_to_the_bit(name: str, tmp_path: P
     record = bnb_record.record_quantized_weights(live)
     merge_base = merge_base_named("nf4", record)
     model = open_model(base, None, merge_base)
-    held = {model.family.renamed(weight): module.weight for weight, module in layers(live).items()}
-    misread = {model.family.renamed(weight) for weight in record["misread"]}
+    held = {model.family.canonical_name(weight): module.weight for weight, module in layers(live).items()}
+    misread = {model.family.canonical_name(weight) for weight in record["misread"]}
     parts = [part for tensor in model.tensors for part in tensor.parts if part.reader]
     assert {part.piece.target for part in parts} == held.keys()
     for part in parts:
@@ -113,7 +113,7 @@ def test_sources_of_other_families_are_rounded_to_the_bit(name: str, tmp_path: P
         wanted = dequantize_4bit(weight.data, weight.quant_state).numpy()
         assert part.reader
         found = part.reader(model.checkpoint, part.piece.source)(ALL, ALL)
-        wanted = wanted.T if part.piece.view.turn else wanted
+        wanted = wanted.T if part.piece.view.transpose else wanted
         assert part.piece.target in misread or np.array_equal(found, wanted), part.piece.target
     assert not merge_base.notes or misread
 
@@ -244,7 +244,7 @@ def test_weights_that_are_no_numbers(value: float, dtype: str, tmp_path: Path) -
         file.seek(info.start + 8)
         file.write(np.float32(value).tobytes())
     with pytest.raises(CheckpointError, match=r"up_proj\.weight holds 1 weights that are NaN or infinite \(as"):
-        RoundedRows(Checkpoint(tmp_path), info, Rounding(dtype=dtype))
+        RoundedReader(Checkpoint(tmp_path), info, FourBitSettings(dtype=dtype))
 
 
 def test_rounding_is_that_of_torch() -> None:

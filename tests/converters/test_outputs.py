@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.files import directory
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint

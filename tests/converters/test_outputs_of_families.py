@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_families import ADAPTERS, KLD

@@ -12,9 +12,9 @@ import pytest
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.export import export, plan_export
+from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
-from edgetune_converters.quantization.imatrix import Importance, read_importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix, read_imatrix
 from edgetune_converters.quantization.overrides import overrides_of
 from edgetune_converters.quantization.recipes import RECIPES
 from tests.converters import family_models, imatrices, runtime, tiny
@@ -179,7 +179,7 @@ def test_an_importance_matrix_gives_the_bytes_of_llama_quantize(
     base: Path = request.getfixturevalue(model)
     names = ["q4_k_m", "q4_0", "q5_0", "iq4_xs", "iq4_nl", "q3_k_s"]
     imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(base))
-    read = read_importance(imatrix)
+    read = read_imatrix(imatrix)
     files = {name: tmp_path / f"{name}.gguf" for name in names}
     receipts = export(base, {**files, "f32": tmp_path / "f32.gguf"}, imatrix=imatrix)
     plain = export(base, {"q4_k_m": tmp_path / "plain.gguf"})
@@ -206,8 +206,8 @@ def test_types_that_need_an_importance_matrix(untied: Path, tmp_path: Path) -> N
 
 def test_both_formats_hold_the_same(untied: Path, tmp_path: Path) -> None:
     weights = imatrices.weights(untied)
-    new = read_importance(imatrices.write(tmp_path / "new.gguf", weights))
-    old = read_importance(_write_legacy(tmp_path / "old.dat", weights))
+    new = read_imatrix(imatrices.write(tmp_path / "new.gguf", weights))
+    old = read_imatrix(_write_legacy(tmp_path / "old.dat", weights))
     assert new.entries.keys() == old.entries.keys() == weights.keys()
     for name in weights:
         np.testing.assert_allclose(new.entries[name], weights[name], rtol=1e-6)
@@ -218,7 +218,7 @@ def test_both_formats_hold_the_same(untied: Path, tmp_path: Path) -> None:
 def test_experts_have_weights_of_their_own() -> None:
     weights = np.arange(8, dtype=np.float32)
     rows = np.zeros((4, 4), np.float32)
-    importance = Importance(Path("x"), "", {"e": weights}, None, 0)
+    importance = ImportanceMatrix(Path("x"), "", {"e": weights}, None, 0)
     pieces = [
         (len(part), [] if chosen is None else list(chosen))
         for part, chosen in importance.pieces("e", (2, 3, 4), 1, rows)

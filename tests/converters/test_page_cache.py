@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.provenance import hashing as identity
-from edgetune_converters.provenance.hashing import Hashing
+from edgetune_converters.provenance.hashing import InputHasher
 from edgetune_converters.reading import page_cache
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.page_cache import PassingPages, cached_pages
@@ -139,7 +139,7 @@ def test_the_hash_waits_for_the_pass_but_not_for_ever(tmp_path: Path, monkeypatc
     monkeypatch.setattr(identity, "_PIECE_BYTES", 4096)
     monkeypatch.setattr(identity, "_AHEAD_BYTES", 8192)
     monkeypatch.setattr(PassingPages, "follow", lambda pages: True)
-    with Hashing(checkpoint, None, None) as hashing:
+    with InputHasher(checkpoint, None, None) as hashing:
         started = threading.Event()
         started.wait(0.3)
         headers = sum(pages.passed_bytes for pages in hashing._pages.values())

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune_converters.files.region_file import PlacedFile, Region
+from edgetune_converters.files.region_file import Region, RegionFile
 
 GAP = 4096
 
@@ -35,7 +35,7 @@ def test_bytes_and_hash_in_any_order(tmp_path: Path, shapes: list[tuple[int, int
         parts += [(start, np.ascontiguousarray(own[at::step]), start + at * width, step) for at in range(step)]
     path = tmp_path / f"placed-{len(list(tmp_path.iterdir()))}"
     regions = [Region(start, rows * step * width) for start, (rows, step, width) in zip(starts, shapes, strict=True)]
-    file = PlacedFile(path, size, regions)
+    file = RegionFile(path, size, regions)
     try:
         for at in rng.permutation(len(parts)):
             file.write(*parts[at])
@@ -47,7 +47,7 @@ def test_bytes_and_hash_in_any_order(tmp_path: Path, shapes: list[tuple[int, int
 
 def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    file = PlacedFile(path, 2 * GAP, [Region(0, GAP), Region(GAP, GAP)])
+    file = RegionFile(path, 2 * GAP, [Region(0, GAP), Region(GAP, GAP)])
     try:
         os.truncate(path, GAP)
         with pytest.raises(OSError, match="shorter than what was written"):
@@ -60,5 +60,5 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"here")
     with pytest.raises(FileExistsError):
-        PlacedFile(tmp_path / "data", GAP, [])
+        RegionFile(tmp_path / "data", GAP, [])
     assert (tmp_path / "data").read_bytes() == b"here"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from edgetune_converters.errors import CheckpointError, EdgetuneError
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import FLOAT8
 from tests.converters import runtime, tiny

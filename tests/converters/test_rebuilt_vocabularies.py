@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import corpus, gguf_roundtrip, llama_cpp_source, runtime
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def _all_tokens(tokenizer: Tokenizer) -> Iterator[str]:
 @pytest.mark.parametrize("name", gguf_roundtrip.SOURCES)
 def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
     made = gguf_roundtrip.rebuild(models, name, tmp_path)
-    vocabulary = tokenizers.convert(tmp_path, made.rows, {})
+    vocabulary = tokenizers.convert_tokenizer(tmp_path, made.rows, {})
     assert vocabulary.pre == gguf_roundtrip.SOURCES[name].pre
     path = tmp_path / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
@@ -45,7 +45,7 @@ def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
     assert runtime.token_ids(path, texts) == [ids for _, ids in made.stated]
     hf = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     nasty = [*corpus.TEXTS, *_all_tokens(hf), *texts]
-    prepare = Preparation.of({key: value.data for key, value in vocabulary.metadata.items()}).apply
+    prepare = Normalization.from_metadata({key: value.data for key, value in vocabulary.metadata.items()}).apply
     found = runtime.token_ids(path, [prepare(text) for text in nasty])
     expected = [encoding.ids for encoding in hf.encode_batch(nasty, add_special_tokens=False)]
     wrong = [text for text, ours, theirs in zip(nasty, found, expected, strict=True) if ours != theirs]

@@ -12,10 +12,10 @@ import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.export import export, plan_export
+from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.quantization import recipes
-from edgetune_converters.quantization.recipes import RECIPES, Shape, Tensor
+from edgetune_converters.quantization.recipes import RECIPES, ModelFacts, TensorFacts
 from tests.converters import family_models, runtime, tiny
 
 # 17 layers: more than 16 for the rules of sixteenths, and a multiple of nothing; four query heads share a key head
@@ -125,9 +125,9 @@ def test_names_are_taken_as_users_write_them(name: str, recipe: str) -> None:
 
 
 def test_vectors_stay_in_f32_and_the_reason_is_given() -> None:
-    norm = Tensor("output_norm", "weight", None, "output_norm.weight", (256,), "bf16")
-    head = Tensor(slots.OUTPUT, "weight", None, "output.weight", (300, 256), "bf16")
-    plan = recipes.plan(RECIPES["q4_k_m"], [norm, head], Shape(2, 4, 4, "llama"))
+    norm = TensorFacts("output_norm", "weight", None, "output_norm.weight", (256,), "bf16")
+    head = TensorFacts(slots.OUTPUT, "weight", None, "output.weight", (300, 256), "bf16")
+    plan = recipes.plan_storage(RECIPES["q4_k_m"], [norm, head], ModelFacts(2, 4, 4, "llama"))
     assert [(row.type, row.reason) for row in plan.rows] == [
         ("f32", "vectors stay in f32"),
         ("q6_k", "the output matrix keeps more bits"),

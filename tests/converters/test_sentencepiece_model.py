@@ -13,7 +13,7 @@ from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers.convert import TokenType
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import runtime, sentencepiece_files
 
 _CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -22,7 +22,7 @@ _CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 def _written(directory: Path, content: bytes, name: str = "tokenizer.model", **config: object) -> Path:
     (directory / name).write_bytes(content)
     (directory / "tokenizer_config.json").write_text(json.dumps(_CONFIG | config))
-    vocabulary = tokenizers.convert(directory, 400, {})
+    vocabulary = tokenizers.convert_tokenizer(directory, 400, {})
     path = directory / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()
@@ -32,7 +32,7 @@ def _written(directory: Path, content: bytes, name: str = "tokenizer.model", **c
 def _texts(path: Path, text: str, *, special: bool = True) -> list[str]:
     tokens = gguf.read(path).metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
-    prepared = Preparation.of(gguf.read(path).metadata).apply(text)
+    prepared = Normalization.from_metadata(gguf.read(path).metadata).apply(text)
     return [str(tokens[id_]) for id_ in runtime.token_ids(path, [prepared], special=special)[0]]
 
 

@@ -8,7 +8,7 @@ from gguf.utility import size_label as counted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_converters.provenance.size_label import rounded, size_label
+from edgetune_converters.provenance.size_label import format_count, size_label
 
 _PARTS = (
     "Llama",
@@ -31,7 +31,7 @@ _PARTS = (
 
 @given(st.one_of(st.integers(1, 10**13), st.sampled_from([999, 1000, 10**6, 10**6 + 1, 10**9, 10**12, 10**12 + 1])))
 def test_counts_are_rounded_as_there(count: int) -> None:
-    assert rounded(count) == counted(count, count, 0, 0)
+    assert format_count(count) == counted(count, count, 0, 0)
 
 
 @given(st.lists(st.sampled_from(_PARTS), min_size=1, max_size=5), st.integers(10**5, 10**12))

@@ -19,7 +19,7 @@ from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers import pretokenizers
 from edgetune_converters.tokenizers.convert import TokenType, Vocabulary
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import corpus, runtime, vocabularies
 
 NONE: list[TensorSpec] = []
@@ -27,7 +27,7 @@ NONE: list[TensorSpec] = []
 
 def _file(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vocabulary]:
     """A GGUF file with the vocabulary of `directory` and no tensors."""
-    vocabulary = tokenizers.convert(directory, rows, {}, **options)
+    vocabulary = tokenizers.convert_tokenizer(directory, rows, {}, **options)
     path = directory / "vocab.gguf"
     with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, NONE) as writer:
         writer.verify()
@@ -64,7 +64,7 @@ _STEPS = [pytest.param(row, id=f"{row.name}-{len(row.steps[-1])}") for row in pr
 
 
 @pytest.mark.parametrize("row", _STEPS)
-def test_every_pre_tokenizer_of_the_table(row: pretokenizers.Row, tmp_path: Path) -> None:
+def test_every_pre_tokenizer_of_the_table(row: pretokenizers.PreTokenizerRow, tmp_path: Path) -> None:
     """Trained on the corpus that it is proven on, so that every cut in it shows in the ids."""
     tokenizer = vocabularies.cut_by(tmp_path, row)
     path, vocabulary = _file(tmp_path, 3000)
@@ -79,7 +79,7 @@ def test_unigram_ids_are_the_same(tmp_path: Path) -> None:
     tokenizer = vocabularies.unigram(tmp_path)
     path, vocabulary = _file(tmp_path)
     assert vocabulary.model == "t5"
-    prepare = Preparation.of(_metadata(path)).apply
+    prepare = Normalization.from_metadata(_metadata(path)).apply
     texts = [prepare(text) for text in corpus.TEXTS]
     assert runtime.token_ids(path, texts, special=True) == _hf_ids(tokenizer, special=True)
     found = _metadata(path)
@@ -90,7 +90,7 @@ def test_unigram_ids_are_the_same(tmp_path: Path) -> None:
 def test_unigram_with_bytes_is_refused(tmp_path: Path) -> None:
     vocabularies.unigram(tmp_path, byte_fallback=True)
     with pytest.raises(TokenizerError, match="falls back to bytes"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -129,7 +129,7 @@ def test_sentencepiece_token_types(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path)
     with pytest.raises(TokenizerError, match=r"the tokenizer has 503 tokens, the model only 400 rows"):
-        tokenizers.convert(tmp_path, 400, {})
+        tokenizers.convert_tokenizer(tmp_path, 400, {})
 
 
 # -- special tokens ----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_special_ids_by_text_as_transformers_4_and_5_write_them(tmp_path: Path) 
 
 def test_special_ids_by_number_from_the_model_config(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, eos_token=None)
-    found = tokenizers.convert(tmp_path, 600, {"bos_token_id": 7, "eos_token_id": [501, 0]}).metadata
+    found = tokenizers.convert_tokenizer(tmp_path, 600, {"bos_token_id": 7, "eos_token_id": [501, 0]}).metadata
     assert (found["tokenizer.ggml.bos_token_id"].data, found["tokenizer.ggml.eos_token_id"].data) == (7, 501)
 
 
@@ -155,13 +155,13 @@ def test_stop_tokens_of_the_generation_config_reach_the_file(tmp_path: Path) -> 
     tokenizer = vocabularies.byte_level(tmp_path)
     stop = tokenizer.token_to_id("<tool>")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [501, 0, stop]}))
-    assert tokenizers.convert(tmp_path, 600, {}).metadata["tokenizer.ggml.eot_token_id"].data == stop
+    assert tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata["tokenizer.ggml.eot_token_id"].data == stop
 
 
 def test_no_end_of_sequence_token_is_refused(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, eos_token=None)
     with pytest.raises(TokenizerError, match="names no end-of-sequence token"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_added_tokens_decoder_alone_is_enough(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_added_tokens_decoder_alone_is_enough(tmp_path: Path) -> None:
     number = tokenizer.get_vocab_size()
     decoder = {str(number): {"content": "<|extra|>", "special": True, "lstrip": False}}
     vocabularies.save(tokenizer, tmp_path, eos_token="<|im_end|>", added_tokens_decoder=decoder)
-    found = tokenizers.convert(tmp_path, 600, {}).metadata
+    found = tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata
     tokens, types = found["tokenizer.ggml.tokens"].data, found["tokenizer.ggml.token_type"].data
     assert isinstance(tokens, list)
     assert isinstance(types, list)
@@ -182,16 +182,16 @@ def test_added_tokens_decoder_alone_is_enough(tmp_path: Path) -> None:
 def test_the_chat_template_is_carried_and_can_be_replaced(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path)
     key = "tokenizer.chat_template"
-    assert tokenizers.convert(tmp_path, 600, {}).metadata[key].data == vocabularies.TEMPLATE
+    assert tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata[key].data == vocabularies.TEMPLATE
     (tmp_path / "chat_template.jinja").write_text("from the file")
-    assert tokenizers.convert(tmp_path, 600, {}).metadata[key].data == "from the file"
-    assert tokenizers.convert(tmp_path, 600, {}, chat_template="mine").metadata[key].data == "mine"
+    assert tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata[key].data == "from the file"
+    assert tokenizers.convert_tokenizer(tmp_path, 600, {}, chat_template="mine").metadata[key].data == "mine"
 
 
 def test_several_templates_keep_their_names(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
     vocabularies.byte_level(tmp_path, chat_template=named)
-    found = tokenizers.convert(tmp_path, 600, {}).metadata
+    found = tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata
     assert found["tokenizer.chat_template"].data == "a"
     assert found["tokenizer.chat_template.tool_use"].data == "b"
     assert found["tokenizer.chat_templates"].data == ["tool_use"]
@@ -229,17 +229,17 @@ def test_what_llama_cpp_cannot_reproduce_is_refused(change: Any, message: str, t
     vocabularies.byte_level(tmp_path)
     _edit(tmp_path, change)
     with pytest.raises(TokenizerError, match=message):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_an_unreachable_token_under_other_merge_rules_is_refused(tmp_path: Path) -> None:
     """llama-bpe ignores merges for whole words; a tokenizer that does not must be able to build every token."""
     vocabularies.byte_level(tmp_path, "tekken")
     _edit(tmp_path, lambda t: t["model"].update(ignore_merges=False))
-    assert tokenizers.convert(tmp_path, 600, {}).pre == "tekken"
+    assert tokenizers.convert_tokenizer(tmp_path, 600, {}).pre == "tekken"
     _edit(tmp_path, lambda t: t["model"]["merges"].pop(0))
     with pytest.raises(TokenizerError, match="the merges do not produce the token"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_merges_that_are_no_scores_are_written_by_rank(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_merges_that_are_no_scores_are_written_by_rank(tmp_path: Path) -> None:
 def test_what_merging_by_rank_loses_is_said(tmp_path: Path) -> None:
     vocabularies.sentencepiece(tmp_path)
     _edit(tmp_path, lambda t: t["model"]["merges"].pop(len(t["model"]["merges"]) // 2))
-    notes = tokenizers.convert(tmp_path, 600, {}).notes
+    notes = tokenizers.convert_tokenizer(tmp_path, 600, {}).notes
     assert any("does not merge a line end with other text" in note for note in notes)
 
 
@@ -263,7 +263,7 @@ def test_merges_that_are_no_scores_after_a_space_are_refused(tmp_path: Path) -> 
     vocabularies.sentencepiece(tmp_path, prefix=True)
     _edit(tmp_path, lambda t: t["model"]["merges"].pop(len(t["model"]["merges"]) // 2))
     with pytest.raises(TokenizerError, match="cannot be written as SentencePiece scores"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_unicode_normalization_is_told_to_the_runtime(tmp_path: Path) -> None:
@@ -280,28 +280,28 @@ def test_unicode_normalization_is_told_to_the_runtime(tmp_path: Path) -> None:
 def test_damaged_configurations_of_tokenizers(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, added_tokens_decoder={"x": {"content": "y"}})
     with pytest.raises(TokenizerError, match=r"added_tokens_decoder\['x'\] is no token"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
     vocabularies.byte_level(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(TokenizerError, match="cannot read the chat template"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_an_added_token_that_loads_under_another_id_is_refused(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path)
     _edit(tmp_path, lambda t: t["added_tokens"][0].update(content="a"))
     with pytest.raises(TokenizerError, match=r"the token 'a' the id 0, but it is loaded as 65"):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[]", "{}", '{"model": {"type": "BPE", "vocab": []}}'])
 def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(TokenizerError):
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
 def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer.json") as caught:
-        tokenizers.convert(tmp_path, 600, {})
+        tokenizers.convert_tokenizer(tmp_path, 600, {})
     assert "save_pretrained" in str(caught.value.hint)

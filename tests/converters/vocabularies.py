@@ -105,7 +105,7 @@ def _all_merges(trained: dict[str, int]) -> models.BPE:
     return models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
 
 
-def cut_by(directory: Path, row: pretokenizers.Row, size: int = 3000) -> Tokenizer:
+def cut_by(directory: Path, row: pretokenizers.PreTokenizerRow, size: int = 3000) -> Tokenizer:
     """A byte-level BPE that cuts by the steps of a row of the table, trained on the very text it is proven on."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=row.ignore_merges))
     loaded = json.loads(tokenizer.to_str()) | {"pre_tokenizer": _cutter(row.steps)}

@@ -7,8 +7,8 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from edgetune_converters.export import export
-from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.exporting import export
+from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import tiny
 
 TEMPLATE = (
@@ -44,6 +44,6 @@ def gguf(base_directory: Path, path: Path, type_: str = "f32") -> Path:
 
 def onnx(base_directory: Path, path: Path, type_: str = "f32", **settings: Any) -> Path:
     """The model as an ONNX folder."""
-    for receipt in export(base_directory, {}, onnx={type_: path}, onnx_settings=Settings(**settings), threads=1):
+    for receipt in export(base_directory, {}, onnx={type_: path}, onnx_settings=OnnxSettings(**settings), threads=1):
         receipt.write()
     return path

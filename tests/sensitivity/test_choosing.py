@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.knapsack import Measured
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
-from edgetune_converters.onnx.layout import Source
-from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.onnx.layout import SourceTensor
+from edgetune_converters.onnx.storage import NBitsBlocks
 
 FEW = CANDIDATES[::3]
-COARSE_IN_F32 = Codes(4, 128, symmetric=False, accuracy=EXACT)
+COARSE_IN_F32 = NBitsBlocks(4, 128, symmetric=False, accuracy=EXACT)
 
 
 def matrix(number: int, rows: int = 64) -> Matrix:
-    source = Source(number, ("ffn_down", number, "weight"), (rows, 1024), "F32")
+    source = SourceTensor(number, ("ffn_down", number, "weight"), (rows, 1024), "F32")
     return Matrix(f"matrix {number}", source.shape, (source,))
 
 

@@ -12,7 +12,7 @@ import edgetune_native
 from edgetune.runtime import load
 from edgetune.sensitivity.onnx import activations, graphs, local_errors, search, swaps
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
-from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, tiny
 from tests.sensitivity.test_tune import EVEN, rows_of, subject
 
@@ -25,8 +25,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return subject(family_models.base(request.param, folder / "base")), folder
 
 
-def settings(matrices: Sequence[Matrix], least: Sequence[str]) -> Settings:
-    return Settings(
+def settings(matrices: Sequence[Matrix], least: Sequence[str]) -> OnnxSettings:
+    return OnnxSettings(
         apart=True,
         choices={
             place: (LEAST if matrix.name in least else WHOLE, "") for matrix in matrices for place in matrix.places
@@ -93,5 +93,5 @@ def _blocks(subject: search.Subject, matrix: Matrix) -> list[np.ndarray]:
     return [
         make(1).floats.reshape(-1, matrix.shape[-1])
         for source in matrix.sources
-        for make in subject.model.unpaired[source.number].pieces(subject.model.checkpoint)
+        for make in subject.model.in_hf_row_order[source.number].pieces(subject.model.checkpoint)
     ]

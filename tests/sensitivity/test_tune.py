@@ -15,14 +15,14 @@ import pytest
 from edgetune import console
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.export import onnx as onnx_export
-from edgetune.export.targets import Outputs
+from edgetune.exporting import onnx as onnx_export
+from edgetune.exporting.targets import Outputs
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.onnx import search
 from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
-from edgetune_converters.export import export, plan_onnx
-from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.exporting import export, plan_onnx
+from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import tiny
 
 OPTIONS: dict[str, Any] = {"threads": 2, "imatrix": None, "merge_base": "original", "trained_on": None}
@@ -40,7 +40,7 @@ def rows_of(count: int = 2, length: int = 150) -> ScoredRows:
 
 
 def subject(base: Path) -> search.Subject:
-    def make(settings: Settings, folder: Path) -> None:
+    def make(settings: OnnxSettings, folder: Path) -> None:
         export(base, {}, onnx={"int4": folder}, onnx_settings=settings, allow_fallback=True)
 
     source: Any = SimpleNamespace(base=base, adapter=None)

@@ -12,7 +12,7 @@ from edgetune import cli
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.json_format import write_json
 from edgetune.training import bnb_record
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from tests.converters import test_merge_base, tiny
 from tests.training import runs
 
@@ -58,7 +58,7 @@ def test_the_file_on_the_trained_base_is_the_trained_model(run: RunDirectory) ->
 
 def test_the_choice_of_the_configuration_is_the_default(run: RunDirectory, tmp_path: Path) -> None:
     from edgetune.commands.merge_export import find_source
-    from edgetune.export.options import resolve
+    from edgetune.exporting.options import resolve
 
     manifest = run.manifest.content()
     manifest["config"]["export"]["merge_base"] = "nf4"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.config import parse_config
+from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference.codecs import F32
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
-from edgetune.runs.tokenizer_files import save_tokenizer
 from edgetune.runtime import Finish, Runtime, Sampling, load
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny
@@ -47,7 +47,7 @@ def make_run(
     )
     identity = {"name": str(base), "path": str(base), "files": Checkpoint(base).identity()}
     run.update_manifest(config=config.model_dump(mode="json"), base=identity, data={}, stages={})
-    save_tokenizer(run, base, models.TEMPLATE)
+    save_tokenizer(base, models.TEMPLATE, run.tokenizer)
     with load(file) as runtime:
         _write_reference(run, runtime, rows or held_out(), full_vocabulary_limit, top_k)
     run.finish()

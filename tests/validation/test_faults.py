@@ -21,7 +21,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import gate, scoring
 from edgetune.validation.ladder import Ladder, Options, climb
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.quantization.overrides import overrides_of
 from tests.converters import tiny
 from tests.runtime import models

@@ -12,7 +12,7 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.sensitivity.gguf import groups, locate
 from edgetune.validation.ladder import Options, climb
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.quantization.overrides import overrides_of
 
 

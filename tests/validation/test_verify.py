@@ -21,7 +21,7 @@ from edgetune.reference import golden
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation.verify import Verification, _contract, _first_tokens, limit_for, verify
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import data_hash
 from tests.commands.factories import edgetune, sentence

@@ -77,7 +77,7 @@ class _Known:
     """What is known of the base: shapes by target, and which are stored transposed."""
 
     targets: Mapping[str, tuple[int, ...]]
-    turned: Collection[str] | None
+    transposed: Collection[str] | None
 
 
 @dataclass(frozen=True)
@@ -113,22 +113,26 @@ class Adapter:
         self,
         targets: Mapping[str, tuple[int, ...]],
         renamed: Callable[[str], str] = str,
-        turned: Collection[str] | None = None,
+        transposed: Collection[str] | None = None,
     ) -> dict[str, Change]:
-        """The change of each base tensor that the adapter touches; `targets` are the base's tensors and shapes.
+        """Return the change of each base tensor that the adapter touches.
 
-        `renamed` brings a module's name to the spelling of the targets. `turned` are the targets that the base holds
-        transposed, which is for what PEFT has `fan_in_fan_out`; that is believed where nothing else is known.
+        Args:
+            targets: Names and shapes of the base's tensors.
+            renamed: Maps a module's name to the spelling of `targets`.
+            transposed: The targets that the base stores transposed (PEFT's `fan_in_fan_out`). None: unknown, so the
+                adapter's own `fan_in_fan_out` decides.
 
-        Errors: AdapterError listing every tensor that matches nothing, lacks its partner, has a wrong shape, is not
-        finite or changes nothing.
+        Raises:
+            AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
+                nothing; the message lists them all.
         """
         factors, saved, problems = self._sorted()
         replacements = {renamed(target): info for target, info in saved.items()}
         changes = {target: Change(self._file, replacement=info) for target, info in replacements.items()}
         problems += [text for target, info in replacements.items() for text in _bad_replacement(target, info, targets)]
         for module, roles in factors.items():
-            known = _Known(targets, turned)
+            known = _Known(targets, transposed)
             problems += self._add_factors(module, renamed(module), roles, known, changes)
         if not problems:
             problems = [text for target, change in changes.items() for text in _vacuous(target, change)]
@@ -194,7 +198,7 @@ class Adapter:
         if shape is None:
             return None
         stated = bool(self.config.get("fan_in_fan_out"))
-        transposed = embedding or (stated if known.turned is None else target in known.turned)
+        transposed = embedding or (stated if known.transposed is None else target in known.transposed)
         # a parameter that is named as such is named in the patterns as well
         as_parameter = any(target.endswith(name) for name in self.config.get("target_parameters") or ())
         rank, scale = self._rank_and_scale(target if as_parameter else module)
@@ -218,9 +222,9 @@ class Adapter:
                 rows, columns = columns, rows
                 if (a.shape, b.shape) == place.shapes:
                     fitting.append(place)
-        known_turned = known.turned or ()
+        stored_transposed = known.transposed or ()
         # of two ways to read a square matrix the one in which it is stored
-        fitting.sort(key=lambda place: place.transposed != (place.target in known_turned))
+        fitting.sort(key=lambda place: place.transposed != (place.target in stored_transposed))
         return fitting[0] if len({place.target for place in fitting}) == 1 else None
 
     def _rank_and_scale(self, module: str) -> tuple[int, float]:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
-from edgetune_converters.architectures.table import Bound, Family, Head, Piece, bind, stored_turned, targets
+from edgetune_converters.architectures.table import BoundTensor, Family, Head, Piece, bind, stored_transposed, targets
 from edgetune_converters.errors import ArchitectureError
 
 __all__ = [
     "FAMILIES",
-    "Bound",
+    "BoundTensor",
     "Family",
     "Head",
     "ModelConfig",
     "Piece",
     "bind",
     "family_of",
-    "known",
-    "stored_turned",
+    "stored_transposed",
+    "supported_names",
     "targets",
 ]
 
 
-def known() -> list[str]:
+def supported_names() -> list[str]:
     """The `architectures` entries of config.json that are supported."""
     return [name for family in FAMILIES for name in family.hf]
 
@@ -35,4 +35,6 @@ def family_of(config: ModelConfig) -> Family:
         if any(name in family.hf for name in names):
             return family
     said = ", ".join(names) or "nothing in its `architectures`"
-    raise ArchitectureError(f"config.json says {said}, which is not supported", f"Supported: {', '.join(known())}")
+    raise ArchitectureError(
+        f"config.json says {said}, which is not supported", f"Supported: {', '.join(supported_names())}"
+    )

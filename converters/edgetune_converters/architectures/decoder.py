@@ -73,14 +73,14 @@ class FeedForward:
 class Experts:
     """A softmax over all experts; the `used` best give act(gate(x)) * up(x) each, weighted.
 
-    `normalised`: the weights of those add up to 1. `shared`: a feed-forward layer beside them sees everything,
+    `normalized`: the weights of those add up to 1. `shared`: a feed-forward layer beside them sees everything,
     `shared_gate`: multiplied with a sigmoid.
     """
 
     activation: Activation
     count: int
     used: int
-    normalised: bool
+    normalized: bool
     shared: bool = False
     shared_gate: bool = False
 
@@ -158,7 +158,7 @@ class Traits:
     residual_scale: Number = _one
     logit_scale: Number = _one
     logit_cap: Number = _none
-    normalised_experts: Callable[[ModelConfig], bool] = lambda config: True
+    normalized_experts: Callable[[ModelConfig], bool] = lambda config: True
     refusal: Callable[[ModelConfig], str | None] = lambda config: None
 
 
@@ -230,7 +230,7 @@ def _feed_forward(
             activation,
             config.experts,
             config.integer("num_experts_per_tok"),
-            traits.normalised_experts(config),
+            traits.normalized_experts(config),
             shared=("shared_up", layer, "weight") in tensors,
             shared_gate=("shared_router", layer, "weight") in tensors,
         )

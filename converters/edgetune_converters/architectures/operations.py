@@ -1,6 +1,6 @@
 """The closed set of things that can happen to a tensor on its way from a checkpoint into a file.
 
-`Take` and `Pair` say which source row makes an output row, `turn` transposes slabs of the source, `add` adds a
+`Take` and `Pair` say which source row makes an output row, `transpose` transposes slabs of the source, `add` adds a
 constant, `unit` gives every row the length 1.
 The same view is laid over the base and over the adapter's delta, so both undergo the same operation, and it is
 evaluated for any range of rows, so the stream stays in blocks.
@@ -44,7 +44,7 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Pair:
+class RopePermute:
     """Hugging Face keeps the two halves of a rotated pair half a head apart; llama.cpp's "llama" wants them adjacent.
 
     Output row 2*i+p of a head is source row p*head_dim/2+i of it.
@@ -70,31 +70,31 @@ class Pair:
         return found
 
 
-Step = Take | Pair
+Step = Take | RopePermute
 
 
 @dataclass(frozen=True)
 class View:
-    """A source tensor as an output sees it: turned where asked, then the steps on its rows in order, then the values.
+    """How an output tensor reads its source: transpose, then the row steps in order, then `add` and `unit`.
 
-    `turn` cuts the source rows into slabs as `Take` does and transposes each: a slab gives as many rows as the tensor
-    has columns, one below the other. A bias is not turned, but follows the same steps.
+    `transpose` takes groups of source rows as `Take` does and transposes each; a transposed group has as many rows as
+    the tensor has columns. A bias is not transposed, but follows the same steps.
     """
 
     steps: tuple[Step, ...] = ()
-    turn: Take | None = None
+    transpose: Take | None = None
     add: float = 0.0
     unit: bool = False
 
-    def of_bias(self) -> View:
+    def for_bias(self) -> View:
         """What happens to the bias of a weight that is seen so."""
         return View(self.steps)
 
     def problem(self, rows: int, columns: int) -> str | None:
         """Why this cannot be done with a source of this shape, or None."""
-        if self.turn and (text := self.turn.problem(rows)):
+        if self.transpose and (text := self.transpose.problem(rows)):
             return text
-        count = self._turned_rows(rows, columns)
+        count = self._transposed_rows(rows, columns)
         for step in self.steps:
             if text := step.problem(count):
                 return text
@@ -103,17 +103,17 @@ class View:
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Rows and columns of the view of a source."""
-        count = self._turned_rows(rows, columns)
+        count = self._transposed_rows(rows, columns)
         for step in self.steps:
             count = step.rows(count)
-        return count, self.turn.count if self.turn else columns
+        return count, self.transpose.count if self.transpose else columns
 
     def read(self, read: Read, columns: int, first: int, last: int) -> NDArray[Any]:
         """Rows first..last of the view; `read` gives rows and columns of the source, which has so many `columns`."""
         rows = self.source(first, last)
-        if self.turn is None:
+        if self.transpose is None:
             return read(rows, slice(None))
-        return np.concatenate(list(self._slabs(self.turn, read, columns, rows)))
+        return np.concatenate(list(self._slabs(self.transpose, read, columns, rows)))
 
     def source(self, first: int, last: int) -> RowIndex:
         """The source rows of rows first..last of the view; where it is turned, of its slabs."""
@@ -127,9 +127,9 @@ class View:
     @property
     def copies(self) -> bool:
         """Whether rows of the view are rows of the source as they are, in the same order."""
-        return not (self.steps or self.turn)
+        return not (self.steps or self.transpose)
 
-    def finished(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def finalize(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Merged rows with the constant, or of the length 1, then in f32. A delta alone does not undergo this."""
         if not (self.add or self.unit):
             return rows
@@ -141,16 +141,16 @@ class View:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
         return rows
 
-    def _turned_rows(self, rows: int, columns: int) -> int:
-        return rows // self.turn.size * columns if self.turn else rows
+    def _transposed_rows(self, rows: int, columns: int) -> int:
+        return rows // self.transpose.size * columns if self.transpose else rows
 
     @staticmethod
-    def _slabs(turn: Take, read: Read, columns: int, rows: RowIndex) -> Iterator[NDArray[Any]]:
+    def _slabs(groups: Take, read: Read, columns: int, rows: RowIndex) -> Iterator[NDArray[Any]]:
         numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         slab, column = np.divmod(numbers, columns)
         for number in np.unique(slab):
-            start = int(number) * turn.size + turn.first
-            yield np.ascontiguousarray(read(slice(start, start + turn.count), column[slab == number]).T)
+            start = int(number) * groups.size + groups.first
+            yield np.ascontiguousarray(read(slice(start, start + groups.count), column[slab == number]).T)
 
 
 COPY = View()

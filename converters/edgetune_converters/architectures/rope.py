@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.architectures.table import Check, Generated
+from edgetune_converters.architectures.table import Generated, Requirement
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.values import Value, f32, string, u32
 
@@ -133,7 +133,7 @@ LONG_FACTORS = (
 )
 
 
-def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> Check:
+def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> Requirement:
     """A requirement: the rope type is one that this GGUF form can carry.
 
     `partial` allows a part of the head, `untruncated` a YaRN that does not round the range that it blends.

@@ -25,7 +25,7 @@ WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *QUANTIZED, *(kind.name.upper() fo
 Shape = Callable[[ModelConfig], tuple[int, ...]]
 Views = Callable[[ModelConfig], Sequence[View]]
 When = Callable[[ModelConfig, int], bool]
-Check = Callable[[ModelConfig], str | None]
+Requirement = Callable[[ModelConfig], str | None]
 
 
 def copied(config: ModelConfig) -> Sequence[View]:
@@ -38,7 +38,7 @@ def _always(config: ModelConfig, layer: int) -> bool:
 
 
 @dataclass(frozen=True)
-class PartOf:
+class FusedParameter:
     """Transformers holds the module in a parameter of all experts, from row `first` on: adapters speak of that."""
 
     parameter: str
@@ -72,7 +72,7 @@ class TensorRow:
     bias_name: str = ".bias"
     part: str = "weight"
     stacked: Callable[[ModelConfig], int] | None = None
-    part_of: PartOf | None = None
+    part_of: FusedParameter | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Family:
     tensors: tuple[TensorRow, ...]
     metadata: tuple[MetadataRow, ...]
     generated: tuple[Generated, ...] = ()
-    requirements: tuple[Check, ...] = ()
-    notes: tuple[Check, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    notes: tuple[Requirement, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     head: Head = Head.OPTIONAL
@@ -119,7 +119,7 @@ class Family:
     # tensors that old checkpoints carry and that hold nothing of the model
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
 
-    def renamed(self, name: str) -> str:
+    def canonical_name(self, name: str) -> str:
         """The name of a tensor or module as the rows spell it."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
@@ -127,7 +127,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Slab:
+class ExpertSlice:
     """Rows from `first` on of one expert of a parameter [experts, rows, columns], of which the checkpoint has parts."""
 
     target: str
@@ -146,12 +146,12 @@ class Piece:
     target: str
     source: TensorInfo
     view: View = COPY
-    part_of: Slab | None = None
+    part_of: ExpertSlice | None = None
 
     @property
-    def stored_turned(self) -> bool:
+    def stored_transposed(self) -> bool:
         """Whether the checkpoint holds the whole matrix transposed."""
-        return self.view.turn is not None and self.view.turn.size == self.view.turn.count
+        return self.view.transpose is not None and self.view.transpose.size == self.view.transpose.count
 
     @property
     def columns(self) -> int:
@@ -165,7 +165,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Bound:
+class BoundTensor:
     """A tensor of this model: the pieces below one another. `layer` is None outside the blocks."""
 
     slot: str
@@ -180,7 +180,7 @@ class Bound:
         return slots.gguf_name(self.slot, self.layer, self.part)
 
 
-def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> list[Bound]:
+def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> list[BoundTensor]:
     """Match every tensor of the checkpoint with its row.
 
     Errors: ArchitectureError listing every tensor that is missing, unknown, of a wrong shape or not of floats.
@@ -205,12 +205,12 @@ class _Binder:
     def __init__(self, family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
         self._family = family
         self._config = config
-        self._tensors = {family.renamed(name): info for name, info in tensors.items()}
+        self._tensors = {family.canonical_name(name): info for name, info in tensors.items()}
         self._used: set[str] = set()
         self._tied = bool(config.get("tie_word_embeddings", False))
         self.problems: list[str] = []
 
-    def bind(self) -> list[Bound]:
+    def bind(self) -> list[BoundTensor]:
         bound = [item for rows, layer in self._places() for item in self._slot(rows, layer)]
         ignored = re.compile("|".join([*self._family.ignored, *self._extra_layers()]))
         known = self._used
@@ -236,7 +236,7 @@ class _Binder:
                 if here := [row for row in rows if row.when(self._config, layer or 0)]:
                     yield here, layer
 
-    def _slot(self, rows: list[TensorRow], layer: int | None) -> Iterator[Bound]:
+    def _slot(self, rows: list[TensorRow], layer: int | None) -> Iterator[BoundTensor]:
         row = next((row for row in rows if self._names(row, layer, row.weight)[0] in self._tensors), rows[0])
         for made in self._weight(row, layer):
             yield made
@@ -247,7 +247,7 @@ class _Binder:
         count = row.stacked(self._config) if row.stacked else 1
         return [row.module.format(layer=layer, n=number) + ending for number in range(count)]
 
-    def _weight(self, row: TensorRow, layer: int | None) -> Iterator[Bound]:
+    def _weight(self, row: TensorRow, layer: int | None) -> Iterator[BoundTensor]:
         names = self._names(row, layer, row.weight)
         sources = self._sources(names, None if row.tied_to is None else row.tied_to + row.weight)
         wanted = row.shape(self._config)
@@ -256,16 +256,16 @@ class _Binder:
             return
         yield from self._made(row, layer, row.part, sources, [*row.views(self._config)], row.out)
 
-    def _bias(self, row: TensorRow, layer: int | None, out: tuple[int, ...]) -> Iterator[Bound]:
+    def _bias(self, row: TensorRow, layer: int | None, out: tuple[int, ...]) -> Iterator[BoundTensor]:
         sources = self._sources(self._names(row, layer, row.bias_name), None)
         views = row.views(self._config)
         shape = row.shape(self._config)
-        turned = any(view.turn for view in views)
-        wanted = (*shape[:-2], shape[-1]) if turned else shape[:-1] or shape
+        transposed = any(view.transpose for view in views)
+        wanted = (*shape[:-2], shape[-1]) if transposed else shape[:-1] or shape
         fitting = [self._fits(source, wanted) for source in sources.values()]
         if all(fitting):
             flat = {name: replace(info, shape=(math.prod(info.shape),)) for name, info in sources.items()}
-            yield from self._made(row, layer, "bias", flat, [view.of_bias() for view in views], lambda config: out)
+            yield from self._made(row, layer, "bias", flat, [view.for_bias() for view in views], lambda config: out)
 
     def _sources(self, names: list[str], tied_to: str | None) -> dict[str, TensorInfo]:
         """The tensors of these names; a name without one is a problem unless it is tied."""
@@ -287,12 +287,12 @@ class _Binder:
             self.problems.append(f"{source.name} is stored as {source.dtype}; {', '.join(WEIGHT_DTYPES)} are read")
         return len(self.problems) == before
 
-    def _slab(self, row: TensorRow, layer: int | None, number: int) -> Slab | None:
+    def _slab(self, row: TensorRow, layer: int | None, number: int) -> ExpertSlice | None:
         if row.part_of is None:
             return None
         whole = row.part_of
         name = whole.parameter.format(layer=layer)
-        return Slab(name, whole.shape(self._config), number, whole.first(self._config))
+        return ExpertSlice(name, whole.shape(self._config), number, whole.first(self._config))
 
     def _made(
         self,
@@ -302,7 +302,7 @@ class _Binder:
         sources: Mapping[str, TensorInfo],
         views: Sequence[View],
         out: Shape | None,
-    ) -> Iterator[Bound]:
+    ) -> Iterator[BoundTensor]:
         pieces = [
             Piece(name, info, view, self._slab(row, layer, number))
             for number, (name, info) in enumerate(sources.items())
@@ -317,19 +317,19 @@ class _Binder:
         if math.prod(shape) != held:
             self.problems.append(f"{pieces[0].source.name} gives {held} weights, {row.slot} has {list(shape)}")
             return
-        yield Bound(row.slot, layer, part, tuple(pieces), shape)
+        yield BoundTensor(row.slot, layer, part, tuple(pieces), shape)
 
 
-def targets(bound: Sequence[Bound]) -> dict[str, tuple[int, ...]]:
+def targets(bound: Sequence[BoundTensor]) -> dict[str, tuple[int, ...]]:
     """What an adapter can speak of, with its shape: the tensors, and the parameters of which they are parts."""
     pieces = [piece for item in bound for piece in item.pieces]
     found = {piece.part_of.target: piece.part_of.shape for piece in pieces if piece.part_of}
     return found | {piece.target: piece.source.shape for piece in pieces}
 
 
-def stored_turned(bound: Sequence[Bound]) -> frozenset[str]:
+def stored_transposed(bound: Sequence[BoundTensor]) -> frozenset[str]:
     """The targets that a checkpoint holds transposed."""
-    return frozenset(piece.target for item in bound for piece in item.pieces if piece.stored_turned)
+    return frozenset(piece.target for item in bound for piece in item.pieces if piece.stored_transposed)
 
 
 def _misfit(piece: Piece) -> str | None:

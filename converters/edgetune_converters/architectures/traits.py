@@ -130,10 +130,10 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "Mixtral": Traits(window=_every_layer),
     "Qwen2-MoE": Traits(
-        window=_later_layers, normalised_experts=lambda config: bool(config.get("norm_topk_prob", False))
+        window=_later_layers, normalized_experts=lambda config: bool(config.get("norm_topk_prob", False))
     ),
     "Qwen3-MoE": Traits(
-        window=_later_layers, normalised_experts=lambda config: bool(config.get("norm_topk_prob", False))
+        window=_later_layers, normalized_experts=lambda config: bool(config.get("norm_topk_prob", False))
     ),
     "Granite-MoE": _GRANITE,
     "OLMo 3": Traits(window=_some_layers, rotation=_local_in_window),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, TokenizerError
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
@@ -23,7 +23,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
-class Documents(NamedTuple):
+class CompanionFiles(NamedTuple):
     """What stands beside the weights: the base's directory and config, the tokenizer's, and a template in its place."""
 
     base: Path
@@ -39,9 +39,9 @@ def check_tokenizer(directory: Path) -> None:
         raise TokenizerError(f"{directory} has no tokenizer to go with the merged model", _TOKENIZER_HINT)
 
 
-def copy_tokenizer(documents: Documents, folder: Path) -> None:
+def copy_tokenizer(documents: CompanionFiles, folder: Path) -> None:
     """The tokenizer's files as they are, with the template that goes before their own."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         copy(documents.tokenizer / name, folder / name)
     if documents.chat_template is not None:
         (folder / _TEMPLATE_FILE).write_text(documents.chat_template, encoding="utf-8")

@@ -47,7 +47,7 @@ class HashedFile:
             left = left[self._file.write(left) :]
         self._written += len(data)
         if self._written - self._begun >= _WRITEBACK_BYTES:
-            start_writing(self._file.fileno(), self._begun, self._written - self._begun)
+            start_writeback(self._file.fileno(), self._begun, self._written - self._begun)
             self._begun = self._written
         self._follow()
 
@@ -125,7 +125,7 @@ def _sync_file_range() -> Any:
     return function
 
 
-def start_writing(descriptor: int, first: int, count: int) -> None:
+def start_writeback(descriptor: int, first: int, count: int) -> None:
     """Let the disk begin with what was written, so that forcing the whole file to it in the end does not take long.
 
     A hint: whether it fails does not matter.

@@ -9,7 +9,7 @@ from types import FrameType
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def deferred_sigint() -> Iterator[None]:
     """SIGINT waits until the block is over. Outside the main thread signals cannot be handled, and are left alone."""
     came: list[tuple[int, FrameType | None]] = []
     try:

@@ -18,7 +18,7 @@ _MAX_WORKERS = 4  # blocks in work at once; further threads work together on a b
 _AHEAD = 3  # blocks that may wait for a slower one before them: with one an export took 6 to 10 % longer
 
 
-def in_order(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
+def run_in_order(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
     """The results of the calls, made on so many threads; an error arrives where its result would have.
 
     At most `workers` + 3 calls are begun or done and not yet taken. Leaving early waits for those that have begun.
@@ -36,7 +36,7 @@ def in_order(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
         pool.shutdown(cancel_futures=True)
 
 
-def divided(threads: int) -> tuple[int, int]:
+def split_threads(threads: int) -> tuple[int, int]:
     """Blocks in work at once, and threads for each; 0 `threads` are as many as this process has cores."""
     total = threads or _usable_cores()
     workers = min(total, _MAX_WORKERS)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.files.hashed_file import start_writing
+from edgetune_converters.files.hashed_file import start_writeback
 
 _PIECE_BYTES = 256 * 1024
 _WRITEBACK_BYTES = 32 * 1024 * 1024
@@ -30,7 +30,7 @@ class Region(NamedTuple):
     bytes: int
 
 
-class PlacedFile:
+class RegionFile:
     """Must not exist before. `close` must be called; it is safe to call twice."""
 
     def __init__(self, path: Path, size: int, regions: Iterable[Region]) -> None:
@@ -94,5 +94,5 @@ class PlacedFile:
             self._digest.update(buffer[:count])
             self._hashed += count
             if self._hashed - self._begun >= _WRITEBACK_BYTES:
-                start_writing(self._file, self._begun, self._hashed - self._begun)
+                start_writeback(self._file, self._begun, self._hashed - self._begun)
                 self._begun = self._hashed

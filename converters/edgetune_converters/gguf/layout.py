@@ -45,10 +45,10 @@ def align(position: int) -> int:
 
 def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> Layout:
     """Build the header and place the tensors in the order given."""
-    return lay_out_encoded(encoded(metadata), tensors)
+    return lay_out_encoded(encode_metadata(metadata), tensors)
 
 
-def encoded(metadata: Mapping[str, Value]) -> dict[str, bytes]:
+def encode_metadata(metadata: Mapping[str, Value]) -> dict[str, bytes]:
     """Each key with its value as they stand in the file; a vocabulary takes a while."""
     return {key: encode_string(key) + encode(value) for key, value in metadata.items()}
 

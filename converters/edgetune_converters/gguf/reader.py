@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.gguf.layout import ALIGNMENT, MAGIC
 from edgetune_converters.gguf.types import BY_ID, StorageType
-from edgetune_converters.gguf.values import FIXED, Kind, Plain
+from edgetune_converters.gguf.values import STRUCT_CODES, Plain, ValueKind
 
 _VERSIONS = (2, 3)  # version 1 had 32-bit lengths and has not been written since 2023
 _MAX_DIMENSIONS = 4
@@ -126,32 +126,32 @@ class _Parser:
             metadata[key] = self._value(self._kind())
         return metadata
 
-    def _kind(self) -> Kind:
+    def _kind(self) -> ValueKind:
         number = self._integer("I")
         try:
-            return Kind(number)
+            return ValueKind(number)
         except ValueError as error:
             raise self._fail(f"{number} is not a metadata type") from error
 
-    def _value(self, kind: Kind) -> Plain:
-        if kind is Kind.ARRAY:
+    def _value(self, kind: ValueKind) -> Plain:
+        if kind is ValueKind.ARRAY:
             return self._array()
-        if kind is Kind.STRING:
+        if kind is ValueKind.STRING:
             return self._text("replace")
         return self._fixed(kind, 1)[0]
 
     def _array(self) -> Plain:
         element, count = self._kind(), self._integer("Q")
-        if element is Kind.ARRAY:
+        if element is ValueKind.ARRAY:
             raise self._fail("arrays of arrays are not used in GGUF models")
-        if element is Kind.STRING:
+        if element is ValueKind.STRING:
             self._room(count, 8, "strings")
             return [self._text("replace") for _ in range(count)]
-        self._room(count, struct.calcsize("<" + FIXED[element]), "array elements")
+        self._room(count, struct.calcsize("<" + STRUCT_CODES[element]), "array elements")
         return self._fixed(element, count)
 
-    def _fixed(self, kind: Kind, count: int) -> list[int]:
-        code = f"<{count}{FIXED[kind]}"
+    def _fixed(self, kind: ValueKind, count: int) -> list[int]:
+        code = f"<{count}{STRUCT_CODES[kind]}"
         return list(struct.unpack(code, self._take(struct.calcsize(code))))
 
     def _entry(self) -> tuple[str, tuple[int, ...], StorageType, int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.files.hashed_file import joined_hash
 from edgetune_converters.gguf.layout import TensorSpec, align, lay_out
-from edgetune_converters.gguf.values import Kind, Value
+from edgetune_converters.gguf.values import Value, ValueKind
 from edgetune_converters.gguf.writer import GgufWriter
 
 
@@ -130,9 +130,9 @@ def _writers(
 
 def _keys(number: int, count: int, tensors: int) -> dict[str, Value]:
     return {
-        "split.no": Value(Kind.U16, number),
-        "split.count": Value(Kind.U16, count),
-        "split.tensors.count": Value(Kind.I32, tensors),
+        "split.no": Value(ValueKind.U16, number),
+        "split.count": Value(ValueKind.U16, count),
+        "split.tensors.count": Value(ValueKind.I32, tensors),
     }
 
 

@@ -14,7 +14,7 @@ Scalar = str | int | float | bool
 Plain = Scalar | list[str] | list[int] | list[float] | list[bool]
 
 
-class Kind(IntEnum):
+class ValueKind(IntEnum):
     """Value types, numbered as in the file."""
 
     U8 = 0
@@ -33,77 +33,77 @@ class Kind(IntEnum):
 
 
 # struct codes of the kinds of fixed width, little-endian
-FIXED = {
-    Kind.U8: "B",
-    Kind.I8: "b",
-    Kind.U16: "H",
-    Kind.I16: "h",
-    Kind.U32: "I",
-    Kind.I32: "i",
-    Kind.F32: "f",
-    Kind.BOOL: "?",
-    Kind.U64: "Q",
-    Kind.I64: "q",
-    Kind.F64: "d",
+STRUCT_CODES = {
+    ValueKind.U8: "B",
+    ValueKind.I8: "b",
+    ValueKind.U16: "H",
+    ValueKind.I16: "h",
+    ValueKind.U32: "I",
+    ValueKind.I32: "i",
+    ValueKind.F32: "f",
+    ValueKind.BOOL: "?",
+    ValueKind.U64: "Q",
+    ValueKind.I64: "q",
+    ValueKind.F64: "d",
 }
 
 
 class Value(NamedTuple):
     """A scalar of `kind`, or an array of values of `element` kind when `kind` is ARRAY."""
 
-    kind: Kind
+    kind: ValueKind
     data: Plain
-    element: Kind | None = None
+    element: ValueKind | None = None
 
 
 def u32(number: int) -> Value:
     """An unsigned 32-bit integer."""
-    return Value(Kind.U32, number)
+    return Value(ValueKind.U32, number)
 
 
 def f32(number: float) -> Value:
     """A 32-bit float."""
-    return Value(Kind.F32, number)
+    return Value(ValueKind.F32, number)
 
 
 def boolean(flag: bool) -> Value:
     """A truth value."""
-    return Value(Kind.BOOL, flag)
+    return Value(ValueKind.BOOL, flag)
 
 
 def string(text: str) -> Value:
     """UTF-8 text."""
-    return Value(Kind.STRING, text)
+    return Value(ValueKind.STRING, text)
 
 
 def strings(texts: Sequence[str]) -> Value:
     """An array of UTF-8 texts."""
-    return Value(Kind.ARRAY, list(texts), Kind.STRING)
+    return Value(ValueKind.ARRAY, list(texts), ValueKind.STRING)
 
 
 def i32s(numbers: Sequence[int]) -> Value:
     """An array of signed 32-bit integers."""
-    return Value(Kind.ARRAY, list(numbers), Kind.I32)
+    return Value(ValueKind.ARRAY, list(numbers), ValueKind.I32)
 
 
 def f32s(numbers: Sequence[float]) -> Value:
     """An array of 32-bit floats."""
-    return Value(Kind.ARRAY, list(numbers), Kind.F32)
+    return Value(ValueKind.ARRAY, list(numbers), ValueKind.F32)
 
 
 def booleans(flags: Sequence[bool]) -> Value:
     """An array of truth values."""
-    return Value(Kind.ARRAY, list(flags), Kind.BOOL)
+    return Value(ValueKind.ARRAY, list(flags), ValueKind.BOOL)
 
 
-def of_plain(value: Scalar) -> Value:
+def value_of(value: Scalar) -> Value:
     """The widest value that holds a Python scalar: text, bool, 64-bit integer or 64-bit float."""
     if isinstance(value, bool):
         return boolean(value)
     if isinstance(value, int):
-        return Value(Kind.I64, value)
+        return Value(ValueKind.I64, value)
     if isinstance(value, float):
-        return Value(Kind.F64, value)
+        return Value(ValueKind.F64, value)
     return string(value)
 
 
@@ -125,16 +125,16 @@ def encode(value: Value) -> bytes:
 
 
 def _payload(value: Value) -> bytes:
-    if value.kind is Kind.STRING:
+    if value.kind is ValueKind.STRING:
         return encode_string(str(value.data))
-    if value.kind is not Kind.ARRAY:
-        return struct.pack("<" + FIXED[value.kind], value.data)
+    if value.kind is not ValueKind.ARRAY:
+        return struct.pack("<" + STRUCT_CODES[value.kind], value.data)
     assert isinstance(value.data, list)
     assert value.element is not None
     head = struct.pack("<IQ", value.element, len(value.data))
-    if value.element is Kind.STRING:
+    if value.element is ValueKind.STRING:
         return head + _strings(value.data)
-    return head + struct.pack(f"<{len(value.data)}{FIXED[value.element]}", *value.data)
+    return head + struct.pack(f"<{len(value.data)}{STRUCT_CODES[value.element]}", *value.data)
 
 
 def _strings(texts: Sequence[object]) -> bytes:
@@ -149,7 +149,7 @@ def _strings(texts: Sequence[object]) -> bytes:
 
 def as_read(value: Value) -> Plain:
     """What a reader gives back for `value`: floats of 32 bits come back rounded."""
-    if Kind.F32 not in (value.kind, value.element):
+    if ValueKind.F32 not in (value.kind, value.element):
         return value.data
     if isinstance(value.data, list):
         code = f"<{len(value.data)}f"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import atomic
 from edgetune_converters.files.hashed_file import HashedFile
-from edgetune_converters.gguf.layout import TensorSpec, align, encoded, lay_out_encoded
+from edgetune_converters.gguf.layout import TensorSpec, align, encode_metadata, lay_out_encoded
 from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Value, as_read
 
@@ -34,7 +34,7 @@ class GgufWriter:
         self.partial = path.with_name(path.name + ".partial")
         self._metadata = dict(metadata)
         self._tensors = tensors
-        self._encoded = encoded(metadata)
+        self._encoded = encode_metadata(metadata)
         self._layout = lay_out_encoded(self._encoded, tensors)
         self._settled = settled
         self._current = 0  # index of the tensor whose rows come next
@@ -82,7 +82,7 @@ class GgufWriter:
         assert self._file is not None
         changed = {key: value for key, value in values.items() if self._metadata[key] != value}
         self._metadata |= changed
-        layout = lay_out_encoded(self._encoded | encoded(changed), self._tensors) if changed else self._layout
+        layout = lay_out_encoded(self._encoded | encode_metadata(changed), self._tensors) if changed else self._layout
         if len(layout.header) != len(self._layout.header):
             raise ArtifactError(f"{self.partial}: there is no room for {', '.join(changed)} in the header")
         self._file.settle(layout.header if changed else b"")

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgetune_converters.adapters.lora import Change
-from edgetune_converters.architectures import Bound, Family, slots
+from edgetune_converters.architectures import BoundTensor, Family, slots
 from edgetune_converters.architectures.operations import COPY
-from edgetune_converters.merging.stream import BLOCK_BYTES, MakeBlock, MergedTensor, Part
+from edgetune_converters.merging.stream import BLOCK_BYTES, MakeBlock, MergedTensor, TensorPart
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import TensorInfo
 
@@ -23,7 +23,7 @@ class BaseTensor:
 
     name: str
     shape: tuple[int, ...]
-    part: Part
+    part: TensorPart
 
     @property
     def source(self) -> TensorInfo:
@@ -52,26 +52,26 @@ def base_tensors(
     family: Family,
     stored: Mapping[str, TensorInfo],
     tensors: Sequence[MergedTensor],
-    bound: Sequence[Bound],
+    bound: Sequence[BoundTensor],
     changes: Mapping[str, Change],
 ) -> list[BaseTensor]:
     """Every tensor of the base once, and the head that it takes from its embedding where the two now differ.
 
     `stored` are the tensors of the checkpoint: the table sees some of them in another shape.
     """
-    parts: dict[tuple[str, str], Part] = {}
+    parts: dict[tuple[str, str], TensorPart] = {}
     for part in (part for tensor in tensors for part in tensor.parts):
         parts.setdefault((part.piece.source.name, part.piece.target), part)
     untied = any(tensor.slot == slots.OUTPUT for tensor in tensors)
     for item in bound:
         for piece in item.pieces:
-            own = family.renamed(piece.source.name) == piece.target
+            own = family.canonical_name(piece.source.name) == piece.target
             if own or untied:  # a head that GGUF need not have, but the base has
-                parts.setdefault((piece.source.name, piece.target), Part(piece, changes.get(piece.target)))
+                parts.setdefault((piece.source.name, piece.target), TensorPart(piece, changes.get(piece.target)))
     return [_as_stored(family, part, stored[part.piece.source.name].shape) for part in parts.values()]
 
 
-def _as_stored(family: Family, part: Part, shape: tuple[int, ...]) -> BaseTensor:
-    own = family.renamed(part.piece.source.name) == part.piece.target
+def _as_stored(family: Family, part: TensorPart, shape: tuple[int, ...]) -> BaseTensor:
+    own = family.canonical_name(part.piece.source.name) == part.piece.target
     seen = replace(part, piece=replace(part.piece, view=COPY))
     return BaseTensor(part.piece.source.name if own else part.piece.target, shape, seen)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
-from edgetune_converters.merging.stream import MergedTensor, Part
+from edgetune_converters.merging.stream import MergedTensor, TensorPart
 from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import ALL, F32, FOUR_BIT, Read, RowIndex, TensorInfo, span
@@ -36,7 +36,7 @@ _DAMAGED = "run.json is damaged: train again, or use --merge-base original"
 
 
 @dataclass(frozen=True)
-class Rounding:
+class FourBitSettings:
     """How bitsandbytes held one weight. Where `dtype` is None it is that of the file; `offset` None is computed."""
 
     quant_type: str = "nf4"
@@ -61,7 +61,7 @@ class MergeBase(Protocol):
         """The tensors with the way in which their base is read; `renamed` brings names to the targets' spelling."""
 
 
-class Original:
+class OriginalMergeBase:
     """The base as it is."""
 
     name = ORIGINAL
@@ -73,7 +73,7 @@ class Original:
 
 
 @dataclass
-class Rounded:
+class Nf4MergeBase:
     """The base as a run held it: `record` is the `quantized` entry of run.json, None where there is no run."""
 
     record: Mapping[str, Any] | None = None
@@ -103,7 +103,10 @@ class Rounded:
         found = {renamed(name): rounding for name, rounding in recorded}
         if self.record is None:
             found = {
-                part.piece.target: Rounding() for tensor in tensors for part in tensor.parts if _is_linear(tensor, part)
+                part.piece.target: FourBitSettings()
+                for tensor in tensors
+                for part in tensor.parts
+                if _is_linear(tensor, part)
             }
             if not found:
                 return list(tensors)  # the base is stored in 4 bits: it is what an adapter was trained against
@@ -134,19 +137,19 @@ class Rounded:
                 f"of blocks, on a CPU): the base that the adapter knew is not this one (the first is {misread[0]})"
             )
 
-    def _applied(self, tensor: MergedTensor, found: Mapping[str, Rounding]) -> MergedTensor:
+    def _applied(self, tensor: MergedTensor, found: Mapping[str, FourBitSettings]) -> MergedTensor:
         return replace(tensor, parts=tuple(self._read_so(part, found) for part in tensor.parts))
 
-    def _read_so(self, part: Part, found: Mapping[str, Rounding]) -> Part:
+    def _read_so(self, part: TensorPart, found: Mapping[str, FourBitSettings]) -> TensorPart:
         rounding = found.get(part.piece.target)
         if rounding is None or (part.change and part.change.replacement) or _is_rounded(part):
             return part
         # the layers of GPT-2 are stored transposed, and bitsandbytes rounds them turned
-        transposed = part.piece.view.turn is not None
+        transposed = part.piece.view.transpose is not None
         return replace(part, reader=partial(self._reader, rounding, transposed))
 
-    def _reader(self, rounding: Rounding, transposed: bool, checkpoint: Checkpoint, source: TensorInfo) -> Read:
-        reader = RoundedRows(checkpoint, source, rounding, threads=self.threads, transposed=transposed)
+    def _reader(self, rounding: FourBitSettings, transposed: bool, checkpoint: Checkpoint, source: TensorInfo) -> Read:
+        reader = RoundedReader(checkpoint, source, rounding, threads=self.threads, transposed=transposed)
         if rounding.scales_sha256 not in (None, reader.digest):
             self.differing.add(source.name)
         return reader
@@ -155,13 +158,13 @@ class Rounded:
 def merge_base_named(name: str, record: Mapping[str, Any] | None = None, threads: int = 0) -> MergeBase:
     """What `--merge-base NAME` stands for. Errors: EdgetuneError for a name that is not known."""
     if name == ORIGINAL:
-        return Original()
+        return OriginalMergeBase()
     if name == NF4:
-        return Rounded(record, threads)
+        return Nf4MergeBase(record, threads)
     raise EdgetuneError(f"there is no merge base {name!r}", f"Known: {', '.join(MERGE_BASES)}")
 
 
-class RoundedRows:
+class RoundedReader:
     """Rows of one tensor of the base, rounded to 4 bits and back: what `Part.reader` gives.
 
     `digest` is the SHA-256 of its scales as little-endian f32, to be compared with that of the run. Of a `transposed`
@@ -172,7 +175,7 @@ class RoundedRows:
         self,
         checkpoint: Checkpoint,
         source: TensorInfo,
-        rounding: Rounding,
+        rounding: FourBitSettings,
         *,
         threads: int = 0,
         transposed: bool = False,
@@ -259,13 +262,13 @@ def round_to(rows: F32, dtype: str) -> F32:
     return bits.view(np.float32)
 
 
-def _is_linear(tensor: MergedTensor, part: Part) -> bool:
+def _is_linear(tensor: MergedTensor, part: TensorPart) -> bool:
     """Whether transformers makes a 4-bit layer of it: every matrix of the blocks, not embedding and head."""
     matrix = tensor.layer is not None and tensor.part == "weight" and len(tensor.shape) == 2
     return matrix and not _is_rounded(part)
 
 
-def _is_rounded(part: Part) -> bool:
+def _is_rounded(part: TensorPart) -> bool:
     """Whether the base holds it in 4 bits already; rounded a second time it would be another."""
     return part.piece.source.dtype in FOUR_BIT
 
@@ -273,7 +276,7 @@ def _is_rounded(part: Part) -> bool:
 # -- the record of a run -----------------------------------------------------------------------------------------------
 
 
-def _recorded(record: Any) -> Iterator[tuple[str, Rounding]]:
+def _recorded(record: Any) -> Iterator[tuple[str, FourBitSettings]]:
     """The weights that a run held in 4 bits. Errors: AdapterError when the record is not as training writes it."""
     try:
         for group in record["groups"]:
@@ -284,14 +287,14 @@ def _recorded(record: Any) -> Iterator[tuple[str, Rounding]]:
         raise AdapterError(f"the run's record of its 4-bit weights cannot be read: {error!r}", _DAMAGED) from error
 
 
-def _common(group: Mapping[str, Any]) -> Rounding:
+def _common(group: Mapping[str, Any]) -> FourBitSettings:
     quant_type, blocksize, double_quant = group["quant_type"], group["blocksize"], group["double_quant"]
     if quant_type not in ("nf4", "fp4") or type(double_quant) is not bool:
         raise ValueError(f"quant_type {quant_type!r}, double_quant {double_quant!r}")
     if type(blocksize) is not int or not 32 <= blocksize <= 4096 or blocksize & (blocksize - 1):
         raise ValueError(f"blocksize {blocksize!r}")
     nested_map = _floats(group["nested_map"]) if double_quant else None
-    return Rounding(quant_type, blocksize, double_quant, _DTYPES[group["dtype"]], nested_map=nested_map)
+    return FourBitSettings(quant_type, blocksize, double_quant, _DTYPES[group["dtype"]], nested_map=nested_map)
 
 
 def _floats(text: str) -> F32:
@@ -302,7 +305,7 @@ def _floats(text: str) -> F32:
     return values
 
 
-def _offset(own: Mapping[str, Any], common: Rounding) -> float | None:
+def _offset(own: Mapping[str, Any], common: FourBitSettings) -> float | None:
     offset = own["offset"]
     if common.double_quant and not (type(offset) is float and math.isfinite(offset) and abs(offset) < 3e38):
         raise ValueError(f"offset {offset!r}")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.adapters.lora import Change
-from edgetune_converters.architectures import Bound, Family, Head, ModelConfig, Piece, slots
-from edgetune_converters.architectures.operations import Pair
+from edgetune_converters.architectures import BoundTensor, Family, Head, ModelConfig, Piece, slots
+from edgetune_converters.architectures.operations import RopePermute
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, widened
@@ -29,7 +29,7 @@ Reader = Callable[[Checkpoint, TensorInfo], Read]
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows of a merged tensor, [n, k], from row `first` of it on.
 
     They are f32, or as the base stores them (f16, or the bits of bf16 in uint16) where nothing is done to them. `delta`
@@ -48,11 +48,11 @@ class Block:
 
 
 # makes a block on so many threads (0: one per core)
-MakeBlock = Callable[[int], Block]
+MakeBlock = Callable[[int], RowBlock]
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """A piece of a tensor with what the adapter does to its source, and how that is read where not as it is stored."""
 
     piece: Piece
@@ -60,10 +60,10 @@ class Part:
     reader: Reader | None = None
 
     @property
-    def unpaired(self) -> Part:
+    def in_hf_row_order(self) -> TensorPart:
         """The same without what only llama.cpp's order of rotated rows needs."""
         view = self.piece.view
-        steps = tuple(step for step in view.steps if not isinstance(step, Pair))
+        steps = tuple(step for step in view.steps if not isinstance(step, RopePermute))
         return replace(self, piece=replace(self.piece, view=replace(view, steps=steps)))
 
     def pieces(self, checkpoint: Checkpoint, limit: int) -> Iterator[MakeBlock]:
@@ -79,7 +79,7 @@ class Part:
 class _Source:
     """Where the blocks of a part come from; the factors of its change are read once for all of them."""
 
-    def __init__(self, part: Part, checkpoint: Checkpoint) -> None:
+    def __init__(self, part: TensorPart, checkpoint: Checkpoint) -> None:
         self._piece = part.piece
         change = part.change
         self._factors = change.factors() if change and change.factors else None
@@ -93,15 +93,15 @@ class _Source:
             self._read = partial(checkpoint.stored, part.piece.source)
             self._forget = partial(checkpoint.forget, part.piece.source)
 
-    def block(self, rows: slice, threads: int) -> Block:
+    def block(self, rows: slice, threads: int) -> RowBlock:
         view = self._piece.view
         base = view.read(self._read, self._piece.columns, rows.start, rows.stop)
         if self._factors is None:
             check_finite(self._piece.source.name, base, self._bad_in_all)
-            return Block(view.finished(base), rows.start, release=partial(self._release, rows))
-        merged = view.finished(self._merged(base, rows, threads))
+            return RowBlock(view.finalize(base), rows.start, release=partial(self._release, rows))
+        merged = view.finalize(self._merged(base, rows, threads))
         self._release(rows)
-        return Block(merged, rows.start, partial(self._delta, rows))
+        return RowBlock(merged, rows.start, partial(self._delta, rows))
 
     def _bad_in_all(self) -> int:
         """Weights of the whole tensor that are NaN or infinite, for the message."""
@@ -116,7 +116,7 @@ class _Source:
     def _merged(self, base: NDArray[Any], rows: slice, threads: int) -> F32:
         assert self._factors is not None
         left, right = self._factors
-        if self._piece.view.turn or left.ndim > 2:
+        if self._piece.view.transpose or left.ndim > 2:
             merged: F32 = widened(base) + self._delta(rows)
             check_finite(self._piece.source.name, merged, self._bad_in_all)
             return merged
@@ -157,7 +157,7 @@ class MergedTensor:
     part: str
     shape: tuple[int, ...]
     dtype: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[TensorPart, ...] = ()
     values: F32 | None = None
 
     @property
@@ -166,11 +166,11 @@ class MergedTensor:
         return slots.gguf_name(self.slot, self.layer, self.part)
 
     @property
-    def unpaired(self) -> MergedTensor:
+    def in_hf_row_order(self) -> MergedTensor:
         """The same with the rows of rotated heads in the base's own order; itself where they are so anyway."""
-        if not any(isinstance(step, Pair) for part in self.parts for step in part.piece.view.steps):
+        if not any(isinstance(step, RopePermute) for part in self.parts for step in part.piece.view.steps):
             return self
-        return replace(self, parts=tuple(part.unpaired for part in self.parts))
+        return replace(self, parts=tuple(part.in_hf_row_order for part in self.parts))
 
     @property
     def sources(self) -> set[str]:
@@ -194,18 +194,18 @@ class MergedTensor:
         """
         if self.values is not None:
             values = self.values.reshape(1, -1)
-            yield lambda threads: Block(values)
+            yield lambda threads: RowBlock(values)
         before = 0
         for part in self.parts:
             for make in part.pieces(checkpoint, limit):
                 yield partial(self._block, make, before)
             before += part.piece.shape[0]
 
-    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[Block]:
+    def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[RowBlock]:
         """The blocks, one after the other."""
         return (make(0) for make in self.pieces(checkpoint, limit))
 
-    def _block(self, make: MakeBlock, before: int, threads: int) -> Block:
+    def _block(self, make: MakeBlock, before: int, threads: int) -> RowBlock:
         """Rows of the file: a vector was read as a column, but is a row or several of them."""
         block = make(threads)
         rows = block.rows.reshape(1, -1) if len(self.shape) == 1 else block.rows.reshape(-1, self.shape[-1])
@@ -213,7 +213,11 @@ class MergedTensor:
 
 
 def merged_tensors(
-    family: Family, config: ModelConfig, checkpoint: Checkpoint, bound: Sequence[Bound], changes: Mapping[str, Change]
+    family: Family,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    bound: Sequence[BoundTensor],
+    changes: Mapping[str, Change],
 ) -> list[MergedTensor]:
     """All tensors of the merged model in the order in which they are written.
 
@@ -230,8 +234,8 @@ def merged_tensors(
     return sorted(tensors, key=lambda tensor: (-1 if tensor.layer is None else tensor.layer, tensor.gguf_name))
 
 
-def _merged(item: Bound, changes: Mapping[str, Change]) -> MergedTensor:
-    parts = tuple(Part(piece, change_of(piece, changes)) for piece in item.pieces)
+def _merged(item: BoundTensor, changes: Mapping[str, Change]) -> MergedTensor:
+    parts = tuple(TensorPart(piece, change_of(piece, changes)) for piece in item.pieces)
     return MergedTensor(item.slot, item.layer, item.part, item.shape, item.pieces[0].source.dtype, parts)
 
 
@@ -247,7 +251,11 @@ def change_of(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
 
 
 def _left_out(
-    family: Family, item: Bound, bound: Sequence[Bound], checkpoint: Checkpoint, changes: Mapping[str, Change]
+    family: Family,
+    item: BoundTensor,
+    bound: Sequence[BoundTensor],
+    checkpoint: Checkpoint,
+    changes: Mapping[str, Change],
 ) -> bool:
     """Whether `item` is a head that need not be written."""
     if (item.slot, item.part) != (slots.OUTPUT, "weight") or family.head is Head.ALWAYS:
@@ -261,7 +269,9 @@ def _left_out(
     return tied
 
 
-def _tied(item: Bound, bound: Sequence[Bound], checkpoint: Checkpoint, changes: Mapping[str, Change]) -> bool:
+def _tied(
+    item: BoundTensor, bound: Sequence[BoundTensor], checkpoint: Checkpoint, changes: Mapping[str, Change]
+) -> bool:
     """Whether a head holds the same numbers as the embedding, after the adapter."""
     embedding = next(other for other in bound if other.slot == slots.EMBEDDING)
     (one,), (other,) = item.pieces, embedding.pieces

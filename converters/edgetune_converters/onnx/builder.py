@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edgetune_converters.onnx.layout import Array
+from edgetune_converters.onnx.layout import ExternalArray
 
 CONTRIB = "com.microsoft"
 OPSET, IR_VERSION = 23, 11  # the first with RMSNormalization, Attention and RotaryEmbedding
@@ -90,7 +90,7 @@ class Graph:
         """f32 []."""
         return self.constant(np.array(value, np.float32))
 
-    def external(self, array: Array) -> str:
+    def external(self, array: ExternalArray) -> str:
         """An array in the file of weights."""
         if array.name not in self._initializers:
             tensor = TensorProto(name=array.name, data_type=array.form.dtype, dims=array.form.shape)

@@ -7,17 +7,17 @@ from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Activation, Attention, Experts, Norm
 from edgetune_converters.onnx.builder import CONTRIB
-from edgetune_converters.onnx.layout import Placed, seen_as
+from edgetune_converters.onnx.layout import WeightLayout, view_as
 from edgetune_converters.onnx.operators import Operators
 from edgetune_converters.onnx.plan import COARSE
-from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.onnx.storage import NBitsBlocks
 
 BEST = 64  # logits of each position that are computed in full
 HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants heads to be
 _ROTATED_MULTIPLE = 16  # and what it rotates
 
 
-class Fused(Operators):
+class FusedOperators(Operators):
     """The fast graph."""
 
     in_place = True
@@ -27,7 +27,7 @@ class Fused(Operators):
         placed = self._weights[weight or module + ".weight"]
         bias = self.vector(module + ".bias") if self.has(module + ".bias") else ""
         storage = placed.storage
-        if isinstance(storage, Codes):
+        if isinstance(storage, NBitsBlocks):
             return self._by_codes(x, placed, storage, bias)
         product = self.graph.fused("FusedMatMul", x, self.values(placed), transB=1)
         return self.graph.one("Add", product, bias) if bias else product
@@ -35,12 +35,12 @@ class Fused(Operators):
     def rows(self, ids: str, name: str) -> str:
         """A lookup, in the very codes that a tied head multiplies with."""
         placed = self._weights[name]
-        if not isinstance(placed.storage, Codes):
+        if not isinstance(placed.storage, NBitsBlocks):
             found = self.graph.one("Gather", self.graph.external(placed.arrays[0]), ids, axis=0)
             return found if placed.storage.name == "f32" else self.graph.one("Cast", found, to=TensorProto.FLOAT)
         codes, *others = placed.arrays
         n, blocks, blob = codes.form.shape
-        flat = seen_as(codes, ".rows", (n, blocks * blob))
+        flat = view_as(codes, ".rows", (n, blocks * blob))
         first, *rest = (self.graph.external(array) for array in (flat, *others))
         sizes = {"bits": placed.storage.bits, "block_size": placed.storage.block}
         return self.graph.fused("GatherBlockQuantized", first, ids, *rest, gather_axis=0, quantize_axis=1, **sizes)
@@ -49,7 +49,7 @@ class Fused(Operators):
         """Where there is a smaller copy of the matrix, that finds the best logits, and these are computed in full."""
         graph = self.graph
         placed = self._weights.get(COARSE)
-        if placed is None or not isinstance(placed.storage, Codes):
+        if placed is None or not isinstance(placed.storage, NBitsBlocks):
             return super().head(x, name)
         coarse = self._by_codes(x, placed, placed.storage, "")
         _, best = graph.add("TopK", [coarse, graph.integers(BEST)], 2, axis=-1, largest=1, sorted=0)
@@ -103,18 +103,18 @@ class Fused(Operators):
         # silu(gate) * up, with the rows of gate and up in turn
         kind = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
         kind |= {"k": part.used, "normalize_routing_weights": 1}
-        if isinstance(first.storage, Codes) and isinstance(second.storage, Codes):
+        if isinstance(first.storage, NBitsBlocks) and isinstance(second.storage, NBitsBlocks):
             inputs = [*self._codes_of(first), "", *self._codes_of(second), ""]
             sizes = {"expert_weight_bits": first.storage.bits, "block_size": first.storage.block}
             found = graph.fused("QMoE", x, rated, *inputs, **kind, **sizes)
         else:
             found = graph.fused("MoE", x, rated, self.values(first), "", self.values(second), "", **kind)
-        return found if part.normalised else graph.one("Mul", found, self._share(logits, part.used))
+        return found if part.normalized else graph.one("Mul", found, self._share(logits, part.used))
 
-    def _codes_of(self, placed: Placed) -> list[str]:
+    def _codes_of(self, placed: WeightLayout) -> list[str]:
         codes, scales = placed.arrays[:2]
         *lead, blocks, blob = codes.form.shape
-        flat = seen_as(codes, ".rows", (*lead, blocks * blob))
+        flat = view_as(codes, ".rows", (*lead, blocks * blob))
         return [self.graph.external(flat), self.graph.external(scales)]
 
     def _share(self, logits: str, used: int) -> str:
@@ -123,7 +123,7 @@ class Fused(Operators):
         best, _ = graph.add("TopK", [graph.one("Softmax", logits, axis=-1), graph.integers(used)], 2, axis=-1)
         return graph.one("ReduceSum", best, graph.integers(-1), keepdims=1)
 
-    def _by_codes(self, x: str, placed: Placed, storage: Codes, bias: str) -> str:
+    def _by_codes(self, x: str, placed: WeightLayout, storage: NBitsBlocks, bias: str) -> str:
         n, k = placed.weight.shape
         arrays = [self.graph.external(array) for array in placed.arrays]
         zeros = arrays[2] if len(arrays) > 2 else ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
-from edgetune_converters.onnx.model import OnnxModel
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.onnx.model import DecoderGraph
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 # what onnxruntime-genai calls a model whose graph has this interface and nothing of its own
 _TYPE = "llama"
 
 
-class Sizes(NamedTuple):
+class DecoderSizes(NamedTuple):
     """What a runtime must know of a graph; `in_place`: past and present may be one buffer."""
 
     vocabulary: int
@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
     in_place: bool
 
     @classmethod
-    def of(cls, model: OnnxModel) -> Self:
+    def of(cls, model: DecoderGraph) -> Self:
         """Those of a graph that is written from a description."""
         decoder = model.decoder
         first = decoder.blocks[0].attention
@@ -32,7 +32,7 @@ class Sizes(NamedTuple):
         return cls(*sizes, first.heads, first.kv_heads, first.head_dim, model.in_place)
 
 
-def genai_config(sizes: Sizes, ends: Ends) -> dict[str, Any]:
+def genai_config(sizes: DecoderSizes, ends: SpecialTokenIds) -> dict[str, Any]:
     """The file as an object. onnxruntime-genai wants a number for every role, so the first stop also pads."""
     pad = ends.pad if ends.pad is not None else ends.stops[0]
     stops: Any = list(ends.stops) if len(ends.stops) > 1 else ends.stops[0]
@@ -69,7 +69,7 @@ def genai_config(sizes: Sizes, ends: Ends) -> dict[str, Any]:
     }
 
 
-def _search(sizes: Sizes) -> dict[str, Any]:
+def _search(sizes: DecoderSizes) -> dict[str, Any]:
     """Greedy, up to the end of the context; onnxruntime-genai has these defaults of its own but for the length."""
     return {
         "do_sample": False,

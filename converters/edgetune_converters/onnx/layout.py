@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from edgetune_converters.architectures.decoder import Slot
-from edgetune_converters.onnx.storage import ALIGNMENT, Form, Storage
+from edgetune_converters.onnx.storage import ALIGNMENT, ArraySpec, Storage
 
 _LAYER = "model.layers.{layer}."
 
@@ -56,7 +56,7 @@ _ALONE: Mapping[str, str] = {
 }
 
 
-class Source(NamedTuple):
+class SourceTensor(NamedTuple):
     """A tensor of the stream: its number, what it is, its shape and its dtype in the base."""
 
     number: int
@@ -65,10 +65,10 @@ class Source(NamedTuple):
     dtype: str
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """A source in a weight: its rows are rows first, first + step, ... of it (of each expert, where there are)."""
 
-    source: Source
+    source: SourceTensor
     first: int
     step: int = 1
 
@@ -84,7 +84,7 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[WeightPart, ...]
 
     @property
     def rows(self) -> int:
@@ -98,30 +98,34 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Array:
+class ExternalArray:
     """An array in the file of weights: `offset` and `form.bytes` in bytes."""
 
     name: str
-    form: Form
+    form: ArraySpec
     offset: int
 
 
 @dataclass(frozen=True)
-class Placed:
+class WeightLayout:
     """A weight with its storage and the places of its arrays."""
 
     weight: Weight
     storage: Storage
-    arrays: tuple[Array, ...]
+    arrays: tuple[ExternalArray, ...]
 
 
-def known(slot: str) -> bool:
+def has_place(slot: str) -> bool:
     """Whether a slot has a place in a graph."""
     return slot in _NAMES
 
 
-def weights_of(
-    sources: Sequence[Source], storage: Callable[[Source], Storage], *, in_turn: bool = True, apart: bool = False
+def group_weights(
+    sources: Sequence[SourceTensor],
+    storage: Callable[[SourceTensor], Storage],
+    *,
+    in_turn: bool = True,
+    apart: bool = False,
 ) -> list[Weight]:
     """The weights that the sources make, in the order of their first sources.
 
@@ -133,7 +137,7 @@ def weights_of(
         slot, layer, part = source.slot
         if part == "weight":
             together.setdefault((_NAMES[slot][0], layer), set()).add(storage(source))
-    parts: dict[str, list[Source]] = {}
+    parts: dict[str, list[SourceTensor]] = {}
     for source in sources:
         slot, layer, part = source.slot
         joined = len(together.get((_NAMES[slot][0], layer), ())) < 2 and not (apart and slot in _ALONE)
@@ -143,36 +147,36 @@ def weights_of(
     return [_weight(name, found, in_turn) for name, found in ordered]
 
 
-def _weight(name: str, sources: Sequence[Source], in_turn: bool) -> Weight:
+def _weight(name: str, sources: Sequence[SourceTensor], in_turn: bool) -> Weight:
     """Sources below one another: along the first axis, or the second where the first counts experts."""
     first = sources[0].shape
     axis = 1 if len(first) == 3 else 0
     rows = [source.shape[axis] for source in sources]
     shape = (*first[:axis], sum(rows), *first[axis + 1 :])
     if axis and in_turn:
-        return Weight(name, shape, tuple(Part(source, at, len(sources)) for at, source in enumerate(sources)))
+        return Weight(name, shape, tuple(WeightPart(source, at, len(sources)) for at, source in enumerate(sources)))
     firsts = accumulate(rows, initial=0)
-    return Weight(name, shape, tuple(Part(source, at) for source, at in zip(sources, firsts, strict=False)))
+    return Weight(name, shape, tuple(WeightPart(source, at) for source, at in zip(sources, firsts, strict=False)))
 
 
-def place(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[Placed]:
+def lay_out(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[WeightLayout]:
     """Give each array a place, aligned to pages, from byte `start` on."""
     offset = start
     for weight, storage in chosen:
         arrays = []
         for form in storage.forms(weight.shape):
-            offset = aligned(offset)
-            arrays.append(Array(weight.name + form.suffix, form, offset))
+            offset = align_to_page(offset)
+            arrays.append(ExternalArray(weight.name + form.suffix, form, offset))
             offset += form.bytes
-        yield Placed(weight, storage, tuple(arrays))
+        yield WeightLayout(weight, storage, tuple(arrays))
 
 
-def aligned(offset: int) -> int:
+def align_to_page(offset: int) -> int:
     """The next page."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def seen_as(array: Array, suffix: str, shape: tuple[int, ...]) -> Array:
+def view_as(array: ExternalArray, suffix: str, shape: tuple[int, ...]) -> ExternalArray:
     """The same bytes under another name and shape."""
     assert math.prod(shape) == math.prod(array.form.shape)
-    return Array(array.name + suffix, array.form._replace(shape=shape), array.offset)
+    return ExternalArray(array.name + suffix, array.form._replace(shape=shape), array.offset)

@@ -16,24 +16,24 @@ from edgetune_converters.merging.stream import MergedTensor
 from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.assembly import assemble
 from edgetune_converters.onnx.builder import Graph
-from edgetune_converters.onnx.layout import Array, Part, Placed, Source
+from edgetune_converters.onnx.layout import ExternalArray, SourceTensor, WeightLayout, WeightPart
 from edgetune_converters.onnx.operators import Operators
-from edgetune_converters.onnx.plan import TABLE, OnnxPlan, Settings, Types, plan
+from edgetune_converters.onnx.plan import TABLE, OnnxPlan, OnnxRecipe, OnnxSettings, plan
 from edgetune_converters.onnx.standard import operators_for
-from edgetune_converters.onnx.storage import Form
-from edgetune_converters.quantization.recipes import Row
+from edgetune_converters.onnx.storage import ArraySpec
+from edgetune_converters.quantization.recipes import PlannedTensor
 from edgetune_converters.tensors import F32
 
 DATA_FILE = "model.onnx.data"
 _TABLE_BYTES = 4 * 1024 * 1024
 
 
-def sources_of(tensors: Sequence[MergedTensor]) -> list[Source]:
+def source_tensors(tensors: Sequence[MergedTensor]) -> list[SourceTensor]:
     """The tensors of a merged model that have a place in a graph; what is made for GGUF alone has none."""
     return [
-        Source(index, (tensor.slot, tensor.layer, tensor.part), _shape(tensor), tensor.dtype)
+        SourceTensor(index, (tensor.slot, tensor.layer, tensor.part), _shape(tensor), tensor.dtype)
         for index, tensor in enumerate(tensors)
-        if layout.known(tensor.slot)
+        if layout.has_place(tensor.slot)
     ]
 
 
@@ -42,7 +42,7 @@ def _shape(tensor: MergedTensor) -> tuple[int, ...]:
     return (1, *tensor.shape) if tensor.slot == "shared_router" else tensor.shape
 
 
-def described(family: Family, config: ModelConfig, sources: Sequence[Source]) -> Decoder:
+def describe_model(family: Family, config: ModelConfig, sources: Sequence[SourceTensor]) -> Decoder:
     """The description of a model. Errors: ArchitectureError for a family that has none."""
     traits = TRAITS.get(family.name)
     if traits is None:
@@ -54,20 +54,22 @@ def described(family: Family, config: ModelConfig, sources: Sequence[Source]) ->
 
 
 @dataclass(frozen=True)
-class OnnxModel:
+class DecoderGraph:
     """A model in one file type: the plan, where each array lies, and the graph."""
 
     decoder: Decoder
     plan: OnnxPlan
-    placed: tuple[Placed, ...]
-    tables: dict[str, tuple[Array, Array]]
-    settings: Settings
+    placed: tuple[WeightLayout, ...]
+    tables: dict[str, tuple[ExternalArray, ExternalArray]]
+    settings: OnnxSettings
 
     @classmethod
-    def of(cls, decoder: Decoder, sources: Sequence[Source], types: Types, settings: Settings) -> OnnxModel:
+    def of(
+        cls, decoder: Decoder, sources: Sequence[SourceTensor], types: OnnxRecipe, settings: OnnxSettings
+    ) -> DecoderGraph:
         """Choose storages and give everything its place: weights first, tables behind them."""
         chosen = plan(types, sources, _table_rows(decoder), settings)
-        placed = tuple(layout.place(chosen.chosen))
+        placed = tuple(layout.lay_out(chosen.chosen))
         return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings)
 
     @property
@@ -76,12 +78,12 @@ class OnnxModel:
         return max(array.offset + array.form.bytes for array in self.arrays)
 
     @property
-    def arrays(self) -> list[Array]:
+    def arrays(self) -> list[ExternalArray]:
         """All arrays of the file of weights in their order."""
         weights = [array for item in self.placed for array in item.arrays]
         return weights + [array for pair in self.tables.values() for array in pair]
 
-    def computed(self) -> Iterator[tuple[Array, int, F32]]:
+    def computed(self) -> Iterator[tuple[ExternalArray, int, F32]]:
         """The tables, some rows at a time: array, first row, values."""
         for name, arrays in self.tables.items():
             rotation = self.decoder.rotations[name]
@@ -107,7 +109,7 @@ class OnnxModel:
         return operators_for(self.decoder, portable=self.settings.portable)
 
 
-def _end(placed: Sequence[Placed]) -> int:
+def _end(placed: Sequence[WeightLayout]) -> int:
     return max(array.offset + array.form.bytes for item in placed for array in item.arrays)
 
 
@@ -116,33 +118,33 @@ def _table_shape(decoder: Decoder, name: str) -> tuple[int, int]:
     return rotation.rows(decoder.context), rotation.dim // 2
 
 
-def _table_rows(decoder: Decoder) -> list[Row]:
+def _table_rows(decoder: Decoder) -> list[PlannedTensor]:
     rows = []
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)
         size = 4 * math.prod(shape)
         why = "rotary embedding, computed from config.json"
-        rows += [Row(f"{which}.{name}", shape, "-", TABLE, TABLE, why, size) for which in ("cos", "sin")]
+        rows += [PlannedTensor(f"{which}.{name}", shape, "-", TABLE, TABLE, why, size) for which in ("cos", "sin")]
     return rows
 
 
-def _tables(decoder: Decoder, start: int) -> dict[str, tuple[Array, Array]]:
+def _tables(decoder: Decoder, start: int) -> dict[str, tuple[ExternalArray, ExternalArray]]:
     found, offset = {}, start
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)
-        form = Form("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
+        form = ArraySpec("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
         pair = []
         for which in ("cos", "sin"):
-            offset = layout.aligned(offset)
-            pair.append(Array(f"{which}.{name}", form, offset))
+            offset = layout.align_to_page(offset)
+            pair.append(ExternalArray(f"{which}.{name}", form, offset))
             offset += form.bytes
         found[name] = (pair[0], pair[1])
     return found
 
 
-def uses(placed: Sequence[Placed]) -> dict[int, list[tuple[Placed, Part]]]:
+def uses_by_source(placed: Sequence[WeightLayout]) -> dict[int, list[tuple[WeightLayout, WeightPart]]]:
     """For each tensor of the stream, the weights of which it is a part."""
-    found: dict[int, list[tuple[Placed, Part]]] = {}
+    found: dict[int, list[tuple[WeightLayout, WeightPart]]] = {}
     for item in placed:
         for part in item.weight.parts:
             found.setdefault(part.source.number, []).append((item, part))

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Activation, Attention, Decoder, Experts, Norm
 from edgetune_converters.onnx.builder import Graph
-from edgetune_converters.onnx.layout import Array, Placed
+from edgetune_converters.onnx.layout import ExternalArray, WeightLayout
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 
@@ -22,7 +22,11 @@ class Operators(ABC):
     """Whether past and present may be one buffer that is as long as the context."""
 
     def __init__(
-        self, graph: Graph, decoder: Decoder, weights: Mapping[str, Placed], tables: Mapping[str, tuple[Array, Array]]
+        self,
+        graph: Graph,
+        decoder: Decoder,
+        weights: Mapping[str, WeightLayout],
+        tables: Mapping[str, tuple[ExternalArray, ExternalArray]],
     ) -> None:
         self.graph = graph
         self.decoder = decoder
@@ -106,7 +110,7 @@ class Operators(ABC):
         """Parts of the last axis."""
         return self.graph.add("Split", [x, self.graph.integers(*widths)], len(widths), axis=-1)
 
-    def values(self, placed: Placed) -> str:
+    def values(self, placed: WeightLayout) -> str:
         """A weight of floats in f32."""
         stored = self.graph.external(placed.arrays[0])
         name = f"{placed.weight.name} in f32"
@@ -125,7 +129,7 @@ class Operators(ABC):
     def prepared(
         self, projected: list[str], attention: Attention, layer: int, *, rotate: bool = True
     ) -> tuple[str, str, str]:
-        """Query and key, normalised and rotated, and the value."""
+        """Query and key, normalized and rotated, and the value."""
         query, key, value = self.apart(projected, attention)
         place = f"model.layers.{layer}.attn."
         if attention.head_norm:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.onnx.layout import Source, Weight, weights_of
-from edgetune_converters.onnx.storage import Blocked, Codes, Floats, Storage
-from edgetune_converters.quantization.recipes import MAX_FALLBACK, Plan, Recipe, Row
+from edgetune_converters.onnx.layout import SourceTensor, Weight, group_weights
+from edgetune_converters.onnx.storage import Floats, NBitsBlocks, StandardBlocks, Storage
+from edgetune_converters.quantization.recipes import MAX_FALLBACK, PlannedTensor, Recipe, StoragePlan
 
 _F32 = Floats("f32")
 TABLE = "table"  # how a plan calls what is computed from the config: no weights
 
 
 @dataclass(frozen=True)
-class Types:
+class OnnxRecipe:
     """A file type: what matrices get, which slots get something else, and what the head gets.
 
     `first_look`: a second, smaller copy of a large head that is multiplied with all of it, so that only the best
@@ -27,27 +27,27 @@ class Types:
     matrices: Storage
     head: Storage
     slots: Mapping[str, Storage] = field(default_factory=dict)
-    first_look: Codes | None = None
+    first_look: NBitsBlocks | None = None
 
 
 # Measured on the sample and on a model of 1.2 B (docs/onnx.md): an error in the attention costs three times that of one
 # in the feed-forward layer, key and value are few, and what is read for each token is what takes the time.
-_ATTENTION = Codes(4, 32, symmetric=False)
-_FEW = Codes(8, 128)
-TYPES: Mapping[str, Types] = {
-    "f32": Types("f32", _F32, _F32),
-    "f16": Types("f16", Floats("f16"), Floats("f16")),
-    "int8": Types("int8", Codes(8, 64), Codes(8, 128)),
-    "int4": Types(
+_ATTENTION = NBitsBlocks(4, 32, symmetric=False)
+_FEW = NBitsBlocks(8, 128)
+RECIPES: Mapping[str, OnnxRecipe] = {
+    "f32": OnnxRecipe("f32", _F32, _F32),
+    "f16": OnnxRecipe("f16", Floats("f16"), Floats("f16")),
+    "int8": OnnxRecipe("int8", NBitsBlocks(8, 64), NBitsBlocks(8, 128)),
+    "int4": OnnxRecipe(
         "int4",
-        Codes(4, 128, symmetric=False),
-        Codes(8, 128),
+        NBitsBlocks(4, 128, symmetric=False),
+        NBitsBlocks(8, 128),
         {
             **dict.fromkeys(("attention_q", "attention_qkv", "attention_output"), _ATTENTION),
             **dict.fromkeys(("attention_k", "attention_v"), _FEW),
-            **dict.fromkeys(("expert_gate", "expert_up", "expert_down"), Codes(4, 32)),
+            **dict.fromkeys(("expert_gate", "expert_up", "expert_down"), NBitsBlocks(4, 32)),
         },
-        first_look=Codes(4, 128),
+        first_look=NBitsBlocks(4, 128),
     ),
 }
 LARGE_VOCABULARY = 16_384  # from here on a first look saves more than it costs
@@ -55,7 +55,7 @@ COARSE = "lm_head.coarse"
 
 
 @dataclass(frozen=True)
-class Settings:
+class OnnxSettings:
     """What can be chosen beside the type: weights per block, no zero points, standard operators alone.
 
     `choices` are what a measurement chose for some slots of some layers, with its reason; `tuning` is what the receipt
@@ -65,28 +65,28 @@ class Settings:
     block: int | None = None
     symmetric: bool = False
     portable: bool = False
-    choices: Mapping[tuple[str, int], tuple[Codes, str]] = field(default_factory=dict)
+    choices: Mapping[tuple[str, int], tuple[NBitsBlocks, str]] = field(default_factory=dict)
     apart: bool = False
     tuning: Mapping[str, Any] | None = None
 
 
-PLAIN = Settings()
+DEFAULT_SETTINGS = OnnxSettings()
 
 
 @dataclass(frozen=True)
-class OnnxPlan(Plan):
+class OnnxPlan(StoragePlan):
     """The rows of a plan and, in the same order, each weight with its storage; tables stand behind them."""
 
     chosen: tuple[tuple[Weight, Storage], ...] = ()
 
     @property
-    def _stored(self) -> tuple[Row, ...]:
+    def _stored(self) -> tuple[PlannedTensor, ...]:
         return tuple(row for row in self.rows if row.type != TABLE)
 
     @property
     def weights(self) -> int:
         """Number of weights; what is computed from the config is none, and a copy does not count again."""
-        return Plan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
+        return StoragePlan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
 
     @property
     def bits_per_weight(self) -> float:
@@ -94,20 +94,22 @@ class OnnxPlan(Plan):
         return sum(row.bytes for row in self._stored) * 8 / self.weights
 
 
-def types_named(name: str) -> Types:
+def onnx_recipe(name: str) -> OnnxRecipe:
     """A file type by name. Errors: RecipeError listing the names."""
-    found = TYPES.get(name.lower())
+    found = RECIPES.get(name.lower())
     if found is None:
-        raise RecipeError(f"ONNX cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
+        raise RecipeError(f"ONNX cannot be written as {name!r}", f"Give one of {', '.join(RECIPES)} with -q")
     return found
 
 
-def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], settings: Settings) -> OnnxPlan:
+def plan(
+    types: OnnxRecipe, sources: Sequence[SourceTensor], tables: Sequence[PlannedTensor], settings: OnnxSettings
+) -> OnnxPlan:
     """Decide about every weight. Tensors that read the same are one weight if they are stored alike."""
     tied = not any(source.slot[0] == "output" for source in sources)
-    asked = {source: asked_of(types, source, tied, settings) for source in sources}
+    asked = {source: requested_storage(types, source, tied, settings) for source in sources}
     in_turn = not settings.portable
-    weights = weights_of(sources, lambda source: asked[source][0], in_turn=in_turn, apart=settings.apart)
+    weights = group_weights(sources, lambda source: asked[source][0], in_turn=in_turn, apart=settings.apart)
     widths = {weight.shape[-1] for weight in weights if len(weight.shape) == 3}
     decided = [(weight, *_decided(weight, *asked[weight.parts[0].source], settings, widths)) for weight in weights]
     head = next(at for at, weight in enumerate(weights) if ("embedding" if tied else "output") in weight.slots)
@@ -118,19 +120,19 @@ def plan(types: Types, sources: Sequence[Source], tables: Sequence[Row], setting
 
 
 def _first_look(
-    types: Types, weights: Sequence[Weight], head: Weight, settings: Settings
-) -> list[tuple[Weight, Row, Storage]]:
+    types: OnnxRecipe, weights: Sequence[Weight], head: Weight, settings: OnnxSettings
+) -> list[tuple[Weight, PlannedTensor, Storage]]:
     """The copy of the head, where it is worth one. It lies behind it, as both are written at the same time."""
     names = {weight.name for weight in weights}
     if types.first_look is None or settings.portable or "lm_head.bias" in names or head.shape[0] < LARGE_VOCABULARY:
         return []
-    if not isinstance(fitting(types.first_look, {head.shape[-1]}), Codes):
+    if not isinstance(fit_block(types.first_look, {head.shape[-1]}), NBitsBlocks):
         return []
     copy = replace(head, name=COARSE)
     size = sum(form.bytes for form in types.first_look.forms(copy.shape))
     kind, dtype = types.first_look.name, head.parts[0].source.dtype.lower()
     why = "a first look over the vocabulary; the best are then computed with the head itself"
-    return [(copy, Row(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
+    return [(copy, PlannedTensor(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
 
 
 def check_fallback(found: OnnxPlan) -> None:
@@ -146,25 +148,27 @@ def check_fallback(found: OnnxPlan) -> None:
 
 
 def _decided(
-    weight: Weight, asked: Storage, reason: str, settings: Settings, experts: Collection[int]
-) -> tuple[Row, Storage]:
+    weight: Weight, asked: Storage, reason: str, settings: OnnxSettings, experts: Collection[int]
+) -> tuple[PlannedTensor, Storage]:
     """What a weight gets of what is asked for, as its rows allow."""
     chosen: Storage = asked
-    if isinstance(asked, Codes):
+    if isinstance(asked, NBitsBlocks):
         widths = experts if len(weight.shape) == 3 else {weight.shape[-1]}
         why = _whole_rows(weight, settings)
-        chosen = fitting(asked, widths) if why else asked
+        chosen = fit_block(asked, widths) if why else asked
         if chosen != asked:
             reason = f"rows of {_either(widths)} are no multiple of {asked.block}, as {why} needs"
-        if settings.portable and isinstance(chosen, Codes):
-            chosen = Blocked(chosen.bits, chosen.block)
+        if settings.portable and isinstance(chosen, NBitsBlocks):
+            chosen = StandardBlocks(chosen.bits, chosen.block)
     size = sum(form.bytes for form in chosen.forms(weight.shape))
     dtype = weight.parts[0].source.dtype.lower()
     wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is no other type
-    return Row(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
+    return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
 
 
-def asked_of(types: Types, source: Source, tied: bool, settings: Settings) -> tuple[Storage, str]:
+def requested_storage(
+    types: OnnxRecipe, source: SourceTensor, tied: bool, settings: OnnxSettings
+) -> tuple[Storage, str]:
     """The storage that is asked for, and why."""
     slot, layer, part = source.slot
     if len(source.shape) < 2 or part != "weight" or slot.endswith("_norm"):
@@ -175,20 +179,20 @@ def asked_of(types: Types, source: Source, tied: bool, settings: Settings) -> tu
         both = ", and the embedding is read from it" if slot == "embedding" else ""
         kept = _bits(types.head) != _bits(types.matrices)
         return types.head, ("the output matrix keeps more bits" if kept else "the recipe") + both
-    if isinstance(types.matrices, Codes) and layer is not None and (slot, layer) in settings.choices:
+    if isinstance(types.matrices, NBitsBlocks) and layer is not None and (slot, layer) in settings.choices:
         return settings.choices[slot, layer]
     special = types.slots.get(slot)
     storage = types.matrices if special is None else special
-    more = isinstance(storage, Codes) and _bits(storage) != _bits(types.matrices)
+    more = isinstance(storage, NBitsBlocks) and _bits(storage) != _bits(types.matrices)
     reason = "few weights, on which much depends" if more else "the recipe"
-    return (_as_set(storage, source, settings) if isinstance(storage, Codes) else storage), reason
+    return (_as_set(storage, source, settings) if isinstance(storage, NBitsBlocks) else storage), reason
 
 
 def _bits(storage: Storage) -> str:
     return storage.name.split("/")[0]
 
 
-def _as_set(wanted: Codes, source: Source, settings: Settings) -> Codes:
+def _as_set(wanted: NBitsBlocks, source: SourceTensor, settings: OnnxSettings) -> NBitsBlocks:
     """The storage with what the settings say."""
     block = settings.block or wanted.block
     looked_up = source.slot[0] == "embedding"
@@ -197,7 +201,7 @@ def _as_set(wanted: Codes, source: Source, settings: Settings) -> Codes:
     return replace(wanted, bits=bits, block=block, symmetric=symmetric)
 
 
-def _whole_rows(weight: Weight, settings: Settings) -> str:
+def _whole_rows(weight: Weight, settings: OnnxSettings) -> str:
     """Why rows must be whole blocks, "" where they need not: a product fills its last block up with zeros."""
     if _is_looked_up(weight):
         return "a lookup"
@@ -214,7 +218,7 @@ def _either(widths: Collection[int]) -> str:
     return " or ".join(str(width) for width in sorted(widths))
 
 
-def fitting(wanted: Codes, widths: Collection[int]) -> Codes | Floats:
+def fit_block(wanted: NBitsBlocks, widths: Collection[int]) -> NBitsBlocks | Floats:
     """The largest block that divides all rows, or f16."""
     blocks = [block for block in (128, 64, 32, 16) if block <= wanted.block]
     whole = [block for block in blocks if all(width % block == 0 for width in widths)]

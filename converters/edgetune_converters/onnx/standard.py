@@ -6,10 +6,10 @@ import numpy as np
 from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Attention, Decoder, Experts, Norm
-from edgetune_converters.onnx.fused import HEAD_MULTIPLE, Fused
-from edgetune_converters.onnx.layout import Array, Placed
+from edgetune_converters.onnx.fused import HEAD_MULTIPLE, FusedOperators
+from edgetune_converters.onnx.layout import ExternalArray, WeightLayout
 from edgetune_converters.onnx.operators import Operators
-from edgetune_converters.onnx.storage import Blocked
+from edgetune_converters.onnx.storage import StandardBlocks
 
 
 class StandardAttention(Operators):
@@ -75,7 +75,7 @@ class StandardAttention(Operators):
         return graph.one("Greater", keys, last)
 
 
-class Standard(StandardAttention):
+class StandardOperators(StandardAttention):
     """The portable graph."""
 
     def linear(self, x: str, module: str, weight: str | None = None) -> str:
@@ -88,7 +88,7 @@ class Standard(StandardAttention):
         """A lookup; of codes and scales first, then their product."""
         placed, graph = self._weights[name], self.graph
         found = [graph.one("Gather", graph.external(array), ids, axis=0) for array in placed.arrays]
-        if isinstance(placed.storage, Blocked):
+        if isinstance(placed.storage, StandardBlocks):
             return graph.one("DequantizeLinear", *found, axis=-1, block_size=placed.storage.block)
         return found[0] if placed.storage.name == "f32" else graph.one("Cast", found[0], to=TensorProto.FLOAT)
 
@@ -118,19 +118,19 @@ class Standard(StandardAttention):
         best, _ = graph.add("TopK", [shares, graph.integers(part.used)], 2, axis=-1)
         least = graph.one("ReduceMin", best, graph.integers(-1), keepdims=1)
         chosen = graph.one("Where", graph.one("GreaterOrEqual", shares, least), shares, graph.number(0.0))
-        if not part.normalised:
+        if not part.normalized:
             return chosen
         return graph.one("Div", chosen, graph.one("ReduceSum", best, graph.integers(-1), keepdims=1))
 
     def _product(self, x: str, matrix: str) -> str:
         return self.graph.one("MatMul", x, self.graph.one("Transpose", matrix, perm=[1, 0]))
 
-    def _matrix(self, placed: Placed, expert: int | None = None) -> str:
+    def _matrix(self, placed: WeightLayout, expert: int | None = None) -> str:
         """A matrix in f32, or that of one expert."""
         graph = self.graph
         arrays = placed.arrays if expert is None else [_of_expert(array, expert) for array in placed.arrays]
         stored = [graph.external(array) for array in arrays]
-        if isinstance(placed.storage, Blocked):
+        if isinstance(placed.storage, StandardBlocks):
             return graph.one("DequantizeLinear", *stored, axis=1, block_size=placed.storage.block)
         return stored[0] if placed.storage.name == "f32" else graph.one("Cast", stored[0], to=TensorProto.FLOAT)
 
@@ -138,21 +138,21 @@ class Standard(StandardAttention):
         return self.graph.one("RotaryEmbedding", *[x, *tables, places], domain="", **sizes)
 
 
-class Narrow(StandardAttention, Fused):
+class FusedWithStandardAttention(StandardAttention, FusedOperators):
     """ONNX Runtime's operators, but for an attention whose heads are of a size that these do not take."""
 
 
-def _of_expert(array: Array, number: int) -> Array:
+def _of_expert(array: ExternalArray, number: int) -> ExternalArray:
     """The part of an array that belongs to one expert."""
     count, *shape = array.form.shape
     size = array.form.bytes // count
     form = array.form._replace(shape=tuple(shape), bytes=size)
-    return Array(f"{array.name}.{number}", form, array.offset + number * size)
+    return ExternalArray(f"{array.name}.{number}", form, array.offset + number * size)
 
 
 def operators_for(decoder: Decoder, *, portable: bool) -> type[Operators]:
     """The fast operators, or those that every runtime has."""
     if portable:
-        return Standard
+        return StandardOperators
     whole = all(block.attention.head_dim % HEAD_MULTIPLE == 0 for block in decoder.blocks)
-    return Fused if whole else Narrow
+    return FusedOperators if whole else FusedWithStandardAttention

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 import edgetune_native
-from edgetune_converters.quantization.encode import store
+from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.tensors import F32
 
 ALIGNMENT = 4096  # a page: arrays are mapped one by one
 
 
-class Form(NamedTuple):
+class ArraySpec(NamedTuple):
     """One array of a stored weight: what is added to its name, its type, its shape and its bytes."""
 
     suffix: str
@@ -33,20 +33,20 @@ class Floats:
 
     name: Literal["f32", "f16"] = "f32"
 
-    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """The one array."""
         kind, size = (TensorProto.FLOAT, 4) if self.name == "f32" else (TensorProto.FLOAT16, 2)
-        return [Form("", kind, shape, size * math.prod(shape))]
+        return [ArraySpec("", kind, shape, size * math.prod(shape))]
 
     def store(
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
     ) -> Sequence[NDArray[np.uint8]]:
         """Rows as bytes. Errors: RecipeError where f16 would overflow."""
-        return [np.ascontiguousarray(store(rows, self.name, name, threads)).view(np.uint8)]
+        return [np.ascontiguousarray(encode_rows(rows, self.name, name, threads)).view(np.uint8)]
 
 
 @dataclass(frozen=True)
-class Codes:
+class NBitsBlocks:
     """Blocks of `block` weights along a row, as MatMulNBits reads them: scale * (code - zero point).
 
     `accuracy` is the operator's accuracy_level: 0 computes in f32, 4 with activations in 8 bits.
@@ -62,17 +62,17 @@ class Codes:
         """As plans and receipts say it: int4/32, int4/32 with zero points."""
         return f"int{self.bits}/{self.block}" + ("" if self.symmetric else "z")
 
-    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """Codes [..., n, blocks, bytes], scales f32 [..., n, blocks] and, where asymmetric, zero points."""
         *lead, columns = shape
         blocks, blob = -(-columns // self.block), self.block * self.bits // 8
         packed = -(-blocks * self.bits // 8)
         rows = math.prod(lead)
         forms = [
-            Form(".codes", TensorProto.UINT8, (*lead, blocks, blob), rows * blocks * blob),
-            Form(".scales", TensorProto.FLOAT, (*lead, blocks), rows * blocks * 4),
+            ArraySpec(".codes", TensorProto.UINT8, (*lead, blocks, blob), rows * blocks * blob),
+            ArraySpec(".scales", TensorProto.FLOAT, (*lead, blocks), rows * blocks * 4),
         ]
-        zeros = Form(".zero_points", TensorProto.UINT8, (*lead, packed), rows * packed)
+        zeros = ArraySpec(".zero_points", TensorProto.UINT8, (*lead, packed), rows * packed)
         return forms if self.symmetric else [*forms, zeros]
 
     def store(
@@ -91,7 +91,7 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class Blocked:
+class StandardBlocks:
     """The same blocks for the standard's DequantizeLinear: signed codes, the zero point is 0. Rows are whole blocks."""
 
     bits: Literal[4, 8]
@@ -102,15 +102,15 @@ class Blocked:
         """As plans and receipts say it."""
         return f"int{self.bits}/{self.block}"
 
-    def forms(self, shape: tuple[int, ...]) -> list[Form]:
+    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """Codes of the shape of the weight, and scales f32 [..., n, blocks]."""
         *lead, columns = shape
         blocks, count = columns // self.block, math.prod(shape)
         kind = TensorProto.INT4 if self.bits == 4 else TensorProto.INT8
         scales = (*lead, blocks)
         return [
-            Form(".codes", kind, shape, count * self.bits // 8),
-            Form(".scales", TensorProto.FLOAT, scales, math.prod(scales) * 4),
+            ArraySpec(".codes", kind, shape, count * self.bits // 8),
+            ArraySpec(".scales", TensorProto.FLOAT, scales, math.prod(scales) * 4),
         ]
 
     def store(
@@ -128,4 +128,4 @@ def _searched(bits: int) -> bool:
     return bits == 4
 
 
-Storage = Floats | Codes | Blocked
+Storage = Floats | NBitsBlocks | StandardBlocks

@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 
 from onnx import NodeProto, TensorProto, helper
 
-from edgetune_converters.architectures import Bound
+from edgetune_converters.architectures import BoundTensor
 from edgetune_converters.architectures.decoder import Slot
 from edgetune_converters.onnx.builder import CONTRIB
-from edgetune_converters.onnx.layout import Source
-from edgetune_converters.onnx.plan import Settings, Types, asked_of, fitting
-from edgetune_converters.onnx.storage import Codes, Floats, Storage
+from edgetune_converters.onnx.layout import SourceTensor
+from edgetune_converters.onnx.plan import OnnxRecipe, OnnxSettings, fit_block, requested_storage
+from edgetune_converters.onnx.storage import Floats, NBitsBlocks, Storage
 
 _TURNED = [1, 0]
 _F32 = Floats("f32")
 
-SlotOf = Callable[[str], Slot | None]
+SlotLookup = Callable[[str], Slot | None]
 """The slot of a weight by its name, where the family's table knows it."""
 
 
-class Manner(NamedTuple):
+class WeightUsage(NamedTuple):
     """What is done with a weight: products with its transpose, lookups of its rows, anything else."""
 
     multiplied: bool
@@ -36,7 +36,7 @@ class Manner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Use:
+class WeightNodes:
     """The nodes that take a weight: those that transpose it for a product, these products, lookups, and others."""
 
     turning: tuple[NodeProto, ...]
@@ -45,12 +45,12 @@ class Use:
     others: tuple[NodeProto, ...]
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> WeightUsage:
         """What is done with it."""
-        return Manner(bool(self.products), bool(self.lookups), bool(self.others))
+        return WeightUsage(bool(self.products), bool(self.lookups), bool(self.others))
 
 
-class Uses:
+class NodeIndex:
     """How a graph uses its weights."""
 
     def __init__(self, graph: Any) -> None:
@@ -59,7 +59,7 @@ class Uses:
             for name in dict.fromkeys(node.input):
                 self._taking.setdefault(name, []).append(node)
 
-    def of(self, name: str) -> Use:
+    def of(self, name: str) -> WeightNodes:
         """Of one weight."""
         turning: list[NodeProto] = []
         products: list[NodeProto] = []
@@ -74,7 +74,7 @@ class Uses:
                 lookups.append(node)
             else:
                 others.append(node)
-        return Use(tuple(turning), tuple(products), tuple(lookups), tuple(others))
+        return WeightNodes(tuple(turning), tuple(products), tuple(lookups), tuple(others))
 
 
 def _transposes(node: NodeProto) -> bool:
@@ -90,7 +90,7 @@ def _attributes(node: NodeProto) -> Mapping[str, Any]:
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def slots_by_name(bound: Sequence[Bound]) -> SlotOf:
+def slots_by_name(bound: Sequence[BoundTensor]) -> SlotLookup:
     """By the names of the checkpoint, with or without what transformers puts before them."""
     known = {
         name: (item.slot, item.layer, item.part)
@@ -107,50 +107,54 @@ def slots_by_name(bound: Sequence[Bound]) -> SlotOf:
     return slot_of
 
 
-def storage_of(
-    name: str, shape: Sequence[int], manner: Manner, types: Types, settings: Settings, slot: Slot | None
+def choose_storage(
+    name: str, shape: Sequence[int], manner: WeightUsage, types: OnnxRecipe, settings: OnnxSettings, slot: Slot | None
 ) -> tuple[Storage, Storage]:
     """How a weight is stored, and what the type asks for where its rows or its use do not allow that.
 
     Vectors (norms, biases) stay in 32 bits: they are few, and an error in them meets every row.
     """
-    if not isinstance(types.matrices, Codes):
+    if not isinstance(types.matrices, NBitsBlocks):
         kind = types.matrices if len(shape) > 1 else _F32
         return kind, kind
     if name.endswith("bias"):
         return _F32, _F32
     tied = manner.multiplied and manner.looked_up
-    asked, _ = asked_of(types, Source(0, slot or _guessed(shape, manner), tuple(shape), "F32"), tied, settings)
-    if not isinstance(asked, Codes):
+    asked, _ = requested_storage(
+        types, SourceTensor(0, slot or _guessed(shape, manner), tuple(shape), "F32"), tied, settings
+    )
+    if not isinstance(asked, NBitsBlocks):
         return asked, asked
     if manner.otherwise:
         return Floats("f16"), asked
-    stored = fitting(asked, {shape[-1]}) if manner.looked_up else asked
+    stored = fit_block(asked, {shape[-1]}) if manner.looked_up else asked
     return stored, asked if isinstance(stored, Floats) else stored
 
 
-def _guessed(shape: Sequence[int], manner: Manner) -> Slot:
+def _guessed(shape: Sequence[int], manner: WeightUsage) -> Slot:
     """Of a weight that the table does not know by this name."""
     if len(shape) > 2:
         return "expert_gate", 0, "weight"
     return ("embedding", None, "weight") if manner.looked_up else ("", 0, "weight")
 
 
-def rewritten(name: str, shape: Sequence[int], use: Use, storage: Codes) -> list[tuple[NodeProto, NodeProto | None]]:
+def replacement_nodes(
+    name: str, shape: Sequence[int], use: WeightNodes, storage: NBitsBlocks
+) -> list[tuple[NodeProto, NodeProto | None]]:
     """For each node that goes the one that comes in its place, on arrays NAME.codes, NAME.scales, NAME.zero_points."""
     changed: list[tuple[NodeProto, NodeProto | None]] = [(node, None) for node in use.turning]
     changed += [(node, _product(name, shape, node, storage)) for node in use.products]
     return changed + [(node, _lookup(name, shape, node, storage)) for node in use.lookups]
 
 
-def _product(name: str, shape: Sequence[int], node: NodeProto, storage: Codes) -> NodeProto:
+def _product(name: str, shape: Sequence[int], node: NodeProto, storage: NBitsBlocks) -> NodeProto:
     inputs = [node.input[0], *(name + form.suffix for form in storage.forms(tuple(shape)))]
     sizes = {"K": shape[1], "N": shape[0], "bits": storage.bits, "block_size": storage.block}
     sizes["accuracy_level"] = storage.accuracy
     return helper.make_node("MatMulNBits", inputs, list(node.output), name=node.name, domain=CONTRIB, **sizes)
 
 
-def _lookup(name: str, shape: Sequence[int], node: NodeProto, storage: Codes) -> NodeProto:
+def _lookup(name: str, shape: Sequence[int], node: NodeProto, storage: NBitsBlocks) -> NodeProto:
     inputs = [rows_name(name), node.input[1], f"{name}.scales"]
     sizes = {"bits": storage.bits, "block_size": storage.block}
     return helper.make_node(
@@ -164,6 +168,6 @@ def rows_name(name: str) -> str:
     return f"{name}.codes.rows"
 
 
-def widening(name: str) -> NodeProto:
+def cast_to_f32(name: str) -> NodeProto:
     """The node that makes f32 of a weight in 16 bits."""
     return helper.make_node("Cast", [name], [f"{name}.f32"], name=f"{name}.f32/Cast", to=TensorProto.FLOAT)

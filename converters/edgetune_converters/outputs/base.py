@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from edgetune_converters.merging.stream import Block, MakeBlock
-from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.merging.stream import MakeBlock, RowBlock
+from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 
@@ -33,7 +33,7 @@ class Summary(NamedTuple):
     tuning: dict[str, Any] | None = None
 
 
-class Taken(Protocol):
+class StreamTensor(Protocol):
     """A tensor of a pass."""
 
     @property
@@ -64,7 +64,7 @@ class Output(Protocol):
         """Bytes it will have."""
 
     @property
-    def tensors(self) -> Sequence[Taken]:
+    def tensors(self) -> Sequence[StreamTensor]:
         """What it takes from the pass, in this order. Outputs that have the same list share each block."""
 
     def __enter__(self) -> Self: ...
@@ -73,13 +73,13 @@ class Output(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def convert(self, index: int, block: Block, threads: int) -> Any:
+    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
         """A block of tensor `index` as it is stored. Called on several threads, for blocks in any order."""
 
     def append(self, rows: Any) -> None:
         """Write what `convert` gave; blocks come in order."""
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """All blocks have come, and the base's hashes are known: write what is left, and force it to disk."""
 
     def verify(self) -> None:

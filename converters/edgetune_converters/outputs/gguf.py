@@ -13,30 +13,30 @@ from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
-from edgetune_converters.merging.stream import Block
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.outputs.gguf_files import GgufFiles
+from edgetune_converters.merging.stream import RowBlock
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.outputs.gguf_files import StagedGguf
 from edgetune_converters.quantization import recipes
-from edgetune_converters.quantization.delta_survival import Survival
-from edgetune_converters.quantization.encode import store
-from edgetune_converters.quantization.imatrix import Importance, check_needed
-from edgetune_converters.quantization.recipes import Plan
+from edgetune_converters.quantization.delta_survival import DeltaSurvival
+from edgetune_converters.quantization.encode import encode_rows
+from edgetune_converters.quantization.imatrix import ImportanceMatrix, check_needed
+from edgetune_converters.quantization.recipes import StoragePlan
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
-class GgufOutput(GgufFiles):
+class GgufOutput(StagedGguf):
     """The file or files of one plan. `metadata` are the keys that do not depend on the plan."""
 
     def __init__(
         self,
-        plan: Plan,
-        tensors: Sequence[Taken],
+        plan: StoragePlan,
+        tensors: Sequence[StreamTensor],
         path: Path,
         metadata: Mapping[str, Value],
         *,
         overrides: tuple[str, ...] = (),
-        importance: Importance | None = None,
+        importance: ImportanceMatrix | None = None,
         measure_survival: bool = False,
         split_max_size: int | None = None,
     ) -> None:
@@ -48,14 +48,14 @@ class GgufOutput(GgufFiles):
         specs = [TensorSpec(row.name, row.shape, recipes.storage_of(row)) for row in plan.rows]
         complete = _complete(metadata, plan, overrides) | (importance.metadata if importance else {})
         super().__init__(SplitWriter(path, complete, specs, split_max_size, settled=False))
-        self._survival = Survival() if measure_survival else None
+        self._survival = DeltaSurvival() if measure_survival else None
 
     @property
-    def tensors(self) -> Sequence[Taken]:
+    def tensors(self) -> Sequence[StreamTensor]:
         """Those of the model, in the order of the plan."""
         return self._tensors
 
-    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+    def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
         """A block of tensor `index` of the plan, quantized."""
         row = self._plan.rows[index]
 
@@ -70,9 +70,9 @@ class GgufOutput(GgufFiles):
     def _store(self, index: int, first: int, rows: NDArray[Any], threads: int) -> NDArray[Any]:
         row = self._plan.rows[index]
         if self._importance is None or len(row.shape) < 2:
-            return store(rows, row.type, row.name, threads)
+            return encode_rows(rows, row.type, row.name, threads)
         pieces = self._importance.pieces(row.name, row.shape, first, rows)
-        stored = [store(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
+        stored = [encode_rows(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
         return stored[0] if len(stored) == 1 else np.concatenate(stored)
 
     def publish(self) -> Summary:
@@ -94,11 +94,11 @@ class GgufOutput(GgufFiles):
             files=files if len(files) > 1 else {},
             overrides=self._overrides,
             notes=tuple(self._notes),
-            imatrix=None if self._importance is None else self._importance.named,
+            imatrix=None if self._importance is None else self._importance.receipt_entry,
         )
 
 
-def _check_importance(plan: Plan, importance: Importance | None) -> list[str]:
+def _check_importance(plan: StoragePlan, importance: ImportanceMatrix | None) -> list[str]:
     """What is to be said of the importance matrix. Errors: RecipeError when it does not fit, or is needed."""
     if importance is None:
         check_needed((row.name, row.type) for row in plan.rows)
@@ -106,7 +106,7 @@ def _check_importance(plan: Plan, importance: Importance | None) -> list[str]:
     return importance.check((row.name, row.shape, row.type) for row in plan.rows)
 
 
-def _complete(metadata: Mapping[str, Value], plan: Plan, overrides: tuple[str, ...]) -> dict[str, Value]:
+def _complete(metadata: Mapping[str, Value], plan: StoragePlan, overrides: tuple[str, ...]) -> dict[str, Value]:
     """The metadata of one file: general keys first, as readers expect the architecture early."""
     own = {
         "general.file_type": u32(plan.recipe.file_type),

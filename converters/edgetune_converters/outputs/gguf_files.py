@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.values import string
-from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.provenance.hashing import InputHashes
 
 
-class GgufFiles:
+class StagedGguf:
     """The part of an `Output` that writes."""
 
     def __init__(self, writer: SplitWriter) -> None:
@@ -43,7 +43,7 @@ class GgufFiles:
         """Write the next rows."""
         self._writer.append(rows)
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """Write the hashes of the base and of the data, for which there were only places."""
         self._writer.settle(
             {keys.BASE_HASH: string(identity.base_hash), keys.DATA_HASH: string(self._writer.data_hash())}

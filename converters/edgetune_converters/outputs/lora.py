@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.adapters.lora import Change
-from edgetune_converters.architectures import Bound, Piece, slots
+from edgetune_converters.architectures import BoundTensor, Piece, slots
 from edgetune_converters.architectures.operations import View
 from edgetune_converters.errors import AdapterError, RecipeError
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitWriter
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
-from edgetune_converters.merging.stream import Block
+from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.model import Model
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.outputs.gguf_files import GgufFiles
-from edgetune_converters.provenance.hashing import Identity
-from edgetune_converters.quantization.encode import store
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.outputs.gguf_files import StagedGguf
+from edgetune_converters.provenance.hashing import InputHashes
+from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import F32, RowIndex
 
@@ -50,14 +50,14 @@ def check_type(name: str) -> str:
     raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
 
 
-def factors_of_model(model: Model) -> list[Factor]:
+def lora_factors_of_model(model: Model) -> list[Factor]:
     """A and B of every tensor that the adapter of a model changes. Errors: AdapterError, also when there is none."""
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
-    return factors_of(model.bound, model.changes, model.checkpoint)
+    return lora_factors(model.bound, model.changes, model.checkpoint)
 
 
-def factors_of(bound: Sequence[Bound], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
+def lora_factors(bound: Sequence[BoundTensor], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
     """A and B of every changed tensor. Errors: AdapterError listing what llama.cpp's adapters have no place for."""
     tied = _tied(bound, checkpoint)
     factors: list[Factor] = []
@@ -79,13 +79,13 @@ def _change(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
     return changes.get(piece.target) or (changes.get(piece.part_of.target) if piece.part_of else None)
 
 
-def _tied(bound: Sequence[Bound], checkpoint: Checkpoint) -> bool:
+def _tied(bound: Sequence[BoundTensor], checkpoint: Checkpoint) -> bool:
     """Whether the base's GGUF file has one matrix for both ends."""
     ends = [item.pieces[0].source.name for item in bound if item.slot in (slots.EMBEDDING, slots.OUTPUT)]
     return len(ends) == 1 or ends[0] == ends[1] or checkpoint.equal(ends[0], ends[1])
 
 
-def _refused(item: Bound, changes: Mapping[str, Change], checkpoint: Checkpoint, tied: bool) -> str | None:
+def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Checkpoint, tied: bool) -> str | None:
     first = item.pieces[0]
     change = changes.get(first.target)
     if change is None or len({piece.target for piece in item.pieces}) > 1 or _is_stack(change):
@@ -94,7 +94,7 @@ def _refused(item: Bound, changes: Mapping[str, Change], checkpoint: Checkpoint,
         return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
     if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):
         return "the embedding is also the output matrix, which llama.cpp cannot change on one side"
-    if any(piece.view.unit or (piece.view.turn and not piece.stored_turned) for piece in item.pieces):
+    if any(piece.view.unit or (piece.view.transpose and not piece.stored_transposed) for piece in item.pieces):
         return "its rows are made in a way that A and B do not follow"
     return None
 
@@ -116,14 +116,14 @@ def _replaces(piece: Piece, change: Change, checkpoint: Checkpoint) -> bool:
     return False
 
 
-def _pair(item: Bound, changes: Mapping[str, Change]) -> list[Factor]:
+def _pair(item: BoundTensor, changes: Mapping[str, Change]) -> list[Factor]:
     """A [r, k] and B [n, r]; B follows the rows of its tensor. An embedding is looked up, so its pair is the other way
     round: A [n, r] is looked up and B [k, r] multiplied."""
     change = changes[item.pieces[0].target]
     if change.factors is None:
         return []
     left, right = change.factors()
-    if item.pieces[0].stored_turned:
+    if item.pieces[0].stored_transposed:
         left, right = right.T, left.T
     rows = np.concatenate([_seen(piece, left) for piece in item.pieces])
     a, b = (rows, right.T) if item.slot == slots.EMBEDDING else (right, rows)
@@ -145,10 +145,10 @@ def _seen(piece: Piece, left: F32) -> F32:
     return view.read(read, left.shape[1], 0, view.shape(*left.shape)[0])
 
 
-class LoraOutput(GgufFiles):
+class LoraOutput(StagedGguf):
     """The file. An adapter is small: it is written at the end of the pass, and takes nothing from the stream."""
 
-    tensors: Sequence[Taken] = ()
+    tensors: Sequence[StreamTensor] = ()
 
     def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
         self._type = type_name
@@ -157,14 +157,14 @@ class LoraOutput(GgufFiles):
         own = {"general.type": string("adapter"), "adapter.type": string("lora"), "adapter.lora.alpha": f32(0.0)}
         super().__init__(SplitWriter(path, {**general, **own}, specs, settled=False))
 
-    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+    def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
         """Never asked: the adapter is not part of a stream."""
         raise AssertionError("an adapter takes nothing from the stream")
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """Write the factors, then as every GGUF file."""
         for item in self._factors:
-            self.append(store(item.values, self._type, item.name, 0))
+            self.append(encode_rows(item.values, self._type, item.name, 0))
         super().finish(identity)
 
     def publish(self) -> Summary:

@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files import directory
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.files.directory import Documents
-from edgetune_converters.files.region_file import PlacedFile, Region
+from edgetune_converters.files.directory import CompanionFiles
+from edgetune_converters.files.region_file import Region, RegionFile
 from edgetune_converters.gguf import keys
-from edgetune_converters.merging.stream import Block, MergedTensor
-from edgetune_converters.onnx.genai import Sizes, genai_config
-from edgetune_converters.onnx.layout import Array, Part, Placed
-from edgetune_converters.onnx.model import DATA_FILE, OnnxModel, uses
+from edgetune_converters.merging.stream import MergedTensor, RowBlock
+from edgetune_converters.onnx.genai import DecoderSizes, genai_config
+from edgetune_converters.onnx.layout import ExternalArray, WeightLayout, WeightPart
+from edgetune_converters.onnx.model import DATA_FILE, DecoderGraph, uses_by_source
 from edgetune_converters.onnx.storage import Floats
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 GRAPH_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"
 
 
-class Stored(NamedTuple):
+class EncodedBlock(NamedTuple):
     """A block as it is written: the number of its tensor, its rows, and the bytes for each array of each weight."""
 
     number: int
@@ -53,12 +53,12 @@ class OnnxOutput:
     def __init__(
         self,
         path: Path,
-        model: OnnxModel,
+        model: DecoderGraph,
         tensors: Sequence[MergedTensor],
-        documents: Documents,
+        documents: CompanionFiles,
         proof: Mapping[str, str],
-        ends: Ends,
-        importance: Importance | None = None,
+        ends: SpecialTokenIds,
+        importance: ImportanceMatrix | None = None,
         extra: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._extra = extra
@@ -70,14 +70,14 @@ class OnnxOutput:
         self._ends = ends
         directory.check_tokenizer(documents.tokenizer)
         self._graph = model.graph(tool_versions()["edgetune"])
-        self._uses = uses(model.placed)
+        self._uses = uses_by_source(model.placed)
         self._numbers = sorted(self._uses)  # of the tensors that are a part of the graph
         self._tensors = [tensors[number] for number in self._numbers]
         self._importance = importance
         self._notes = [] if importance is None else importance.check(self._quantized())
         self._written: dict[int, int] = {}  # rows of each tensor
         self._computed = model.computed()
-        self._file: PlacedFile | None = None
+        self._file: RegionFile | None = None
         self._hashes: dict[str, str] = {}
         self._published = False
 
@@ -87,7 +87,7 @@ class OnnxOutput:
         return self._path
 
     @property
-    def tensors(self) -> Sequence[Taken]:
+    def tensors(self) -> Sequence[StreamTensor]:
         """Those that are a part of the graph."""
         return self._tensors
 
@@ -102,7 +102,7 @@ class OnnxOutput:
             shutil.rmtree(self._partial)
         self._partial.mkdir(parents=True)
         regions = (Region(array.offset, array.form.bytes) for array in self._model.arrays)
-        self._file = PlacedFile(self._partial / DATA_FILE, self._model.size, regions)
+        self._file = RegionFile(self._partial / DATA_FILE, self._model.size, regions)
         return self
 
     def __exit__(
@@ -113,7 +113,7 @@ class OnnxOutput:
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def convert(self, index: int, block: Block, threads: int) -> Any:
+    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
         """A block of tensor `index` of those taken, in the storage of its weight."""
         number = self._numbers[index]
         taking = [placed for placed, _ in self._uses[number]]
@@ -121,7 +121,7 @@ class OnnxOutput:
         rows = block.rows.reshape(-1, shape[-1] if len(shape) > 1 else block.rows.size)
         count = len(rows) if len(shape) > 1 else rows.size
         pieces = self._weighted(index, block.first, rows)
-        return Stored(number, count, [_stored(placed, pieces, threads) for placed in taking])
+        return EncodedBlock(number, count, [_stored(placed, pieces, threads) for placed in taking])
 
     def append(self, rows: Any) -> None:
         """Write what `convert` gave, and a piece of the tables: this thread has time."""
@@ -154,7 +154,7 @@ class OnnxOutput:
             if not isinstance(storage, Floats):
                 yield tensor.gguf_name, tensor.shape, storage.name
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """Write tables, graph and documents. Errors: ArtifactError when a tensor is not complete."""
         wanted = {number: using[0][1].rows for number, using in self._uses.items()}
         if self._written != wanted:
@@ -167,7 +167,7 @@ class OnnxOutput:
         self._proof |= {keys.BASE_HASH: identity.base_hash}
         self._write_graph()
         directory.copy_tokenizer(self._documents, self._partial)
-        directory.write_json(self._partial / CONFIG_FILE, genai_config(Sizes.of(self._model), self._ends))
+        directory.write_json(self._partial / CONFIG_FILE, genai_config(DecoderSizes.of(self._model), self._ends))
 
     def verify(self) -> None:
         """Read the graph back. Errors: ArtifactError."""
@@ -199,10 +199,10 @@ class OnnxOutput:
             files=dict(sorted(self._hashes.items())),
             notes=tuple(self._notes),
             tuning=None if self._model.settings.tuning is None else dict(self._model.settings.tuning),
-            imatrix=None if self._importance is None else self._importance.named,
+            imatrix=None if self._importance is None else self._importance.receipt_entry,
         )
 
-    def _write_table(self, piece: tuple[Array, int, F32] | None) -> None:
+    def _write_table(self, piece: tuple[ExternalArray, int, F32] | None) -> None:
         if piece is None:
             return
         assert self._file is not None
@@ -226,7 +226,9 @@ class OnnxOutput:
         (self._partial / GRAPH_FILE).write_bytes(self._graph.SerializeToString())
 
 
-def _stored(placed: Placed, pieces: Sequence[tuple[NDArray[Any], F32 | None]], threads: int) -> Sequence[NDArray[Any]]:
+def _stored(
+    placed: WeightLayout, pieces: Sequence[tuple[NDArray[Any], F32 | None]], threads: int
+) -> Sequence[NDArray[Any]]:
     """Rows as each array of a weight holds them."""
     made = [placed.storage.store(rows, placed.weight.name, threads, weights) for rows, weights in pieces]
     return made[0] if len(made) == 1 else [np.concatenate(arrays) for arrays in zip(*made, strict=True)]
@@ -240,7 +242,7 @@ class _Run(NamedTuple):
     many: int
 
 
-def _runs(placed: Placed, part: Part, done: int, count: int) -> list[_Run]:
+def _runs(placed: WeightLayout, part: WeightPart, done: int, count: int) -> list[_Run]:
     """Where rows done..done+count of a tensor go. Of experts, each has its rows of every part."""
     if len(placed.weight.shape) < 3:
         return [_Run(0, part.first + done, count)]

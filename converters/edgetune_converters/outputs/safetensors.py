@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.files.directory import Documents, check_tokenizer, copy, copy_tokenizer, write_json
+from edgetune_converters.files.directory import CompanionFiles, check_tokenizer, copy, copy_tokenizer, write_json
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
-from edgetune_converters.merging.stream import Block
-from edgetune_converters.outputs.base import Summary, Taken
-from edgetune_converters.provenance.hashing import Identity
+from edgetune_converters.merging.stream import RowBlock
+from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
-from edgetune_converters.quantization.encode import store
+from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
 
@@ -62,7 +62,7 @@ class SafetensorsOutput:
     """The directory. `type_name` "base" keeps the type of each tensor."""
 
     def __init__(
-        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], documents: Documents, shard: int | None
+        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], documents: CompanionFiles, shard: int | None
     ) -> None:
         self._path = path
         self._partial = path.with_name(path.name + ".partial")
@@ -85,7 +85,7 @@ class SafetensorsOutput:
         return self._path
 
     @property
-    def tensors(self) -> Sequence[Taken]:
+    def tensors(self) -> Sequence[StreamTensor]:
         """Those of the base."""
         return self._tensors
 
@@ -109,11 +109,11 @@ class SafetensorsOutput:
         if not self._published:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def convert(self, index: int, block: Block, threads: int) -> NDArray[Any]:
+    def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
         """A block of tensor `index` in its type."""
         entry = self._entries[index]
         rows = block.rows if len(entry.shape) > 1 else block.rows.reshape(1, -1)
-        return store(rows, entry.type, entry.name, threads)
+        return encode_rows(rows, entry.type, entry.name, threads)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows; after a shard that is full the next begins."""
@@ -126,7 +126,7 @@ class SafetensorsOutput:
             if len(self._open) < len(self._shards):
                 self._next_shard()
 
-    def finish(self, identity: Identity) -> None:
+    def finish(self, identity: InputHashes) -> None:
         """Write the documents."""
         self._write_documents()
 
@@ -247,7 +247,7 @@ def _index(names: Sequence[str], shards: Sequence[Sequence[_Entry]]) -> dict[str
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
-def _config(documents: Documents, type_name: str) -> dict[str, Any]:
+def _config(documents: CompanionFiles, type_name: str) -> dict[str, Any]:
     """config.json of the merged model: no longer quantized, tied only while the two ends are equal."""
     config = dict(documents.config)
     config.pop("quantization_config", None)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.merging.stream import Block, MakeBlock
-from edgetune_converters.outputs.base import Output, Taken
+from edgetune_converters.files.ordered_pool import run_in_order, split_threads
+from edgetune_converters.merging.stream import MakeBlock, RowBlock
+from edgetune_converters.outputs.base import Output, StreamTensor
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 class _Job(NamedTuple):
     """One tensor on its way, and who takes its blocks under which number."""
 
-    tensor: Taken
+    tensor: StreamTensor
     takers: list[tuple[int, Output]]
 
 
@@ -31,7 +31,7 @@ class _Converted(NamedTuple):
     """One block, and as each taker stores it."""
 
     job: _Job
-    block: Block
+    block: RowBlock
     stored: list[Any]
 
 
@@ -40,9 +40,9 @@ def run(outputs: Sequence[Output], checkpoint: Checkpoint, threads: int, progres
     jobs = list(_jobs(outputs))
     checkpoint.expect(_reads(jobs, checkpoint))
     total = sum(job.tensor.source_bytes for job in jobs)
-    workers, threads = divided(threads)
+    workers, threads = split_threads(threads)
     before = done = 0
-    for job, block, stored in in_order(_calls(jobs, checkpoint, threads), workers):
+    for job, block, stored in run_in_order(_calls(jobs, checkpoint, threads), workers):
         for (_, output), rows in zip(job.takers, stored, strict=True):
             output.append(rows)
         block.release()  # only now: what is stored may be the rows themselves
@@ -78,7 +78,7 @@ def _jobs(outputs: Sequence[Output]) -> Iterator[_Job]:
                 yield _next(queue[0][1], queues)
 
 
-def _next(tensor: Taken, queues: Sequence[tuple[Output, deque[tuple[int, Taken]]]]) -> _Job:
+def _next(tensor: StreamTensor, queues: Sequence[tuple[Output, deque[tuple[int, StreamTensor]]]]) -> _Job:
     """The tensor for all outputs of which it is the next one."""
     takers = [(queue.popleft()[0], output) for output, queue in queues if queue and queue[0][1] is tensor]
     return _Job(tensor, takers)

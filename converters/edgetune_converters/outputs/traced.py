@@ -21,19 +21,27 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from edgetune_converters.errors import RecipeError
 from edgetune_converters.files import directory
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.files.directory import Documents
+from edgetune_converters.files.directory import CompanionFiles
 from edgetune_converters.gguf import keys
 from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.builder import CONTRIB
-from edgetune_converters.onnx.genai import Sizes, genai_config
+from edgetune_converters.onnx.genai import DecoderSizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE
-from edgetune_converters.onnx.plan import PLAIN, Settings, types_named
-from edgetune_converters.onnx.storage import Codes, Floats, Storage
-from edgetune_converters.onnx.traced_weights import SlotOf, Use, Uses, rewritten, rows_name, storage_of, widening
+from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, OnnxSettings, onnx_recipe
+from edgetune_converters.onnx.storage import Floats, NBitsBlocks, Storage
+from edgetune_converters.onnx.traced_weights import (
+    NodeIndex,
+    SlotLookup,
+    WeightNodes,
+    cast_to_f32,
+    choose_storage,
+    replacement_nodes,
+    rows_name,
+)
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.quantization.recipes import MAX_FALLBACK
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import Ends
+from edgetune_converters.tokenizers.ends import SpecialTokenIds
 
 CODES = ("int8", "int4")
 TYPES = ("f32", "f16", *CODES)
@@ -41,26 +49,26 @@ _ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16}
 
 
 @dataclass
-class Drawn:
+class TracedModel:
     """A graph of which some inputs are the weights, by name: writing rounds them to what is stored, in place."""
 
     graph: ModelProto
     weights: Mapping[str, F32]
-    sizes: Sizes
+    sizes: DecoderSizes
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TracedSettings:
     """The type, what is chosen beside it, and how the family's table calls a weight."""
 
     type: str
-    settings: Settings = PLAIN
-    slot_of: SlotOf = lambda name: None
+    settings: OnnxSettings = DEFAULT_SETTINGS
+    slot_of: SlotLookup = lambda name: None
     allow_fallback: bool = False
 
 
 @dataclass
-class Stored:
+class WeightSummary:
     """What was written: the bytes of each type, the type of each weight, and how many numbers they are."""
 
     types: dict[str, int] = field(default_factory=dict)
@@ -82,8 +90,13 @@ class Stored:
 
 
 def write(
-    folder: Path, drawn: Drawn, wanted: Wanted, documents: Documents, ends: Ends, stated: Mapping[str, str]
-) -> Stored:
+    folder: Path,
+    drawn: TracedModel,
+    wanted: TracedSettings,
+    documents: CompanionFiles,
+    ends: SpecialTokenIds,
+    stated: Mapping[str, str],
+) -> WeightSummary:
     """Write graph, weights, tokenizer and genai_config.json into `folder`; the type is one of TYPES.
 
     `stated` goes into the metadata of the graph. Errors: RecipeError where f16 would overflow, or too much does not fit
@@ -106,11 +119,11 @@ def write(
     return stored
 
 
-def _write_weights(path: Path, drawn: Drawn, wanted: Wanted) -> Stored:
+def _write_weights(path: Path, drawn: TracedModel, wanted: TracedSettings) -> WeightSummary:
     """The file of weights, each array at a page boundary; the graph is changed so that it finds them there."""
-    uses = Uses(drawn.graph.graph)
+    uses = NodeIndex(drawn.graph.graph)
     using = {name: uses.of(name) for name in drawn.weights}
-    chosen, stored = _chosen(drawn, wanted, using), Stored()
+    chosen, stored = _chosen(drawn, wanted, using), WeightSummary()
     stored.fallback_share = _checked_share(drawn, chosen, allowed=wanted.allow_fallback)
     changes = _Changes()
     with path.open("xb") as file:
@@ -124,16 +137,18 @@ def _write_weights(path: Path, drawn: Drawn, wanted: Wanted) -> Stored:
     return stored
 
 
-def _chosen(drawn: Drawn, wanted: Wanted, using: Mapping[str, Use]) -> dict[str, tuple[Storage, Storage]]:
+def _chosen(
+    drawn: TracedModel, wanted: TracedSettings, using: Mapping[str, WeightNodes]
+) -> dict[str, tuple[Storage, Storage]]:
     """What each weight gets, and what it was meant to get."""
-    types = types_named(wanted.type)
+    types = onnx_recipe(wanted.type)
     return {
-        name: storage_of(name, weight.shape, using[name].manner, types, wanted.settings, wanted.slot_of(name))
+        name: choose_storage(name, weight.shape, using[name].manner, types, wanted.settings, wanted.slot_of(name))
         for name, weight in drawn.weights.items()
     }
 
 
-def _checked_share(drawn: Drawn, chosen: Mapping[str, tuple[Storage, Storage]], *, allowed: bool) -> float:
+def _checked_share(drawn: TracedModel, chosen: Mapping[str, tuple[Storage, Storage]], *, allowed: bool) -> float:
     """The share of the bytes that could not have the type they were meant to have. Errors: RecipeError past a limit."""
     sizes = {name: _bytes(storage, drawn.weights[name].shape) for name, (storage, _) in chosen.items()}
     odd = {name: size for name, size in sizes.items() if chosen[name][0] != chosen[name][1]}
@@ -161,7 +176,7 @@ class _Changes:
     renamed: dict[str, str] = field(default_factory=dict)
     arrays: list[TensorProto] = field(default_factory=list)
 
-    def apply(self, drawn: Drawn) -> None:
+    def apply(self, drawn: TracedModel) -> None:
         """Change it."""
         graph = drawn.graph.graph
         kept = [self.nodes.get(node.output[0], node) for node in graph.node]
@@ -177,12 +192,14 @@ class _Changes:
         graph.initializer.extend(self.arrays)
 
 
-def _write_weight(file: BinaryIO, name: str, weight: F32, storage: Storage, use: Use, changes: _Changes) -> None:
+def _write_weight(
+    file: BinaryIO, name: str, weight: F32, storage: Storage, use: WeightNodes, changes: _Changes
+) -> None:
     """Store a weight, round it to what was stored, and say what that means for the graph."""
     if isinstance(storage, Floats):
         _write_floats(file, name, weight, storage, use, changes)
         return
-    assert isinstance(storage, Codes)
+    assert isinstance(storage, NBitsBlocks)
     rows = np.ascontiguousarray(weight).reshape(-1, weight.shape[-1])
     arrays = storage.store(rows, name, 0)
     forms = storage.forms(weight.shape)
@@ -194,10 +211,10 @@ def _write_weight(file: BinaryIO, name: str, weight: F32, storage: Storage, use:
             flat = (*lead, blocks * blob)
             changes.arrays.append(_external(rows_name(name), form.dtype, flat, place, form.bytes))
     weight[...] = storage.restored(arrays, rows.shape).reshape(weight.shape)
-    changes.nodes |= {node.output[0]: other for node, other in rewritten(name, weight.shape, use, storage)}
+    changes.nodes |= {node.output[0]: other for node, other in replacement_nodes(name, weight.shape, use, storage)}
 
 
-def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: Use, changes: _Changes) -> None:
+def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: WeightNodes, changes: _Changes) -> None:
     """As numbers. A matrix that is only ever transposed for products is stored so, and the nodes go."""
     turned = bool(use.products) and not use.lookups and not use.others
     values = np.ascontiguousarray(weight.T if turned else weight)
@@ -206,7 +223,7 @@ def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: 
     changes.arrays.append(_external(name, _ELEMENTS[storage.name], values.shape, place, data.nbytes))
     seen = name
     if storage.name == "f16":
-        node = widening(name)
+        node = cast_to_f32(name)
         seen = node.output[0]
         changes.first.append(node)
         changes.renamed[name] = seen
@@ -219,7 +236,7 @@ def _write_floats(file: BinaryIO, name: str, weight: F32, storage: Floats, use: 
 
 def _append(file: BinaryIO, data: NDArray[Any]) -> int:
     """Write at the next page; returns where."""
-    file.seek(layout.aligned(file.tell()))
+    file.seek(layout.align_to_page(file.tell()))
     place = file.tell()
     file.write(np.ascontiguousarray(data).data)
     return place

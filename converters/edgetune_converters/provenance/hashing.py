@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.005  # how often to look how far the pass has come: time for 1
 
 
 @dataclass(frozen=True)
-class Identity:
+class InputHashes:
     """SHA-256 of every file of the base and of the adapter, by file name."""
 
     base: Mapping[str, str]
@@ -38,7 +38,7 @@ class Identity:
         return combined_hash(self.base)
 
 
-class Hashing:
+class InputHasher:
     """Hashes the files of base and adapter on a thread of its own. Leaving the `with` block stops it.
 
     `expected` maps file names of the base to the hashes that they must have, `expected_adapter` those of the adapter.
@@ -103,7 +103,7 @@ class Hashing:
         if self._base.done():
             self.result()
 
-    def result(self) -> Identity:
+    def result(self) -> InputHashes:
         """All hashes. Errors: AdapterError when base or adapter are not those that were expected."""
         self._hurry.set()
         found = self._base.result()
@@ -113,7 +113,7 @@ class Hashing:
                 f"{self._path} is not the base the adapter was trained on: {_listed(sorted(differing))}",
                 "Give the base model that the run's manifest names",
             )
-        return Identity(found, self.adapter)
+        return InputHashes(found, self.adapter)
 
     def _hash(self, files: Sequence[Path]) -> dict[str, str]:
         dropping = [pages.follow() for pages in self._pages.values()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgetune_converters.gguf import keys
-from edgetune_converters.gguf.values import Scalar, Value, of_plain, string
+from edgetune_converters.gguf.values import Scalar, Value, string, value_of
 from edgetune_converters.model import Model
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.provenance.size_label import size_label
 
 
-def general(model: Model, name: str | None) -> dict[str, Value]:
+def general_keys(model: Model, name: str | None) -> dict[str, Value]:
     """What every GGUF file says first, for readers expect the architecture early."""
     return {
         "general.architecture": string(model.family.gguf),
@@ -20,7 +20,7 @@ def general(model: Model, name: str | None) -> dict[str, Value]:
     }
 
 
-def size(model: Model, name: str | None) -> dict[str, Value]:
+def size_keys(model: Model, name: str | None) -> dict[str, Value]:
     """How large the model is, in a word."""
     shapes = [(tensor.gguf_name, tensor.shape) for tensor in model.tensors]
     return {"general.size_label": string(size_label(_title(model, name), shapes))}
@@ -30,7 +30,7 @@ def _title(model: Model, name: str | None) -> str:
     return str(name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name)
 
 
-def proof(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
+def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
     """What an artifact of any format says of its origin; `adapter` are the hashes of the files of one."""
     stated = {
         keys.VERSION: tool_versions()["edgetune"],
@@ -40,12 +40,12 @@ def proof(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> di
     return stated if adapter is None else stated | {keys.ADAPTER_HASH: combined_hash(adapter)}
 
 
-def hyperparameters(model: Model) -> dict[str, Value]:
+def hyperparameter_keys(model: Model) -> dict[str, Value]:
     """Sizes, norms, RoPE: the rows of the family's table."""
     found = {key: value for key, make in model.family.metadata if (value := make(model.config)) is not None}
     return {f"{model.family.gguf}.{key}": value for key, value in found.items()}
 
 
-def plain(extra: Mapping[str, Scalar]) -> dict[str, Value]:
+def plain_keys(extra: Mapping[str, Scalar]) -> dict[str, Value]:
     """Keys with plain values."""
-    return {key: of_plain(value) for key, value in extra.items()}
+    return {key: value_of(value) for key, value in extra.items()}

@@ -26,10 +26,10 @@ def size_label(name: str, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str
         counts += [experts] if _EXPERTS in tensor and len(shape) > 2 else []
         total, each = total + size, each + size // experts
     experts = sum(counts) // len(counts) if counts else 0
-    return _named(name, total) or (f"{experts}x" if experts else "") + rounded(each)
+    return _named(name, total) or (f"{experts}x" if experts else "") + format_count(each)
 
 
-def rounded(count: int) -> str:
+def format_count(count: int) -> str:
     """1235814400 -> 1.2B: two digits at least."""
     power = next((power for power in (4, 3, 2) if count > 1000**power), 1)
     scaled = count / 1000**power

@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.merging.stream import Block
+from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.tensors import F32
 
 Store = Callable[[F32], NDArray[Any]]
 """Rows in f32 -> as they would lie in the file: the same type, and the same importance of each column."""
 
 
-class Survival:
+class DeltaSurvival:
     """Sums over the blocks of each tensor that an adapter changed."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[int, tuple[float, float]]] = {}
 
-    def add(self, name: str, type_name: str, block: Block, stored: NDArray[Any], store: Store) -> None:
+    def add(self, name: str, type_name: str, block: RowBlock, stored: NDArray[Any], store: Store) -> None:
         """Account for one block; `stored` is the block as it was written, and `store` does the same with other rows.
 
         May be called on several threads.

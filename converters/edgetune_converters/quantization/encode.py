@@ -16,7 +16,9 @@ F16_MAX = 65504.0
 _STORED = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.uint16): "bf16"}
 
 
-def store(rows: NDArray[Any], type_name: str, tensor: str, threads: int, weights: F32 | None = None) -> NDArray[Any]:
+def encode_rows(
+    rows: NDArray[Any], type_name: str, tensor: str, threads: int, weights: F32 | None = None
+) -> NDArray[Any]:
     """A block in its storage type, bytes in file order; `weights` says how much each column matters.
 
     `rows` are f32, f16 or the bits of bf16; they are returned themselves where they have the type already.

@@ -20,7 +20,7 @@ from edgetune_converters.errors import ArtifactError, RecipeError
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf.layout import MAGIC
 from edgetune_converters.gguf.reader import GgufFile, read
-from edgetune_converters.gguf.values import Kind, Value, string
+from edgetune_converters.gguf.values import Value, ValueKind, string
 from edgetune_converters.tensors import F32
 
 # types that are garbage, or cannot be computed at all, without one
@@ -32,7 +32,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 @dataclass(frozen=True)
-class Importance:
+class ImportanceMatrix:
     """A matrix that was read: f32 weights by GGUF tensor name, one for each column (and expert)."""
 
     path: Path
@@ -79,7 +79,7 @@ class Importance:
             done += count
 
     @property
-    def named(self) -> dict[str, str]:
+    def receipt_entry(self) -> dict[str, str]:
         """How a receipt speaks of it."""
         return {"file": self.path.name, "sha256": self.sha256}
 
@@ -88,10 +88,10 @@ class Importance:
         """The keys that llama-quantize writes; the file is named without its folder."""
         keys = {
             "quantize.imatrix.file": string(self.path.name),
-            "quantize.imatrix.entries_count": Value(Kind.I32, len(self.entries)),
+            "quantize.imatrix.entries_count": Value(ValueKind.I32, len(self.entries)),
         }
         keys |= {"quantize.imatrix.dataset": string(self.dataset)} if self.dataset else {}
-        return keys | ({"quantize.imatrix.chunks_count": Value(Kind.I32, self.chunks)} if self.chunks > 0 else {})
+        return keys | ({"quantize.imatrix.chunks_count": Value(ValueKind.I32, self.chunks)} if self.chunks > 0 else {})
 
 
 def check_needed(tensors: Iterable[tuple[str, str]]) -> None:
@@ -101,7 +101,7 @@ def check_needed(tensors: Iterable[tuple[str, str]]) -> None:
             raise RecipeError(f"{name} cannot be stored as {kind} without an importance matrix", "Give --imatrix FILE")
 
 
-def read_importance(path: Path) -> Importance:
+def read_imatrix(path: Path) -> ImportanceMatrix:
     """Read a file of either format. Errors: RecipeError when it is none, or its numbers are not usable."""
     try:
         with path.open("rb") as file:
@@ -116,7 +116,7 @@ def read_importance(path: Path) -> Importance:
     for name, weights in entries.items():
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise RecipeError(f"{path}: the weights of {name} are not all finite and positive", _HINT)
-    return Importance(path, sha256_of(path), entries, dataset, chunks)
+    return ImportanceMatrix(path, sha256_of(path), entries, dataset, chunks)
 
 
 def _columns(shape: tuple[int, ...]) -> int:

@@ -18,9 +18,9 @@ from edgetune_converters.errors import RecipeError
 
 @dataclass(frozen=True)
 class Override:
-    """One choice: `said` is how the user wrote it, `type` what it asks for."""
+    """One choice: `text` is how the user wrote it, `type` what it asks for."""
 
-    said: str
+    text: str
     type: str
     pattern: re.Pattern[str] | None = None
 
@@ -38,9 +38,9 @@ class Overrides:
     embedding: Override | None = None
 
     @property
-    def said(self) -> list[str]:
+    def texts(self) -> list[str]:
         """The choices as they were written."""
-        return [item.said for item in (*self.tensors, self.output, self.embedding) if item is not None]
+        return [item.text for item in (*self.tensors, self.output, self.embedding) if item is not None]
 
     def find(self, slot: str, name: str, tied: bool) -> Override | None:
         """What was chosen for a tensor, None where the recipe decides. `tied`: the embedding serves as the output."""
@@ -58,9 +58,9 @@ class Overrides:
                 continue
             vector = next(filter(item.matches, vectors), None)
             if vector:
-                raise RecipeError(f"{item.said}: it matches only vectors such as {vector}, which stay in f32")
+                raise RecipeError(f"{item.text}: it matches only vectors such as {vector}, which stay in f32")
             raise RecipeError(
-                f"{item.said}: it matches no tensor of this model",
+                f"{item.text}: it matches no tensor of this model",
                 "Tensors are named as in the GGUF file, such as blk.0.attn_v.weight; --plan lists them",
             )
 

@@ -20,7 +20,7 @@ MAX_FALLBACK = 0.05  # share of the bytes past which an export refuses
 
 
 @dataclass(frozen=True)
-class Place:
+class MixPosition:
     """Where a tensor stands: `index` is its number among the `count` of its kind."""
 
     index: int
@@ -28,7 +28,7 @@ class Place:
     heads_per_kv: int
 
 
-Rule = Callable[[Place], str | None]
+Rule = Callable[[MixPosition], str | None]
 
 
 def _always(name: str | None) -> Rule:
@@ -43,7 +43,7 @@ def _first_part(share: int, name: str, rest: str | None = None) -> Rule:
     return lambda place: name if place.index < place.count // share else rest
 
 
-def _never(place: Place) -> str | None:
+def _never(place: MixPosition) -> str | None:
     return None
 
 
@@ -59,7 +59,7 @@ def _grouped(name: str, otherwise: str | None = None) -> Rule:
 def _more_bits(name: str) -> Rule:
     """The first and last eighth of the layers, and every third between."""
 
-    def rule(place: Place) -> str | None:
+    def rule(place: MixPosition) -> str | None:
         eighth = place.count // 8
         at_ends = place.index < eighth or place.index >= 7 * place.count // 8
         return name if at_ends or (place.index - eighth) % 3 == 2 else None
@@ -155,7 +155,7 @@ _FALLBACK = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelFacts:
     """The facts about a model on which mixes depend."""
 
     layers: int
@@ -177,7 +177,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorFacts:
     """A tensor to be planned; `source` is the dtype in the checkpoint."""
 
     slot: str
@@ -189,7 +189,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlannedTensor:
     """The decision about one tensor. `wanted` differs from `type` where the rows do not fit the wanted type."""
 
     name: str
@@ -207,11 +207,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoragePlan:
     """A recipe applied to a model: the real size, known before any weight is read."""
 
     recipe: Recipe
-    rows: tuple[Row, ...]
+    rows: tuple[PlannedTensor, ...]
 
     @property
     def bytes(self) -> int:
@@ -251,9 +251,13 @@ def recipe_named(name: str) -> Recipe:
     return recipe
 
 
-def plan(
-    recipe: Recipe, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
-) -> Plan:
+def plan_storage(
+    recipe: Recipe,
+    tensors: Sequence[TensorFacts],
+    model: ModelFacts,
+    overrides: Overrides = NONE,
+    measured: bool = False,
+) -> StoragePlan:
     """Decide about every tensor; `measured` says that there is an importance matrix.
 
     Errors: RecipeError for an override that matches nothing.
@@ -268,20 +272,24 @@ def plan(
     }
     counts = Counter(_kind(tensor) for tensor in tensors)
     decider = _Decider(replace(recipe, mix=mix), model, overrides, tied, counts)
-    return Plan(recipe, tuple(decider.row(tensor) for tensor in tensors))
+    return StoragePlan(recipe, tuple(decider.row(tensor) for tensor in tensors))
 
 
-def _kind(tensor: Tensor) -> str | None:
+def _kind(tensor: TensorFacts) -> str | None:
     return _KINDS.get(tensor.slot) if tensor.part == "weight" else None
 
 
 def check_fallback(
-    wanted: Plan, tensors: Sequence[Tensor], model: Shape, overrides: Overrides = NONE, measured: bool = False
+    wanted: StoragePlan,
+    tensors: Sequence[TensorFacts],
+    model: ModelFacts,
+    overrides: Overrides = NONE,
+    measured: bool = False,
 ) -> None:
     """Errors: RecipeError when more than 5 % of the bytes cannot have the type they were meant to have."""
     if wanted.fallback_share <= MAX_FALLBACK:
         return
-    plans = [plan(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
+    plans = [plan_storage(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
     fitting = [other.recipe.name for other in plans if other.fallback_share <= MAX_FALLBACK]
     widths = sorted({row.shape[-1] for row in wanted.rows if row.fallback})
     raise RecipeError(
@@ -292,7 +300,7 @@ def check_fallback(
     )
 
 
-def _mix(chosen: Plan) -> str:
+def _mix(chosen: StoragePlan) -> str:
     return ", ".join(f"{size * 100 / chosen.bytes:.0f} % {name}" for name, size in chosen.bytes_by_type.items())
 
 
@@ -308,7 +316,7 @@ class _Decider:
     """
 
     def __init__(
-        self, recipe: Recipe, model: Shape, overrides: Overrides, tied: bool, counts: Mapping[str | None, int]
+        self, recipe: Recipe, model: ModelFacts, overrides: Overrides, tied: bool, counts: Mapping[str | None, int]
     ) -> None:
         self._recipe = recipe
         self._model = model
@@ -317,7 +325,7 @@ class _Decider:
         self._counts = counts
         self._seen: Counter[str] = Counter()  # tensors of each kind that were left to the mix
 
-    def row(self, tensor: Tensor) -> Row:
+    def row(self, tensor: TensorFacts) -> PlannedTensor:
         """The decision about one tensor."""
         wanted, reason = self._wanted(tensor)
         chosen = _fitting(wanted, tensor.shape[-1])
@@ -325,9 +333,9 @@ class _Decider:
             reason = f"rows of {tensor.shape[-1]} are no multiple of {BY_NAME[wanted].block}, which {wanted} needs"
         storage = BY_NAME[chosen]
         size = math.prod(tensor.shape[:-1]) * storage.row_bytes(tensor.shape[-1])
-        return Row(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
+        return PlannedTensor(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
 
-    def _wanted(self, tensor: Tensor) -> tuple[str, str]:
+    def _wanted(self, tensor: TensorFacts) -> tuple[str, str]:
         """The type that is asked for when all rows fit, and why."""
         if len(tensor.shape) < 2 or tensor.part != "weight" or tensor.slot.endswith("_norm"):
             return "f32", "vectors stay in f32"
@@ -335,7 +343,7 @@ class _Decider:
             return "f32", "small, and everything depends on it"
         override = self._overrides.find(tensor.slot, tensor.name, self._tied)
         if override is not None:
-            return override.type, override.said
+            return override.type, override.text
         if self._recipe.base in _NOT_QUANTIZED:
             return self._recipe.base, "the recipe"
         if tensor.slot == slots.OUTPUT or (self._tied and tensor.slot == slots.EMBEDDING):
@@ -346,7 +354,7 @@ class _Decider:
         special = None if kind is None else self._special(tensor, kind)
         return (special, "the mix") if special else (self._recipe.base, "the recipe")
 
-    def _special(self, tensor: Tensor, kind: str) -> str | None:
+    def _special(self, tensor: TensorFacts, kind: str) -> str | None:
         """The type of the mix, where it has one of its own for this tensor."""
         recipe, model = self._recipe, self._model
         place = self._place(tensor, kind)
@@ -357,7 +365,7 @@ class _Decider:
             return "q5_k"
         return special
 
-    def _place(self, tensor: Tensor, kind: str) -> Place:
+    def _place(self, tensor: TensorFacts, kind: str) -> MixPosition:
         """Its place among its kind.
 
         Matrices back from the feed-forward layer count as many as there are layers; with experts by the layer's
@@ -368,7 +376,7 @@ class _Decider:
         if kind == DOWN:
             count = self._model.layers
             index = (tensor.layer or 0) if self._model.experts > 1 else index
-        return Place(index, count, self._model.heads_per_kv)
+        return MixPosition(index, count, self._model.heads_per_kv)
 
 
 def _output_type(recipe: Recipe, width: int) -> tuple[str, str]:
@@ -390,6 +398,6 @@ def _fits(name: str, width: int) -> bool:
     return width % BY_NAME[name].block == 0
 
 
-def storage_of(row: Row) -> StorageType:
+def storage_of(row: PlannedTensor) -> StorageType:
     """The storage type of a planned tensor."""
     return BY_NAME[row.type]

@@ -34,7 +34,7 @@ class Checkpoint:
         self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
         stored = _collect(path, self._files)
         self._decoders = prequantized.decoders(stored, self.config, self._view)
-        self.tensors = prequantized.folded(stored, self._decoders)
+        self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written as they are, for bases without the config that gives them
         self.carried: list[tuple[str, F32]] = []
 

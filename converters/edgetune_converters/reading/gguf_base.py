@@ -14,10 +14,10 @@ from edgetune_converters.architectures import ModelConfig
 from edgetune_converters.errors import ArtifactError, CheckpointError, TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.parts import read_joined
-from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, of_plain, string, strings, u32
+from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, string, strings, u32, value_of
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of
-from edgetune_converters.reading.gguf_tensors import Tensors
+from edgetune_converters.reading.gguf_tensors import GgufTensors
 from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 from edgetune_converters.tokenizers.convert import Vocabulary
 
@@ -43,7 +43,7 @@ class GgufBase(Checkpoint):
         except ArtifactError as error:
             raise CheckpointError(error.message, error.hint) from error
         self.config, family = config_of(self.file)
-        read_back = Tensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
+        read_back = GgufTensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
         if read_back.problems:
             raise CheckpointError.of_many(f"tensors of {path} that cannot be read back", read_back.problems, HINT)
         self._files = {}
@@ -86,7 +86,7 @@ def _typed(value: Plain) -> Value:
         return _array(value)
     if type(value) is int and value >= 0:
         return u32(value)
-    return of_plain(value)
+    return value_of(value)
 
 
 def _array(values: Sequence[Any]) -> Value:

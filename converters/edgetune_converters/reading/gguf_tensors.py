@@ -28,7 +28,7 @@ from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 def _inverse(view: View, rows: int, columns: int) -> Index:
     """Which row of the view a source row is, -1 for none; of a turned source, which row a turned row is."""
     count, _ = view.shape(rows, columns)
-    found = np.full(rows // view.turn.size * columns if view.turn else rows, -1, np.intp)
+    found = np.full(rows // view.transpose.size * columns if view.transpose else rows, -1, np.intp)
     found[view.source(0, count)] = np.arange(count)
     return found
 
@@ -51,7 +51,7 @@ class _Part:
     @property
     def is_whole(self) -> bool:
         """Whether it is the source as it stands."""
-        return not self.view.steps and self.view.turn is None
+        return not self.view.steps and self.view.transpose is None
 
     @property
     def held(self) -> int:
@@ -75,13 +75,13 @@ class _Part:
     def fill(self, out: F32, rows: Index, columns: Index) -> None:
         """Put what it holds of these rows and columns into `out`."""
         inverse = _inverse(self.view, *self.shape)
-        if self.view.turn is None:
+        if self.view.transpose is None:
             at = inverse[rows]
             out[at >= 0] = self.decoded(at[at >= 0])[:, columns]
             return
-        slab, inside = np.divmod(rows, self.view.turn.size)
-        inside = inside - self.view.turn.first
-        mine = (inside >= 0) & (inside < self.view.turn.count)
+        slab, inside = np.divmod(rows, self.view.transpose.size)
+        inside = inside - self.view.transpose.first
+        mine = (inside >= 0) & (inside < self.view.transpose.count)
         for number in np.unique(slab[mine]):
             here = mine & (slab == number)
             at = inverse[number * self.shape[1] + columns]
@@ -89,7 +89,7 @@ class _Part:
 
 
 @dataclass
-class Assembled:
+class AssembledTensor:
     """A tensor of the checkpoint, from all tensors of the file that are made of it."""
 
     info: TensorInfo
@@ -121,7 +121,7 @@ def _numbers(asked: RowIndex, count: int) -> Index:
     return np.arange(*asked.indices(count)) if isinstance(asked, slice) else asked
 
 
-class Tensors:
+class GgufTensors:
     """All tensors of a file under the names that the family's checkpoints have.
 
     `carried` are those that a config would give, if the file still had one: factors of RoPE, by slot. `problems` say
@@ -133,7 +133,7 @@ class Tensors:
         self._config = config
         self._entries = {entry.name: entry for entry in file.tensors}
         self._paths = {entry.name: part.path for part in file.files for entry in part.tensors}
-        self.found: dict[str, Assembled] = {}
+        self.found: dict[str, AssembledTensor] = {}
         self.carried: list[tuple[str, F32]] = []
         self.problems = [text for row, layer in _places(family, config) for text in self._row(row, layer)]
         self.problems += [text for tensor in self.found.values() for text in _incomplete(tensor)]
@@ -156,8 +156,8 @@ class Tensors:
         count = row.stacked(self._config) if row.stacked else 1
         shape, views = row.shape(self._config), list(row.views(self._config))
         if is_bias:
-            shape = _shape_of_bias(shape, turned=any(view.turn for view in views))
-            views = [view.of_bias() for view in views]
+            shape = _shape_for_bias(shape, transposed=any(view.transpose for view in views))
+            views = [view.for_bias() for view in views]
         flat = is_bias or len(shape) == 1
         source = (math.prod(shape), 1) if flat else (math.prod(shape[:-1]), shape[-1])
         if text := _misfit(entry, views, source, count, flat=flat):
@@ -168,7 +168,7 @@ class Tensors:
         for number in range(count):
             name = names.of(number)
             info = TensorInfo(name, entry.type.upper(), shape, self._paths[entry.name], entry.offset, entry.bytes)
-            tensor, first = self.found.setdefault(name, Assembled(info)), 0
+            tensor, first = self.found.setdefault(name, AssembledTensor(info)), 0
             for view in views:
                 slab = stored[number * per : (number + 1) * per]
                 tensor.sources.append(_Part(slab, entry.type, entry.shape[-1], view, source, first, flat))
@@ -209,8 +209,8 @@ def _places(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRow, in
                 yield here, layer
 
 
-def _shape_of_bias(shape: tuple[int, ...], *, turned: bool) -> tuple[int, ...]:
-    return (*shape[:-2], shape[-1]) if turned else shape[:-1] or shape
+def _shape_for_bias(shape: tuple[int, ...], *, transposed: bool) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1]) if transposed else shape[:-1] or shape
 
 
 def _misfit(
@@ -228,7 +228,7 @@ def _misfit(
     return f"{entry.name} has the shape {list(entry.shape)}, which is not that of {held} weights of this model"
 
 
-def _incomplete(tensor: Assembled) -> Iterator[str]:
+def _incomplete(tensor: AssembledTensor) -> Iterator[str]:
     """A fused tensor of which the file lacks a part."""
     if sum(source.held for source in tensor.sources) != math.prod(tensor.shape):
         yield f"{tensor.info.name} is not whole: the file lacks some of the tensors that it is made of"

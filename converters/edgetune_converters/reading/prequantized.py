@@ -40,7 +40,7 @@ _MAX_SCALES = 2**28
 _FLOATS = ("F32", "F16", "BF16")
 
 
-class Decoder(Protocol):
+class WeightDecoder(Protocol):
     """One quantized weight."""
 
     @property
@@ -73,12 +73,12 @@ def check_method(path: object, config: Mapping[str, Any]) -> None:
     )
 
 
-def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> dict[str, Decoder]:
+def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> dict[str, WeightDecoder]:
     """The quantized weights of a checkpoint by name; `view` gives the elements of a tensor, not copied.
 
     Errors: CheckpointError naming every weight of which a part is missing or does not fit.
     """
-    found: dict[str, Decoder] = {}
+    found: dict[str, WeightDecoder] = {}
     problems: list[str] = []
     quantization = config.get("quantization_config")
     for name, info in tensors.items():
@@ -96,7 +96,7 @@ def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor
     return found
 
 
-def folded(tensors: Mapping[str, TensorInfo], found: Mapping[str, Decoder]) -> dict[str, TensorInfo]:
+def fold_parts(tensors: Mapping[str, TensorInfo], found: Mapping[str, WeightDecoder]) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint with each quantized weight as one of its original shape, its parts gone.
 
     Scales of the key-value cache go too: they tell a runtime with a cache in 8 bits how to fill it.
@@ -113,10 +113,10 @@ class _Misfit(Exception):
     """What is wrong with one weight, in a sentence with its name."""
 
 
-Kind = Callable[[str, Mapping[str, TensorInfo], Config, ViewTensor], Decoder]
+MakeDecoder = Callable[[str, Mapping[str, TensorInfo], Config, ViewTensor], WeightDecoder]
 
 
-def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> Kind | None:
+def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> MakeDecoder | None:
     """How a weight is coded, None where it is plain. Told by what lies beside it, not by what config.json says."""
     if name.endswith(_BLOCKS) and _scales_of(name) in tensors:
         return _Mxfp4

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import strings
 from edgetune_converters.tokenizers import pretokenizers
-from edgetune_converters.tokenizers.candidate import Kind
-from edgetune_converters.tokenizers.files import Files
+from edgetune_converters.tokenizers.candidate import Candidate
+from edgetune_converters.tokenizers.files import TokenizerFiles
 from edgetune_converters.tokenizers.normalization import NormalForm
 from edgetune_converters.tokenizers.pretokenizers import PreTokenizer
 
 
-def kinds(files: Files) -> Iterator[Kind]:
+def candidates(files: TokenizerFiles) -> Iterator[Candidate]:
     """The ways in which llama.cpp may cut as this tokenizer does, the likeliest first. Errors: TokenizerError."""
     form = _normal_form(files.tokenizer.get("normalizer"))
     notes = [f"the tokenizer normalizes text to {form}, llama.cpp does not"] if form else []
@@ -25,23 +25,23 @@ def kinds(files: Files) -> Iterator[Kind]:
     if spaced:
         notes.append("the tokenizer puts a space before a text, llama.cpp does not")
     metadata = {"tokenizer.ggml.merges": strings([f"{left} {right}" for left, right in merges(files)])}
-    for number, found in enumerate(pretokenizers.recognise(files.tokenizer)):
+    for number, found in enumerate(pretokenizers.recognize(files.tokenizer)):
         if found.ignore_merges != bool(files.model.get("ignore_merges")):
             unreachable = _unreachable(files)
             if unreachable is not None and not number:
                 raise _ignores_merges(files, found, unreachable)
             if unreachable is not None:
                 continue
-        yield Kind("gpt2", found.name, metadata, form, "each" if spaced else "", found.limits, tuple(notes))
+        yield Candidate("gpt2", found.name, metadata, form, "each" if spaced else "", found.limits, tuple(notes))
 
 
-def merges(files: Files) -> list[tuple[str, str]]:
+def merges(files: TokenizerFiles) -> list[tuple[str, str]]:
     """Merges as pairs; older files hold them as one string with a space between."""
     pairs = [entry.split(" ", 1) if isinstance(entry, str) else entry for entry in files.model["merges"]]
     return [(left, right) for left, right in pairs]
 
 
-def _unreachable(files: Files) -> str | None:
+def _unreachable(files: TokenizerFiles) -> str | None:
     """A token that the merges do not produce. Without one, `ignore_merges` makes no difference.
 
     llama.cpp ties `ignore_merges` to the name of the pre-tokenizer.
@@ -54,7 +54,7 @@ def _unreachable(files: Files) -> str | None:
     return next((text for (text, number), encoding in pairs if encoding.ids != [number]), None)
 
 
-def _ignores_merges(files: Files, found: PreTokenizer, unreachable: str) -> TokenizerError:
+def _ignores_merges(files: TokenizerFiles, found: PreTokenizer, unreachable: str) -> TokenizerError:
     return TokenizerError(
         f"the merges do not produce the token {unreachable!r}, and llama.cpp's {found.name!r} sets ignore_merges to "
         f"{found.ignore_merges} where the tokenizer in {files.path} has {not found.ignore_merges}"
@@ -63,11 +63,11 @@ def _ignores_merges(files: Files, found: PreTokenizer, unreachable: str) -> Toke
 
 def _normal_form(normalizer: Any) -> NormalForm:
     """NFC and its kin are told to the runtime; anything else in front of a byte-level BPE is refused."""
-    kinds = [part.get("type") for part in _normalizers(normalizer)]
-    forms: list[NormalForm] = [form for form in get_args(NormalForm) if kinds == ([form] if form else [])]
+    types = [part.get("type") for part in _normalizers(normalizer)]
+    forms: list[NormalForm] = [form for form in get_args(NormalForm) if types == ([form] if form else [])]
     if forms:
         return forms[0]
-    raise TokenizerError(f"this tokenizer normalizes text in a way that cannot be carried: {kinds}")
+    raise TokenizerError(f"this tokenizer normalizes text in a way that cannot be carried: {types}")
 
 
 def _normalizers(normalizer: Any) -> list[Mapping[str, Any]]:

@@ -1,8 +1,8 @@
-"""A Hugging Face tokenizer as the vocabulary of a GGUF file.
+"""Convert a Hugging Face tokenizer to the vocabulary of a GGUF file.
 
-tokenizer.json is the truth: it is what the model was trained with. How llama.cpp has to be told to do the same is
-recognised from its structure and then proven: llama.cpp is given the vocabulary and must give the tokenizer's ids. What
-it cannot reproduce is an error here, or a note where the reason is known; never a surprise later.
+The source of truth is tokenizer.json, with which the model was trained. Its structure suggests how llama.cpp has to be
+configured; the conversion is then verified: llama.cpp loads the vocabulary and must produce the tokenizer's ids. A
+difference is an error, or a note where the reason is known.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from edgetune_converters.tokenizers import byte_level, llama_special_tokens, sen
 from edgetune_converters.tokenizers import end_of_turn as turns
 from edgetune_converters.tokenizers import files as tokenizer_files
 from edgetune_converters.tokenizers import vocabulary as tokenizer_rows
-from edgetune_converters.tokenizers.candidate import Kind
-from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.normalization import Preparation
-from edgetune_converters.tokenizers.verify_ids import Proof, prove
-from edgetune_converters.tokenizers.vocabulary import Rows, TokenType
+from edgetune_converters.tokenizers.candidate import Candidate
+from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.normalization import Normalization
+from edgetune_converters.tokenizers.verify_ids import Verification, verify
+from edgetune_converters.tokenizers.vocabulary import TokenTable, TokenType
 
-__all__ = ["Conversion", "Preparation", "TokenType", "Vocabulary", "convert"]
+__all__ = ["Conversion", "TokenType", "Vocabulary", "convert_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,25 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """One way of writing the tokenizer, with all its metadata. It is proven when that is asked for."""
+class _Trial:
+    """One way of writing the tokenizer, with all its metadata. It is verified when that is asked for."""
 
-    kind: Kind
+    kind: Candidate
     metadata: dict[str, Value]
-    prove: Callable[[], Proof | None]
+    verify: Callable[[], Verification | None]
 
     @cached_property
-    def proof(self) -> Proof | None:
+    def result(self) -> Verification | None:
         """What llama.cpp makes of it."""
-        return self.prove()
+        return self.verify()
 
     @property
     def faults(self) -> int:
         """How many texts differ."""
-        return len(self.proof.differences) if self.proof else 0
+        return len(self.result.differences) if self.result else 0
 
 
-def convert(
+def convert_tokenizer(
     directory: Path, rows: int, model_config: Mapping[str, Any], *, chat_template: str | None = None
 ) -> Vocabulary:
     """Convert the tokenizer of `directory` for an embedding of `rows` rows.
@@ -67,7 +67,7 @@ def convert(
     `model_config` is the model's config.json, asked for special token ids that the tokenizer does not name.
     `chat_template` replaces the directory's own. Errors: TokenizerError.
     """
-    return Conversion(directory, rows, model_config, chat_template).proven()
+    return Conversion(directory, rows, model_config, chat_template).verified()
 
 
 class Conversion:
@@ -76,16 +76,16 @@ class Conversion:
     def __init__(
         self, directory: Path, rows: int, model_config: Mapping[str, Any], chat_template: str | None = None
     ) -> None:
-        files = tokenizer_files.read(directory, model_config)
-        table = tokenizer_rows.read(files, rows)
-        armed = llama_special_tokens.disarm(files, table)
+        files = tokenizer_files.read_tokenizer_files(directory, model_config)
+        table = tokenizer_rows.read_tokens(files, rows)
+        armed = llama_special_tokens.rename_colliding_tokens(files, table)
         template = templates.metadata(files, chat_template)
         turn_end = turns.end_of_turn(files, template.get("tokenizer.chat_template"))
-        common = special.ids(files, table.tokens, turn_end)
-        common |= special.ends(files, common) | template
+        common = special.special_token_metadata(files, table.tokens, turn_end)
+        common |= special.bos_eos_flags(files, common) | template
         eos = common["tokenizer.ggml.eos_token_id"].data
         assert isinstance(eos, int)
-        stops = special.stops(files, eos, rows, turn_end)
+        stops = special.stop_ids(files, eos, rows, turn_end)
         self._files, self._rows = files, rows
         self._limits = _limits(files, armed)
         self._candidates = _candidates(files, table, common, stops)
@@ -96,7 +96,7 @@ class Conversion:
         """What it is unless the proof says otherwise."""
         return self._vocabulary(self._first)
 
-    def proven(self) -> Vocabulary:
+    def verified(self) -> Vocabulary:
         """What it is; of the same metadata, the same object, where that was likely. To be called once.
 
         Errors: TokenizerError when llama.cpp does not do as the tokenizer does, however it is told.
@@ -105,44 +105,46 @@ class Conversion:
         _note(self._files, self._limits, chosen)
         return self._vocabulary(chosen)
 
-    def _vocabulary(self, chosen: _Candidate) -> Vocabulary:
+    def _vocabulary(self, chosen: _Trial) -> Vocabulary:
         return Vocabulary(chosen.kind.model, chosen.kind.pre, self._rows, chosen.metadata, tuple(self._files.notes))
 
 
-def _candidates(files: Files, table: Rows, common: Mapping[str, Value], stops: list[int]) -> Iterator[_Candidate]:
+def _candidates(
+    files: TokenizerFiles, table: TokenTable, common: Mapping[str, Value], stops: list[int]
+) -> Iterator[_Trial]:
     """Each way of writing the tokenizer, made only when the one before was not good enough."""
     for kind in _kinds(files, table):
-        preparation = _preparation(files, kind)
+        normalization = _normalization(files, kind)
         metadata = {
             "tokenizer.ggml.model": string(kind.model),
             "tokenizer.ggml.pre": string(kind.pre),
             "tokenizer.ggml.tokens": strings(table.tokens),
             "tokenizer.ggml.token_type": i32s(table.types),
             **kind.metadata,
-            **preparation.metadata(),
+            **normalization.metadata(),
             **common,
         }
-        yield _Candidate(kind, metadata, partial(prove, files, metadata, preparation, stops))
+        yield _Trial(kind, metadata, partial(verify, files, metadata, normalization, stops))
 
 
-def _kinds(files: Files, table: Rows) -> Iterable[Kind]:
+def _kinds(files: TokenizerFiles, table: TokenTable) -> Iterable[Candidate]:
     if files.model.get("type") == "Unigram":
-        return unigram.kinds(files, table)
+        return unigram.candidates(files, table)
     if files.model.get("byte_fallback"):
-        return sentencepiece.kinds(files, table)
-    return byte_level.kinds(files)
+        return sentencepiece.candidates(files, table)
+    return byte_level.candidates(files)
 
 
-def _preparation(files: Files, kind: Kind) -> Preparation:
+def _normalization(files: TokenizerFiles, kind: Candidate) -> Normalization:
     lstrip, rstrip = (tuple(_stripping(files, side, among_marks=False)) for side in _SIDES)
     added = tuple(entry["content"] for entry in files.added.values()) if kind.space else ()
-    return Preparation(kind.form, kind.space, lstrip, rstrip, added)
+    return Normalization(kind.form, kind.space, lstrip, rstrip, added)
 
 
 _SIDES = ("lstrip", "rstrip")
 
 
-def _stripping(files: Files, side: str, *, among_marks: bool) -> list[str]:
+def _stripping(files: TokenizerFiles, side: str, *, among_marks: bool) -> list[str]:
     """Added tokens that take the white space on a side of them.
 
     Those `among_marks` are looked for after spaces have become marks, so that they take line ends and tabs only.
@@ -152,7 +154,7 @@ def _stripping(files: Files, side: str, *, among_marks: bool) -> list[str]:
     return [entry["content"] for entry in chosen if among_marks == (marks and bool(entry.get("normalized")))]
 
 
-def _best(files: Files, limits: tuple[str, ...], candidates: Iterable[_Candidate]) -> _Candidate:
+def _best(files: TokenizerFiles, limits: tuple[str, ...], candidates: Iterable[_Trial]) -> _Trial:
     """The first candidate without a difference, else the one with the fewest that can all be explained."""
     tried = []
     for candidate in candidates:
@@ -163,14 +165,14 @@ def _best(files: Files, limits: tuple[str, ...], candidates: Iterable[_Candidate
     if explained:
         return min(explained, key=lambda candidate: candidate.faults)
     worst = min(tried, key=lambda candidate: candidate.faults)
-    assert worst.proof is not None
+    assert worst.result is not None
     raise TokenizerError(
         f"llama.cpp does not cut text as the tokenizer in {files.path} does ({worst.kind.model}, {worst.kind.pre}): "
-        f"{worst.faults} of {worst.proof.compared} texts differ, the first {worst.proof.differences[0]}"
+        f"{worst.faults} of {worst.result.compared} texts differ, the first {worst.result.differences[0]}"
     )
 
 
-def _limits(files: Files, armed: list[str]) -> tuple[str, ...]:
+def _limits(files: TokenizerFiles, armed: list[str]) -> tuple[str, ...]:
     """Known reasons for differences that lie in the tokens. `armed`: plain ones that llama.cpp takes for special."""
     words = [entry["content"] for entry in files.added.values() if entry.get("single_word")]
     beside = [text for side in _SIDES for text in _stripping(files, side, among_marks=True)]
@@ -186,20 +188,20 @@ def _some(texts: Sequence[str]) -> str:
     return ", ".join(map(repr, texts[:3])) + (" ..." if len(texts) > 3 else "")
 
 
-def _note(files: Files, limits: tuple[str, ...], chosen: _Candidate) -> None:
+def _note(files: TokenizerFiles, limits: tuple[str, ...], chosen: _Trial) -> None:
     """Say what stock llama.cpp does not do as the tokenizer does."""
     files.notes += chosen.kind.notes
     for side in _SIDES:
         texts = [entry["content"] for entry in files.added.values() if entry.get(side)]
         if texts:
             files.notes.append(f"of the tokens {_some(texts)} the tokenizer says {side}, which llama.cpp does not do")
-    if chosen.proof is None:
-        files.notes.append("the ids are not proven: llama.cpp cannot be loaded here")
+    if chosen.result is None:
+        files.notes.append("the ids are not verified: llama.cpp cannot be loaded here")
         return
-    if chosen.proof.stops_missed:
-        files.notes.append(f"the stop tokens {chosen.proof.stops_missed} have no place in GGUF")
+    if chosen.result.stops_missed:
+        files.notes.append(f"the stop tokens {chosen.result.stops_missed} have no place in GGUF")
     if chosen.faults:
         files.notes.append(
-            f"llama.cpp cuts {chosen.faults} of {chosen.proof.compared} texts differently, as "
-            f"{' and '.join((*chosen.kind.limits, *limits))}; the first {chosen.proof.differences[0]}"
+            f"llama.cpp cuts {chosen.faults} of {chosen.result.compared} texts differently, as "
+            f"{' and '.join((*chosen.kind.limits, *limits))}; the first {chosen.result.differences[0]}"
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgetune_converters.gguf.values import Value
-from edgetune_converters.tokenizers.files import Files
+from edgetune_converters.tokenizers.files import TokenizerFiles
 
 _ANSWER = "4e1f83"  # hexadecimal, so that no template changes it
 _TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def end_of_turn(files: Files, template: Value | None) -> int | None:
+def end_of_turn(files: TokenizerFiles, template: Value | None) -> int | None:
     """The special token right after an assistant's answer; None without one, or when the template cannot be asked."""
     if template is None:
         return None

@@ -12,7 +12,7 @@ from edgetune_converters.tokenizers import files as tokenizer_files
 from edgetune_converters.tokenizers import special, templates
 
 
-class Ends(NamedTuple):
+class SpecialTokenIds(NamedTuple):
     """The token that begins a text (None: none does), those at which generation stops, and the one that fills up."""
 
     bos: int | None
@@ -20,10 +20,12 @@ class Ends(NamedTuple):
     pad: int | None
 
 
-def ends_of(directory: Path, model_config: Mapping[str, Any], chat_template: str | None, rows: int) -> Ends:
+def special_token_ids(
+    directory: Path, model_config: Mapping[str, Any], chat_template: str | None, rows: int
+) -> SpecialTokenIds:
     """What a tokenizer directory says, for an embedding of `rows` rows. Errors: TokenizerError."""
-    files = tokenizer_files.read(directory, model_config)
-    found = {role: special.id_of(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
+    files = tokenizer_files.read_tokenizer_files(directory, model_config)
+    found = {role: special.token_id(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
     for role, number in found.items():
         if number is not None and not 0 <= number < rows:
             raise TokenizerError(f"{role}_token_id is {number}, the embedding has {rows} rows")
@@ -34,5 +36,5 @@ def ends_of(directory: Path, model_config: Mapping[str, Any], chat_template: str
             'Set "eos_token" in tokenizer_config.json',
         )
     template = templates.metadata(files, chat_template).get("tokenizer.chat_template")
-    stops = special.stops(files, eos, rows, turns.end_of_turn(files, template))
-    return Ends(found["bos"], tuple(stops), found["pad"])
+    stops = special.stop_ids(files, eos, rows, turns.end_of_turn(files, template))
+    return SpecialTokenIds(found["bos"], tuple(stops), found["pad"])

@@ -21,7 +21,7 @@ _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 @dataclass
-class Files:
+class TokenizerFiles:
     """The JSON files of a tokenizer directory; absent ones are empty. `loaded` is the tokenizer itself."""
 
     path: Path
@@ -47,7 +47,7 @@ class Files:
             return [each.ids for each in self.loaded.encode_batch(list(texts), add_special_tokens=special)]
 
 
-def read(directory: Path, model_config: Mapping[str, Any]) -> Files:
+def read_tokenizer_files(directory: Path, model_config: Mapping[str, Any]) -> TokenizerFiles:
     """Read a tokenizer directory. Errors: TokenizerError."""
     try:
         config, special, generation = (_optional(directory / name) for name in _NAMES)
@@ -58,7 +58,7 @@ def read(directory: Path, model_config: Mapping[str, Any]) -> Files:
     loaded = _load(directory, tokenizer)
     added = _added(directory, tokenizer, config)
     _add_missing(loaded, added, directory)
-    return Files(directory, tokenizer, config, special, generation, model_config, loaded, added)
+    return TokenizerFiles(directory, tokenizer, config, special, generation, model_config, loaded, added)
 
 
 def _optional(path: Path) -> dict[str, Any]:

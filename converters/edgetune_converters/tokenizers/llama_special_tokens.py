@@ -6,10 +6,10 @@ token as plain text ("</s>" in Qwen, which HTML spells too), and then llama.cpp 
 
 from __future__ import annotations
 
-from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.vocabulary import Rows, TokenType
+from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.vocabulary import TokenTable, TokenType
 
-STOPS = (
+STOP_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
@@ -26,10 +26,10 @@ _FILL_IN = (
 )  # fmt: skip
 """These belong to filling in the middle, and to one family's channels."""
 
-KNOWN = (*STOPS, *_FILL_IN)
+SPECIAL_TEXTS = (*STOP_TEXTS, *_FILL_IN)
 
 
-def disarm(files: Files, table: Rows) -> list[str]:
+def rename_colliding_tokens(files: TokenizerFiles, table: TokenTable) -> list[str]:
     """Hide from llama.cpp those of its special texts that are plain tokens which no text is ever cut into.
 
     Their rows stay; only the name changes, which nobody can see. Returns those that text can become: they stay as they
@@ -37,7 +37,7 @@ def disarm(files: Files, table: Rows) -> list[str]:
     """
     armed = []
     numbers = {text: number for number, text in enumerate(table.tokens)}
-    for text in KNOWN:
+    for text in SPECIAL_TEXTS:
         number = numbers.get(text)
         if number is None or table.types[number] != TokenType.NORMAL:
             continue

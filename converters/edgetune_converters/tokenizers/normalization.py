@@ -28,7 +28,7 @@ _ADDED = (2, 3, 4)  # unknown, control and user-defined tokens are found in text
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Normalization:
     """What is done to a text. `added` are the texts of the added tokens, of which some eat spaces."""
 
     form: NormalForm = ""
@@ -38,7 +38,7 @@ class Preparation:
     added: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Preparation:
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Normalization:
         """What the metadata of a GGUF file asks for; what is not understood is left out."""
         form, space = metadata.get(keys.NORMALIZER, ""), metadata.get(keys.SPACE, "")
         tokens, types = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", [])
@@ -103,9 +103,9 @@ def _spaced(text: str) -> str:
     return text if not text or text[0] in f" {_MARK}" else " " + text
 
 
-_SPACING: dict[str, Callable[[Preparation, str], str]] = {
-    "first": Preparation._first,
-    "each": Preparation._each,
-    "spare": Preparation._spare,
-    "plain": Preparation._plain,
+_SPACING: dict[str, Callable[[Normalization, str], str]] = {
+    "first": Normalization._first,
+    "each": Normalization._each,
+    "spare": Normalization._spare,
+    "plain": Normalization._plain,
 }

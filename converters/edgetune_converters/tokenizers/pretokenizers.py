@@ -77,7 +77,7 @@ class PreTokenizer(NamedTuple):
     limits: tuple[str, ...] = ()
 
 
-class Row(NamedTuple):
+class PreTokenizerRow(NamedTuple):
     """A name of llama.cpp, the steps that have the same effect, and the flag that it sets by itself."""
 
     name: str
@@ -88,45 +88,46 @@ class Row(NamedTuple):
 
 # of several rows with the same steps, the first that is proven is taken
 TABLE = (
-    Row("gpt-2", (GPT2,)),
-    Row("smollm", (_DIGIT, GPT2)),
-    Row("llama-bpe", (_LLAMA3,), True),
-    Row("smaug-bpe", (_LLAMA3,)),
-    Row("jais-2", (f"{_CONTRACTIONS}|{_WORD}|{_THREE_DIGITS}{_SIGNS}{_LADDER}",)),
-    Row("minicpm5", (_THREE_DIGITS, f"{_CONTRACTIONS}|{_WORD}|{_DIGITS}{_SIGNS}{_ENDS}"), True),
-    Row("qwen2", (_QWEN2,)),
-    Row("laguna", (r"[^\n]+|[\n]+", _QWEN2)),
-    Row("ufakzeka", (f"{_WORD}|{_DIGIT}{_SIGNS}{_ENDS}",)),
-    Row("qwen35", (
+    PreTokenizerRow("gpt-2", (GPT2,)),
+    PreTokenizerRow("smollm", (_DIGIT, GPT2)),
+    PreTokenizerRow("llama-bpe", (_LLAMA3,), True),
+    PreTokenizerRow("smaug-bpe", (_LLAMA3,)),
+    PreTokenizerRow("jais-2", (f"{_CONTRACTIONS}|{_WORD}|{_THREE_DIGITS}{_SIGNS}{_LADDER}",)),
+    PreTokenizerRow("minicpm5", (_THREE_DIGITS, f"{_CONTRACTIONS}|{_WORD}|{_DIGITS}{_SIGNS}{_ENDS}"), True),
+    PreTokenizerRow("qwen2", (_QWEN2,)),
+    PreTokenizerRow("laguna", (r"[^\n]+|[\n]+", _QWEN2)),
+    PreTokenizerRow("ufakzeka", (f"{_WORD}|{_DIGIT}{_SIGNS}{_ENDS}",)),
+    PreTokenizerRow("qwen35", (
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _ENDS,)),
-    Row("seed-coder", (f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+" + _ENDS,)),
-    Row("bailingmoe", (
+    PreTokenizerRow("seed-coder", (f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+" + _ENDS,)),
+    PreTokenizerRow("bailingmoe", (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)),
-    Row("exaone-moe", (
+    PreTokenizerRow("exaone-moe", (
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?"
         r"|\s*[\r\n]|\s+(?!\S)|\s+",)),
-    Row("tekken", (_TEKKEN,), True, (_CASES, _MARKS)),
-    Row("gpt-4o", (_GPT4O,), False, (_CASES, _MARKS)),
-    Row("granite-embed-multi-97m", (_GPT4O,), True, (_CASES,)),
-    Row("tiny_aya", (_GROUPED_DIGITS, _GPT4O), False, (_CASES,)),
-    Row("kimi-k2", (_KIMI,), False, (_CASES, _MARKS)),
-    Row("youtu", (_YOUTU_SCRIPTS, _YOUTU), True, (_CASES,)),
-    Row("deepseek-llm", (*_DEEPSEEK_LLM, _DIGITS), False, (_WIDE_SPACE,)),
-    Row("deepseek-llm", (*_DEEPSEEK_LLM, _DIGIT), False, (_WIDE_SPACE,)),
-    Row("deepseek-coder", ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_AND_HANGUL, _DIGIT), False, (_WIDE_SPACE,)),
-    Row("deepseek-v3", (_THREE_DIGITS, _KANA, _DEEPSEEK3)),
-    Row("spark2_5", (_THREE_DIGITS, _KANA, _SPARK, _DIGIT)),
-    Row("superbpe", (_DIGITS, r"(?=(\d{3})+(?!\d))"), False, (_ASCII_DIGITS,)),
-    Row("bloom", (_BLOOM,)),
-    Row("viking", (_BLOOM, _DIGIT)),
-    Row("falcon", (_PUNCTUATION + "Contiguous", GPT2, _BYTES + _DIGITS, _BYTES + "[0-9][0-9][0-9]")),
-    Row("chameleon", (
+    PreTokenizerRow("tekken", (_TEKKEN,), True, (_CASES, _MARKS)),
+    PreTokenizerRow("gpt-4o", (_GPT4O,), False, (_CASES, _MARKS)),
+    PreTokenizerRow("granite-embed-multi-97m", (_GPT4O,), True, (_CASES,)),
+    PreTokenizerRow("tiny_aya", (_GROUPED_DIGITS, _GPT4O), False, (_CASES,)),
+    PreTokenizerRow("kimi-k2", (_KIMI,), False, (_CASES, _MARKS)),
+    PreTokenizerRow("youtu", (_YOUTU_SCRIPTS, _YOUTU), True, (_CASES,)),
+    PreTokenizerRow("deepseek-llm", (*_DEEPSEEK_LLM, _DIGITS), False, (_WIDE_SPACE,)),
+    PreTokenizerRow("deepseek-llm", (*_DEEPSEEK_LLM, _DIGIT), False, (_WIDE_SPACE,)),
+    PreTokenizerRow("deepseek-coder", (
+        "[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_AND_HANGUL, _DIGIT), False, (_WIDE_SPACE,)),
+    PreTokenizerRow("deepseek-v3", (_THREE_DIGITS, _KANA, _DEEPSEEK3)),
+    PreTokenizerRow("spark2_5", (_THREE_DIGITS, _KANA, _SPARK, _DIGIT)),
+    PreTokenizerRow("superbpe", (_DIGITS, r"(?=(\d{3})+(?!\d))"), False, (_ASCII_DIGITS,)),
+    PreTokenizerRow("bloom", (_BLOOM,)),
+    PreTokenizerRow("viking", (_BLOOM, _DIGIT)),
+    PreTokenizerRow("falcon", (_PUNCTUATION + "Contiguous", GPT2, _BYTES + _DIGITS, _BYTES + "[0-9][0-9][0-9]")),
+    PreTokenizerRow("chameleon", (
         "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", _DIGIT,
         _PUNCTUATION + "Isolated", GPT2)),
 )  # fmt: skip
 
 
-def recognise(tokenizer: Mapping[str, Any]) -> list[PreTokenizer]:
+def recognize(tokenizer: Mapping[str, Any]) -> list[PreTokenizer]:
     """The pre-tokenizers of llama.cpp that cut as a byte-level tokenizer.json does, the likeliest first.
 
     Errors: TokenizerError with the steps that were found.

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import boolean, f32s, strings
 from edgetune_converters.tokenizers.byte_level import merges
-from edgetune_converters.tokenizers.candidate import Kind
-from edgetune_converters.tokenizers.files import Files
+from edgetune_converters.tokenizers.candidate import Candidate
+from edgetune_converters.tokenizers.files import TokenizerFiles
 from edgetune_converters.tokenizers.normalization import Space
-from edgetune_converters.tokenizers.vocabulary import MARK, Rows, TokenType
+from edgetune_converters.tokenizers.vocabulary import MARK, TokenTable, TokenType
 
 _BY_RANK = "sarvam-moe"
 
 
-def kinds(files: Files, rows: Rows) -> Iterator[Kind]:
+def candidates(files: TokenizerFiles, rows: TokenTable) -> Iterator[Candidate]:
     """The ways in which llama.cpp may merge as this tokenizer does, the likeliest first. Errors: TokenizerError."""
     missing = 256 - len(rows.of_type(TokenType.BYTE))
     if missing:
@@ -41,17 +41,17 @@ def kinds(files: Files, rows: Rows) -> Iterator[Kind]:
     yield _by_rank(pairs, spaces)
 
 
-def _by_score(pairs: Sequence[tuple[str, str]], rows: Rows, spaces: _Spaces) -> Kind:
+def _by_score(pairs: Sequence[tuple[str, str]], rows: TokenTable, spaces: _Spaces) -> Candidate:
     ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
     worst = -float(len(pairs) + 1)
     metadata = {
         "tokenizer.ggml.scores": f32s([-float(ranks[text]) if text in ranks else worst for text in rows.tokens]),
         "tokenizer.ggml.add_space_prefix": boolean(spaces.added),
     }
-    return Kind("llama", "default", metadata, "", spaces.space, spaces.limits, spaces.notes)
+    return Candidate("llama", "default", metadata, "", spaces.space, spaces.limits, spaces.notes)
 
 
-def _by_rank(pairs: Sequence[tuple[str, str]], spaces: _Spaces) -> Kind:
+def _by_rank(pairs: Sequence[tuple[str, str]], spaces: _Spaces) -> Candidate:
     """As BPE by rank; merges over a line end are the one thing that gets lost."""
     crossing = any("\n" in left + right and (left + right).strip("\n") for left, right in pairs)
     limits = ("it does not merge a line end with other text",) if crossing else ()
@@ -59,10 +59,10 @@ def _by_rank(pairs: Sequence[tuple[str, str]], spaces: _Spaces) -> Kind:
         "tokenizer.ggml.merges": strings([f"{left} {right}" for left, right in pairs]),
         "tokenizer.ggml.add_space_prefix": boolean(False),
     }
-    return Kind("gpt2", _BY_RANK, metadata, "", spaces.space, (*spaces.limits, *limits), spaces.notes)
+    return Candidate("gpt2", _BY_RANK, metadata, "", spaces.space, (*spaces.limits, *limits), spaces.notes)
 
 
-def _not_by_score(pairs: Sequence[tuple[str, str]], rows: Rows) -> str | None:
+def _not_by_score(pairs: Sequence[tuple[str, str]], rows: TokenTable) -> str | None:
     """Why merging by score, as llama.cpp does, is not merging by rank, as tokenizer.json does. None: it is.
 
     llama.cpp merges any two neighbours whose concatenation is a token, the best token first. That is the same only if

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, boolean, u32
-from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.llama_special_tokens import STOPS
+from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.llama_special_tokens import STOP_TEXTS
 
 # GGUF key -> name in the tokenizer's files
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}
 
 
-def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, Value]:
+def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_end: int | None) -> dict[str, Value]:
     """The special token ids of the file. `turn_end` ends an assistant's turn in the chat template.
 
     Errors: TokenizerError.
@@ -21,7 +21,7 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
     for key, role in _ROLES.items():
-        number = id_of(files, role, numbers.get)
+        number = token_id(files, role, numbers.get)
         if number is not None and not 0 <= number < len(tokens):
             raise TokenizerError(f"{role}_token_id is {number}, the vocabulary has {len(tokens)} tokens")
         if number is not None:
@@ -35,7 +35,7 @@ def ids(files: Files, tokens: Sequence[str], turn_end: int | None) -> dict[str, 
     return {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
 
 
-def id_of(files: Files, role: str, number_of: Callable[[str], int | None]) -> int | None:
+def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | None]) -> int | None:
     """From the tokenizer's files by text, else from the model's by number."""
     for source in (files.config, files.special):
         named = source.get(f"{role}_token")
@@ -54,7 +54,7 @@ def id_of(files: Files, role: str, number_of: Callable[[str], int | None]) -> in
     return None
 
 
-def stops(files: Files, eos: int, rows: int, turn_end: int | None) -> list[int]:
+def stop_ids(files: TokenizerFiles, eos: int, rows: int, turn_end: int | None) -> list[int]:
     """Every token at which generation is to stop: eos, those of generation_config.json, the end of a turn."""
     stated = files.generation.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
@@ -62,14 +62,14 @@ def stops(files: Files, eos: int, rows: int, turn_end: int | None) -> list[int]:
     return list(dict.fromkeys(valid))
 
 
-def _further_stops(files: Files, eos: int, numbers: Mapping[str, int], turn_end: int | None) -> list[int]:
+def _further_stops(files: TokenizerFiles, eos: int, numbers: Mapping[str, int], turn_end: int | None) -> list[int]:
     """Stop tokens beside eos; the end of a turn first, then those that llama.cpp would not know by their text."""
-    known = {numbers[text] for text in STOPS if text in numbers}
-    found = stops(files, eos, len(numbers), turn_end)[1:]
+    known = {numbers[text] for text in STOP_TEXTS if text in numbers}
+    found = stop_ids(files, eos, len(numbers), turn_end)[1:]
     return [number for number in found if number == turn_end or number not in known]
 
 
-def ends(files: Files, metadata: Mapping[str, Value]) -> dict[str, Value]:
+def bos_eos_flags(files: TokenizerFiles, metadata: Mapping[str, Value]) -> dict[str, Value]:
     """Whether encoding adds BOS and EOS.
 
     Found out by encoding; tokenizer_config.json has the last word, as it has in training. Anything else at the ends
@@ -90,7 +90,7 @@ def ends(files: Files, metadata: Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def _stated(files: Files, name: str, put: bool, token: Value | None) -> bool:
+def _stated(files: TokenizerFiles, name: str, put: bool, token: Value | None) -> bool:
     """What tokenizer_config.json says about adding a token, which may contradict tokenizer.json."""
     stated = files.config.get(f"add_{name}_token")
     if not isinstance(stated, bool) or (stated and token is None):

@@ -7,10 +7,10 @@ from typing import Any
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, string, strings
-from edgetune_converters.tokenizers.files import Files
+from edgetune_converters.tokenizers.files import TokenizerFiles
 
 
-def metadata(files: Files, override: str | None) -> dict[str, Value]:
+def metadata(files: TokenizerFiles, override: str | None) -> dict[str, Value]:
     """The default chat template and named ones; chat_template.jinja goes before tokenizer_config.json."""
     named = _configured(files.config.get("chat_template"))
     single = files.path / "chat_template.jinja"

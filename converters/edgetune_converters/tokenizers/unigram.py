@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgetune_converters.errors import TokenizerError
-from edgetune_converters.gguf.values import Kind as ValueKind
 from edgetune_converters.gguf.values import Value, boolean, f32s
-from edgetune_converters.tokenizers.candidate import Kind
-from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.vocabulary import MARK, Rows, TokenType
+from edgetune_converters.gguf.values import ValueKind as ValueKind
+from edgetune_converters.tokenizers.candidate import Candidate
+from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.vocabulary import MARK, TokenTable, TokenType
 
 _MARKS = "it replaces combining marks one by one as SentencePiece does, the tokenizers library whole characters at once"
 # what a Replace says that makes one space of several, or takes them from the ends
 _SPACES = {(" {2,}", " "), (" {2,}", MARK), (r"\A +| +\z", "")}
 
 
-def kinds(files: Files, rows: Rows) -> Iterator[Kind]:
+def candidates(files: TokenizerFiles, rows: TokenTable) -> Iterator[Candidate]:
     """The one way in which llama.cpp may cut as this tokenizer does. Errors: TokenizerError."""
     if files.model.get("byte_fallback"):
         raise TokenizerError(
@@ -38,10 +38,10 @@ def kinds(files: Files, rows: Rows) -> Iterator[Kind]:
     if charsmap:
         metadata["tokenizer.ggml.precompiled_charsmap"] = Value(ValueKind.ARRAY, list(charsmap), ValueKind.U8)
     notes = ("the tokenizer cuts at every white space, llama.cpp only at those that its table names",) if splits else ()
-    yield Kind("t5", "default", metadata, "", "plain" if splits else "", (_MARKS,) if charsmap else (), notes)
+    yield Candidate("t5", "default", metadata, "", "plain" if splits else "", (_MARKS,) if charsmap else (), notes)
 
 
-def _scores(rows: Rows) -> list[float]:
+def _scores(rows: TokenTable) -> list[float]:
     """Scores by id. Padding rows can be found in a text too: they get one with which they are never chosen."""
     found = [rows.scores.get(number, 0.0) for number in range(len(rows.tokens))]
     never = 1e3 * min([-1.0, *(score for score in found if math.isfinite(score))])
@@ -76,8 +76,8 @@ def _charsmap(part: Mapping[str, Any]) -> bytes:
 def _cutter(cutter: Any) -> tuple[bool, bool]:
     """Whether a space is put before a text, and whether words are cut at white space."""
     parts = _parts(cutter, "pretokenizers")
-    kinds = [part.get("type") for part in parts]
-    if kinds not in (["WhitespaceSplit", "Metaspace"], ["Metaspace"]) or parts[-1].get("replacement") != MARK:
+    types = [part.get("type") for part in parts]
+    if types not in (["WhitespaceSplit", "Metaspace"], ["Metaspace"]) or parts[-1].get("replacement") != MARK:
         raise _unknown(cutter)
     return parts[-1].get("prepend_scheme", "always") != "never", len(parts) == 2
 

@@ -14,9 +14,9 @@ from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, string
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import corpus
-from edgetune_converters.tokenizers.files import Files
-from edgetune_converters.tokenizers.llama_special_tokens import KNOWN
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.llama_special_tokens import SPECIAL_TEXTS
+from edgetune_converters.tokenizers.normalization import Normalization
 from edgetune_converters.tokenizers.vocabulary import MARK
 
 
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
         return f"{self.text!r}: from token {here.start} {self.expected[here]} against {self.found[here]} in llama.cpp"
 
 
-class Proof(NamedTuple):
+class Verification(NamedTuple):
     """What comparing has shown. `stops_missed` are stop tokens at which llama.cpp would not stop."""
 
     compared: int
@@ -44,7 +44,9 @@ class Proof(NamedTuple):
     stops_missed: list[int]
 
 
-def prove(files: Files, metadata: Mapping[str, Value], preparation: Preparation, stops: Sequence[int]) -> Proof | None:
+def verify(
+    files: TokenizerFiles, metadata: Mapping[str, Value], normalization: Normalization, stops: Sequence[int]
+) -> Verification | None:
     """Compare ids on the corpus and on text with each added token. None when there is no llama.cpp to ask."""
     library = _library()
     if library is None:
@@ -52,19 +54,19 @@ def prove(files: Files, metadata: Mapping[str, Value], preparation: Preparation,
     texts = [*corpus.TEXTS, *_with_added_tokens(files)]
     with _vocabulary(library, metadata) as vocabulary:
         compared = [
-            Difference(text, expected, _ids(library, vocabulary, preparation.apply(text)))
+            Difference(text, expected, _ids(library, vocabulary, normalization.apply(text)))
             for text, expected in zip(texts, files.encode(texts), strict=True)
         ]
         missed = [number for number in stops if not library.llama_vocab_is_eog(vocabulary, number)]
-    return Proof(len(texts), [each for each in compared if each.expected != each.found], missed)
+    return Verification(len(texts), [each for each in compared if each.expected != each.found], missed)
 
 
-def _with_added_tokens(files: Files) -> Iterator[str]:
+def _with_added_tokens(files: TokenizerFiles) -> Iterator[str]:
     """Each added token between words, spaces, line ends and itself; marks in it as the spaces that they stand for.
 
     So also those that llama.cpp takes for special ones unasked.
     """
-    for content in dict.fromkeys([*(entry["content"] for entry in files.added.values()), *KNOWN]):
+    for content in dict.fromkeys([*(entry["content"] for entry in files.added.values()), *SPECIAL_TEXTS]):
         token = content.replace(MARK, " ")
         yield f"one{token}two {token} three\n{token}\n{token}{token}  {token}."
         yield f"{token} begins,  {token}"

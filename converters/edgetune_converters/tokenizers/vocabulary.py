@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from edgetune_converters.errors import TokenizerError
-from edgetune_converters.tokenizers.files import Files
+from edgetune_converters.tokenizers.files import TokenizerFiles
 
 MARK = "\u2581"
 """SentencePiece's visible space."""
@@ -26,7 +26,7 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenTable:
     """Text and type of each row; rows without a token are padding and typed UNUSED."""
 
     tokens: list[str]
@@ -39,7 +39,7 @@ class Rows:
         return [number for number, kind in enumerate(self.types) if kind in kinds]
 
 
-def read(files: Files, rows: int) -> Rows:
+def read_tokens(files: TokenizerFiles, rows: int) -> TokenTable:
     """The tokens of a tokenizer for an embedding of `rows` rows. Errors: TokenizerError."""
     texts, scores = _vocabulary(files)
     merged = frozenset(texts)
@@ -58,10 +58,10 @@ def read(files: Files, rows: int) -> Rows:
     if _spaces_are_marks(files):
         _marked_as_typed(tokens, types, merged)
     _check_texts(tokens, files)
-    return Rows(tokens, types, scores)
+    return TokenTable(tokens, types, scores)
 
 
-def _vocabulary(files: Files) -> tuple[dict[int, str], dict[int, float]]:
+def _vocabulary(files: TokenizerFiles) -> tuple[dict[int, str], dict[int, float]]:
     """Texts by id. Where one id has two texts (a tab and <0x09> in Gemma), the byte's name is kept: it stands for both.
 
     Of a unigram model also the scores.
@@ -78,7 +78,7 @@ def _vocabulary(files: Files) -> tuple[dict[int, str], dict[int, float]]:
     return texts, {}
 
 
-def _unknown(files: Files) -> str | int | None:
+def _unknown(files: TokenizerFiles) -> str | int | None:
     """Text or, of a unigram model, id of the unknown token, where text can become it."""
     if "unk_id" in files.model:
         number: int | None = files.model["unk_id"]
@@ -123,7 +123,7 @@ def byte_value(text: str) -> int | None:
     return None
 
 
-def _spaces_are_marks(files: Files) -> bool:
+def _spaces_are_marks(files: TokenizerFiles) -> bool:
     return bool(files.model.get("byte_fallback")) or files.model.get("type") == "Unigram"
 
 
@@ -142,7 +142,7 @@ def _marked_as_typed(tokens: list[str], types: list[TokenType], merged: frozense
                 tokens[number] = tokens[number].replace(MARK, " ")
 
 
-def _check_texts(tokens: Sequence[str], files: Files) -> None:
+def _check_texts(tokens: Sequence[str], files: TokenizerFiles) -> None:
     """llama.cpp aborts the process when two tokens have the same text."""
     if _are_texts(tokens):
         return

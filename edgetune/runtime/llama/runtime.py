@@ -29,7 +29,7 @@ from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import check_data
-from edgetune_converters.tokenizers.normalization import Preparation
+from edgetune_converters.tokenizers.normalization import Normalization
 
 _OUTPUT_BYTES = 128 << 20  # of logits at a time: 512 rows up to a vocabulary of 64k, 220 at 152k
 _DEFAULT_CONTEXT = 4096  # models made for 128k tokens would otherwise take gigabytes of cache for a one-line question
@@ -60,7 +60,7 @@ class LlamaRuntime(CausalRuntime):
             self.bos_token = self._vocabulary.bos
             self.stop_tokens = self._vocabulary.stop_tokens
             self.chat_template = ChatTemplate.from_gguf(self.metadata)
-            self._preparation = Preparation.of(self.metadata)
+            self._normalization = Normalization.from_metadata(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
         except BaseException:
             self.close()
@@ -91,15 +91,15 @@ class LlamaRuntime(CausalRuntime):
 
     def tokenize(self, text: str) -> list[int]:
         """See Runtime. Prepared as the tokenizer of training did, which llama.cpp by itself does not."""
-        prepared = self._preparation.apply(text)
-        run = find_overlong_run(self.metadata, prepared)
+        normalized = self._normalization.apply(text)
+        run = find_overlong_run(self.metadata, normalized)
         if run is not None:
             raise RuntimeProblem(
                 f"the text has {len(run)} characters and more without a space or full stop in between "
                 f"({run[:20]!r}...), which ends llama.cpp for this model",
                 "Put spaces in.",
             )
-        return self._vocabulary.tokenize(prepared)
+        return self._vocabulary.tokenize(normalized)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """See Runtime."""

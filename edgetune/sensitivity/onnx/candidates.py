@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-from edgetune_converters.onnx.layout import Source
+from edgetune_converters.onnx.layout import SourceTensor
 from edgetune_converters.onnx.plan import OnnxPlan
-from edgetune_converters.onnx.storage import Codes
+from edgetune_converters.onnx.storage import NBitsBlocks
 
 EXACT = 1
 """MatMulNBits' accuracy_level at which activations stay in f32; at 4 they are rounded to 8 bits."""
 _SLOWER = 2.0
 
-LEAST = Codes(4, 128, symmetric=False)
+LEAST = NBitsBlocks(4, 128, symmetric=False)
 """What each matrix is measured in: most blocks of the fixed mix are such."""
-WHOLE = Codes(8, 128)
+WHOLE = NBitsBlocks(8, 128)
 """The least error: what is measured is the distance from a model in such blocks."""
-_FOUR = tuple(Codes(4, block, symmetric) for block, symmetric in product((128, 64, 32), (True, False)))
-STORED = (*_FOUR, WHOLE, Codes(8, 64), Codes(8, 32))
+_FOUR = tuple(NBitsBlocks(4, block, symmetric) for block, symmetric in product((128, 64, 32), (True, False)))
+STORED = (*_FOUR, WHOLE, NBitsBlocks(8, 64), NBitsBlocks(8, 32))
 """The blocks; 8 bits are only multiplied in 8 bits: anything else is a hundred times slower."""
 CANDIDATES = (*STORED, *(replace(codes, accuracy=EXACT) for codes in _FOUR))
 
@@ -34,23 +34,23 @@ class Matrix:
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceTensor, ...]
 
     @property
     def places(self) -> list[tuple[str, int]]:
         """Slot and layer of each source."""
         return [(source.slot[0], source.slot[1]) for source in self.sources if source.slot[1] is not None]
 
-    def bytes(self, storage: Codes) -> int:
+    def bytes(self, storage: NBitsBlocks) -> int:
         """Their size in a storage."""
         return sum(form.bytes for form in storage.forms(self.shape))
 
-    def cost(self, storage: Codes) -> float:
+    def cost(self, storage: NBitsBlocks) -> float:
         """Its time for a token, as bytes that are read at the usual accuracy."""
         return self.bytes(storage) * (_SLOWER if storage.accuracy == EXACT else 1.0)
 
 
-def label(storage: Codes) -> str:
+def label(storage: NBitsBlocks) -> str:
     """As reasons and receipts say it."""
     return storage.name + (" in f32" if storage.accuracy == EXACT else "")
 
@@ -63,14 +63,14 @@ def matrices_of(apart: OnnxPlan) -> list[Matrix]:
     return [
         Matrix(weight.name, weight.shape, tuple(part.source for part in weight.parts))
         for weight, storage in apart.chosen
-        if isinstance(storage, Codes)
+        if isinstance(storage, NBitsBlocks)
         and len(weight.shape) == 2
         and all(part.source.slot[1] is not None for part in weight.parts)
     ]
 
 
-def fixed_mix(plan: OnnxPlan, matrices: list[Matrix]) -> Mapping[Matrix, Codes]:
+def fixed_mix(plan: OnnxPlan, matrices: list[Matrix]) -> Mapping[Matrix, NBitsBlocks]:
     """What each matrix gets without a measurement."""
     of_source = {part.source: storage for weight, storage in plan.chosen for part in weight.parts}
     found = {matrix: of_source[matrix.sources[0]] for matrix in matrices}
-    return {matrix: storage for matrix, storage in found.items() if isinstance(storage, Codes)}
+    return {matrix: storage for matrix, storage in found.items() if isinstance(storage, NBitsBlocks)}

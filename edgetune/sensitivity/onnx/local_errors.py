@@ -19,12 +19,12 @@ from edgetune.console import Progress
 from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx.session import library, session_options
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
-from edgetune_converters.files.ordered_pool import divided, in_order
-from edgetune_converters.merging.stream import Block, MergedTensor
+from edgetune_converters.files.ordered_pool import run_in_order, split_threads
+from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.builder import CONTRIB, IR_VERSION, OPSET
-from edgetune_converters.onnx.storage import Codes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.onnx.storage import NBitsBlocks
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 
 _EXACT = "exact"
 
@@ -33,7 +33,7 @@ _EXACT = "exact"
 class LocalErrors:
     """Of one matrix, sums of squares over all captured tokens and all rows."""
 
-    errors: dict[Codes, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
+    errors: dict[NBitsBlocks, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
     """Between the product in each storage and the exact one."""
     swapped: float = 0.0
     """Between LEAST and WHOLE: what a swap of the two does."""
@@ -41,8 +41,8 @@ class LocalErrors:
 
 class _Found(NamedTuple):
     matrix: Matrix
-    block: Block
-    errors: Mapping[Codes, float]
+    block: RowBlock
+    errors: Mapping[NBitsBlocks, float]
     swapped: float
 
 
@@ -50,16 +50,16 @@ def measure(
     model: Model,
     matrices: Sequence[Matrix],
     activations: Mapping[str, F32],
-    importance: Importance | None,
+    importance: ImportanceMatrix | None,
     threads: int,
     progress: Progress,
 ) -> dict[str, LocalErrors]:
     """By the matrices' names; `progress` counts weights."""
     found = {matrix.name: LocalErrors() for matrix in matrices}
     total = sum(int(np.prod(matrix.shape)) for matrix in matrices)
-    workers, _ = divided(threads)
+    workers, _ = split_threads(threads)
     done = 0
-    for matrix, block, errors, swapped in in_order(_calls(model, matrices, activations, importance), workers):
+    for matrix, block, errors, swapped in run_in_order(_calls(model, matrices, activations, importance), workers):
         of = found[matrix.name]
         for codes, error in errors.items():
             of.errors[codes] += error
@@ -71,12 +71,12 @@ def measure(
 
 
 def _calls(
-    model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: Importance | None
+    model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: ImportanceMatrix | None
 ) -> Iterator[Callable[[], _Found]]:
     for matrix in matrices:
         given = np.ascontiguousarray(activations[matrix.name])
         for source in matrix.sources:
-            tensor = model.unpaired[source.number]
+            tensor = model.in_hf_row_order[source.number]
             for make in tensor.pieces(model.checkpoint):
                 yield partial(_measured, matrix, tensor, make, given, importance)
 
@@ -84,9 +84,9 @@ def _calls(
 def _measured(
     matrix: Matrix,
     tensor: MergedTensor,
-    make: Callable[[int], Block],
+    make: Callable[[int], RowBlock],
     given: F32,
-    importance: Importance | None,
+    importance: ImportanceMatrix | None,
 ) -> _Found:
     block = make(1)
     rows = block.rows.reshape(-1, matrix.shape[-1])
@@ -105,11 +105,11 @@ def _squares(difference: F32) -> float:
     return float(np.dot(flat, flat))
 
 
-def _name(codes: Codes) -> str:
+def _name(codes: NBitsBlocks) -> str:
     return f"{codes.name} {codes.accuracy}"
 
 
-def _products(rows: F32, stored: Mapping[Codes, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
+def _products(rows: F32, stored: Mapping[NBitsBlocks, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
     """given [n, k] times rows.T, exactly and in every candidate."""
     count, width = rows.shape
     weights = [
@@ -130,7 +130,7 @@ def _products(rows: F32, stored: Mapping[Codes, Sequence[NDArray[np.uint8]]], gi
     return dict(zip(outputs, session.run(outputs, {"x": given}), strict=True))
 
 
-def _product(codes: Codes, inputs: Sequence[str], count: int, width: int) -> NodeProto:
+def _product(codes: NBitsBlocks, inputs: Sequence[str], count: int, width: int) -> NodeProto:
     sizes = {"K": width, "N": count, "bits": codes.bits, "block_size": codes.block, "accuracy_level": codes.accuracy}
     return helper.make_node("MatMulNBits", ["x", *inputs], [_name(codes)], domain=CONTRIB, **sizes)
 

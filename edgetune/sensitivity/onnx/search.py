@@ -27,11 +27,11 @@ from edgetune.sensitivity.onnx import activations, graphs, local_errors, swaps
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of
 from edgetune.sensitivity.onnx.local_errors import LocalErrors
 from edgetune_converters.model import Model
-from edgetune_converters.onnx.plan import OnnxPlan, Settings
-from edgetune_converters.onnx.storage import Codes
-from edgetune_converters.quantization.imatrix import Importance
+from edgetune_converters.onnx.plan import OnnxPlan, OnnxSettings
+from edgetune_converters.onnx.storage import NBitsBlocks
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
 
-Make = Callable[[Settings, Path], object]
+Make = Callable[[OnnxSettings, Path], object]
 
 _WORK = 6e13
 """Weights times tokens of all passes together: some minutes on two cores."""
@@ -49,11 +49,11 @@ class Subject:
     apart: OnnxPlan
     make: Make
     rows: ScoredRows
-    importance: Importance | None = None
+    importance: ImportanceMatrix | None = None
     threads: int = 0
 
 
-def tune(subject: Subject, folder: Path, progress: Progress) -> Settings:
+def tune(subject: Subject, folder: Path, progress: Progress) -> OnnxSettings:
     """The settings of an int4 export. What is needed on the way is written into `folder`; `progress` counts steps."""
     matrices = matrices_of(subject.apart)
     fixed = fixed_mix(subject.plan, matrices)
@@ -62,8 +62,8 @@ def tune(subject: Subject, folder: Path, progress: Progress) -> Settings:
     local, alone, together = _measure(subject, matrices, rows, folder, steps)
     measured = [_errors(matrix, kld, local[matrix.name]) for matrix, kld in zip(matrices, alone, strict=True)]
     chosen = knapsack.choose(measured, sum(matrix.cost(codes) for matrix, codes in fixed.items()))
-    settings = Settings(choices=_as_choices(measured, chosen, fixed))
-    klds = [_whole(subject, each, whole, folder, steps) for each in (Settings(), settings)]
+    settings = OnnxSettings(choices=_as_choices(measured, chosen, fixed))
+    klds = [_whole(subject, each, whole, folder, steps) for each in (OnnxSettings(), settings)]
     report = {
         "tokens": len(rows.positions),
         "tokens_of_the_whole": len(whole.positions),
@@ -127,7 +127,7 @@ def _errors(matrix: Matrix, alone: float, local: LocalErrors) -> Measured:
     return Measured(matrix, alone, {codes: scale * local.errors[codes] for codes in CANDIDATES})
 
 
-def _whole(subject: Subject, settings: Settings, rows: ScoredRows, folder: Path, steps: _Steps) -> float:
+def _whole(subject: Subject, settings: OnnxSettings, rows: ScoredRows, folder: Path, steps: _Steps) -> float:
     """The divergence of a whole export from that in 8 bits."""
     told, path = folder / "told.npy", folder / "trial"
     with load(folder / "whole", context=swaps.longest(rows)) as runtime:
@@ -166,15 +166,15 @@ def _limited(rows: ScoredRows, tokens: int) -> ScoredRows:
 # -- what comes of it --------------------------------------------------------------------------------------------------
 
 
-def _all(matrices: Sequence[Matrix], storage: Codes) -> Settings:
+def _all(matrices: Sequence[Matrix], storage: NBitsBlocks) -> OnnxSettings:
     """Settings that give all matrices a storage."""
     places = (place for matrix in matrices for place in matrix.places)
-    return Settings(apart=True, choices=dict.fromkeys(places, (storage, "a trial")))
+    return OnnxSettings(apart=True, choices=dict.fromkeys(places, (storage, "a trial")))
 
 
 def _as_choices(
     measured: Sequence[Measured], chosen: Choice, fixed: Choice
-) -> dict[tuple[str, int], tuple[Codes, str]]:
+) -> dict[tuple[str, int], tuple[NBitsBlocks, str]]:
     return {
         place: (chosen[each.matrix], knapsack.reason(each, chosen[each.matrix], fixed[each.matrix]))
         for each in measured
@@ -183,12 +183,12 @@ def _as_choices(
 
 
 def _settled(
-    settings: Settings, report: dict[str, Any], measured: Sequence[Measured], chosen: Choice, fixed: Choice
-) -> Settings:
+    settings: OnnxSettings, report: dict[str, Any], measured: Sequence[Measured], chosen: Choice, fixed: Choice
+) -> OnnxSettings:
     """The choice, or the fixed mix if it is no better; with what the receipt says."""
     better = report["kld_tuned"] < report["kld_of_the_fixed_mix"]
     report["kept"] = "the measured choice" if better else "the fixed mix, which was as good"
     report["matrices"] = {
         each.matrix.name: knapsack.report(each, chosen[each.matrix], fixed[each.matrix]) for each in measured
     }
-    return replace(settings if better else Settings(), tuning=report)
+    return replace(settings if better else OnnxSettings(), tuning=report)

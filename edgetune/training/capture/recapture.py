@@ -27,7 +27,7 @@ from edgetune.training.adapters import lora
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pytest
 
 import edgetune_native
 from edgetune_converters.errors import EdgetuneError, RecipeError
-from edgetune_converters.export import export, plan_onnx
+from edgetune_converters.exporting import export, plan_onnx
 from edgetune_converters.onnx import plan
-from edgetune_converters.onnx.plan import Settings
-from edgetune_converters.quantization.imatrix import read_importance
+from edgetune_converters.onnx.plan import OnnxSettings
+from edgetune_converters.quantization.imatrix import read_imatrix
 from tests.converters import imatrices, tiny
 from tests.converters.onnx import session
 
@@ -78,8 +78,8 @@ def test_one_read_feeds_gguf_and_onnx(base: Path, adapter: Path, tmp_path: Path)
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(64), Settings(128, symmetric=True)])
-def test_codes_are_those_of_the_quantizer(base: Path, tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("settings", [OnnxSettings(), OnnxSettings(64), OnnxSettings(128, symmetric=True)])
+def test_codes_are_those_of_the_quantizer(base: Path, tmp_path: Path, settings: OnnxSettings) -> None:
     export(base, {}, onnx={"f32": tmp_path / "f32", "int4": tmp_path / "int4"}, onnx_settings=settings)
     name = "model.layers.1.mlp.down_proj.weight"
     block, symmetric = settings.block or 128, settings.symmetric
@@ -110,9 +110,9 @@ def test_the_best_logits_of_a_large_vocabulary_are_computed_in_full(
 def test_an_importance_matrix_says_what_the_columns_are_worth(base: Path, tmp_path: Path) -> None:
     """Query rows are turned for llama.cpp, of which the matrix is; its columns are the same."""
     imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(base))
-    weights = read_importance(imatrix).entries
+    weights = read_imatrix(imatrix).entries
     made = {"f32": tmp_path / "f32", "int4": tmp_path / "int4"}
-    _, receipt = export(base, {}, onnx=made, imatrix=imatrix, onnx_settings=Settings(32, symmetric=True))
+    _, receipt = export(base, {}, onnx=made, imatrix=imatrix, onnx_settings=OnnxSettings(32, symmetric=True))
     assert receipt.imatrix is not None
     assert receipt.imatrix["file"] == "imatrix.gguf"
     for part, slot in (("attn.q_proj", "attn_q"), ("mlp.down_proj", "ffn_down")):

@@ -11,8 +11,8 @@ import pytest
 from edgetune_converters.architectures import FAMILIES
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
-from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.exporting import export
+from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, tiny
 from tests.converters.onnx import session
 
@@ -49,7 +49,7 @@ def test_logits_are_those_of_transformers(name: str, options: dict[str, Any], tm
     wanted = family_models.reference(name, base)
     for portable in (False, True):
         folder = tmp_path / f"portable-{portable}"
-        export(base, {}, onnx={"f32": folder}, onnx_settings=Settings(portable=portable))
+        export(base, {}, onnx={"f32": folder}, onnx_settings=OnnxSettings(portable=portable))
         kld, same = tiny.divergence(wanted, session.logits(folder, ids))
         # a cache that grows, or moves along a window, must give the same
         split = session.logits(folder, ids, [len(ids) - 21, 9, *[1] * 12])
@@ -75,7 +75,7 @@ def test_codes_are_read_as_they_were_written(name: str, portable: bool, tmp_path
     """8-bit codes of a small model lose little; a wrong row, scale or half of a byte would lose everything."""
     base = family_models.base(name, tmp_path / "base", **_IN_BLOCKS[name])
     made = {"int8": tmp_path / "int8", "int4": tmp_path / "int4"}
-    receipts = export(base, {}, onnx=made, onnx_settings=Settings(32, portable=portable))
+    receipts = export(base, {}, onnx=made, onnx_settings=OnnxSettings(32, portable=portable))
     ids = family_models.ids(name)
     wanted = family_models.reference(name, base)
     losses = [tiny.divergence(wanted, session.logits(folder, ids))[0] for folder in made.values()]

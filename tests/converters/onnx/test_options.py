@@ -8,8 +8,8 @@ import pytest
 
 from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.export import export
-from edgetune_converters.onnx.plan import Settings
+from edgetune_converters.exporting import export
+from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, family_options, tiny
 from tests.converters.onnx import session
 
@@ -29,7 +29,7 @@ def test_an_option_is_carried_or_refused(family: str, option: str, tmp_path: Pat
     for portable in (False, True):
         folder = tmp_path / f"portable-{portable}"
         try:
-            export(base, {}, onnx={"f32": folder}, onnx_settings=Settings(portable=portable))
+            export(base, {}, onnx={"f32": folder}, onnx_settings=OnnxSettings(portable=portable))
         except ArchitectureError as error:
             print(f"{family}, {option}: refused: {error.message.splitlines()[0]}")
             return

@@ -25,7 +25,7 @@ TEXTS = ("dim the lights", "  two  spaces\n\nand lines\t", "把卧室的灯调�
 @contextmanager
 def converted(directory: Path) -> Iterator[LlamaVocabulary]:
     path = directory / "vocabulary.gguf"
-    words = tokenizers.convert(directory, SIZE, {}).metadata
+    words = tokenizers.convert_tokenizer(directory, SIZE, {}).metadata
     with GgufWriter(path, {"general.architecture": string("llama")} | words, []) as writer:
         writer.publish()
     parameters = library().llama_model_default_params()

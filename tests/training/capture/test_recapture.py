@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune import cli
-from edgetune.export import measure_merge_bases
+from edgetune.exporting import measure_merge_bases
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import KldBaseFile
@@ -22,7 +22,7 @@ from edgetune.validation import base_file
 from edgetune.validation.greedy import compare_answers
 from edgetune.validation.metrics import Mean
 from edgetune.validation.results import json_path
-from edgetune_converters.export import export
+from edgetune_converters.exporting import export
 from edgetune_converters.provenance.receipts import Receipt
 from tests.training import runs
 from tests.validation import stock

@@ -7,8 +7,8 @@ from typing import Any
 
 from edgetune_converters.architectures import rope, slots
 from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.architectures.operations import Pair, Take, View
-from edgetune_converters.architectures.table import Check, MetadataRow, Shape, TensorRow, Views, When, copied
+from edgetune_converters.architectures.operations import RopePermute, Take, View
+from edgetune_converters.architectures.table import MetadataRow, Requirement, Shape, TensorRow, Views, When, copied
 from edgetune_converters.gguf.values import Value, boolean, booleans, f32, u32
 
 LAYER = "model.layers.{layer}."
@@ -66,7 +66,7 @@ def down(config: ModelConfig) -> tuple[int, ...]:
     return config.hidden, config.ffn
 
 
-def turned(shape: Shape) -> Shape:
+def transposed(shape: Shape) -> Shape:
     """The shape of a matrix that a checkpoint stores transposed."""
     return lambda config: (*shape(config)[:-2], *reversed(shape(config)[-2:]))
 
@@ -74,9 +74,9 @@ def turned(shape: Shape) -> Shape:
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
-def paired(config: ModelConfig) -> tuple[View, ...]:
+def rope_permuted(config: ModelConfig) -> tuple[View, ...]:
     """Heads whose rotated halves become neighbours."""
-    return (View((Pair(config.head_dim),)),)
+    return (View((RopePermute(config.head_dim),)),)
 
 
 def plus_one(config: ModelConfig) -> tuple[View, ...]:
@@ -96,10 +96,10 @@ def qkv_groups(config: ModelConfig) -> tuple[Take, Take, Take]:
     return Take(size, 0, queries * width), Take(size, queries * width, width), Take(size, size - width, width)
 
 
-def turned_views(config: ModelConfig, shape: Shape) -> tuple[View, ...]:
+def transposed_views(config: ModelConfig, shape: Shape) -> tuple[View, ...]:
     """A matrix that is stored transposed; `shape` is that of the checkpoint."""
     rows = shape(config)[-2]
-    return (View(turn=Take(rows, 0, rows)),)
+    return (View(transpose=Take(rows, 0, rows)),)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ GRANITE_SCALES: tuple[MetadataRow, ...] = (
 # -- requirements ------------------------------------------------------------------------------------------------------
 
 
-def only(field: str, *values: Any) -> Check:
+def only(field: str, *values: Any) -> Requirement:
     """A requirement: the field has one of `values`, or is absent; llama.cpp runs nothing else."""
 
     def check(config: ModelConfig) -> str | None:

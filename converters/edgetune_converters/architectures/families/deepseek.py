@@ -43,7 +43,7 @@ def _fused_width(config: ModelConfig) -> int:
 
 def _key_up(config: ModelConfig) -> tuple[View, ...]:
     """The key's part of each head, transposed: llama.cpp applies it to the query instead."""
-    return (View(turn=Take(_fused_width(config), 0, config.integer("qk_nope_head_dim"))),)
+    return (View(transpose=Take(_fused_width(config), 0, config.integer("qk_nope_head_dim"))),)
 
 
 def _value_up(config: ModelConfig) -> tuple[View, ...]:

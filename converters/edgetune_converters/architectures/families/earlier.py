@@ -27,8 +27,8 @@ from edgetune_converters.architectures.families.common import (
     number,
     only,
     query_key_value,
+    transposed,
     trunk,
-    turned,
     up,
     window_note,
 )
@@ -46,8 +46,8 @@ _WITHOUT_HEAD = ((r"^(h\.\d+|wte|wpe|ln_f|word_embeddings|word_embeddings_layern
 
 def _turned(shape: Shape) -> tuple[Shape, Views]:
     """Shape in the checkpoint and view of a matrix that it stores transposed, of the shape that the runtime wants."""
-    stored = turned(shape)
-    return stored, lambda c: (View(turn=Take(stored(c)[0], 0, stored(c)[0])),)
+    stored = transposed(shape)
+    return stored, lambda c: (View(transpose=Take(stored(c)[0], 0, stored(c)[0])),)
 
 
 def _in_threes(config: ModelConfig) -> tuple[View, ...]:

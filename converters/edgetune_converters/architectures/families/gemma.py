@@ -25,7 +25,7 @@ from edgetune_converters.architectures.families.common import (
     text_only_note,
     trunk,
 )
-from edgetune_converters.architectures.table import Check, Family, Head, MetadataRow
+from edgetune_converters.architectures.table import Family, Head, MetadataRow, Requirement
 from edgetune_converters.gguf.values import Value, f32
 
 # what config.json need not say; the activation was once misnamed in Gemma's own
@@ -39,7 +39,7 @@ _POST_NORMS = (
 )
 
 
-def _scaled_like(layers_of_27b: int) -> Check:
+def _scaled_like(layers_of_27b: int) -> Requirement:
     """A requirement: attention is scaled by the size of a head or, in the 27 B model, of a share, as in llama.cpp."""
 
     def check(config: ModelConfig) -> str | None:

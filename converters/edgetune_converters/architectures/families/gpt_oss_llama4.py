@@ -35,11 +35,11 @@ def _turned_experts(
     width: Width, steps: Callable[[int], tuple[Take, ...]]
 ) -> Callable[[ModelConfig], tuple[View, ...]]:
     """Experts of [hidden, width] each, transposed; `steps` take rows from each expert's transposed matrix."""
-    return lambda c: (View(steps(width(c)), turn=Take(c.hidden, 0, c.hidden)),)
+    return lambda c: (View(steps(width(c)), transpose=Take(c.hidden, 0, c.hidden)),)
 
 
 def _turned_down(config: ModelConfig) -> tuple[View, ...]:
-    return (View(turn=Take(config.ffn, 0, config.ffn)),)
+    return (View(transpose=Take(config.ffn, 0, config.ffn)),)
 
 
 def _stored_gate_up(config: ModelConfig) -> tuple[int, ...]:

@@ -19,13 +19,13 @@ from edgetune_converters.architectures.families.common import (
     gated_ffn,
     norm,
     only,
-    paired,
     qkv_groups,
     query_key_value,
+    rope_permuted,
     trunk,
     up,
 )
-from edgetune_converters.architectures.operations import Pair, Take, View
+from edgetune_converters.architectures.operations import RopePermute, Take, View
 from edgetune_converters.architectures.table import Family, Head, TensorRow, Views
 from edgetune_converters.gguf.values import f32
 
@@ -36,7 +36,7 @@ _LAYERS_OF_7B, _LAYERS_OF_13B = 32, 40
 
 def _grouped(part: int, *, rotated: bool) -> Views:
     """Query (0), key (1) or value (2) from groups of the query heads of a key head, that and its value."""
-    return lambda c: (View((qkv_groups(c)[part], *((Pair(c.head_dim),) if rotated else ()))),)
+    return lambda c: (View((qkv_groups(c)[part], *((RopePermute(c.head_dim),) if rotated else ()))),)
 
 
 def _third(part: int, *, rotated: bool) -> Views:
@@ -44,12 +44,12 @@ def _third(part: int, *, rotated: bool) -> Views:
 
     def views(config: ModelConfig) -> tuple[View, ...]:
         take = Take(3 * config.hidden, part * config.hidden, config.hidden)
-        return (View((take, Pair(config.head_dim)) if rotated and config.layers == _LAYERS_OF_7B else (take,)),)
+        return (View((take, RopePermute(config.head_dim)) if rotated and config.layers == _LAYERS_OF_7B else (take,)),)
 
     return views
 
 
-def _normalised_head(config: ModelConfig) -> tuple[View, ...]:
+def _normalized_head(config: ModelConfig) -> tuple[View, ...]:
     """Baichuan 2 divides each row of its head by its length when it runs; its vocabulary tells it from the first."""
     return (View(unit=config.vocab_size == _BAICHUAN2_VOCABULARY),)
 
@@ -75,7 +75,7 @@ FAMILIES = (
         name="MiniCPM",
         hf=("MiniCPMForCausalLM",),
         gguf="minicpm",
-        tensors=trunk() + attention(paired) + gated_ffn(),
+        tensors=trunk() + attention(rope_permuted) + gated_ffn(),
         metadata=(
             *LLAMA_METADATA,
             ("embedding_scale", lambda config: f32(config.number("scale_emb"))),
@@ -116,7 +116,7 @@ FAMILIES = (
         tensors=(
             TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
             norm("model.norm", "output_norm"),
-            TensorRow("lm_head", slots.OUTPUT, embedding, _normalised_head),
+            TensorRow("lm_head", slots.OUTPUT, embedding, _normalized_head),
             norm(LAYER + "input_layernorm", "attention_norm"),
             norm(LAYER + "post_attention_layernorm", "ffn_norm"),
             TensorRow(LAYER + "self_attn.W_pack", "attention_q", query_key_value, _third(0, rotated=True)),

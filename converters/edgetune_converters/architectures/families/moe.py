@@ -17,12 +17,12 @@ from edgetune_converters.architectures.families.common import (
     head_norms,
     integer,
     only,
-    paired,
+    rope_permuted,
     trunk,
     window_note,
 )
 from edgetune_converters.architectures.operations import Take, View
-from edgetune_converters.architectures.table import Family, Head, MetadataRow, PartOf, Shape, TensorRow, When
+from edgetune_converters.architectures.table import Family, FusedParameter, Head, MetadataRow, Shape, TensorRow, When
 
 Width = Callable[[ModelConfig], int]
 
@@ -56,8 +56,8 @@ def expert_rows(width: Width, name: str = LAYER + "mlp.experts", when: When | No
     fused_back: Shape = lambda c: (c.experts, *back(c))  # noqa: E731
     each: dict[str, Any] = {"stacked": _count} | ({"when": when} if when else {})
     whole: dict[str, Any] = {"weight": ""} | ({"when": when} if when else {})
-    gates, ups = (PartOf(name + ".gate_up_proj", fused, first) for first in (_none, width))
-    downs = PartOf(name + ".down_proj", fused_back, _none)
+    gates, ups = (FusedParameter(name + ".gate_up_proj", fused, first) for first in (_none, width))
+    downs = FusedParameter(name + ".down_proj", fused_back, _none)
     return (
         TensorRow(name + ".{n}.gate_proj", "expert_gate", into, part_of=gates, **each),
         TensorRow(name + ".{n}.up_proj", "expert_up", into, part_of=ups, **each),
@@ -98,7 +98,7 @@ FAMILIES = (
         name="Mixtral",
         hf=("MixtralForCausalLM",),
         gguf="llama",
-        tensors=(*trunk(), *attention(paired), _ROUTER, *expert_rows(dense_width)),
+        tensors=(*trunk(), *attention(rope_permuted), _ROUTER, *expert_rows(dense_width)),
         metadata=(*LLAMA_METADATA, *EXPERT_COUNTS),
         requirements=(SILU, _ROPES),
         notes=(window_note,),
@@ -148,7 +148,7 @@ FAMILIES = (
         name="Granite-MoE",
         hf=("GraniteMoeForCausalLM",),
         gguf="granitemoe",
-        tensors=(*trunk(), *attention(paired), _ROUTER, *expert_rows(dense_width)),
+        tensors=(*trunk(), *attention(rope_permuted), _ROUTER, *expert_rows(dense_width)),
         metadata=(*LLAMA_METADATA, *EXPERT_COUNTS, *GRANITE_SCALES),
         generated=(rope.LLAMA3_FACTORS,),
         requirements=(SILU, rope.supported("default", "linear", "yarn", "llama3")),

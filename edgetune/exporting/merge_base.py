@@ -14,8 +14,8 @@ from edgetune_converters.names import AUTO, ORIGINAL
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.export.measure_merge_bases import Choice
-    from edgetune.export.targets import Outputs
+    from edgetune.exporting.measure_merge_bases import Choice
+    from edgetune.exporting.targets import Outputs
 
 
 def decided(
@@ -43,9 +43,9 @@ def decided(
 
 
 def _measured(source: Source, run: RunDirectory, outputs: Outputs, threads: int) -> Choice:
-    from edgetune.export import measure_merge_bases
+    from edgetune.exporting import measure_merge_bases
     from edgetune.reference.store import Reference
-    from edgetune_converters.export import export
+    from edgetune_converters.exporting import export
 
     def make(name: str, file: Path) -> None:
         export(

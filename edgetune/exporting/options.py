@@ -14,7 +14,7 @@ import click
 from edgetune import console
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.export.targets import Outputs
+from edgetune.exporting.targets import Outputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -19,11 +19,11 @@ from edgetune.errors import ConfigError, EnvironmentProblem
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.export.targets import Outputs
-    from edgetune_converters.export import Published
+    from edgetune.exporting.targets import Outputs
+    from edgetune_converters.exporting import Published
     from edgetune_converters.model import Model
     from edgetune_converters.outputs import traced
-    from edgetune_converters.outputs.traced import Stored
+    from edgetune_converters.outputs.traced import WeightSummary
     from edgetune_converters.provenance.receipts import Receipt
 
 EXPORTER = "transformers/torch.onnx"
@@ -85,7 +85,7 @@ def prepared(
     family: str, source: Source, onnx: Mapping[str, Path], config: ExportConfig, merge: Merge
 ) -> Iterator[Publish]:
     """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
-    from edgetune_converters.export import write_errors
+    from edgetune_converters.exporting import write_errors
     from edgetune_converters.files import directory
 
     console.note(
@@ -100,11 +100,11 @@ def prepared(
             made.append((place / "model", path, _made(family, source, kind, config, place, merge)))
 
         def publish(published: Published) -> list[Receipt]:
-            from edgetune_converters.files.interrupts import held
+            from edgetune_converters.files.interrupts import deferred_sigint
             from edgetune_converters.provenance.receipts import receipt_path
 
             receipts = [replace(receipt, artifact=str(path)) for _, path, receipt in made]
-            with held():
+            with deferred_sigint():
                 for (folder, path, _), receipt in zip(made, receipts, strict=True):
                     receipt_path(path).unlink(missing_ok=True)
                     directory.replace(folder, path)
@@ -129,15 +129,15 @@ def _beside(path: Path) -> Iterator[Path]:
 def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
     """Merge, trace, write and compare, in `place`."""
     from edgetune.training import onnx_trace
-    from edgetune_converters.files.directory import Documents
+    from edgetune_converters.files.directory import CompanionFiles
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
-    from edgetune_converters.tokenizers.ends import ends_of
+    from edgetune_converters.tokenizers.ends import special_token_ids
 
     model = _opened(source)
     stated = model.config
-    ends = ends_of(source.tokenizer, stated.raw, None, stated.vocab_size)
-    documents = Documents(source.base, stated.raw, source.tokenizer, None, model.tied)
+    ends = special_token_ids(source.tokenizer, stated.raw, None, stated.vocab_size)
+    documents = CompanionFiles(source.base, stated.raw, source.tokenizer, None, model.tied)
     folder, merged = place / "model", place / "merged"
     receipt = merge(merged)
     drawn, ask = onnx_trace.trace_model(merged, family, _context(model))
@@ -153,15 +153,17 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
     return replace(_receipt(receipt, folder, stored), recipe=kind, exporter_kld=divergence)
 
 
-def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.Wanted:
-    from edgetune.export.onnx import settings_of
+def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.TracedSettings:
+    from edgetune.exporting.onnx import settings_of
     from edgetune_converters.onnx import traced_weights
     from edgetune_converters.outputs import traced
 
-    return traced.Wanted(kind, settings_of(config), traced_weights.slots_by_name(model.bound), config.allow_fallback)
+    return traced.TracedSettings(
+        kind, settings_of(config), traced_weights.slots_by_name(model.bound), config.allow_fallback
+    )
 
 
-def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
+def _receipt(merged: Receipt, folder: Path, stored: WeightSummary) -> Receipt:
     """That of the merged model, with what the folder holds in its place."""
     from edgetune.training import onnx_trace
     from edgetune_converters.files.contents import sha256_of
@@ -187,18 +189,18 @@ def _receipt(merged: Receipt, folder: Path, stored: Stored) -> Receipt:
 def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
     """The metadata of the graph."""
     from edgetune_converters.gguf import keys
-    from edgetune_converters.provenance.metadata import proof
+    from edgetune_converters.provenance.metadata import provenance_keys
     from edgetune_converters.provenance.receipts import combined_hash
 
     own = {keys.MERGE_BASE: merged.merge_base, keys.EXPORTER: EXPORTER}
-    return {**source.carried, **proof(model, combined_hash(merged.base), merged.adapter), **own}
+    return {**source.carried, **provenance_keys(model, combined_hash(merged.base), merged.adapter), **own}
 
 
 def _context(model: Model) -> int:
     """Positions, as the family's table has them for GGUF."""
-    from edgetune_converters.provenance.metadata import hyperparameters
+    from edgetune_converters.provenance.metadata import hyperparameter_keys
 
-    found = hyperparameters(model)[f"{model.family.gguf}.context_length"].data
+    found = hyperparameter_keys(model)[f"{model.family.gguf}.context_length"].data
     assert isinstance(found, int)
     return found
 

@@ -15,40 +15,40 @@ from edgetune.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.export.targets import Outputs
+    from edgetune.exporting.targets import Outputs
     from edgetune.reference.scored_rows import ScoredRows
     from edgetune.sensitivity.onnx.search import Make, Subject
-    from edgetune_converters.onnx.plan import Settings
+    from edgetune_converters.onnx.plan import OnnxSettings
 
 _TYPE = "int4"
 
 
-def settings_of(config: ExportConfig) -> Settings:
+def settings_of(config: ExportConfig) -> OnnxSettings:
     """What is chosen beside the type."""
-    from edgetune_converters.onnx.plan import Settings
+    from edgetune_converters.onnx.plan import OnnxSettings
 
-    return Settings(config.block_size, config.symmetric, config.portable)
+    return OnnxSettings(config.block_size, config.symmetric, config.portable)
 
 
 def chosen(
     source: Source, run: Path | None, outputs: Outputs, config: ExportConfig, options: dict[str, Any]
-) -> Settings:
+) -> OnnxSettings:
     """Measured where that is asked for. Errors: ConfigError."""
     return tuned(source, run, outputs, options) if config.tune else settings_of(config)
 
 
-def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str, Any]) -> Settings:
+def tuned(source: Source, run: Path | None, outputs: Outputs, options: dict[str, Any]) -> OnnxSettings:
     """Settings chosen by measurement, with a progress bar; `options` are those of the export.
 
     Errors: ConfigError where there is nothing to measure on, or nothing to choose.
     """
     from edgetune.sensitivity.onnx import search
-    from edgetune_converters.export import export
+    from edgetune_converters.exporting import export
 
     if run is None:
         raise ConfigError("--tune measures on the held-out rows of a run, and none was named", "Give a run directory.")
 
-    def make(settings: Settings, folder: Path) -> None:
+    def make(settings: OnnxSettings, folder: Path) -> None:
         export(source.base, {}, onnx={_TYPE: folder}, onnx_settings=settings, **options)
 
     subject = _subject(source, make, _rows(run), options)
@@ -65,18 +65,18 @@ def _rows(run: Path) -> ScoredRows:
 def _subject(source: Source, make: Make, rows: ScoredRows, options: dict[str, Any]) -> Subject:
     """The model, its plans and how it is exported."""
     from edgetune.sensitivity.onnx.search import Subject
-    from edgetune_converters.export import plan_onnx
+    from edgetune_converters.exporting import plan_onnx
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
-    from edgetune_converters.onnx.plan import Settings
-    from edgetune_converters.quantization.imatrix import read_importance
+    from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.quantization.imatrix import read_imatrix
 
     threads, imatrix = options["threads"], options["imatrix"]
     (plan,) = plan_onnx(source.base, [_TYPE], adapter=source.adapter)
-    (apart,) = plan_onnx(source.base, [_TYPE], Settings(apart=True), adapter=source.adapter)
+    (apart,) = plan_onnx(source.base, [_TYPE], OnnxSettings(apart=True), adapter=source.adapter)
     merge_base = merge_base_named(options["merge_base"], options["trained_on"], threads)
     model = open_model(source.base, source.adapter, merge_base)
-    return Subject(model, plan, apart, make, rows, imatrix and read_importance(imatrix), threads)
+    return Subject(model, plan, apart, make, rows, imatrix and read_imatrix(imatrix), threads)
 
 
 @contextmanager

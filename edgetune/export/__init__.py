@@ -1,1 +1,0 @@
-"""From a run and its options to one request to the converters."""
