@@ -115,8 +115,7 @@ def command(
     config, measured = merge_base_choice.decided(config, source, run, outputs, threads)
 
     def published(receipt: Receipt) -> None:
-        receipt.merge_base_kld = measured
-        receipt.write()
+        replace(receipt, merge_base_kld=measured).write()
 
     receipts = run_all(source, outputs, config, threads, run, published)
     for receipt in receipts:

@@ -51,7 +51,7 @@ def test_a_choice_is_better_than_the_fixed_mix_for_its_bytes(base: Path, tmp_pat
     counted: list[tuple[int, int]] = []
     (tmp_path / "work").mkdir()
     settings = search.tune(subject(base), tmp_path / "work", lambda *done: counted.append(done))
-    report = settings.tuning
+    report = settings.type_search
     assert report is not None
     assert counted[-1][0] == counted[-1][1]
     assert [done for done, _ in counted] == sorted(done for done, _ in counted)
@@ -64,7 +64,7 @@ def test_a_choice_is_better_than_the_fixed_mix_for_its_bytes(base: Path, tmp_pat
     (tuned,) = plan_onnx(base, ["int4"], settings)
     assert tuned.bytes <= fixed.bytes
     (receipt,) = export(base, {}, onnx={"int4": tmp_path / "tuned"}, onnx_settings=settings)
-    assert receipt.tuning == report
+    assert receipt.type_search == report
     assert_written(tmp_path / "tuned", report["matrices"])
 
 
@@ -98,9 +98,9 @@ def test_the_fixed_mix_stays_where_nothing_better_is_found(
     monkeypatch.setattr(knapsack, "choose", worst)
     settings = search.tune(subject(base), tmp_path, lambda *_: None)
     assert not settings.choices
-    assert settings.tuning is not None
-    assert settings.tuning["kld_tuned"] > settings.tuning["kld_of_the_fixed_mix"]
-    assert settings.tuning["kept"].startswith("the fixed mix")
+    assert settings.type_search is not None
+    assert settings.type_search["kld_tuned"] > settings.type_search["kld_of_the_fixed_mix"]
+    assert settings.type_search["kept"].startswith("the fixed mix")
 
 
 def test_nothing_is_left_of_a_measurement_that_was_stopped(

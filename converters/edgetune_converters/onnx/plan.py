@@ -58,8 +58,9 @@ COARSE = "lm_head.coarse"
 class OnnxSettings:
     """What can be chosen beside the type: weights per block, no zero points, standard operators alone.
 
-    `choices` are what a measurement chose for some slots of some layers, with its reason; `tuning` is what the receipt
-    says of that measurement. `apart`: query, key and value are products of their own even where they are stored alike.
+    `choices` are what a measurement chose for some slots of some layers, with its reason; `type_search` is the record
+    of that measurement for the receipt. `apart`: query, key and value are separate products even where they are stored
+    alike.
     """
 
     block: int | None = None
@@ -67,7 +68,7 @@ class OnnxSettings:
     portable: bool = False
     choices: Mapping[tuple[str, int], tuple[NBitsBlocks, str]] = field(default_factory=dict)
     apart: bool = False
-    tuning: Mapping[str, Any] | None = None
+    type_search: Mapping[str, Any] | None = None
 
 
 DEFAULT_SETTINGS = OnnxSettings()

@@ -30,7 +30,7 @@ class Summary(NamedTuple):
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     imatrix: dict[str, str] | None = None
-    tuning: dict[str, Any] | None = None
+    type_search: dict[str, Any] | None = None
 
 
 class StreamTensor(Protocol):

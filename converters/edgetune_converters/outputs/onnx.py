@@ -198,7 +198,7 @@ class OnnxOutput:
             fallback_share=round(plan.fallback_share, 4),
             files=dict(sorted(self._hashes.items())),
             notes=tuple(self._notes),
-            tuning=None if self._model.settings.tuning is None else dict(self._model.settings.tuning),
+            type_search=None if self._model.settings.type_search is None else dict(self._model.settings.type_search),
             imatrix=None if self._importance is None else self._importance.receipt_entry,
         )
 

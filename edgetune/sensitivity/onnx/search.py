@@ -191,4 +191,4 @@ def _settled(
     report["matrices"] = {
         each.matrix.name: knapsack.report(each, chosen[each.matrix], fixed[each.matrix]) for each in measured
     }
-    return replace(settings if better else OnnxSettings(), tuning=report)
+    return replace(settings if better else OnnxSettings(), type_search=report)
