@@ -55,6 +55,10 @@ class TokenizerError(EdgetuneError):
     """A tokenizer that cannot be converted faithfully."""
 
 
+class ChatTemplateError(EdgetuneError):
+    """A chat template that is not valid Jinja or refuses a conversation."""
+
+
 class RecipeError(EdgetuneError):
     """A storage type that does not exist or does not fit the rows of the tensors."""
 

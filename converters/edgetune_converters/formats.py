@@ -25,7 +25,7 @@ from edgetune_converters.quantization.overrides import Overrides
 from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.tokenizers import convert
-from edgetune_converters.tokenizers.ends import special_token_ids
+from edgetune_converters.tokenizers.special import special_token_ids
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import OnnxSettings

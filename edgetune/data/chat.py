@@ -1,7 +1,6 @@
-"""Chat templates: rendering conversations to the text that a model is trained on and prompted with.
+"""The chat template of a base, a .jinja file or an exported file, with the special tokens that it may name.
 
-The environment behaves as transformers' `apply_chat_template` does (tests compare the two), so that a template renders
-alike in training, in the contract and in the runtime. Imports neither torch nor transformers.
+Rendering is `edgetune_converters.chat_template`, which training, tokenizer conversion and runtimes share.
 """
 
 from __future__ import annotations
@@ -9,32 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from edgetune.errors import DataError
+from edgetune_converters import chat_template
+from edgetune_converters.chat_template import Message
+from edgetune_converters.errors import ChatTemplateError, TokenizerError
+from edgetune_converters.tokenizers import chat_files
 
-Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and whatever else a template reads."""
+__all__ = ["BUILT_IN", "NO_TEMPLATE_HINT", "ChatTemplate", "Message", "read_override", "special_tokens"]
 
 BUILT_IN = ("chatml", "alpaca", "plain")
 NO_TEMPLATE_HINT = "Set data.chat_template: alpaca (or chatml, plain, or the path of a .jinja file)."
 _TEMPLATES = Path(__file__).parent / "templates"
-
-# Tokens that a tokenizer class supplies where tokenizer_config.json does not name them, as in transformers 5.
-_CLASS_TOKENS = {
-    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
-    "GemmaTokenizer": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
-}
-
 
 _GGUF_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
@@ -91,32 +78,26 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation as one text; with `add_generation_prompt`, up to where the assistant's answer begins.
+        """Return the conversation as one text; with `add_generation_prompt`, up to where the assistant's answer begins.
 
-        Raises DataError with the template's own words when the template refuses the conversation.
+        Raises DataError with the template's own message when the template refuses the conversation.
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
-        variables = {name: token for name, token in tokens.items() if token is not None}
+        named = {name: token for name, token in tokens.items() if token is not None}
         try:
-            return _compiled(self.source).render(
-                messages=[dict(message) for message in messages],
-                tools=list(tools) if tools is not None else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
+            chat_template.compiled(self.source)
+        except ChatTemplateError as error:
+            raise DataError(f"the chat template is not valid Jinja: {error}", NO_TEMPLATE_HINT) from None
+        try:
+            return chat_template.render(
+                self.source, messages, named, add_generation_prompt=add_generation_prompt, tools=tools
             )
-        except jinja2.TemplateError as error:
-            raise self._refusal(messages, error) from None
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # raised by operations inside the template
-            raise self._refusal(messages, error) from None
-
-    @staticmethod
-    def _refusal(messages: Sequence[Message], error: Exception) -> DataError:
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        return DataError(
-            f"the chat template refuses a conversation of {roles or 'no messages'}: {error}",
-            "Change the rows, or use another template (data.chat_template).",
-        )
+        except ChatTemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise DataError(
+                f"the chat template refuses a conversation of {roles or 'no messages'}: {error}",
+                "Change the rows, or use another template (data.chat_template).",
+            ) from None
 
 
 def read_override(override: str) -> str:
@@ -134,47 +115,20 @@ def read_override(override: str) -> str:
 
 
 def special_tokens(directory: Path) -> dict[str, str]:
-    """Named special tokens (bos_token, eos_token, ...) of a tokenizer directory, in every form of transformers 4 and 5.
+    """Return the named special tokens (bos_token, eos_token, ...) of a tokenizer directory.
 
-    A token that tokenizer_config.json sets to null has no entry.
+    Raises DataError when one of its files is damaged.
     """
     config = _read_json(directory / "tokenizer_config.json")
-    found: dict[str, Any] = dict(_CLASS_TOKENS.get(_slow_name(config.get("tokenizer_class")), {}))
-    found |= _token_entries(config)
-    if "added_tokens_decoder" not in config:  # the older form, in which special_tokens_map.json has the last word
-        found |= _token_entries(_read_json(directory / "special_tokens_map.json"))
-    for group in ("extra_special_tokens", "model_specific_special_tokens"):
-        if isinstance(config.get(group), dict):
-            found |= config[group]
-    return {name: text for name, value in found.items() if (text := token_text(value)) is not None}
-
-
-def token_text(value: Any) -> str | None:
-    """The text of a special token written as a string, as {"content": ...}, or not at all."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _slow_name(name: Any) -> str:
-    return name.removesuffix("Fast") if isinstance(name, str) else ""
-
-
-def _token_entries(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name.endswith("_token") and not isinstance(value, bool)}
+    return chat_files.special_tokens(config, _read_json(directory / "special_tokens_map.json"))
 
 
 def _own_source(directory: Path) -> str | None:
-    """chat_template.jinja wins over tokenizer_config.json, as in transformers."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = _read_json(directory / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+    config = _read_json(directory / "tokenizer_config.json")
+    try:
+        return chat_files.chat_templates(directory, config).get(chat_files.DEFAULT)
+    except TokenizerError as error:
+        raise DataError(error.message, "Restore the base's files.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -188,60 +142,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object", "Restore the base's files.")
     return value
-
-
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> jinja2.Template:
-    try:
-        return _environment().from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(
-            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}", NO_TEMPLATE_HINT
-        ) from None
-
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Sandboxed: a template comes with a download and must not reach Python."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _Namespace
-    return environment
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """Rejects names that reach into Python, as transformers' own does."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a chat template must not store the attribute {name!r}")
-        super().__setitem__(name, value)
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` renders its body; our masks do not need the marks (DESIGN 7.3)."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """The body's nodes in place of the block."""
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))

@@ -132,7 +132,7 @@ def _made(family: str, source: Source, kind: str, config: ExportConfig, place: P
     from edgetune_converters.files.directory import CompanionFiles
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
-    from edgetune_converters.tokenizers.ends import special_token_ids
+    from edgetune_converters.tokenizers.special import special_token_ids
 
     model = _opened(source)
     stated = model.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgetune_converters.tokenizers.corpus import TEXTS as PROVEN
+from edgetune_converters.tokenizers.verify_ids import TEXTS as PROVEN
 
 TEXTS = (*PROVEN, "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n")
 

@@ -20,6 +20,7 @@ from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers import pretokenizers
 from edgetune_converters.tokenizers.convert import TokenType, Vocabulary
 from edgetune_converters.tokenizers.normalization import Normalization
+from edgetune_converters.tokenizers.special import special_token_ids
 from tests.converters import corpus, runtime, vocabularies
 
 NONE: list[TensorSpec] = []
@@ -195,6 +196,66 @@ def test_several_templates_keep_their_names(tmp_path: Path) -> None:
     assert found["tokenizer.chat_template"].data == "a"
     assert found["tokenizer.chat_template.tool_use"].data == "b"
     assert found["tokenizer.chat_templates"].data == ["tool_use"]
+
+
+_MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+    "{% endfor %}"
+)
+_DATED = "{{ strftime_now('%d %B %Y') }}" + vocabularies.TEMPLATE
+_STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + vocabularies.TEMPLATE
+
+
+@pytest.mark.parametrize("template", [vocabularies.TEMPLATE, _MARKED, _DATED, _STRICT])
+def test_the_end_of_a_turn_is_found_whatever_the_template_uses(template: str, tmp_path: Path) -> None:
+    """`{% generation %}`, `strftime_now` and `raise_exception` are known to transformers, not to plain Jinja."""
+    tokenizer = vocabularies.byte_level(tmp_path, eos_token="<|endoftext|>", chat_template=template)
+    stop = tokenizer.token_to_id("<|im_end|>")
+    vocabulary = tokenizers.convert_tokenizer(tmp_path, 600, {})
+    assert vocabulary.metadata["tokenizer.ggml.eot_token_id"].data == stop
+    assert not any("chat template" in note for note in vocabulary.notes)
+    found = special_token_ids(tmp_path, {}, None, 600)
+    assert found.stops == (tokenizer.token_to_id("<|endoftext|>"), stop)
+    assert not found.notes
+
+
+def test_the_end_of_a_turn_may_be_a_token_of_the_tokenizer_class(tmp_path: Path) -> None:
+    """As in training: transformers' class supplies eos_token where the files name none."""
+    template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer = vocabularies.byte_level(tmp_path, tokenizer_class="GPT2TokenizerFast", chat_template=template)
+    path = tmp_path / "tokenizer_config.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    del stated["eos_token"]
+    path.write_text(json.dumps(stated), encoding="utf-8")
+    found = special_token_ids(tmp_path, {"eos_token_id": 7}, None, 600)
+    assert found.stops == (7, tokenizer.token_to_id("<|endoftext|>"))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for %}", "line 1: Expected an expression"),
+        ("{{ raise_exception('only tools') }}", "only tools"),
+        ("{{ messages[0].content.nothing.more }}", "has no attribute"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered_is_noted(template: str, reason: str, tmp_path: Path) -> None:
+    vocabularies.byte_level(tmp_path, eos_token="<|endoftext|>", chat_template=template)
+    vocabulary = tokenizers.convert_tokenizer(tmp_path, 600, {})
+    assert vocabulary.metadata["tokenizer.chat_template"].data == template
+    assert "tokenizer.ggml.eot_token_id" not in vocabulary.metadata
+    for notes in (vocabulary.notes, special_token_ids(tmp_path, {}, None, 600).notes):
+        (note,) = (note for note in notes if "the chat template does not render" in note)
+        assert reason in note
+
+
+def test_special_tokens_map_wins_in_older_directories_as_in_training(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(tmp_path, eos_token="<|im_start|>")
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
+    eos = tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata["tokenizer.ggml.eos_token_id"].data
+    assert eos == tokenizer.token_to_id("<|im_end|>")
 
 
 # -- what cannot be carried --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from edgetune_converters.onnx.model import DecoderGraph
-from edgetune_converters.tokenizers.ends import SpecialTokenIds
+from edgetune_converters.tokenizers.special import SpecialTokenIds
 
 # what onnxruntime-genai calls a model whose graph has this interface and nothing of its own
 _TYPE = "llama"

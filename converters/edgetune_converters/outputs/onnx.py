@@ -33,7 +33,7 @@ from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import SpecialTokenIds
+from edgetune_converters.tokenizers.special import SpecialTokenIds
 
 GRAPH_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"
@@ -74,7 +74,7 @@ class OnnxOutput:
         self._numbers = sorted(self._uses)  # of the tensors that are a part of the graph
         self._tensors = [tensors[number] for number in self._numbers]
         self._importance = importance
-        self._notes = [] if importance is None else importance.check(self._quantized())
+        self._notes = [*ends.notes, *([] if importance is None else importance.check(self._quantized()))]
         self._written: dict[int, int] = {}  # rows of each tensor
         self._computed = model.computed()
         self._file: RegionFile | None = None

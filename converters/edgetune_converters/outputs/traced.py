@@ -41,7 +41,7 @@ from edgetune_converters.onnx.traced_weights import (
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, check_graph
 from edgetune_converters.quantization.recipes import MAX_FALLBACK
 from edgetune_converters.tensors import F32
-from edgetune_converters.tokenizers.ends import SpecialTokenIds
+from edgetune_converters.tokenizers.special import SpecialTokenIds
 
 CODES = ("int8", "int4")
 TYPES = ("f32", "f16", *CODES)

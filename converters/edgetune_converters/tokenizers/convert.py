@@ -16,15 +16,14 @@ from typing import Any
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, i32s, string, strings
-from edgetune_converters.tokenizers import byte_level, llama_special_tokens, sentencepiece, special, templates, unigram
-from edgetune_converters.tokenizers import end_of_turn as turns
-from edgetune_converters.tokenizers import files as tokenizer_files
-from edgetune_converters.tokenizers import vocabulary as tokenizer_rows
+from edgetune_converters.tokenizers import byte_level, llama_special_tokens, sentencepiece, special, unigram
 from edgetune_converters.tokenizers.candidate import Candidate
-from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.chat_files import DEFAULT, chat_templates, template_metadata
+from edgetune_converters.tokenizers.end_of_turn import end_of_turn
+from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
 from edgetune_converters.tokenizers.normalization import Normalization
 from edgetune_converters.tokenizers.verify_ids import Verification, verify
-from edgetune_converters.tokenizers.vocabulary import TokenTable, TokenType
+from edgetune_converters.tokenizers.vocabulary import TokenTable, TokenType, read_tokens
 
 __all__ = ["Conversion", "TokenType", "Vocabulary", "convert_tokenizer"]
 
@@ -76,18 +75,20 @@ class Conversion:
     def __init__(
         self, directory: Path, rows: int, model_config: Mapping[str, Any], chat_template: str | None = None
     ) -> None:
-        files = tokenizer_files.read_tokenizer_files(directory, model_config)
-        table = tokenizer_rows.read_tokens(files, rows)
-        armed = llama_special_tokens.rename_colliding_tokens(files, table)
-        template = templates.metadata(files, chat_template)
-        turn_end = turns.end_of_turn(files, template.get("tokenizer.chat_template"))
+        files = read_tokenizer_files(directory, model_config)
+        table = read_tokens(files, rows)
+        colliding = llama_special_tokens.rename_colliding_tokens(files, table)
+        templates = chat_templates(files.path, files.config)
+        if chat_template is not None:
+            templates[DEFAULT] = chat_template
+        turn_end = end_of_turn(files, templates.get(DEFAULT))
         common = special.special_token_metadata(files, table.tokens, turn_end)
-        common |= special.bos_eos_flags(files, common) | template
+        common |= special.bos_eos_flags(files, common) | template_metadata(templates)
         eos = common["tokenizer.ggml.eos_token_id"].data
         assert isinstance(eos, int)
         stops = special.stop_ids(files, eos, rows, turn_end)
         self._files, self._rows = files, rows
-        self._limits = _limits(files, armed)
+        self._limits = _limits(files, colliding)
         self._candidates = _candidates(files, table, common, stops)
         self._first = next(self._candidates)
 
@@ -172,14 +173,17 @@ def _best(files: TokenizerFiles, limits: tuple[str, ...], candidates: Iterable[_
     )
 
 
-def _limits(files: TokenizerFiles, armed: list[str]) -> tuple[str, ...]:
-    """Known reasons for differences that lie in the tokens. `armed`: plain ones that llama.cpp takes for special."""
+def _limits(files: TokenizerFiles, colliding: list[str]) -> tuple[str, ...]:
+    """Return the known reasons for differences that lie in the added tokens.
+
+    `colliding`: plain tokens that llama.cpp takes for special ones.
+    """
     words = [entry["content"] for entry in files.added.values() if entry.get("single_word")]
     beside = [text for side in _SIDES for text in _stripping(files, side, among_marks=True)]
     reasons = {
         "it takes {} inside of words too": words,
         "it leaves the line ends beside {}": beside,
-        "it takes the text {} for a special token": armed,
+        "it takes the text {} for a special token": colliding,
     }
     return tuple(reason.format(_some(texts)) for reason, texts in reasons.items() if texts)
 

@@ -1,22 +1,60 @@
-"""Ids of special tokens, the tokens at which generation stops, and what is put before and after a text."""
+"""Ids of special tokens, the tokens at which generation stops, and whether encoding adds BOS and EOS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, boolean, u32
-from edgetune_converters.tokenizers.files import TokenizerFiles
+from edgetune_converters.tokenizers.chat_files import DEFAULT, chat_templates, special_tokens, token_text
+from edgetune_converters.tokenizers.end_of_turn import end_of_turn
+from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
 from edgetune_converters.tokenizers.llama_special_tokens import STOP_TEXTS
 
 # GGUF key -> name in the tokenizer's files
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}
 
 
-def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_end: int | None) -> dict[str, Value]:
-    """The special token ids of the file. `turn_end` ends an assistant's turn in the chat template.
+class SpecialTokenIds(NamedTuple):
+    """Special tokens of a format that carries the tokenizer's own files.
 
-    Errors: TokenizerError.
+    `bos` begins a text (None: no token does), generation ends at each of `stops`, `pad` fills up a batch. `notes` say
+    what is not certain about them.
+    """
+
+    bos: int | None
+    stops: tuple[int, ...]
+    pad: int | None
+    notes: tuple[str, ...] = ()
+
+
+def special_token_ids(
+    directory: Path, model_config: Mapping[str, Any], chat_template: str | None, rows: int
+) -> SpecialTokenIds:
+    """Read the special tokens of a tokenizer directory, for an embedding of `rows` rows.
+
+    `chat_template` replaces the directory's own. Raises TokenizerError for an id outside the embedding, or without EOS.
+    """
+    files = read_tokenizer_files(directory, model_config)
+    found = {role: token_id(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
+    for role, number in found.items():
+        if number is not None and not 0 <= number < rows:
+            raise TokenizerError(f"{role}_token_id is {number}, the embedding has {rows} rows")
+    eos = found["eos"]
+    if eos is None:
+        raise _no_eos(directory)
+    own = chat_templates(files.path, files.config)
+    template = own.get(DEFAULT) if chat_template is None else chat_template
+    stops = stop_ids(files, eos, rows, end_of_turn(files, template))
+    return SpecialTokenIds(found["bos"], tuple(stops), found["pad"], tuple(files.notes))
+
+
+def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_end: int | None) -> dict[str, Value]:
+    """Return the keys of the special token ids. `turn_end` ends an assistant's turn in the chat template.
+
+    Raises TokenizerError for an id outside the vocabulary, or without EOS.
     """
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
@@ -27,20 +65,24 @@ def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_en
         if number is not None:
             found[key] = number
     if "eos" not in found:
-        raise TokenizerError(
-            f"the tokenizer in {files.path} names no end-of-sequence token: generation would never stop",
-            'Set "eos_token" in tokenizer_config.json',
-        )
+        raise _no_eos(files.path)
     found |= dict(zip(("eot", "eom"), _further_stops(files, found["eos"], numbers, turn_end), strict=False))
     return {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
 
 
+def _no_eos(directory: Path) -> TokenizerError:
+    return TokenizerError(
+        f"the tokenizer in {directory} names no end-of-sequence token: generation would never stop",
+        'Set "eos_token" in tokenizer_config.json',
+    )
+
+
 def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | None]) -> int | None:
-    """From the tokenizer's files by text, else from the model's by number."""
-    for source in (files.config, files.special):
-        named = source.get(f"{role}_token")
-        text = named.get("content") if isinstance(named, dict) else named
-        number = number_of(text) if isinstance(text, str) else None
+    """Return the id of a special token: by its text in the tokenizer's files, else by number in the model's."""
+    named = special_tokens(files.config, files.special, class_defaults=False)
+    for source in (named, files.config, files.special):
+        text = token_text(source.get(f"{role}_token"))
+        number = None if text is None else number_of(text)
         if number is not None:
             return number
     if role == "unk" and type(files.model.get("unk_id")) is int:

@@ -1,4 +1,4 @@
-"""Proof of a conversion: llama.cpp itself is given the vocabulary, and its ids are compared with the tokenizer's."""
+"""Verify a conversion: llama.cpp loads the vocabulary, and its token ids are compared with the tokenizer's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,45 @@ from typing import Any, NamedTuple
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import Value, string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.tokenizers import corpus
 from edgetune_converters.tokenizers.files import TokenizerFiles
 from edgetune_converters.tokenizers.llama_special_tokens import SPECIAL_TEXTS
 from edgetune_converters.tokenizers.normalization import Normalization
 from edgetune_converters.tokenizers.vocabulary import MARK
+
+# scripts, spaces, numbers, code, control characters, emoji, odd Unicode
+TEXTS = (
+    "",
+    " ",
+    "  ",
+    "   leading and trailing   ",
+    "\n",
+    "\n\n\n",
+    "\t\t x \t",
+    "Hello, world! It's a test; we'll see what they've done. I'D SAY SO.",
+    " The quick brown fox jumps over the lazy dog near CamelCase, snake_case and kebab-case words.",
+    "tabs\tand\nnewlines\n\n\r\nand \r carriage returns\n \n  \n",
+    "numbers 1 12 123 1234 12345678 3.14159 1,000,000 0x1F 1e-9 ½ ² ٣ １２３",
+    "把卧室的灯调到三成亮，晚上七点。请打开窗帘！“好的”，她说。",
+    "全角\u3000空格。\u3000（括号）～１２３，ＡＢＣ",
+    "日本語のテスト、カタカナとひらがな。한국어도 있습니다.",
+    "العربية من اليمين إلى اليسار، مَرْحَبًا بِالعَالَم ١٢٣",
+    "עברית עם ניקוד: שָׁלוֹם עוֹלָם",
+    "हिन्दी में परीक्षण, क्षत्रिय; বাংলা ভাষা; தமிழ்",
+    "ภาษาไทยไม่มีช่องว่าง ລາວ កាន់តែពិសេសអាច",
+    "Ελληνικά ΚΕΦΑΛΑΙΑ, Русский ПРОПИСЬ приветМир, Ünïcödé ÉCOLE naïveÉtude",
+    "emoji 🙂 👩‍👩‍👧‍👦 🇩🇪🇨🇭 👍🏽 ☃ ❤️ 🏳️‍🌈 1️⃣",
+    "def f(x):\n    return {'a': [x ** 2 for _ in range(10)], \"b\": None}  # why?\n\n\n\tif x:\n\t\tpass\n",
+    '<div class="x">&nbsp;</div> https://example.org/?q=1&r=%20#frag C:\\path\\to\\file',
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] * 0x7fff; } // SELECT * FROM t WHERE x != 'y';",
+    "control \x00\x01\x07\x1b[31m\x7f\x85 characters",
+    "zero width \u200b\u200d\ufeff and no-break\u00a0space, en\u2002space, ideographic\u3000space",
+    "combining e\u0301 versus \u00e9, a\u0323\u0307, ﬁ ligature, Ⅻ, ①, \u1e69 s\u0323\u0307",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 beyond the first plane 𠜎𠜱 \U0010ffff \ufffd \ue000",
+    "'s 'S 't 're 'RE n't 'll''d don't DON'T l'été",
+    "___ --- ... !!! ??? @#$%^&*()_+ ~`| «quotes» “curly” ‘single’ — – …",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "a" + " " * 70 + "b" + "\n" * 9 + "c" + "\t" * 7 + "d" + "=" * 40 + " \n" * 5,
+)
 
 
 class Difference(NamedTuple):
@@ -51,7 +85,7 @@ def verify(
     library = _library()
     if library is None:
         return None
-    texts = [*corpus.TEXTS, *_with_added_tokens(files)]
+    texts = [*TEXTS, *_with_added_tokens(files)]
     with _vocabulary(library, metadata) as vocabulary:
         compared = [
             Difference(text, expected, _ids(library, vocabulary, normalization.apply(text)))

@@ -1,0 +1,117 @@
+"""Render chat templates: the one Jinja sandbox of edgetune.
+
+The environment behaves as transformers' `apply_chat_template` does (tests compare the two), so that a template renders
+alike in training, in the tokenizer conversion, in the contract and in the runtimes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from edgetune_converters.errors import ChatTemplateError
+
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and whatever else a template reads."""
+
+# what operations inside a template raise beside Jinja's own errors
+_OPERATION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def render(
+    source: str,
+    messages: Sequence[Message],
+    special_tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Return the conversation as one text.
+
+    Args:
+        source: The Jinja text of the template.
+        messages: The conversation.
+        special_tokens: Texts by name: bos_token, eos_token ... An absent token is undefined in the template, not None.
+        add_generation_prompt: End with the opening of the assistant's next turn.
+        tools: JSON schemas of the tools that the template may describe.
+
+    Raises:
+        ChatTemplateError: The template is not valid Jinja, or refuses the conversation; with Jinja's own message.
+    """
+    template = compiled(source)
+    try:
+        return template.render(
+            messages=[dict(message) for message in messages],
+            tools=list(tools) if tools is not None else None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
+        )
+    except (jinja2.TemplateError, *_OPERATION_ERRORS) as error:
+        raise ChatTemplateError(str(error)) from error
+
+
+@lru_cache(maxsize=32)
+def compiled(source: str) -> jinja2.Template:
+    """Compile a template. Raises ChatTemplateError with the line when it is not valid Jinja."""
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatTemplateError(f"line {error.lineno}: {error.message}") from error
+    except (SyntaxError, RecursionError) as error:  # blocks nested deeper than Python compiles
+        raise ChatTemplateError(f"it cannot be compiled: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Sandboxed: a template is downloaded with a model and must not reach Python."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _Namespace
+    return environment
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Unlike Jinja's own filter, escape no HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Reject names that reach into Python, as transformers' own class does."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a chat template must not store the attribute {name!r}")
+        super().__setitem__(name, value)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` renders its body; edgetune's loss masks do not need the marks."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Return the nodes of the body in place of the block."""
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
