@@ -11,7 +11,7 @@ GROUND = {"errors", "names", "files"}
 CONVERTERS: dict[str, set[str]] = {
     "errors": set(),
     "names": set(),
-    "files": set(),
+    "files": {"errors"},
     "gguf": set(),
     "tensors": set(),
     "chat_template": set(),
