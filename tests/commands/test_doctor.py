@@ -17,7 +17,7 @@ import pytest
 import edgetune_native
 from edgetune.inspect import doctor
 from edgetune.inspect.doctor import Finding, Status
-from tests.commands.factories import edgetune
+from tests.cli_runner import edgetune
 
 
 def test_this_machine_is_fit() -> None:

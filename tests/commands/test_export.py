@@ -17,7 +17,7 @@ from edgetune.publish import model_card
 from edgetune.runs.manifest import RunManifest
 from edgetune_converters import gguf
 from edgetune_converters.provenance.receipts import Receipt
-from tests.commands.factories import edgetune, sentence
+from tests.cli_runner import edgetune, sentence
 from tests.converters import tiny
 from tests.runtime import models
 

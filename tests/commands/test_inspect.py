@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.commands.factories import edgetune, sentence
+from tests.cli_runner import edgetune, sentence
 from tests.runtime import models
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.runtime import Sampling, load
-from tests.commands.factories import COMMAND, edgetune, sentence
+from tests.cli_runner import COMMAND, edgetune, sentence
 from tests.runtime import models
 
 PROMPT = "dim the lights"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.runtime import Sampling, load
-from tests.commands.factories import COMMAND, edgetune, sentence
+from tests.cli_runner import COMMAND, edgetune, edgetune_process, sentence
 from tests.runtime import models
 
 PROMPT = "dim the lights"
@@ -47,7 +47,7 @@ def test_a_system_message_comes_first(file: Path) -> None:
 
 def test_the_prompt_can_come_from_a_pipe_in_any_locale(file: Path) -> None:
     text = "把卧室的灯调暗\nplease"
-    result = edgetune(
+    result = edgetune_process(
         "run", file, "-p", "-", "--max-tokens", "12", stdin=f"{text}\n".encode(), LC_ALL="C", PYTHONUTF8="0"
     )
     assert result.stdout == expected(file, chat(text), 12)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.runs.directory import RunDirectory
-from tests.commands.factories import edgetune, sentence
+from tests.cli_runner import edgetune, sentence
 from tests.report.factories import Content
 
 

@@ -24,7 +24,7 @@ from edgetune.validation.verify import Verification, _contract, _first_tokens, l
 from edgetune_converters.exporting import export
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import data_hash
-from tests.commands.factories import edgetune, sentence
+from tests.cli_runner import edgetune, edgetune_process, sentence
 
 
 def exported(base: Path, run: RunDirectory, path: Path, type_: str = "f32", **options: Any) -> Path:
@@ -191,7 +191,7 @@ def test_the_command(file: Path, tmp_path: Path, without_torch: str) -> None:
     alone = tmp_path / "edge"
     alone.mkdir()
     copy = Path(shutil.copy(file, alone))
-    result = edgetune("verify", copy, PYTHONPATH=without_torch)
+    result = edgetune_process("verify", copy, PYTHONPATH=without_torch)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().split()[:2] == ["-", "receipt"]
     assert b"ok      first tokens" in result.stdout
