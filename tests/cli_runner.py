@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -64,7 +63,7 @@ def content(file: IO[bytes]) -> bytes:
 
 
 @contextmanager
-def redirected(files: list[IO[bytes]]) -> Iterator[None]:
+def redirected(files: Sequence[IO[bytes]]) -> Iterator[None]:
     """Redirect the standard streams, by descriptor and by name, to three files."""
     names = ("stdin", "stdout", "stderr")
     before = [getattr(sys, name) for name in names]
@@ -74,9 +73,9 @@ def redirected(files: list[IO[bytes]]) -> Iterator[None]:
     try:
         for number, file in enumerate(files):
             os.dup2(file.fileno(), number)
-        sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")  # noqa: PTH123
-        sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")  # noqa: PTH123
-        sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), encoding="utf-8", line_buffering=True)  # noqa: PTH123
+        sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
         forget_consoles()
         yield
     finally:

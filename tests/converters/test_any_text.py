@@ -19,6 +19,7 @@ from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers import pretokenizers
 from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import corpus, runtime, vocabularies
+from tests.profiles import scaled
 
 
 class Pair(NamedTuple):
@@ -103,8 +104,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kinds")
 
 
-# the same texts each time in the suite; new ones, and more of them, among the slow tests
-_EXAMPLES = [pytest.param(150, id="few"), pytest.param(2500, id="many", marks=pytest.mark.slow)]
+_EXAMPLES = [pytest.param(scaled(1), id="few"), pytest.param(scaled(25), id="many", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("examples", _EXAMPLES)
@@ -112,7 +112,7 @@ _EXAMPLES = [pytest.param(150, id="few"), pytest.param(2500, id="many", marks=py
 def test_ids_of_any_text(kind: str, examples: int, directory: Path) -> None:
     pair = _pair(kind, directory / kind)
 
-    @settings(max_examples=examples, deadline=None, derandomize=examples < 1000)
+    @settings(max_examples=examples)
     @given(text=_TEXT)
     def check(text: str) -> None:
         expected: list[int] = pair.tokenizer.encode(text, add_special_tokens=False).ids
@@ -125,7 +125,6 @@ def test_ids_of_any_text(kind: str, examples: int, directory: Path) -> None:
 def test_the_bytes_of_the_ids_are_the_text(kind: str, directory: Path) -> None:
     pair = _pair(kind, directory / kind)
 
-    @settings(max_examples=100, deadline=None)
     @given(text=_TEXT)
     def check(text: str) -> None:
         assert pair.vocabulary.text(pair.vocabulary.ids(text)).decode() == text

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_converters.errors import CheckpointError
@@ -175,7 +175,6 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         SafetensorsFile(raw_safetensors(tmp_path / "x.safetensors", header, bytes(8)))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 399), st.integers(0, 7)), max_size=4))
 def test_damage_is_an_error_or_harmless(cut: int, flips: list[tuple[int, int]], tmp_path: Path) -> None:
     """Truncated and bit-flipped files: CheckpointError or a header that is consistent, never anything else."""
@@ -193,7 +192,6 @@ def test_damage_is_an_error_or_harmless(cut: int, flips: list[tuple[int, int]], 
             file.rows(info, slice(None))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     header=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

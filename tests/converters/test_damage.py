@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_converters import gguf
@@ -42,7 +42,6 @@ def _replace(value: Any, new: Any, choices: list[int], depth: int = 0) -> Any:
     return copy
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(_FILES), new=_ANYTHING, choices=st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
 def test_one_value_may_be_anything(
     name: str, new: Any, choices: list[int], pair: tuple[Path, Path], tmp_path: Path

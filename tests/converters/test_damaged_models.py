@@ -2,13 +2,12 @@
 
 What must come of it is an error of ours with nothing left behind, or exactly what the undamaged files give. A flipped
 bit in the middle of weights makes a weight like another: it is found where it makes NaN or infinity, and always where
-the hashes of the base are known, which is so for every run of edgetune's. EDGETUNE_FUZZ multiplies the examples.
+the hashes of the base are known, which is so for every run of edgetune's.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ from edgetune_converters.errors import AdapterError, EdgetuneError
 from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.converters import tiny
+from tests.profiles import scaled
 
-_TIMES = int(os.environ.get("EDGETUNE_FUZZ", "1"))
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 _HEADERS = ("header 0", "header 1")
 _PLACES = ("config.json", INDEX_FILE, *_HEADERS, *_SHARDS)
@@ -110,7 +109,7 @@ def _flip(path: Path, first: int, last: int, flips: list[tuple[int, int]]) -> No
     path.write_bytes(raw)
 
 
-@settings(max_examples=80 * _TIMES, deadline=None)
+@settings(max_examples=scaled(0.8))
 @given(place=st.sampled_from(_PLACES), flips=_FLIPS)
 def test_flipped_bits(
     place: str, flips: list[tuple[int, int]], whole: Whole, tmp_path_factory: pytest.TempPathFactory
@@ -133,7 +132,7 @@ def test_flipped_bits(
                 export(base, {"f32": folder / "y.gguf"}, expected_base=whole.hashes)
 
 
-@settings(max_examples=40 * _TIMES, deadline=None)
+@settings(max_examples=scaled(0.4))
 @given(name=st.sampled_from(["config.json", INDEX_FILE, *_SHARDS]), at=st.floats(0, 1), extra=st.binary(max_size=9))
 def test_cut_short_or_longer(
     name: str, at: float, extra: bytes, whole: Whole, tmp_path_factory: pytest.TempPathFactory
@@ -150,7 +149,7 @@ def test_cut_short_or_longer(
 _INDEXES = st.sampled_from([*_SHARDS, "model-00003-of-00003.safetensors", "../x", "", ".", "config.json"])
 
 
-@settings(max_examples=40 * _TIMES, deadline=None)
+@settings(max_examples=scaled(0.4))
 @given(changes=st.dictionaries(st.integers(0, 30), st.none() | _INDEXES, min_size=1, max_size=3), new=st.booleans())
 def test_an_index_that_disagrees(
     changes: dict[int, str | None], new: bool, whole: Whole, tmp_path_factory: pytest.TempPathFactory
@@ -212,7 +211,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> File:
     return File(raw, entries - 8, min(entry.offset for entry in read.tensors), _tensors(folder / "y.gguf"))
 
 
-@settings(max_examples=100 * _TIMES, deadline=None)
 @given(flips=_FLIPS)
 def test_flipped_bits_in_the_list_of_tensors(
     flips: list[tuple[int, int]], file: File, tmp_path_factory: pytest.TempPathFactory
@@ -226,7 +224,7 @@ def test_flipped_bits_in_the_list_of_tensors(
     assert found is None or found == file.tensors
 
 
-@settings(max_examples=40 * _TIMES, deadline=None)
+@settings(max_examples=scaled(0.4))
 @given(at=st.floats(0, 1))
 def test_a_file_cut_short(at: float, file: File, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("short")

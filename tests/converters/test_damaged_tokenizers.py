@@ -20,6 +20,7 @@ from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers.normalization import Normalization
 from tests.converters import runtime, sentencepiece_files, vocabularies
+from tests.profiles import scaled
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _TEXTS = ("Hello, world! 12345\n\n  x", "把卧室的灯 🙂 \x00", "<|im_end|> a<tool>b")
@@ -73,14 +74,14 @@ def _damaged(whole: Path, tmp_path_factory: pytest.TempPathFactory, name: str, c
     return directory
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(0.5))
 @given(name=st.sampled_from(_FILES), at=st.floats(0, 1))
 def test_cut_short(name: str, at: float, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = (whole / name).read_bytes()
     _convert(_damaged(whole, tmp_path_factory, name, content[: int(at * (len(content) - 1))]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(0.5))
 @given(
     name=st.sampled_from(_FILES),
     flips=st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 7)), min_size=1, max_size=3),
@@ -94,7 +95,7 @@ def test_flipped_bits(
     _convert(_damaged(whole, tmp_path_factory, name, bytes(content)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(0.5))
 @given(name=st.sampled_from(_FILES), new=_ANYTHING, choices=st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
 def test_one_value_may_be_anything(
     name: str, new: Any, choices: list[int], whole: Path, tmp_path_factory: pytest.TempPathFactory
@@ -115,7 +116,7 @@ def _replace(value: Any, new: Any, choices: list[int]) -> Any:
     return copy
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(0.5))
 @given(at=st.integers(0, 10**9), bit=st.integers(0, 7), cut=st.none() | st.floats(0, 1))
 def test_a_damaged_sentencepiece_model(
     at: int, bit: int, cut: float | None, tmp_path_factory: pytest.TempPathFactory

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_converters.errors import ArtifactError
@@ -227,7 +227,6 @@ def test_headers_that_lie(content: bytes, message: str, tmp_path: Path) -> None:
         read(path)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000), flips=st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 7)), max_size=5))
 def test_damage_is_an_error_or_harmless(cut: int, flips: list[tuple[int, int]], whole: bytes, tmp_path: Path) -> None:
     damaged = bytearray(whole)
@@ -243,7 +242,6 @@ def test_damage_is_an_error_or_harmless(cut: int, flips: list[tuple[int, int]], 
         assert found.tensor(entry.name).nbytes == entry.bytes
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rest=st.binary(max_size=200), counts=st.tuples(st.integers(0, 5), st.integers(0, 5)))
 def test_noise_after_the_magic(rest: bytes, counts: tuple[int, int], tmp_path: Path) -> None:
     path = tmp_path / "noise.gguf"

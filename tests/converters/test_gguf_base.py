@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import edgetune_native
@@ -253,7 +253,6 @@ def test_a_base_that_holds_no_numbers(small: bytes, tmp_path: Path) -> None:
         export(path, {"f32": tmp_path / "y.gguf"})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     flips=st.lists(st.tuples(st.booleans(), st.integers(0, 1 << 20), st.integers(0, 7)), min_size=1, max_size=4),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_converters.exporting import export
@@ -101,7 +101,6 @@ def test_a_file_that_is_in_the_cache_is_left_alone(mapped: tuple[Path, mmap.mmap
     assert cached_pages(view, SIZE).all()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.integers(1, 99_999), unique=True, max_size=30).map(sorted),
     reads=st.integers(1, 3),

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune_converters.files.region_file import Region, RegionFile
+from tests.profiles import scaled
 
 GAP = 4096
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(0.5))
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 200)), min_size=1, max_size=5),
     seed=st.integers(0, 1000),

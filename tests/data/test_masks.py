@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.chat import ChatTemplate, read_override
@@ -108,7 +108,6 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return messages if draw(st.booleans()) else [*messages, {"role": "user", "content": draw(TEXT)}]
 
 
-@settings(max_examples=150, deadline=None)
 @given(conversation=conversations(), name=st.sampled_from(sorted(WRITTEN_OUT)))
 def test_mask_is_that_of_the_written_out_template(
     byte_level: TextTokenizer, conversation: Conversation, name: str
@@ -122,7 +121,6 @@ def test_mask_is_that_of_the_written_out_template(
     assert row.supervised == [False, *expected[1:]]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     spans=st.lists(st.integers(0, 40), max_size=6, unique=True).map(sorted),
     cuts=st.lists(st.integers(0, 40), max_size=30).map(sorted),

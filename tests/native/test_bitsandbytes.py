@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune_native import FourBit, _maps, _native
 from edgetune_native.face import Face
 from tests.native.golden import GOLDEN, digest, golden_weights
+from tests.profiles import scaled
 
 torch: Any = pytest.importorskip("torch")
 bnb: Any = pytest.importorskip("bitsandbytes.functional")
@@ -23,7 +24,7 @@ generic: Any = pytest.importorskip("bitsandbytes.backends.default.ops")
 USUAL_MAP = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.5))
 
 
 @pytest.fixture(autouse=True)

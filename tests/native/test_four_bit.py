@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune_native import NestedAbsmax, _native, _twin
 from edgetune_native.face import Face
 from tests.native.golden import GOLDEN, digest, golden_weights
+from tests.profiles import scaled
 
-SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.5))
 ROWS = (np.random.default_rng(0).standard_normal((300, 192)) * 0.05).astype(np.float32)
 
 PACKED = np.zeros(96, np.uint8)

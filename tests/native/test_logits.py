@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune_native import _native
 from edgetune_native.face import Face
 from edgetune_native.results import Comparison
+from tests.profiles import scaled
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.5))
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.longdouble]:

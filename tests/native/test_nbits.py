@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -16,8 +16,9 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmu
 
 from edgetune_native import NBits, _native, _twin
 from edgetune_native.face import Face
+from tests.profiles import scaled
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.5))
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 Rows = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -63,7 +63,6 @@ def test_it_is_the_chain_that_is_promised() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 140), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
 def test_it_is_near_the_exact_product(n: int, r: int, k: int, seed: int) -> None:
     """Each of r steps and the addition rounds by half a unit of 2^-23 of what is there by then."""
     rows, left, right = _inputs(n, r, k, seed)

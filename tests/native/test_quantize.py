@@ -6,15 +6,16 @@ import gguf
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune_native.face import Face
 from tests.native import ggml
+from tests.profiles import scaled
 
 K = 512
-SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.5))
 FAST_TYPES = tuple(name for name in ggml.ALL_TYPES if name not in ggml.MAY_REFUSE)
 
 

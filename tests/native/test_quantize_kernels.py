@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -16,11 +16,12 @@ from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_native import _native
 from edgetune_native.face import Face
 from tests.native import ggml
+from tests.profiles import scaled
 
 OWN_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
 K = 512
 SAMPLE = Path(__file__).parents[2] / "samples" / "smart-home" / "base"
-SETTINGS = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=scaled(0.3))
 
 Rows = NDArray[np.float32]
 

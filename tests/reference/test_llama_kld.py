@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import DataError
@@ -140,7 +140,6 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
             KldBaseFile(path)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=12), st.integers(0, 40))
 def test_any_damage_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: bytes, cut: int

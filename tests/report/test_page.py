@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import EdgetuneError, RunDirectoryError
@@ -161,7 +161,6 @@ def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [path] * bool(path) + [place for key, each in inner for place in places(each, (*path, key))]
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(index=st.integers(0, 10**6), odd=st.none() | st.sampled_from(range(len(ODD))))
 def test_a_damaged_validation_is_refused_or_shown(
     index: int, odd: int | None, run: RunDirectory, little: Path, tmp_path: Path

@@ -21,6 +21,7 @@ from edgetune.runtime.llama import runtime as llama_cpp
 from edgetune.runtime.llama.batch import LlamaSequences
 from edgetune.runtime.onnx import batch
 from tests.converters import family_models, tiny
+from tests.profiles import scaled
 from tests.runtime import models
 from tests.runtime.scores import PROMPT
 
@@ -139,7 +140,7 @@ def test_the_logits_are_those_of_rows_alone(runtime: CausalRuntime) -> None:
     assert others.min() > 10 * bound, "another row's logits would not pass"
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=scaled(0.25), suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=12))
 def test_rows_come_and_go_and_keep_their_state(runtime: CausalRuntime, changes: list[tuple[bool, int]]) -> None:
     """Whatever comes and goes: the greedy continuation of each row that is there is the one it has alone."""
@@ -195,7 +196,7 @@ def scorings(draw: st.DrawFn) -> list[tuple[NDArray[np.int32], NDArray[np.int64]
     return rows
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=scaled(0.25), suppress_health_check=list(HealthCheck))
 @given(scorings())
 def test_rows_are_scored_as_if_they_were_alone(
     runtime: Any, rows: list[tuple[NDArray[np.int32], NDArray[np.int64]]]

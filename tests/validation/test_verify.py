@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -166,7 +166,6 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(golden._FIELDS), inner=st.sampled_from(["ids", "log_probs", ""]), value=JSON)
 @example(field="ids", inner="ids", value=[])
 def test_golden_conversations_of_any_shape(

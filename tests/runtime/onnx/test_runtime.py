@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.runtime import RuntimeProblem, Sampling, load
@@ -70,7 +70,6 @@ def test_blocks_are_bounded_whatever_is_asked(folder: Path, monkeypatch: pytest.
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-3)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sets(st.integers(0, 400), min_size=1, max_size=30), st.integers(1, 70), st.integers(1, 70))
 def test_pieces_cover_everything_within_the_bounds(wanted: set[int], batch: int, rows: int) -> None:
     places = np.array(sorted(wanted))
