@@ -254,8 +254,12 @@ def test_llama_cpp_python_is_pinned_once() -> None:
     assert "==" in pins.pop()
 
 
-def test_package_and_project_agree_on_the_version() -> None:
+def test_the_version_is_declared_once() -> None:
     import edgetune
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["version"] == edgetune.__version__
+    assert project["project"]["dynamic"] == ["version"]
+    assert [entry["input"] for entry in project["tool"]["dynamic-metadata"]] == ["edgetune/__init__.py"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {edgetune.__version__}\n" in citation
+    assert f"\n## {edgetune.__version__} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
