@@ -28,4 +28,5 @@ def register() -> None:
 
 def scaled(share: float) -> int:
     """Return this share of the profile's examples, two at least."""
-    return max(2, round(settings.default.max_examples * share))
+    profile = settings.get_profile(settings.get_current_profile_name())
+    return max(2, round(profile.max_examples * share))

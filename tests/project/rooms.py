@@ -34,10 +34,11 @@ CONVERTERS: dict[str, set[str]] = {
         *("provenance", "onnx", "outputs", "request"),
     },
     "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "formats"},
-    "export": {
+    "exporting": {
         *("gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
         *("request", "formats", "planning"),
     },
+    "export": {"exporting"},
 }
 
 EDGETUNE: dict[str, set[str]] = {
@@ -56,13 +57,13 @@ EDGETUNE: dict[str, set[str]] = {
     "report": {"runs", "validation"},
     "inspect": {"data", "runs", "reference", "runtime", "validation"},
     "training": {"console", "config", "runs", "data", "reference", "planning", "validation"},
-    "export": {
+    "exporting": {
         *("console", "config", "storage_types", "runs", "data", "reference", "runtime"),
         *("validation", "sensitivity", "publish", "planning", "training"),
     },
     "commands": {
         *("console", "config", "storage_types", "runs", "data", "reference", "runtime", "validation"),
-        *("planning", "sensitivity", "publish", "report", "inspect", "training", "export"),
+        *("planning", "sensitivity", "publish", "report", "inspect", "training", "exporting"),
     },
     "cli": {"console", "commands"},
     "__main__": {"cli"},
@@ -75,8 +76,6 @@ ROOMS = {
 
 # What breaks the map today. A line goes when its code does: a test fails for each line that no import needs any more.
 KNOWN_ARROWS: set[tuple[str, str]] = {
-    ("edgetune_converters.tokenizers", "edgetune_converters.reading"),
-    ("edgetune_converters.architectures", "edgetune_converters.reading"),
     ("edgetune.validation", "edgetune.sensitivity"),
 }
 KNOWN_CIRCLES: set[frozenset[str]] = {
