@@ -40,11 +40,10 @@ def family_to_trace(source: Source, outputs: Outputs) -> str | None:
     if not outputs.onnx:
         return None
     from edgetune_converters.architectures import ModelConfig, family_of
-    from edgetune_converters.architectures.traits import TRAITS
     from edgetune_converters.reading.gguf_base import open_base
 
-    name = family_of(ModelConfig(open_base(source.base).config)).name
-    return None if name in TRAITS else name
+    family = family_of(ModelConfig(open_base(source.base).config))
+    return None if family.onnx else family.name
 
 
 def check(family: str, outputs: Outputs, config: ExportConfig) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.operations import COPY, View
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.types import BY_ID
@@ -96,12 +97,23 @@ class Head(Enum):
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: rows, no code. `metadata` keys are given without the architecture's prefix.
+    """A model family: rows, no code.
 
-    `renames` bring names of checkpoints (and adapters) to those of the rows, as (pattern, replacement) in order.
-    `defaults` are what transformers assumes where config.json says nothing. `requirements` say why a setting has no
-    place in the GGUF form; `notes` say what a reader should know. `extra_layers` stand behind the last in a checkpoint
-    and are passed over.
+    Attributes:
+        name: The name that messages and docs use.
+        hf: The `architectures` entries of config.json.
+        gguf: The architecture's name in GGUF.
+        tensors: The modules of a checkpoint and their slots.
+        metadata: GGUF keys without the architecture's prefix, and how each is computed from the config.
+        generated: Tensors that are computed from the config.
+        requirements: Why a setting of the config cannot be exported, None where it can.
+        notes: What the receipt should say of a model of this config.
+        renames: Bring names of checkpoints and adapters to those of the rows: (pattern, replacement), applied in order.
+        defaults: What transformers assumes where config.json says nothing.
+        head: What GGUF readers do with an output matrix that equals the embedding.
+        extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
+        onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.
+        ignored: Patterns of tensors that old checkpoints carry and that hold nothing of the model.
     """
 
     name: str
@@ -116,7 +128,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     head: Head = Head.OPTIONAL
     extra_layers: bool = False
-    # tensors that old checkpoints carry and that hold nothing of the model
+    onnx: Traits | None = None
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
 
     def canonical_name(self, name: str) -> str:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, TensorProto
 
-from edgetune_converters.architectures import Family, ModelConfig
+from edgetune_converters.architectures import FAMILIES, Family, ModelConfig
 from edgetune_converters.architectures.decoder import Decoder, describe
-from edgetune_converters.architectures.traits import TRAITS
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.merging.stream import MergedTensor
 from edgetune_converters.onnx import layout
@@ -44,13 +43,13 @@ def _shape(tensor: MergedTensor) -> tuple[int, ...]:
 
 def describe_model(family: Family, config: ModelConfig, sources: Sequence[SourceTensor]) -> Decoder:
     """The description of a model. Errors: ArchitectureError for a family that has none."""
-    traits = TRAITS.get(family.name)
-    if traits is None:
+    if family.onnx is None:
+        described = ", ".join(other.name for other in FAMILIES if other.onnx)
         raise ArchitectureError(
             f"{family.name} cannot be written as ONNX without torch",
-            f"Families that can: {', '.join(TRAITS)}; `edgetune merge-export -q f32` takes torch for others",
+            f"Families that can: {described}; `edgetune merge-export -q f32` takes torch for others",
         )
-    return describe(traits, config, {source.slot: source.shape for source in sources})
+    return describe(family.onnx, config, {source.slot: source.shape for source in sources})
 
 
 @dataclass(frozen=True)

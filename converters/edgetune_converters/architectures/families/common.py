@@ -7,11 +7,15 @@ from typing import Any
 
 from edgetune_converters.architectures import rope, slots
 from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.decoder import Number
 from edgetune_converters.architectures.operations import RopePermute, Take, View
 from edgetune_converters.architectures.table import MetadataRow, Requirement, Shape, TensorRow, Views, When, copied
 from edgetune_converters.gguf.values import Value, boolean, booleans, f32, u32
 
 LAYER = "model.layers.{layer}."
+BLOCK = "transformer.h.{layer}."
+# checkpoints on the hub were saved from the model without its head, whose names begin one level lower
+WITHOUT_HEAD = ((r"^(h\.\d+|wte|wpe|ln_f|word_embeddings|word_embeddings_layernorm)\.", r"transformer.\1."),)
 
 # -- shapes of weights, (rows, columns) --------------------------------------------------------------------------------
 
@@ -96,6 +100,12 @@ def qkv_groups(config: ModelConfig) -> tuple[Take, Take, Take]:
     return Take(size, 0, queries * width), Take(size, queries * width, width), Take(size, size - width, width)
 
 
+def fused_by_head(config: ModelConfig) -> tuple[View, ...]:
+    """Query, key and value below one another, from the three of each head in turn."""
+    width = config.head_dim
+    return tuple(View((Take(3 * width, part * width, width),)) for part in range(3))
+
+
 def transposed_views(config: ModelConfig, shape: Shape) -> tuple[View, ...]:
     """A matrix that is stored transposed; `shape` is that of the checkpoint."""
     rows = shape(config)[-2]
@@ -156,6 +166,17 @@ def gated_ffn(*, bias: bool = False, when: When | None = None, name: str = "mlp.
         TensorRow(LAYER + name + "up_proj", "ffn_up", up, **options),
         TensorRow(LAYER + name + "down_proj", "ffn_down", down, **options),
     )
+
+
+def plain_ffn(first: str, second: str, *, bias: bool = True) -> tuple[TensorRow, ...]:
+    """A feed-forward layer without a gate."""
+    return (TensorRow(first, "ffn_up", up, bias=bias), TensorRow(second, "ffn_down", down, bias=bias))
+
+
+POST_NORMS = (
+    norm(LAYER + "post_attention_layernorm", "attention_post_norm"),
+    norm(LAYER + "post_feedforward_layernorm", "ffn_post_norm"),
+)
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -221,15 +242,9 @@ WINDOW: tuple[MetadataRow, ...] = (
         lambda config: booleans([config.slides(layer) for layer in range(config.layers)]),
     ),
 )
+CLASSIC_METADATA = (*DIMENSIONS, CONTEXT, LAYER_NORM)
 LLAMA_METADATA = (*DIMENSIONS, CONTEXT_IN_WINDOW, RMS, *rope.METADATA)
 
-# Granite scales what goes into and out of the layers
-GRANITE_SCALES: tuple[MetadataRow, ...] = (
-    ("attention.scale", number("attention_multiplier")),
-    ("embedding_scale", number("embedding_multiplier")),
-    ("residual_scale", number("residual_multiplier")),
-    ("logit_scale", number("logits_scaling")),
-)
 
 # -- requirements ------------------------------------------------------------------------------------------------------
 
@@ -246,6 +261,9 @@ def only(field: str, *values: Any) -> Requirement:
     return check
 
 
+YARN_ROPES = rope.supported("default", "linear", "yarn")
+PARTIAL_YARN_ROPES = rope.supported("default", "linear", "yarn", partial=True)
+LLAMA3_ROPES = rope.supported("default", "linear", "yarn", "llama3")
 SILU = only("hidden_act", "silu", "swish")
 # llama.cpp has one GELU, by the tanh formula and a table; the exact one differs from it by less than 1e-3
 GELU = only("hidden_act", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
@@ -257,6 +275,46 @@ def even_heads(config: ModelConfig) -> str | None:
     if config.heads * config.head_dim == config.hidden:
         return None
     return f"{config.heads} heads of {config.head_dim} for a hidden size of {config.hidden}: only equal can be carried"
+
+
+# -- traits of the decoder, for ONNX -----------------------------------------------------------------------------------
+
+
+def stated(field: str) -> Number:
+    """Return a number that config.json must have."""
+    return lambda config: config.number(field)
+
+
+def activation(default: str) -> Callable[[ModelConfig], Any]:
+    """Return the activation of config.json, or a default of the family."""
+    return lambda config: config.get("hidden_act", default)
+
+
+def window_everywhere(config: ModelConfig, layer: int) -> int | None:
+    """Return the window of a layer: in all layers, or in those that `layer_types` names where it is stated."""
+    return window(config) if config.get("layer_types") is None or config.slides(layer) else None
+
+
+def window_in_later_layers(config: ModelConfig, layer: int) -> int | None:
+    """Return the window of a layer: by `layer_types`, or from layer `max_window_layers` on.
+
+    There is one only where `use_sliding_window` is set, as in Qwen.
+    """
+    if not config.get("use_sliding_window", False):
+        return None
+    kinds = config.get("layer_types")
+    slides = config.slides(layer) if kinds else layer >= config.get("max_window_layers", config.layers)
+    return window(config) if slides else None
+
+
+def window_in_sliding_layers(config: ModelConfig, layer: int) -> int | None:
+    """Return the window of a layer: by `layer_types`, or in all but the last layer of each period."""
+    return window(config) if config.slides(layer) else None
+
+
+def local_in_window(config: ModelConfig, layer: int) -> str:
+    """Return the rotation of a layer: the layers with a window have one of their own."""
+    return "local" if config.slides(layer) else "global"
 
 
 # -- models that also see ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from edgetune_converters.architectures.families.common import (
     only,
     trunk,
 )
-from edgetune_converters.architectures.families.moe import (
+from edgetune_converters.architectures.families.experts import (
     EXPERT_COUNTS,
     EXPERT_WIDTH,
     expert_rows,
@@ -219,42 +219,41 @@ _DEEPSEEK_CHECKS = (
     only("rms_norm_eps", 1e-6),
 )
 
-FAMILIES = (
-    Family(
-        name="DeepSeek-V2",
-        hf=("DeepseekV2ForCausalLM",),
-        gguf="deepseek2",
-        tensors=_DEEPSEEK,
-        metadata=(*_DEEPSEEK_METADATA, ("expert_gating_func", lambda config: u32(_SOFTMAX))),
-        # llama.cpp rates a group of experts by its two best, DeepSeek-V2 by its best, and weights are not shared out
-        requirements=(*_DEEPSEEK_CHECKS, only("topk_method", "greedy"), only("norm_topk_prob", False)),
-        defaults={"topk_method": "greedy"},
-    ),
-    Family(
-        name="DeepSeek-V3",
-        hf=("DeepseekV3ForCausalLM",),
-        gguf="deepseek2",
-        tensors=(
-            *_DEEPSEEK,
-            # part of the router, and to llama.cpp a bias without a weight
-            TensorRow(
-                LAYER + "mlp.gate",
-                "expert_router_offset",
-                lambda c: (c.experts,),
-                when=_sparse,
-                weight=".e_score_correction_bias",
-                part="bias",
-            ),
+DEEPSEEK_V2 = Family(
+    name="DeepSeek-V2",
+    hf=("DeepseekV2ForCausalLM",),
+    gguf="deepseek2",
+    tensors=_DEEPSEEK,
+    metadata=(*_DEEPSEEK_METADATA, ("expert_gating_func", lambda config: u32(_SOFTMAX))),
+    # llama.cpp rates a group of experts by its two best, DeepSeek-V2 by its best, and weights are not shared out
+    requirements=(*_DEEPSEEK_CHECKS, only("topk_method", "greedy"), only("norm_topk_prob", False)),
+    defaults={"topk_method": "greedy"},
+)
+
+DEEPSEEK_V3 = Family(
+    name="DeepSeek-V3",
+    hf=("DeepseekV3ForCausalLM",),
+    gguf="deepseek2",
+    tensors=(
+        *_DEEPSEEK,
+        # part of the router, and to llama.cpp a bias without a weight
+        TensorRow(
+            LAYER + "mlp.gate",
+            "expert_router_offset",
+            lambda c: (c.experts,),
+            when=_sparse,
+            weight=".e_score_correction_bias",
+            part="bias",
         ),
-        metadata=(
-            *_DEEPSEEK_METADATA,
-            ("expert_gating_func", lambda config: u32(_SIGMOID)),
-            ("expert_weights_norm", flag("norm_topk_prob", True)),
-            ("expert_group_count", _groups("n_group")),
-            ("expert_group_used_count", _groups("topk_group")),
-        ),
-        requirements=(*_DEEPSEEK_CHECKS, only("rope_interleave", True), only("topk_method", "noaux_tc")),
-        notes=(_further_tokens_note,),
-        extra_layers=True,
     ),
+    metadata=(
+        *_DEEPSEEK_METADATA,
+        ("expert_gating_func", lambda config: u32(_SIGMOID)),
+        ("expert_weights_norm", flag("norm_topk_prob", True)),
+        ("expert_group_count", _groups("n_group")),
+        ("expert_group_used_count", _groups("topk_group")),
+    ),
+    requirements=(*_DEEPSEEK_CHECKS, only("rope_interleave", True), only("topk_method", "noaux_tc")),
+    notes=(_further_tokens_note,),
+    extra_layers=True,
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from edgetune_converters.architectures import rope
 from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     CAUSAL,
     CONTEXT,
@@ -18,12 +20,14 @@ from edgetune_converters.architectures.families.common import (
     attention,
     gated_ffn,
     head_norms,
+    local_in_window,
     norm,
     number,
     only,
     plus_one,
     text_only_note,
     trunk,
+    window_in_sliding_layers,
 )
 from edgetune_converters.architectures.table import Family, Head, MetadataRow, Requirement
 from edgetune_converters.gguf.values import Value, f32
@@ -54,70 +58,98 @@ def _cap(field: str) -> Callable[[ModelConfig], Value | None]:
     return lambda config: None if config.get(field) is None else f32(config.number(field))
 
 
-FAMILIES = (
-    Family(
-        name="Gemma",
-        hf=("GemmaForCausalLM",),
-        gguf="gemma",
-        tensors=trunk(norms=plus_one) + attention() + gated_ffn(),
-        metadata=_METADATA,
-        requirements=(CAUSAL, rope.supported("default", "linear", "yarn")),
-        defaults=_DEFAULTS,
-        head=Head.NEVER,
+def _attention_scale(config: ModelConfig) -> float:
+    return float(config.number("query_pre_attn_scalar", 256) ** -0.5)
+
+
+def _soft_cap(field: str) -> Callable[[ModelConfig], float]:
+    return lambda config: 0.0 if config.get(field) is None else config.number(field)
+
+
+_TRAITS = Traits(
+    activation=lambda config: config.get("hidden_activation") or "gelu_pytorch_tanh",
+    embedding_scale=lambda config: float(config.hidden**0.5),
+)
+
+GEMMA = Family(
+    name="Gemma",
+    hf=("GemmaForCausalLM",),
+    gguf="gemma",
+    tensors=trunk(norms=plus_one) + attention() + gated_ffn(),
+    metadata=_METADATA,
+    requirements=(CAUSAL, rope.supported("default", "linear", "yarn")),
+    defaults=_DEFAULTS,
+    head=Head.NEVER,
+    onnx=_TRAITS,
+)
+
+GEMMA2 = Family(
+    name="Gemma 2",
+    hf=("Gemma2ForCausalLM",),
+    gguf="gemma2",
+    tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + gated_ffn(),
+    metadata=(
+        *_METADATA,
+        *WINDOW,
+        ("attn_logit_softcapping", number("attn_logit_softcapping")),
+        ("final_logit_softcapping", number("final_logit_softcapping")),
     ),
-    Family(
-        name="Gemma 2",
-        hf=("Gemma2ForCausalLM",),
-        gguf="gemma2",
-        tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + gated_ffn(),
-        metadata=(
-            *_METADATA,
-            *WINDOW,
-            ("attn_logit_softcapping", number("attn_logit_softcapping")),
-            ("final_logit_softcapping", number("final_logit_softcapping")),
-        ),
-        requirements=(CAUSAL, _GELU, _scaled_like(46), rope.supported("default")),
-        defaults=_DEFAULTS
-        | {
-            "attn_logit_softcapping": 50.0,
-            "final_logit_softcapping": 30.0,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 2,
-        },
-        head=Head.NEVER,
+    requirements=(CAUSAL, _GELU, _scaled_like(46), rope.supported("default")),
+    defaults=_DEFAULTS
+    | {
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+    },
+    head=Head.NEVER,
+    onnx=replace(
+        _TRAITS,
+        attention_scale=_attention_scale,
+        attention_cap=_soft_cap("attn_logit_softcapping"),
+        logit_cap=_soft_cap("final_logit_softcapping"),
+        window=window_in_sliding_layers,
     ),
-    Family(
-        name="Gemma 3 (text)",
-        hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-        gguf="gemma3",
-        tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + head_norms(plus_one) + gated_ffn(),
-        metadata=(
-            *_METADATA,
-            *WINDOW,
-            *rope.LOCAL_METADATA,
-            ("final_logit_softcapping", _cap("final_logit_softcapping")),
-        ),
-        requirements=(
-            CAUSAL,
-            _GELU,
-            _scaled_like(62),
-            only("attn_logit_softcapping"),
-            rope.supported("default", "linear"),
-            rope.local_unscaled,
-        ),
-        notes=(text_only_note,),
-        renames=TEXT_PART,
-        ignored=OTHER_PARTS,
-        defaults=_DEFAULTS
-        | {
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,
-            "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
-            "max_position_embeddings": 131_072,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "rms_norm_eps": 1e-6,
-        },
+)
+
+GEMMA3 = Family(
+    name="Gemma 3 (text)",
+    hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    gguf="gemma3",
+    tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + head_norms(plus_one) + gated_ffn(),
+    metadata=(
+        *_METADATA,
+        *WINDOW,
+        *rope.LOCAL_METADATA,
+        ("final_logit_softcapping", _cap("final_logit_softcapping")),
+    ),
+    requirements=(
+        CAUSAL,
+        _GELU,
+        _scaled_like(62),
+        only("attn_logit_softcapping"),
+        rope.supported("default", "linear"),
+        rope.local_unscaled,
+    ),
+    notes=(text_only_note,),
+    renames=TEXT_PART,
+    ignored=OTHER_PARTS,
+    defaults=_DEFAULTS
+    | {
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "max_position_embeddings": 131_072,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+    },
+    onnx=replace(
+        _TRAITS,
+        attention_scale=_attention_scale,
+        logit_cap=_soft_cap("final_logit_softcapping"),
+        window=window_in_sliding_layers,
+        rotation=local_in_window,
     ),
 )

@@ -49,53 +49,49 @@ def _width(config: ModelConfig) -> int:
 _ATTENTION = LAYER + "self_attn."
 _FEED = LAYER + "feed_forward."
 
-FAMILIES = (
-    Family(
-        name="LFM2",
-        hf=("Lfm2ForCausalLM",),
-        gguf="lfm2",
-        tensors=(
-            TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
-            # the last norm; llama.cpp knows it by this name
-            norm("model.embedding_norm", "embedding_norm"),
-            TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="model.embed_tokens"),
-            norm(LAYER + "operator_norm", "attention_norm"),
-            norm(LAYER + "ffn_norm", "ffn_norm"),
-            TensorRow(_ATTENTION + "q_proj", "attention_q", query, when=_attends),
-            TensorRow(_ATTENTION + "k_proj", "attention_k", key_value, when=_attends),
-            TensorRow(_ATTENTION + "v_proj", "attention_v", key_value, when=_attends),
-            TensorRow(_ATTENTION + "out_proj", "attention_output", attention_output, when=_attends),
-            norm(_ATTENTION + "q_layernorm", "attention_q_norm", head, when=_attends),
-            norm(_ATTENTION + "k_layernorm", "attention_k_norm", head, when=_attends),
-            TensorRow(
-                LAYER + "conv.conv",
-                "convolution",
-                lambda c: (c.hidden, 1, c.integer("conv_L_cache")),
-                out=lambda c: (c.hidden, c.integer("conv_L_cache")),
-                when=_convolves,
-            ),
-            TensorRow(LAYER + "conv.in_proj", "convolution_in", lambda c: (3 * c.hidden, c.hidden), when=_convolves),
-            TensorRow(LAYER + "conv.out_proj", "convolution_out", lambda c: (c.hidden, c.hidden), when=_convolves),
-            TensorRow(_FEED + "w1", "ffn_gate", lambda c: (_width(c), c.hidden)),
-            TensorRow(_FEED + "w3", "ffn_up", lambda c: (_width(c), c.hidden)),
-            TensorRow(_FEED + "w2", "ffn_down", lambda c: (c.hidden, _width(c))),
+LFM2 = Family(
+    name="LFM2",
+    hf=("Lfm2ForCausalLM",),
+    gguf="lfm2",
+    tensors=(
+        TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
+        # the last norm; llama.cpp knows it by this name
+        norm("model.embedding_norm", "embedding_norm"),
+        TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="model.embed_tokens"),
+        norm(LAYER + "operator_norm", "attention_norm"),
+        norm(LAYER + "ffn_norm", "ffn_norm"),
+        TensorRow(_ATTENTION + "q_proj", "attention_q", query, when=_attends),
+        TensorRow(_ATTENTION + "k_proj", "attention_k", key_value, when=_attends),
+        TensorRow(_ATTENTION + "v_proj", "attention_v", key_value, when=_attends),
+        TensorRow(_ATTENTION + "out_proj", "attention_output", attention_output, when=_attends),
+        norm(_ATTENTION + "q_layernorm", "attention_q_norm", head, when=_attends),
+        norm(_ATTENTION + "k_layernorm", "attention_k_norm", head, when=_attends),
+        TensorRow(
+            LAYER + "conv.conv",
+            "convolution",
+            lambda c: (c.hidden, 1, c.integer("conv_L_cache")),
+            out=lambda c: (c.hidden, c.integer("conv_L_cache")),
+            when=_convolves,
         ),
-        metadata=(
-            *((key, make) for key, make in DIMENSIONS if key not in ("feed_forward_length", "attention.head_count_kv")),
-            CONTEXT,
-            RMS,
-            *rope.METADATA,
-            ("feed_forward_length", lambda config: u32(_width(config))),
-            # a layer without key heads is one that convolves
-            (
-                "attention.head_count_kv",
-                lambda config: i32s(
-                    [config.kv_heads if _attends(config, layer) else 0 for layer in range(config.layers)]
-                ),
-            ),
-            ("shortconv.l_cache", integer("conv_L_cache")),
-        ),
-        requirements=(even_heads, only("conv_bias", False), rope.supported("default", "linear", "yarn")),
-        defaults={"tie_word_embeddings": True},
+        TensorRow(LAYER + "conv.in_proj", "convolution_in", lambda c: (3 * c.hidden, c.hidden), when=_convolves),
+        TensorRow(LAYER + "conv.out_proj", "convolution_out", lambda c: (c.hidden, c.hidden), when=_convolves),
+        TensorRow(_FEED + "w1", "ffn_gate", lambda c: (_width(c), c.hidden)),
+        TensorRow(_FEED + "w3", "ffn_up", lambda c: (_width(c), c.hidden)),
+        TensorRow(_FEED + "w2", "ffn_down", lambda c: (c.hidden, _width(c))),
     ),
+    metadata=(
+        *((key, make) for key, make in DIMENSIONS if key not in ("feed_forward_length", "attention.head_count_kv")),
+        CONTEXT,
+        RMS,
+        *rope.METADATA,
+        ("feed_forward_length", lambda config: u32(_width(config))),
+        # a layer without key heads is one that convolves
+        (
+            "attention.head_count_kv",
+            lambda config: i32s([config.kv_heads if _attends(config, layer) else 0 for layer in range(config.layers)]),
+        ),
+        ("shortconv.l_cache", integer("conv_L_cache")),
+    ),
+    requirements=(even_heads, only("conv_bias", False), rope.supported("default", "linear", "yarn")),
+    defaults={"tie_word_embeddings": True},
 )

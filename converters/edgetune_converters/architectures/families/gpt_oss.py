@@ -1,0 +1,104 @@
+"""gpt-oss: attention sinks, and all experts of a layer in one tensor, transposed or (as published) in MXFP4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgetune_converters.architectures import rope
+from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.families.common import (
+    CONTEXT,
+    DIMENSIONS,
+    LAYER,
+    RMS,
+    SILU,
+    WINDOW,
+    attention,
+    norm,
+    only,
+    trunk,
+)
+from edgetune_converters.architectures.families.experts import (
+    EXPERT_COUNTS,
+    dense_width,
+    router,
+    stored_down,
+    stored_gate_up,
+    transposed_down,
+    transposed_experts,
+)
+from edgetune_converters.architectures.operations import Take, View
+from edgetune_converters.architectures.table import Family, Head, TensorRow
+from edgetune_converters.gguf.values import u32
+
+_OSS = LAYER + "mlp.experts."
+_OSS_EXPERT: dict[str, Any] = {"weight": "", "bias": True, "bias_name": "_bias"}
+# as it was published: in MXFP4, and not transposed
+_OSS_PUBLISHED: dict[str, Any] = _OSS_EXPERT | {"weight": "_blocks"}
+
+
+def _every_second(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
+    """gpt-oss has gate and up in turn."""
+    return transposed_experts(dense_width, lambda width: (Take(2, first, 1),))
+
+
+def _published(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
+    return lambda config: (View((Take(2, first, 1),)),)
+
+
+def _published_gate_up(config: ModelConfig) -> tuple[int, ...]:
+    return config.experts, 2 * config.ffn, config.hidden
+
+
+def _published_down(config: ModelConfig) -> tuple[int, ...]:
+    return config.experts, config.hidden, config.ffn
+
+
+def _untruncated_note(config: ModelConfig) -> str | None:
+    if config.rope["rope_type"] != "yarn" or config.rope.get("truncate", True):
+        return None
+    return (
+        "YaRN without rounding (truncate: false): llama.cpp rounds the ends of the range of frequencies that it "
+        "blends, which moves a few of them slightly"
+    )
+
+
+GPT_OSS = Family(
+    name="gpt-oss",
+    hf=("GptOssForCausalLM",),
+    gguf="gpt-oss",
+    tensors=(
+        *trunk(ffn_norm=False),
+        # llama.cpp's name for the norm before the experts
+        norm(LAYER + "post_attention_layernorm", "attention_post_norm"),
+        *attention(qkv_bias=True, output_bias=True),
+        TensorRow(LAYER + "self_attn.sinks", "attention_sinks", lambda c: (c.heads,), weight=""),
+        TensorRow(LAYER + "mlp.router", "expert_router", router, bias=True),
+        TensorRow(_OSS + "gate_up_proj", "expert_gate", stored_gate_up, _every_second(0), **_OSS_EXPERT),
+        TensorRow(_OSS + "gate_up_proj", "expert_up", stored_gate_up, _every_second(1), **_OSS_EXPERT),
+        TensorRow(_OSS + "down_proj", "expert_down", stored_down, transposed_down, **_OSS_EXPERT),
+        TensorRow(_OSS + "gate_up_proj", "expert_gate", _published_gate_up, _published(0), **_OSS_PUBLISHED),
+        TensorRow(_OSS + "gate_up_proj", "expert_up", _published_gate_up, _published(1), **_OSS_PUBLISHED),
+        TensorRow(_OSS + "down_proj", "expert_down", _published_down, **_OSS_PUBLISHED),
+    ),
+    metadata=(
+        *DIMENSIONS,
+        CONTEXT,
+        RMS,
+        *rope.METADATA,
+        *WINDOW,
+        *EXPERT_COUNTS,
+        ("expert_feed_forward_length", lambda config: u32(config.ffn)),
+    ),
+    requirements=(
+        SILU,
+        rope.supported("default", "yarn", untruncated=True),
+        only("attention_bias", True),
+        only("swiglu_alpha", 1.702),
+        only("swiglu_limit", 7.0),
+    ),
+    notes=(_untruncated_note,),
+    defaults={"sliding_window": 128, "sliding_window_pattern": 2, "head_dim": 64},
+    head=Head.ALWAYS,
+)

@@ -1,0 +1,63 @@
+"""InternLM2: Llama with query, key and value in one matrix, group by group."""
+
+from __future__ import annotations
+
+from edgetune_converters.architectures import rope, slots
+from edgetune_converters.architectures.config import ModelConfig
+from edgetune_converters.architectures.decoder import Traits
+from edgetune_converters.architectures.families.common import (
+    LAYER,
+    LLAMA_METADATA,
+    SILU,
+    attention_output,
+    down,
+    embedding,
+    even_heads,
+    norm,
+    only,
+    qkv_groups,
+    query_key_value,
+    up,
+)
+from edgetune_converters.architectures.operations import RopePermute, View
+from edgetune_converters.architectures.table import Family, Head, TensorRow, Views
+
+
+def _grouped(part: int, *, rotated: bool) -> Views:
+    """Query (0), key (1) or value (2) from groups of the query heads of a key head, that and its value."""
+    return lambda c: (View((qkv_groups(c)[part], *((RopePermute(c.head_dim),) if rotated else ()))),)
+
+
+def _dynamic_note(config: ModelConfig) -> str | None:
+    if config.rope["rope_type"] != "dynamic":
+        return None
+    stated = config.integer("max_position_embeddings")
+    return f"dynamic RoPE scaling begins past {stated} tokens; llama.cpp has none, and agrees up to there"
+
+
+_QKV = LAYER + "attention.wqkv"
+
+INTERNLM2 = Family(
+    name="InternLM2",
+    hf=("InternLM2ForCausalLM",),
+    gguf="internlm2",
+    tensors=(
+        TensorRow("model.tok_embeddings", slots.EMBEDDING, embedding),
+        norm("model.norm", "output_norm"),
+        TensorRow("output", slots.OUTPUT, embedding, tied_to="model.tok_embeddings"),
+        norm(LAYER + "attention_norm", "attention_norm"),
+        norm(LAYER + "ffn_norm", "ffn_norm"),
+        TensorRow(_QKV, "attention_q", query_key_value, _grouped(0, rotated=True)),
+        TensorRow(_QKV, "attention_k", query_key_value, _grouped(1, rotated=True)),
+        TensorRow(_QKV, "attention_v", query_key_value, _grouped(2, rotated=False)),
+        TensorRow(LAYER + "attention.wo", "attention_output", attention_output),
+        TensorRow(LAYER + "feed_forward.w1", "ffn_gate", up),
+        TensorRow(LAYER + "feed_forward.w3", "ffn_up", up),
+        TensorRow(LAYER + "feed_forward.w2", "ffn_down", down),
+    ),
+    metadata=LLAMA_METADATA,
+    requirements=(SILU, even_heads, rope.supported("default", "linear", "yarn", "dynamic"), only("bias", False)),
+    notes=(_dynamic_note,),
+    head=Head.ALWAYS,
+    onnx=Traits(),
+)
