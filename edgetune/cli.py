@@ -77,8 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; print an expected failure as one sentence and a hint."""
+    from edgetune import console
+
     try:
-        result = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        with console.notices():
+            result = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +47,28 @@ def warn(message: str) -> None:
     from rich.markup import escape
 
     stderr().print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Print each RuntimeNotice, which is otherwise ignored, as one warning line."""
+    from edgetune.errors import RuntimeNotice
+
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:  # fmt: skip
+            if issubclass(category, RuntimeNotice):
+                warn(str(message))
+            else:
+                show_others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", RuntimeNotice)
+        yield
 
 
 def fail(message: str, hint: str | None = None) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 from edgetune_converters.errors import EdgetuneError
 
-__all__ = ["ConfigError", "DataError", "EdgetuneError", "EnvironmentProblem", "GateFailure", "RunDirectoryError"]
+__all__ = [
+    "ConfigError", "DataError", "EdgetuneError", "EnvironmentProblem", "GateFailure", "RunDirectoryError",
+    "RuntimeNotice", "RuntimeProblem",
+]  # fmt: skip
 
 
 class ConfigError(EdgetuneError):
@@ -29,3 +34,18 @@ class GateFailure(EdgetuneError):
     """The artifact was measured and does not meet the thresholds."""
 
     exit_code = 3
+
+
+class RuntimeProblem(EdgetuneError):
+    """A file that cannot be run, or a request that does not fit it."""
+
+
+class RuntimeNotice(UserWarning):
+    """Something about this machine that makes a model slower than it could be.
+
+    Ignored by default, so that a program or a server stays silent; the command line prints it as a warning, and
+    `warnings.simplefilter("default", RuntimeNotice)` shows it in a program.
+    """
+
+
+warnings.simplefilter("ignore", RuntimeNotice, append=True)  # behind the user's own filters

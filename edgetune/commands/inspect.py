@@ -37,15 +37,13 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
 
 
 def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
-    """Section -> fact -> value, of whatever lies there."""
+    """Return section -> fact -> value for a file, an ONNX folder or a run directory."""
     from edgetune.inspect.gguf import describe_file, describe_run
-    from edgetune.runtime.onnx.folder import is_onnx
+    from edgetune.inspect.onnx import describe_folder
+    from edgetune.runtime.artifacts import artifact_format
 
-    if is_onnx(path):
-        from edgetune.inspect.onnx import describe_folder
-
-        return describe_folder(path, tensors)
-    return describe_run(RunDirectory.open(path)) if path.is_dir() else describe_file(path, tensors)
+    describe_model = {"gguf": describe_file, "onnx": describe_folder}.get(artifact_format(path) or "")
+    return describe_model(path, tensors) if describe_model else describe_run(RunDirectory.open(path))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -1,11 +1,9 @@
-"""`edgetune run`: a prompt in, the answer of an exported file out, as it is generated."""
+"""`edgetune run`: answer a prompt with an exported file and stream the answer to standard output."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,7 @@ from edgetune import console
 from edgetune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgetune.runtime import Generation, Runtime, Sampling
+    from edgetune.runtime import Answer, Runtime
 
 
 @click.command(name="run")
@@ -89,102 +87,66 @@ def command(
     from edgetune.runtime import Sampling, load
 
     if raw and system is not None:
-        raise ConfigError("--system has no place in a --raw prompt", "Leave one of the two out.")
+        raise ConfigError("--system cannot be used with --raw, which applies no chat template", "Remove one of them")
     text = read_standard_input() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     with load(file, threads=threads, context=context) as runtime:
-        ids = runtime.tokenize(text if raw else as_conversation(runtime, text, system))
-        warn_beyond_training(runtime)
+        if raw:
+            answer = runtime.complete(text, sampling=sampling, max_tokens=max_tokens)
+        else:
+            before = [] if system is None else [{"role": "system", "content": system}]
+            messages = [*before, {"role": "user", "content": text}]
+            answer = runtime.chat(messages, sampling=sampling, max_tokens=max_tokens)
+        if runtime.context > runtime.trained_context:
+            console.warn(
+                f"the context is {runtime.context} tokens, but the model was trained for {runtime.trained_context}"
+            )
         try:
-            timing = answer(runtime, ids, sampling, max_tokens)
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            write(answer)
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             return
-    if verbose or sys.stderr.isatty():
-        console.note(str(timing))
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long an answer took."""
-
-    prompt_tokens: int
-    tokens: int
-    first: float
-    """Seconds until the first token."""
-    rest: float
-    """Seconds for the others."""
-    threads: int
-
-    def __str__(self) -> str:
-        """One line: `prompt 12 tokens, 150 tokens/s; answer 48 tokens, 21.0 tokens/s (4 threads)`."""
-        prompt = self.prompt_tokens / max(self.first, 1e-9)
-        speed = f", {(self.tokens - 1) / max(self.rest, 1e-9):.1f} tokens/s" if self.tokens > 1 else ""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return (
-            f"prompt {self.prompt_tokens} tokens, {prompt:.0f} tokens/s; answer {self.tokens} tokens{speed} ({threads})"
-        )
+        report(answer, runtime, verbose or sys.stderr.isatty())
 
 
 def read_standard_input() -> str:
-    """The prompt from a pipe: all of it, without the newline that ends it."""
+    """Return all of standard input, without a newline at its end."""
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError:
-        raise ConfigError("standard input is not UTF-8 text", "Convert it, for instance with iconv.") from None
+        raise ConfigError("standard input is not UTF-8 text", "Convert it, for instance with iconv") from None
 
 
-def as_conversation(runtime: Runtime, text: str, system: str | None) -> str:
-    """The prompt as the file's chat template renders it, up to where the answer begins."""
-    if runtime.chat_template is None:
-        raise ConfigError(
-            f"{runtime.path} has no chat template",
-            "Add --raw to continue the text as it is, or export with a template.",
-        )
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return runtime.chat_template.render([*messages, {"role": "user", "content": text}], add_generation_prompt=True)
-
-
-def warn_beyond_training(runtime: Runtime) -> None:
-    """A longer context than the model was made for is allowed, and rarely wise."""
-    if runtime.context > runtime.trained_context:
-        console.warn(f"the context is {runtime.context} tokens; the model was made for {runtime.trained_context}")
-
-
-def answer(runtime: Runtime, ids: list[int], sampling: Sampling, max_tokens: int) -> Timing:
-    """Write the answer to standard output as it comes; a warning when the context ended it."""
-    from edgetune.runtime import Finish
-
-    started = time.perf_counter()
-    generation = runtime.generate(ids, sampling, max_tokens)
-    count, first = stream(runtime, generation)
-    ended = time.perf_counter()
-    if generation.finish is Finish.CONTEXT:
-        console.warn(f"the context of {runtime.context} tokens is full and the answer was cut; see --context")
-    return Timing(len(ids), count, (first or ended) - started, ended - (first or ended), runtime.threads)
-
-
-def stream(runtime: Runtime, generation: Generation) -> tuple[int, float | None]:
-    """Write and flush each complete character; returns the number of tokens and when the first one was there."""
-    from edgetune.runtime.text import Utf8Stream
-
-    text = Utf8Stream()
-    count, first = 0, None
+def write(answer: Answer) -> None:
+    """Write an answer to standard output as it is generated, with a newline at its end unless it is empty."""
+    started = False
     try:
-        for token in generation:
-            first = first or time.perf_counter()
-            count += 1
-            emit(text.feed(runtime.token_bytes(token)))
-    except KeyboardInterrupt:
-        emit("\n")
-        raise
-    emit(text.finish() + "\n")
-    return count, first
+        for piece in answer:
+            started = True
+            emit(piece)
+    finally:  # also after Ctrl-C
+        if started:
+            emit("\n")
 
 
 def emit(text: str) -> None:
-    """UTF-8 whatever the locale says: a model's answer must not fail for want of a character set."""
-    if text:
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.buffer.flush()
+    """Write UTF-8 whatever the locale is: an answer must not fail because of a character set."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def report(answer: Answer, runtime: Runtime, with_speed: bool) -> None:
+    """Warn about an answer that the context cut off; print the speed if wanted."""
+    from edgetune.runtime import Finish
+
+    if answer.finish is Finish.CONTEXT:
+        console.warn(f"the answer was cut off: the context of {runtime.context} tokens is full (see --context)")
+    if with_speed:
+        timing = answer.timing
+        rate = f", {timing.decode_rate:.1f} tokens/s" if timing.tokens > 1 else ""
+        threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
+        console.note(
+            f"prompt {timing.prompt_tokens} tokens, {timing.prompt_rate:.0f} tokens/s; "
+            f"answer {timing.tokens} tokens{rate} ({threads})"
+        )

@@ -119,9 +119,9 @@ def _write_page(path: Path, run: RunDirectory, contents: list[tuple[dict[str, An
 
 def only_models(files: tuple[Path, ...]) -> tuple[Path, ...]:
     """The files without what lies beside them; as they are where nothing would be left, so that opening says why."""
-    from edgetune.runtime.artifacts import models_among
+    from edgetune.runtime.artifacts import select_models
 
-    models, others = models_among(files)
+    models, others = select_models(files)
     if models and others:
         kinds = "; ".join(f"{kind} ({', '.join(path.name for path in paths)})" for kind, paths in others.items())
         console.note(f"skipped, being no models that can be run: {kinds}")

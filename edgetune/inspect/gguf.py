@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
-from edgetune.runtime.onnx.folder import is_onnx
+from edgetune.runtime.artifacts import is_model
 from edgetune.validation.results import json_path
 from edgetune_converters.gguf import keys, reader
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry
@@ -196,7 +196,7 @@ def artifact_facts(run: RunDirectory) -> dict[str, Any]:
     return {
         path.name: {"bytes": size_on_disk(path), **validation_facts(path)}
         for path in sorted(run.artifacts.glob("*"))
-        if path.suffix == ".gguf" or is_onnx(path)
+        if is_model(path)
     }
 
 

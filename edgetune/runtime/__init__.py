@@ -1,11 +1,19 @@
-"""Running exported files on the CPU: one interface, and the libraries behind it.
+"""Run exported files on the CPU: one abstract `Runtime`, with llama.cpp and ONNX Runtime behind it.
 
-`load(path)` opens a file with whatever runs its format; nothing above this room asks which that is.
+`load(path)` opens a file with the library that runs its format. Nothing outside this package asks which library that
+is.
 """
 
 from __future__ import annotations
 
-from edgetune.runtime.interface import Completion, Finish, Generation, Runtime, RuntimeProblem, Sampling
+from edgetune.errors import RuntimeNotice, RuntimeProblem
+from edgetune.runtime.batching import Completion, Finish
+from edgetune.runtime.interface import NoChatTemplate, Runtime
 from edgetune.runtime.loading import load
+from edgetune.runtime.sampling import Sampling
+from edgetune.runtime.text import Answer, Generation, Timing
 
-__all__ = ["Completion", "Finish", "Generation", "Runtime", "RuntimeProblem", "Sampling", "load"]
+__all__ = [
+    "Answer", "Completion", "Finish", "Generation", "NoChatTemplate", "Runtime", "RuntimeNotice", "RuntimeProblem",
+    "Sampling", "Timing", "load",
+]  # fmt: skip

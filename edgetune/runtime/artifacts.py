@@ -1,7 +1,4 @@
-"""Which of the files that lie in a folder of exports are models that can be run, and what the others are.
-
-A shell's `artifacts/*` names receipts, reports, Modelfiles and cards as well.
-"""
+"""Tell exported models from the files beside them: a shell's `artifacts/*` also names receipts, reports and cards."""
 
 from __future__ import annotations
 
@@ -15,17 +12,32 @@ from edgetune_converters.gguf import reader
 
 _MAGIC = b"GGUF"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_BESIDE = {
+_KINDS = {
     ".receipt.json": "receipts", ".validation.json": "reports", ".junit.xml": "reports", ".html": "pages",
     ".modelfile": "Modelfiles", ".md": "model cards", ".parts": "lists of parts", ".partial": "unfinished files",
 }  # fmt: skip
 _OTHER = "other files"
 
 
-def models_among(paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Path]]]:
-    """(models, what is none by its kind), in the order given.
+def artifact_format(path: Path) -> str | None:
+    """Return the format in which `path` is opened, "gguf" or "onnx"; None for a directory without a graph.
 
-    A path that does not exist, and whatever might be a damaged model, stays among the models: opening it says why not.
+    Any other file counts as GGUF: its reader says what is wrong with it.
+    """
+    if is_onnx(path):
+        return "onnx"
+    return None if path.is_dir() else "gguf"
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a .gguf file, an .onnx file or a folder with a graph, by its name."""
+    return path.suffix == ".gguf" or is_onnx(path)
+
+
+def select_models(paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Return (models, other files by their kind), each in the given order.
+
+    A path that does not exist and a file that may be a damaged model count as models: opening them gives the error.
     """
     models: list[Path] = []
     others: dict[str, list[Path]] = {}
@@ -39,25 +51,25 @@ def models_among(paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Path
 
 
 def _other_kind(path: Path) -> str | None:
-    """What this is if it is no model that can be run."""
+    """Return what a path is if it is not a model that can be run."""
     if not path.exists() or is_onnx(path):
         return None
     if path.is_dir():
         return "merged safetensors directories" if any(path.glob("*.safetensors")) else None
-    if path.suffix != ".gguf" and not _begins_as_gguf(path):
-        return next((kind for end, kind in _BESIDE.items() if path.name.lower().endswith(end)), _OTHER)
+    if path.suffix != ".gguf" and not _has_magic(path):
+        return next((kind for end, kind in _KINDS.items() if path.name.lower().endswith(end)), _OTHER)
     if _LATER_PART.search(path.name):
         return "later parts of a split file"
     return "adapters" if is_adapter(path) else None
 
 
-def _begins_as_gguf(path: Path) -> bool:
+def _has_magic(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(len(_MAGIC)) == _MAGIC
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a file is a GGUF file with an adapter alone; False for a damaged one."""
+    """Whether a file is a GGUF adapter without its base; False for a damaged file."""
     try:
         return reader.read(path).metadata.get("general.type") == "adapter"
     except ArtifactError:

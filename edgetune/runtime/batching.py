@@ -1,72 +1,97 @@
-"""Several answers at once: rows are taken up while there is room, take a step together, and leave when they end.
+"""Continuous batching: admit prompts while there is room, decode in lockstep, retire sequences that have finished.
 
-Generating reads all weights for each step, however many rows take it. The next prompt takes the place of an answer that
-has ended, so that the rows stay full to the last.
+A decoding step reads all weights once, however many sequences take part in it, so the next prompt takes the place of a
+finished sequence at once. A single answer is a batch of one sequence.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, Self
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from edgetune.runtime.interface import Completion, Finish, Sampling
-from edgetune.runtime.sampling import Sampler
+from edgetune.runtime.sampling import Sampler, Sampling
 
-MAX_SEQUENCES = 16  # rows at once: from here on a row more costs what it brings (docs/benchmarks.md)
+MAX_SEQUENCES = 16  # decoded at once: beyond that, one more costs as much time as it saves (docs/benchmarks.md)
 
 
-class ScoreRequest(NamedTuple):
-    """A row that is scored: its number, the ids that are evaluated, and the places of those whose logits are wanted."""
+class Finish(StrEnum):
+    """Why an answer ended."""
 
-    number: int
+    STOP = "stop"
+    """The model generated a stop token."""
+    LENGTH = "length"
+    """`max_tokens` tokens were generated."""
+    CONTEXT = "context"
+    """The context is full."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    Attributes:
+        tokens: Generated token ids, without the stop token.
+        finish: Why the answer ended.
+    """
+
+    tokens: list[int]
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to continue: its index in the batch, its ids [n], and the maximum number of new tokens."""
+
+    index: int
     ids: NDArray[np.int32]
-    wanted: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, number: int, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Self:
-        """By the positions that are predicted."""
-        return cls(number, ids[: positions[-1]], positions - 1)
+    max_tokens: int
 
 
-def grouped(rows: Sequence[ScoreRequest], fits: Callable[[list[ScoreRequest]], bool]) -> list[list[ScoreRequest]]:
-    """Rows that follow one another, as many at once as fit."""
-    groups: list[list[ScoreRequest]] = []
-    for row in rows:
-        if groups and fits([*groups[-1], row]):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How tokens are chosen, and what ends a sequence."""
+
+    sampling: Sampling
+    stop_tokens: frozenset[int]
+    context: int
+    """Tokens that a prompt and its answer may have together."""
 
 
-class SequenceBatch(Protocol):
-    """The state of several texts in a library. They are numbered from 0 without gaps."""
+class SequenceBatch(ABC):
+    """Key-value caches of several sequences. The active sequences are numbered from 0 without gaps."""
 
-    size: int
-    """How many there may be at once."""
+    capacity: int
+    """Maximum number of active sequences."""
 
+    @abstractmethod
     def admit(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
-        """One more row, behind the others: the logits [V] after its last token."""
+        """Evaluate `prompt` as a new sequence with the next number; return the logits [V] after its last token."""
 
+    @abstractmethod
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """A token for each row: the logits [rows, V] after it, a view of the library's own buffer."""
+        """Append one token to each sequence; return the logits [sequences, V] after it, a view of a reused buffer."""
 
-    def drop(self, row: int) -> None:
-        """A row is over; the last one takes its number."""
+    @abstractmethod
+    def retire(self, number: int) -> None:
+        """Drop a sequence; the last sequence takes its number."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the caches."""
 
 
-class SingleSequence:
-    """Of a runtime that evaluates one text at a time."""
+class SingleSequence(SequenceBatch):
+    """The one sequence of a runtime's own cache: nothing is allocated for it."""
 
-    size = 1
+    capacity = 1
 
     def __init__(
         self,
@@ -76,103 +101,105 @@ class SingleSequence:
         self._prefill, self._step = prefill, step
         self._position = 0
 
+    @override
     def admit(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See Rows."""
         self._position = len(prompt)
         return self._prefill(prompt)
 
+    @override
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See Rows."""
         self._position += 1
         return self._step(tokens[0], self._position - 1)[None]
 
-    def drop(self, row: int) -> None:
-        """Nothing is to be done: the next prompt begins anew."""
+    @override
+    def retire(self, number: int) -> None:
+        """Do nothing: `prefill` clears the cache."""
 
+    @override
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: the cache belongs to the runtime."""
 
 
-class Prompt(NamedTuple):
-    """A text to be continued: its number, its ids, and by how many tokens at most."""
+class _Sequence:
+    """An answer that is being generated."""
 
-    number: int
-    ids: NDArray[np.int32]
-    max_tokens: int
+    __slots__ = ("index", "position", "remaining", "sampler", "token")
 
+    def __init__(self, prompt: Prompt, sampling: Sampling) -> None:
+        self.index = prompt.index
+        self.position = len(prompt.ids)
+        self.remaining = prompt.max_tokens
+        self.sampler = Sampler(sampling)
+        self.token = -1
 
-@dataclass
-class Rules:
-    """When an answer ends."""
-
-    sampling: Sampling
-    stop_tokens: frozenset[int]
-    context: int
-
-
-@dataclass
-class _Writing:
-    """An answer that is being written."""
-
-    prompt: Prompt
-    rules: Rules
-    sampler: Sampler
-    tokens: list[int] = field(default_factory=list)
-    finish: Finish | None = None
-
-    def take(self, logits: NDArray[np.float32]) -> bool:
-        """Choose the next token by logits [V]; whether another one is to follow."""
-        position = len(self.prompt.ids) + len(self.tokens)
-        token = self.sampler.choose(logits)
-        if token in self.rules.stop_tokens:
-            self.finish = Finish.STOP
-        else:
-            self.tokens.append(token)
-            if position >= self.rules.context:
-                self.finish = Finish.CONTEXT
-            elif len(self.tokens) == self.prompt.max_tokens:
-                self.finish = Finish.LENGTH
-        return self.finish is None
+    def choose(self, logits: NDArray[np.float32], options: DecodingOptions) -> Finish | None:
+        """Choose the next `token` from logits [V]; return why the sequence ends with it, or None."""
+        self.token = self.sampler.choose(logits)
+        if self.token in options.stop_tokens:
+            return Finish.STOP
+        self.remaining -= 1
+        self.position += 1
+        if self.position > options.context:
+            return Finish.CONTEXT
+        return Finish.LENGTH if self.remaining == 0 else None
 
 
-def complete(rows: SequenceBatch, prompts: Sequence[Prompt], rules: Rules) -> Iterator[tuple[int, Completion]]:
-    """(number, answer) of each prompt, as they end."""
+Event = tuple[int, int | Finish]
+"""(index of the prompt, its next token or why its answer ended)."""
+
+
+def decode(batch: SequenceBatch, prompts: Sequence[Prompt], options: DecodingOptions) -> Generator[Event, None, None]:
+    """Continue all prompts; yield each token as soon as it is chosen, and last why the answer ended.
+
+    A stop token is not yielded. `batch` is closed at the end.
+    """
     waiting = deque(prompts)
-    active: list[_Writing] = []
+    active: list[_Sequence] = []
     try:
         while waiting or active:
-            while waiting and len(active) < rows.size:
-                writing = _Writing(waiting.popleft(), rules, Sampler(rules.sampling))
-                active.append(writing)
-                if not (writing.prompt.max_tokens > 0 and writing.take(rows.admit(writing.prompt.ids))):
-                    yield _ended(rows, active, len(active) - 1)
-            if active:
-                logits = rows.step([writing.tokens[-1] for writing in active])
-                for row in reversed(range(len(active))):  # the last one, which takes the place, has had its turn
-                    if not active[row].take(logits[row]):
-                        yield _ended(rows, active, row)
+            if waiting and len(active) < batch.capacity:
+                prompt = waiting.popleft()
+                if prompt.max_tokens <= 0:
+                    yield prompt.index, Finish.LENGTH
+                    continue
+                active.append(_Sequence(prompt, options.sampling))
+                first, logits = len(active) - 1, batch.admit(prompt.ids)[None]
+            else:
+                first, logits = 0, batch.step([sequence.token for sequence in active])
+            # backwards, so that the last sequence, which takes the number of a retired one, has had its turn
+            for number in reversed(range(first, len(active))):
+                sequence = active[number]
+                finish = sequence.choose(logits[number - first], options)
+                if finish is not Finish.STOP:
+                    yield sequence.index, sequence.token
+                if finish is not None:
+                    _retire(batch, active, number)
+                    yield sequence.index, finish
     finally:
-        for writing in active:
-            writing.sampler.close()
-        rows.close()
+        for sequence in active:
+            sequence.sampler.close()
+        batch.close()
 
 
-def _ended(rows: SequenceBatch, active: list[_Writing], row: int) -> tuple[int, Completion]:
-    writing, last = active[row], active.pop()
-    if last is not writing:
-        active[row] = last
-    if writing.prompt.max_tokens > 0:
-        rows.drop(row)
-    writing.sampler.close()
-    return writing.prompt.number, Completion(writing.tokens, writing.finish or Finish.LENGTH)
+def _retire(batch: SequenceBatch, active: list[_Sequence], number: int) -> None:
+    active[number].sampler.close()
+    last = active.pop()
+    if number < len(active):
+        active[number] = last
+    batch.retire(number)
 
 
-def in_order(found: Iterator[tuple[int, Completion]]) -> Iterator[Completion]:
-    """Each as soon as it and those before it are there."""
-    ready: dict[int, Completion] = {}
-    turn = 0
-    for number, completion in found:
-        ready[number] = completion
-        while turn in ready:
-            yield ready.pop(turn)
-            turn += 1
+def completions(events: Generator[Event, None, None]) -> Iterator[Completion]:
+    """Yield the completions in the order of the prompts, each as soon as it and all before it are finished."""
+    tokens: defaultdict[int, list[int]] = defaultdict(list)
+    finished: dict[int, Completion] = {}
+    due = 0
+    with closing(events):
+        for index, event in events:
+            if not isinstance(event, Finish):
+                tokens[index].append(event)
+                continue
+            finished[index] = Completion(tokens.pop(index, []), event)
+            while due in finished:
+                yield finished.pop(due)
+                due += 1

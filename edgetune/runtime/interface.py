@@ -1,157 +1,283 @@
-"""What every runtime offers. llama.cpp is one; another one implements `Runtime` and adds a row to `loading`."""
+"""The interface of all runtimes. A new one subclasses `Runtime` and adds a row to `loading.RUNTIMES`."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.chat import ChatTemplate
-from edgetune.errors import EdgetuneError
+from edgetune.data.chat import ChatTemplate, Message
+from edgetune.errors import RuntimeProblem
+from edgetune.runtime.batching import (
+    Completion,
+    DecodingOptions,
+    Prompt,
+    SequenceBatch,
+    SingleSequence,
+    completions,
+    decode,
+)
+from edgetune.runtime.sampling import Sampling
+from edgetune.runtime.text import Answer, Generation, Utf8Stream
 
-
-class RuntimeProblem(EdgetuneError):
-    """A file that cannot be run, or a request that does not fit it."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; in the order in which the filters apply."""
-
-    temperature: float = 0.0
-    """0 takes the most likely token (greedy); the rest is then without effect."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most likely tokens that together have this probability."""
-    min_p: float = 0.0
-    """Keep tokens at least this likely relative to the most likely one."""
-    seed: int | None = None
-    """None draws one."""
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the same prompt always gives the same answer."""
-        return self.temperature <= 0
-
-
-class Finish(StrEnum):
-    """Why a generation ended."""
-
-    STOP = "stop"
-    """The model said that it is done."""
-    LENGTH = "length"
-    """max_tokens were generated."""
-    CONTEXT = "context"
-    """The context is full."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer: its tokens, without the one at which it stopped, and why it ended."""
-
-    tokens: list[int]
-    finish: Finish
-
-
-class Generation:
-    """An iterator of token ids that knows, once exhausted, why it ended. The stop token itself is not among them."""
-
-    def __init__(self, tokens: Generator[int | Finish, None, None]) -> None:
-        self._tokens = tokens
-        self.finish: Finish | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> int:
-        if self.finish is not None:
-            raise StopIteration
-        token = next(self._tokens)
-        if isinstance(token, Finish):
-            self.finish = token
-            self._tokens.close()
-            raise StopIteration
-        return token
-
+GREEDY = Sampling()
+MAX_TOKENS = 512
+"""Default length of an answer."""
 
 Scoring = tuple[NDArray[np.int32], NDArray[np.int64]]
-"""Ids of a text, and the positions in it that are scored."""
+"""Token ids [n] of a text, and the increasing positions p (1 <= p < n) of the tokens to score."""
 
 
-class Runtime(Protocol):
-    """An exported model that is ready to run. A context manager; not for use by several threads at once."""
+class NoChatTemplate(RuntimeProblem):
+    """The file has no chat template to render a conversation with."""
 
+    exit_code = 2
+
+
+class Runtime(ABC):
+    """An exported model that is ready to run on the CPU. A context manager; not thread-safe.
+
+    A subclass evaluates tokens with its library: it implements the abstract methods and may override `_make_batch` and
+    `_score_together` where its library can evaluate several texts in one pass.
+
+    Attributes:
+        format: Format of the file: "gguf" or "onnx".
+        path: File or directory as it was given.
+        size: Bytes on disk of the weights and their description.
+        is_quantized: Whether some weights have fewer than 16 bits.
+        threads: Threads that evaluate the model.
+        context: Tokens that a prompt and its answer may have together.
+        trained_context: Tokens that the model was trained for.
+        vocabulary_size: Width V of the logits.
+        metadata: Metadata of the file.
+        chat_template: Chat template of the file, or None.
+        bos_token: Token that starts a text, or None.
+        stop_tokens: Tokens at which generation ends.
+    """
+
+    format: ClassVar[str]
     path: Path
     size: int
-    """Bytes on disk of weights and what describes them."""
     is_quantized: bool
-    """Whether some weights are in less than 16 bits."""
     threads: int
     context: int
-    """Tokens that a prompt and its answer may have together."""
     trained_context: int
-    """Tokens the model was made for."""
     vocabulary_size: int
-    """Width of the logits, V."""
     metadata: Mapping[str, Any]
     chat_template: ChatTemplate | None
-    """The template in the file."""
     bos_token: int | None
-    """The token that starts a text, if the model has one."""
     stop_tokens: frozenset[int]
-    """Tokens at which generation ends."""
 
+    # -- text and tokens -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Token ids; special tokens in the text are recognised, and BOS, if the model wants one, is there once."""
+        """Return the token ids of `text`. Special tokens in it are parsed; BOS is added once if the model wants it."""
 
+    @abstractmethod
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """The UTF-8 bytes of a token, which may be part of a character; empty for a control token unless `special`."""
+        """Return the UTF-8 bytes of a token, which may be part of a character.
+
+        Args:
+            token: Token id.
+            special: Whether a control token has its text instead of no bytes.
+
+        Raises:
+            ValueError: The id is outside the vocabulary.
+        """
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of some ids, control tokens left out."""
+        """Return the text of token ids, without control tokens."""
+        stream = Utf8Stream()
+        return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
 
-    def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """Logits that predict ids[p] from ids[:p], for the increasing `positions` p >= 1, in blocks [m, V].
+    def tokenize_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the token ids of a conversation, rendered by the file's chat template up to where the answer begins.
 
-        A block is a view of the runtime's own buffer: valid until the next one is asked for.
+        Args:
+            messages: Messages {"role", "content"}; the last one is the user's.
+            tools: Tools that the template describes to the model, as JSON schemas.
+
+        Raises:
+            NoChatTemplate: The file has no chat template.
+            DataError: The template refuses the conversation.
         """
+        if self.chat_template is None:
+            raise NoChatTemplate(
+                f"{self.path} has no chat template",
+                "Continue plain text (`--raw`, `Runtime.complete`), or export with a template",
+            )
+        return self.tokenize(self.chat_template.render(messages, add_generation_prompt=True, tools=tools))
 
-    def score_batch(self, rows: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """What `score` says of each row, as (number of the row, block); short rows are evaluated together.
+    # -- answers -------------------------------------------------------------------------------------------------------
 
-        A row's blocks are in order, the rows in any. A block is valid until the next one is asked for.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int = MAX_TOKENS,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Answer:
+        """Answer a conversation; the arguments and errors are those of `tokenize_chat` and `generate`."""
+        return self._answer(self.tokenize_chat(messages, tools=tools), sampling, max_tokens)
+
+    def complete(self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = MAX_TOKENS) -> Answer:
+        """Continue plain text, without the chat template; the errors are those of `generate`."""
+        return self._answer(self.tokenize(text), sampling, max_tokens)
+
+    def _answer(self, ids: list[int], sampling: Sampling, max_tokens: int) -> Answer:
+        return Answer(ids, self.generate(ids, sampling, max_tokens), self.token_bytes)
+
+    def generate(self, ids: Sequence[int], sampling: Sampling = GREEDY, max_tokens: int = MAX_TOKENS) -> Generation:
+        """Continue token ids; each new id is available as soon as it is chosen.
+
+        Args:
+            ids: Prompt, with BOS if the model wants it.
+            sampling: How tokens are chosen.
+            max_tokens: Maximum number of new tokens.
+
+        Raises:
+            RuntimeProblem: The prompt is empty, does not fit the context or has ids outside the vocabulary.
         """
-
-    def generate(self, ids: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
-        """Continue `ids`. RuntimeProblem when these alone do not fit the context."""
+        prompt = Prompt(0, self._checked_prompt(ids, max_tokens), max_tokens)
+        return Generation(decode(self._single_sequence(), [prompt], self._decoding_options(sampling)))
 
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
     ) -> Iterator[Completion]:
-        """Continue several prompts, each by at most its `max_tokens`: what `generate` says of each, in their order.
+        """Continue several prompts; return the completions in the order of the prompts.
 
-        As many as memory has room for are evaluated at once, which takes hardly longer than one alone where reading
-        the weights is what takes the time. A seed holds for each prompt anew. RuntimeProblem as for `generate`.
+        As many sequences as memory has room for are decoded together. Each completion is the one that `generate` gives;
+        a seed applies to each prompt anew.
+
+        Args:
+            prompts: Token ids of each prompt.
+            sampling: How tokens are chosen.
+            max_tokens: Maximum number of new tokens of each prompt.
+
+        Raises:
+            RuntimeProblem: As for `generate`, before anything is evaluated.
+        """
+        checked = [
+            Prompt(index, self._checked_prompt(ids, limit), limit)
+            for index, (ids, limit) in enumerate(zip(prompts, max_tokens, strict=True))
+        ]
+        if not checked:
+            return iter(())
+        length = min(self.context, max(len(prompt.ids) + prompt.max_tokens for prompt in checked))
+        batch = self._make_batch(len(checked), length)
+        return completions(decode(batch, checked, self._decoding_options(sampling)))
+
+    def _decoding_options(self, sampling: Sampling) -> DecodingOptions:
+        return DecodingOptions(sampling, self.stop_tokens, self.context)
+
+    def _single_sequence(self) -> SequenceBatch:
+        return SingleSequence(self._prefill, self._step)
+
+    def _make_batch(self, count: int, length: int) -> SequenceBatch:
+        """Return room for at most `count` sequences of `length` tokens."""
+        return self._single_sequence()
+
+    @abstractmethod
+    def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Clear the cache, evaluate `prompt` and return the logits [V] after its last token."""
+
+    @abstractmethod
+    def _step(self, token: int, position: int) -> NDArray[np.float32]:
+        """Evaluate one more token and return the logits [V] after it. The hot path of generation."""
+
+    # -- scores --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits that predict ids[p] from ids[:p] for all `positions` p, in blocks [m, V] of f32.
+
+        A block is a view of the runtime's own buffer, valid until the next one. Tokens after the last position are not
+        evaluated.
+
+        Args:
+            ids: Token ids [n] of a text.
+            positions: Increasing positions, 1 <= p < n.
+
+        Raises:
+            RuntimeProblem: The text does not fit the context or has ids outside the vocabulary.
         """
 
+    def score_batch(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (index of the text, block) with the blocks of `score` for several texts.
+
+        The blocks of one text are in order; the texts are in any order. A block is valid until the next one.
+
+        Raises:
+            RuntimeProblem: As for `score`, before anything is evaluated.
+        """
+        for ids, positions in texts:
+            self._check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
+        yield from self._score_together(texts)
+
+    def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Score checked texts, here one after another."""
+        for index, (ids, positions) in enumerate(texts):
+            yield from ((index, block) for block in self.score(ids, positions))
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def bind_input(self, name: str, buffer: NDArray[Any]) -> None:
+        """Read a named input of the graph from `buffer`, whose contents may change between calls.
+
+        Raises:
+            RuntimeProblem: The model has no such input.
+        """
+        raise RuntimeProblem(f"{self.path} has no input {name!r}")
+
+    @abstractmethod
     def verify(self) -> None:
-        """Read all weights and compare them with the hash in the file, where it has one. ArtifactError if they differ.
+        """Read all weights and compare them with the hash in the file, if it has one. Opening a file checks sizes only.
 
-        Opening a file looks at sizes only.
+        Raises:
+            ArtifactError: The weights are not those that were written.
         """
 
+    @abstractmethod
     def close(self) -> None:
-        """Give the memory back; the runtime is of no use afterwards."""
+        """Free the model. Idempotent; the runtime cannot be used afterwards."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def _checked_prompt(self, ids: Sequence[int], max_tokens: int) -> NDArray[np.int32]:
+        prompt = np.asarray(ids, np.int32)
+        if not len(prompt):
+            raise RuntimeProblem("the prompt is empty", "Give some text")
+        if len(prompt) >= self.context:
+            raise self._too_long(f"the prompt has {len(prompt)} tokens", len(prompt) + max_tokens)
+        self._check_ids(prompt)
+        return prompt
+
+    def _check_ids(self, ids: NDArray[np.int32]) -> None:
+        if len(ids) > self.context:
+            raise self._too_long(f"a text has {len(ids)} tokens", len(ids))
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
+            outside = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
+            raise RuntimeProblem(f"token {outside} is outside the vocabulary of {self.vocabulary_size} of {self.path}")
+
+    def _too_long(self, what: str, needed: int) -> RuntimeProblem:
+        hint = f"Ask for more with --context {needed}" if needed <= self.trained_context else "Shorten it"
+        return RuntimeProblem(
+            f"{what}, but the context is {self.context}", f"{hint}; the model was trained for {self.trained_context}"
+        )

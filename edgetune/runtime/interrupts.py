@@ -1,9 +1,9 @@
-"""Ctrl-C while C code computes: a flag in memory that the signal itself sets, without Python having to run.
+"""Ctrl-C during a C function: the signal itself sets a flag in memory, without running Python.
 
-Python notes a signal and handles it when the C function returns, which can be half a minute for a long prompt.
-`signal.set_wakeup_fd` makes the C-level handler write the signal's number to a file descriptor at once; ours is a small
-file in memory that is also mapped. llama.cpp asks an abort callback `bool f(void *data)` before each operation; libc's
-strlen of that memory is one: 0 while the first byte is 0, else not. No thread, no lock, no Python in C's way.
+Python handles a signal only when the C function returns, which takes half a minute for a long prompt. With
+`signal.set_wakeup_fd`, the C-level handler writes the signal's number to a file descriptor at once: here a small file
+in memory that is also mapped. llama.cpp calls an abort callback `bool f(void *data)` before each operation, and libc's
+strlen of that memory is such a function: it returns 0 while the first byte is 0. No thread and no lock are needed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PAGE = mmap.PAGESIZE
 
 
 class InterruptFlag:
-    """`callback` and `data` for llama.cpp; `watching()` around a call that should stop at a signal."""
+    """A flag that a signal sets during `watching()`; `callback` and `data` give it to llama.cpp."""
 
     def __init__(self) -> None:
-        """Where the system lacks memory files (it is not Linux), the flag never rises and Ctrl-C waits for the call."""
+        """Create the flag. On a system without memory files (not Linux) it is never set: Ctrl-C waits for the call."""
         self._file = os.memfd_create("edgetune-interrupt") if hasattr(os, "memfd_create") else None
         if self._file is None:
             self._memory = mmap.mmap(-1, _PAGE)
@@ -37,12 +37,12 @@ class InterruptFlag:
 
     @staticmethod
     def callback(kind: type[Any]) -> Any:
-        """strlen as a C function pointer of the ctypes type `kind`."""
+        """Return strlen as a C function pointer of the ctypes type `kind`."""
         return ctypes.cast(ctypes.CDLL(None).strlen, kind)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Signals that arrive meanwhile raise the flag (in the main thread only; elsewhere nothing is watched)."""
+        """Set the flag at a signal during the context; in the main thread only, where Python handles signals."""
         if self._file is None or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,12 +54,12 @@ class InterruptFlag:
         finally:
             signal.set_wakeup_fd(previous)
 
-    def lower(self) -> None:
-        """Take the flag down again; a call that is not watched must not stop at an earlier signal."""
+    def clear(self) -> None:
+        """Clear the flag, so that a call outside `watching()` does not stop at an earlier signal."""
         self._memory[0] = 0
 
     def close(self) -> None:
-        """Give file and memory back."""
+        """Free file and memory. Not idempotent."""
         del self._start
         self._memory.close()
         if self._file is not None:
@@ -68,33 +68,33 @@ class InterruptFlag:
 
 
 @contextmanager
-def terminating(options: Any) -> Iterator[None]:
-    """A signal that arrives meanwhile sets `options.terminate`, at which ONNX Runtime ends its call.
+def terminate_on_signal(options: Any) -> Iterator[None]:
+    """Set `options.terminate` of ONNX Runtime's RunOptions at a signal during the context, which ends the call.
 
-    Its flag is a C++ bool without a known address, so a thread waits for the signal's number on a pipe; ONNX Runtime
-    does not hold Python's lock while it computes. In the main thread only, where Python handles signals.
+    The flag is a C++ bool at an unknown address, so a thread waits for the signal's number on a pipe; ONNX Runtime
+    releases the GIL while it computes. In the main thread only, where Python handles signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    waiting = threading.Thread(target=_terminate_at_signal, args=(reader, options), daemon=True)
+    waiter = threading.Thread(target=_terminate_at_signal, args=(reader, options), daemon=True)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    waiting.start()
+    waiter.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
-        os.write(writer, _OVER)
-        waiting.join()
+        os.write(writer, _NO_SIGNAL)
+        waiter.join()
         os.close(reader)
         os.close(writer)
 
 
-_OVER = b"\0"  # no signal has this number
+_NO_SIGNAL = b"\0"
 
 
 def _terminate_at_signal(reader: int, options: Any) -> None:
-    if os.read(reader, 1) != _OVER:
+    if os.read(reader, 1) != _NO_SIGNAL:
         options.terminate = True

@@ -1,43 +1,48 @@
-"""Which library runs which file."""
+"""Open an exported file with the library that runs its format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from edgetune.errors import RuntimeProblem
 from edgetune.runs.directory import RunDirectory
-from edgetune.runtime.interface import Runtime, RuntimeProblem
-from edgetune.runtime.onnx.folder import is_onnx
+from edgetune.runtime.artifacts import artifact_format, is_adapter, is_model, select_models
+from edgetune.runtime.interface import Runtime
 
 
-def load(path: Path, *, threads: int | None = None, context: int | None = None, clip: bool = False) -> Runtime:
-    """Open an exported file or folder. `threads`: None is one per physical core.
+def load(path: str | Path, *, threads: int | None = None, context: int | None = None, clip: bool = False) -> Runtime:
+    """Open an exported GGUF file or ONNX folder.
 
-    `context` in tokens: None lets the file decide. One that a graph has no tables for is an error; with `clip` it is
-    cut to what there is.
+    Args:
+        path: A .gguf file, a folder with model.onnx, or the .onnx file in it.
+        threads: Threads that evaluate the model; None takes the physical cores (1 for a tiny model).
+        context: Tokens that a prompt and its answer may have together; None takes the model's own, at most 4096.
+        clip: Whether a context that is too long for the rotary tables of an ONNX graph is cut instead of refused.
 
-    Raises RuntimeProblem or ArtifactError, in one sentence, for anything that cannot be run.
+    Raises:
+        RuntimeProblem: The file does not exist, is not a model, or its library cannot run it.
+        ArtifactError: The file is damaged.
     """
+    path = Path(path)
     if not path.exists():
-        raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`.")
-    if is_onnx(path):
-        return _open_onnx(path, threads, context, clip)
-    if path.is_dir():
-        raise _is_directory(path)
-    return _open_gguf(path, threads, context)  # a GGUF file by any other name is recognised by its magic
+        raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`")
+    found = artifact_format(path)
+    if found is None:
+        raise _not_a_model(path)
+    return RUNTIMES[found](path, threads, context, clip)
 
 
-def _open_gguf(path: Path, threads: int | None, context: int | None) -> Runtime:
+def _open_gguf(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
     from edgetune.runtime.llama.runtime import LlamaRuntime
 
     try:
         return LlamaRuntime(path, threads=threads, context=context)
     except RuntimeProblem:
-        from edgetune.runtime import artifacts
-
-        if artifacts.is_adapter(path):
+        if is_adapter(path):
             raise RuntimeProblem(
-                f"{path} holds an adapter alone, which runs with its base: llama-cli -m BASE.gguf --lora {path.name}",
-                "Merged into its base it is exported by `edgetune merge-export --format gguf`.",
+                f"{path} is an adapter, which runs only with its base: llama-cli -m BASE.gguf --lora {path.name}",
+                "Export the merged model with `edgetune merge-export --format gguf`",
             ) from None
         raise
 
@@ -48,15 +53,19 @@ def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool)
     return OnnxRuntime(path, threads=threads, context=context, clip=clip)
 
 
-def _is_directory(path: Path) -> RuntimeProblem:
-    from edgetune.runtime.artifacts import models_among
+RUNTIMES: dict[str, Callable[[Path, int | None, int | None, bool], Runtime]] = {
+    "gguf": _open_gguf, "onnx": _open_onnx
+}  # fmt: skip
+"""Format -> function that opens (path, threads, context, clip). Libraries are imported when they are needed."""
 
-    if any(path.glob("*.safetensors")):
+
+def _not_a_model(directory: Path) -> RuntimeProblem:
+    if any(directory.glob("*.safetensors")):
         return RuntimeProblem(
-            f"{path} is a model directory for transformers, which is not run here",
-            f"Export it with `edgetune merge-export --base {path} -q q8_0`.",
+            f"{directory} is a model directory for transformers, which edgetune does not run",
+            f"Export it with `edgetune merge-export --base {directory} -q q8_0`",
         )
-    lying = sorted([*RunDirectory(path).artifacts.glob("*"), *path.glob("*")])
-    models = [each for each in models_among(lying)[0] if each.suffix == ".gguf" or is_onnx(each)]
-    hint = f"Give a file, for instance {models[0]}." if models else "Export a file with `edgetune merge-export`."
-    return RuntimeProblem(f"{path} is a directory, not an exported file", hint)
+    candidates = sorted([*RunDirectory(directory).artifacts.glob("*"), *directory.glob("*")])
+    models = [each for each in select_models(candidates)[0] if is_model(each)]
+    hint = f"Give a file, for instance {models[0]}" if models else "Export a file with `edgetune merge-export`"
+    return RuntimeProblem(f"{directory} is a directory, not an exported file", hint)

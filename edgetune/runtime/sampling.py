@@ -1,19 +1,44 @@
-"""Choosing the next token from logits, whoever computed them: llama.cpp's samplers on an array of candidates."""
+"""Sampling: choose the next token from logits with llama.cpp's samplers, for every runtime alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.interface import Sampling
 from edgetune.runtime.llama.library import library
 
-_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
+_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws a seed
 
-# What each field of Sampling adds to llama.cpp's chain, in llama.cpp's own default order.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The filters apply in the order of the fields `top_k`, `top_p`, `min_p`.
+
+    Attributes:
+        temperature: Sampling temperature; 0 is greedy decoding, which ignores all other fields.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Nucleus sampling: keep the most likely tokens up to this cumulative probability; 1 keeps all.
+        min_p: Minimum probability relative to the most likely token; 0 keeps all.
+        seed: Seed of the random numbers; None draws one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature <= 0
+
+
+# llama.cpp's sampler for each field of Sampling, with the condition for adding it, in llama.cpp's default order
 _FILTERS: list[tuple[Callable[[Sampling], bool], Callable[[Any, Sampling], Any]]] = [
     (lambda s: s.top_k > 0, lambda lib, s: lib.llama_sampler_init_top_k(s.top_k)),
     (lambda s: s.top_p < 1, lambda lib, s: lib.llama_sampler_init_top_p(s.top_p, 1)),
@@ -26,7 +51,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class Sampler:
-    """Chooses tokens for one answer. Close it after use."""
+    """The sampler chain of one sequence. Close it after use."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._chain: Any = None
@@ -44,10 +69,10 @@ class Sampler:
         return chain
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token after logits [V].
+        """Return the next token for logits [V].
 
-        Greedy does not go through llama.cpp's chain, which needs an array of V candidates: 0.4 ms a token at a
-        vocabulary of 152k against 0.02 ms for an arg-max.
+        Greedy decoding bypasses llama.cpp's chain, which needs an array of V candidates: 0.4 ms a token at a
+        vocabulary of 152k, against 0.02 ms for the argmax.
         """
         if self._chain is None:
             return int(logits.argmax())
@@ -58,8 +83,8 @@ class Sampler:
         return chosen
 
     def _candidates(self, logits: NDArray[np.float32]) -> Any:
-        """llama_token_data_array of all tokens that top_k may keep."""
-        ids = _likeliest(logits, self._top_k)
+        """Return the llama_token_data_array of all tokens that top_k may keep."""
+        ids = _preselect(logits, self._top_k)
         if len(self._array) < len(ids):
             self._array = np.zeros(len(ids), _CANDIDATE)
         array = self._array[: len(ids)]
@@ -75,11 +100,11 @@ class Sampler:
             self._chain = None
 
 
-def _likeliest(logits: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
-    """Ids in increasing order, among them the `top_k` likeliest; all for 0.
+def _preselect(logits: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
+    """Return token ids in increasing order that include the `top_k` most likely ones; all ids if `top_k` is 0.
 
-    The k-th largest of the maxima of groups is no more than the k-th largest of all. At a vocabulary of 128k and k = 40
-    this leaves some hundred candidates, for a twentieth of the time that handing all of them to llama.cpp takes.
+    The k-th largest group maximum is at most the k-th largest logit, so it is a safe threshold. At a vocabulary of 128k
+    and k = 40 it leaves about a hundred candidates, in a twentieth of the time that llama.cpp takes for all.
     """
     groups = len(logits) // _GROUP
     if not 0 < top_k < groups:

@@ -18,7 +18,6 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
-from edgetune.runtime.onnx.folder import is_onnx
 from edgetune.sensitivity.gguf import locate
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import detail
@@ -123,7 +122,7 @@ def _rung(ladder: Ladder, runtime: Runtime, scored: TokenScores) -> Rung:
         mismatches=tuple(provenance.mismatches(metadata, ladder.run)),
         detail=detail(runtime, ladder.reference, ladder.rows, scored),
         merge_base=provenance.merge_base(metadata),
-        is_onnx=is_onnx(file),
+        is_onnx=runtime.format == "onnx",
         row_kld=_row_means(ladder.rows, scored.kld),
     )
 

@@ -101,7 +101,7 @@ def test_a_prompt_that_does_not_fit(file: Path) -> None:
 def test_more_context_than_the_model_was_made_for(file: Path) -> None:
     result = edgetune("run", file, "-p", PROMPT, "--context", "512", "--max-tokens", "2")
     assert result.returncode == 0
-    assert b"the model was made for 256" in result.stderr
+    assert b"the model was trained for 256" in result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Several prompts at once: what each runtime says of a row must not depend on the others."""
+"""Continuous batching: the result for a sequence must not depend on the others in its batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgetune.runtime import Completion, Finish, Runtime, RuntimeProblem, Sampling, load
-from edgetune.runtime.batching import ScoreRequest, SequenceBatch, SingleSequence
-from edgetune.runtime.causal import CausalRuntime
+from edgetune.runtime.batching import SequenceBatch, SingleSequence
 from edgetune.runtime.llama import runtime as llama_cpp
 from edgetune.runtime.llama.batch import LlamaSequences
 from edgetune.runtime.onnx import batch
+from edgetune.runtime.onnx.batch import PaddedScoring, ScoreRequest
+from edgetune.runtime.onnx.runtime import OnnxRuntime
+from edgetune.runtime.sampling import Sampler
 from tests.converters import family_models, tiny
 from tests.profiles import scaled
 from tests.runtime import models
@@ -42,7 +44,8 @@ def alone(runtime: Runtime, sampling: Sampling, limits: list[int] = LIMITS) -> l
     for ids, most in zip(PROMPTS, limits, strict=True):
         generation = runtime.generate(ids, sampling, most)
         tokens = list(generation)
-        found.append(Completion(tokens, generation.finish or Finish.LENGTH))
+        assert generation.finish is not None
+        found.append(Completion(tokens, generation.finish))
     return found
 
 
@@ -54,6 +57,35 @@ def test_a_seed_holds_for_each_row_anew(runtime: Runtime) -> None:
     sampling = Sampling(1.2, top_k=20, top_p=0.95, seed=5)
     limits = [min(limit, 10) for limit in LIMITS]  # what is drawn can turn on the last bits of llama.cpp's f16
     assert list(runtime.generate_batch(PROMPTS, sampling, limits)) == alone(runtime, sampling, limits)
+
+
+def decoded_by_hand(runtime: Runtime, ids: list[int], sampling: Sampling, limit: int) -> Completion:
+    """The rules of an answer, written down once more: choose, stop, append, context, length."""
+    tokens: list[int] = []
+    sampler = Sampler(sampling)
+    logits = runtime._prefill(np.array(ids, np.int32)) if limit else None
+    while logits is not None:
+        token = sampler.choose(logits)
+        if token in runtime.stop_tokens:
+            return Completion(tokens, Finish.STOP)
+        tokens.append(token)
+        if len(ids) + len(tokens) > runtime.context:
+            return Completion(tokens, Finish.CONTEXT)
+        if len(tokens) == limit:
+            break
+        logits = runtime._step(token, len(ids) + len(tokens) - 1)
+    sampler.close()
+    return Completion(tokens, Finish.LENGTH)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.2, top_k=20, top_p=0.95, seed=5)], ids=["greedy", "seed"])
+def test_a_single_answer_is_that_of_a_loop_written_by_hand(runtime: Runtime, sampling: Sampling) -> None:
+    expected = [decoded_by_hand(runtime, ids, sampling, limit) for ids, limit in zip(PROMPTS, LIMITS, strict=True)]
+    assert alone(runtime, sampling) == expected
+    batches_of_one = [
+        list(runtime.generate_batch([ids], sampling, [limit])) for ids, limit in zip(PROMPTS, LIMITS, strict=True)
+    ]
+    assert batches_of_one == [[completion] for completion in expected]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 16])
@@ -110,7 +142,7 @@ def test_memory_is_bounded(folder: Path, portable: Path, monkeypatch: pytest.Mon
 # -- logits ------------------------------------------------------------------------------------------------------------
 
 
-def stepped(runtime: CausalRuntime, prompts: list[list[int]], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def stepped(runtime: Runtime, prompts: list[list[int]], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """[steps, rows, V]: the logits after each of `tokens` [steps, rows], a row at a time."""
     found = []
     for ids, own in zip(prompts, tokens.T, strict=True):
@@ -119,13 +151,13 @@ def stepped(runtime: CausalRuntime, prompts: list[list[int]], tokens: NDArray[np
     return np.array(found).swapaxes(0, 1)
 
 
-def made(runtime: CausalRuntime, count: int) -> SequenceBatch:
-    rows = runtime._make_rows(count, 200)
+def made(runtime: Runtime, count: int) -> SequenceBatch:
+    rows = runtime._make_batch(count, 200)
     assert isinstance(rows, batch.OnnxSequences | LlamaSequences)
     return rows
 
 
-def test_the_logits_are_those_of_rows_alone(runtime: CausalRuntime) -> None:
+def test_the_logits_are_those_of_rows_alone(runtime: Runtime) -> None:
     prompts = [PROMPTS[2], PROMPTS[0], PROMPTS[6], PROMPTS[3]]
     tokens = np.random.default_rng(0).integers(0, 500, (6, 4))
     expected = stepped(runtime, prompts, tokens)
@@ -142,7 +174,7 @@ def test_the_logits_are_those_of_rows_alone(runtime: CausalRuntime) -> None:
 
 @settings(max_examples=scaled(0.25), suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=12))
-def test_rows_come_and_go_and_keep_their_state(runtime: CausalRuntime, changes: list[tuple[bool, int]]) -> None:
+def test_rows_come_and_go_and_keep_their_state(runtime: Runtime, changes: list[tuple[bool, int]]) -> None:
     """Whatever comes and goes: the greedy continuation of each row that is there is the one it has alone."""
     rows = made(runtime, 3)
     there: list[list[int]] = []
@@ -151,7 +183,7 @@ def test_rows_come_and_go_and_keep_their_state(runtime: CausalRuntime, changes: 
             ids = PROMPTS[number % len(PROMPTS)][:50]
             there.append([*ids, int(rows.admit(np.array(ids, np.int32)).argmax())])
         elif there:
-            rows.drop(number % len(there))
+            rows.retire(number % len(there))
             there[number % len(there)] = there[-1]
             there.pop()
         if there:
@@ -204,38 +236,50 @@ def test_rows_are_scored_as_if_they_were_alone(
     assert_scores_are_those_of_rows_alone(runtime, rows)
 
 
-def test_rows_that_share_a_pass_begin_and_end_where_they_want(runtime: CausalRuntime) -> None:
+def test_rows_that_share_a_pass_begin_and_end_where_they_want(runtime: Runtime) -> None:
     rows = [
         (np.array(tiny.random_ids(30 + i % 4, seed=i), np.int32), np.arange(1 + i % 3, 28 + i % 4)) for i in range(9)
     ]
-    asked = [ScoreRequest.of(number, *row) for number, row in enumerate(rows)]
-    assert any(len({int(row.wanted[0]) for row in group}) > 1 for group in runtime._groups(asked)) is is_onnx(runtime)
+    if isinstance(runtime, OnnxRuntime):
+        requests = [ScoreRequest.at(index, *row) for index, row in enumerate(rows)]
+        assert any(len({int(each.outputs[0]) for each in group}) > 1 for group in padded(runtime).groups(requests))
     assert_scores_are_those_of_rows_alone(runtime, rows)
 
 
-def test_short_rows_share_a_pass(runtime: CausalRuntime) -> None:
-    rows = [ScoreRequest.of(i, np.array(tiny.random_ids(20), np.int32), np.arange(1, 20)) for i in range(6)]
-    assert [len(group) for group in runtime._groups(rows)] == ([6] if is_onnx(runtime) else [1] * 6)
-    long = [ScoreRequest.of(i, np.array(tiny.random_ids(200), np.int32), np.arange(1, 200)) for i in range(6)]
-    assert [[row.number for row in group] for group in runtime._groups(long)] == [[i] for i in range(6)]
+def padded(runtime: OnnxRuntime) -> PaddedScoring:
+    return PaddedScoring(runtime._session, runtime._interface, runtime._outputs)
 
 
-def is_onnx(runtime: CausalRuntime) -> bool:
-    """llama.cpp scores one row after another: the other cut of a batch would be another sum in 16 bits."""
-    return type(runtime).__name__ == "OnnxRuntime"
+@pytest.mark.parametrize("kind", ["onnx", "portable"])
+def test_short_rows_share_a_pass_in_onnx(artifacts: dict[str, Path], kind: str) -> None:
+    with load(artifacts[kind]) as runtime:
+        assert isinstance(runtime, OnnxRuntime)
+        rows = [ScoreRequest.at(i, np.array(tiny.random_ids(20), np.int32), np.arange(1, 20)) for i in range(6)]
+        assert [len(group) for group in padded(runtime).groups(rows)] == [6]
+        long = [ScoreRequest.at(i, np.array(tiny.random_ids(200), np.int32), np.arange(1, 200)) for i in range(6)]
+        assert [[row.index for row in group] for group in padded(runtime).groups(long)] == [[i] for i in range(6)]
+
+
+def test_llama_cpp_scores_a_row_exactly_as_if_it_were_alone(file: Path) -> None:
+    """The cut of a shared batch would change the sums in 16 bits."""
+    rows = [(np.array(tiny.random_ids(20 + i, seed=i), np.int32), np.arange(1, 20 + i)) for i in range(6)]
+    with load(file) as runtime:
+        together = every_row(runtime, rows)
+        for (ids, positions), found in zip(rows, together, strict=True):
+            np.testing.assert_array_equal(found, np.concatenate([b.copy() for b in runtime.score(ids, positions)]))
 
 
 @pytest.mark.parametrize("outputs", [1, 7, 50])
 def test_no_more_logits_than_there_is_room_for(folder: Path, outputs: int) -> None:
     rows = [
-        ScoreRequest.of(i, np.array(tiny.random_ids(12), np.int32), np.arange(first, 12))
+        ScoreRequest.at(i, np.array(tiny.random_ids(12), np.int32), np.arange(first, 12))
         for i, first in enumerate([1, 11, 5, 11, 11, 2, 11])
     ]
     with load(folder) as runtime:
-        runtime._rows = outputs  # type: ignore[attr-defined]
-        groups = runtime._groups(rows)  # type: ignore[attr-defined]
-    assert sorted(row.number for group in groups for row in group) == list(range(7))
-    assert all(len(group) == 1 or sum(len(row.wanted) for row in group) <= outputs for group in groups)
+        assert isinstance(runtime, OnnxRuntime)
+        groups = PaddedScoring(runtime._session, runtime._interface, outputs).groups(rows)
+    assert sorted(row.index for group in groups for row in group) == list(range(7))
+    assert all(len(group) == 1 or sum(len(row.outputs) for row in group) <= outputs for group in groups)
 
 
 def test_ids_are_checked_before_any_is_scored(runtime: Runtime) -> None:
@@ -255,7 +299,7 @@ def test_a_graph_for_one_row_is_given_one(folder: Path, tmp_path: Path) -> None:
             entry.type.tensor_type.shape.dim[0].dim_value = 1
     (copy / "model.onnx").write_bytes(proto.SerializeToString())
     with load(copy) as one, load(folder) as runtime:
-        assert isinstance(one._make_rows(4, 50), SingleSequence)  # type: ignore[attr-defined]
+        assert isinstance(one._make_batch(4, 50), SingleSequence)
         assert list(one.generate_batch(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
 
 
@@ -271,11 +315,10 @@ def test_in_every_kind_of_graph(tmp_path: Path, family: str, portable: bool) -> 
         assert [row.tokens for row in runtime.generate_batch(prompts, Sampling(), [20] * 5)] == expected
         rows = [(np.array(ids, np.int32), np.arange(1, len(ids))) for ids in (*prompts, *(ids[:14] for ids in prompts))]
         assert_scores_are_those_of_rows_alone(runtime, rows)
-        assert isinstance(runtime._make_rows(5, 300), SingleSequence) is (family == "phi3-long")  # type: ignore[attr-defined]
+        assert isinstance(runtime._make_batch(5, 300), SingleSequence) is (family == "phi3-long")
 
 
-def test_numbers_go_up(runtime: Runtime) -> None:
-    """Answers are in the order of the prompts although they end in another one."""
+def test_the_answers_are_in_the_order_of_the_prompts(runtime: Runtime) -> None:
     limits = [30, 1, 20, 2, 10]
     found = runtime.generate_batch([PROMPT] * 5, Sampling(), limits)
     lengths = [len(row.tokens) for row in found]

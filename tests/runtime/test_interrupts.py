@@ -30,7 +30,7 @@ def test_a_signal_raises_the_flag_at_once() -> None:
         assert not raised(flag.data)
         ctypes.CDLL(None).kill(os.getpid(), signal.SIGUSR1)  # seen as soon as the C call that sent it returns
         assert raised(flag.data)
-    flag.lower()
+    flag.clear()
     assert not raised(flag.data)
     with flag.watching():
         assert not raised(flag.data)

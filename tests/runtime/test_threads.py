@@ -91,7 +91,7 @@ def test_two_threads_of_four_cores_are_left_when_others_use_two(
     before = threads.ProcessorTime.now()
     clock.others = others
     clock.pass_(passed)
-    assert before.leaves(2) is leaves
+    assert before.leaves_idle(2) is leaves
     assert clock.now == max(passed, 0.1), "a model is not kept waiting for longer"
 
 
@@ -102,4 +102,4 @@ def test_where_the_system_counts_nothing_all_cores_are_left(
     monkeypatch.setattr(threads, "_STATISTICS", tmp_path / "stat")
     if text is not None:
         (tmp_path / "stat").write_text(text)
-    assert threads.ProcessorTime.now().leaves(64)
+    assert threads.ProcessorTime.now().leaves_idle(64)

@@ -1,4 +1,4 @@
-"""A context of llama.cpp: a key-value cache, a batch that is reused for every call, and the logits of the last one."""
+"""A context of llama.cpp: a key-value cache, a batch that is reused for every call, and the logits of the last call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.runtime.interface import RuntimeProblem
+from edgetune.errors import RuntimeProblem
 from edgetune.runtime.interrupts import InterruptFlag
 from edgetune.runtime.llama.library import collecting_errors, library
 
@@ -20,15 +20,15 @@ F32 = NDArray[np.float32]
 
 
 def round_up_cells(cells: int) -> int:
-    """What llama.cpp makes of the cells of one text among several."""
+    """Return the cells that llama.cpp allocates for one of several sequences: a multiple of 256."""
     return -(-cells // _CELLS) * _CELLS
 
 
 class LlamaContext:
-    """`cells` tokens of each of `sequences` texts; at most `outputs` logits [vocabulary_size] a call.
+    """`cells` tokens of each of `sequences` sequences; at most `outputs` rows of logits [vocabulary_size] a call.
 
-    Each text has keys and values of its own: in a buffer that all share, the attention of one would add up in another
-    order, in 16 bits, depending on the others.
+    Each sequence has its own cache (`kv_unified` off). In a shared one, the order of the sums in a sequence's
+    attention, and with f16 their result, would depend on the other sequences.
     """
 
     _batch: Any = None
@@ -38,7 +38,7 @@ class LlamaContext:
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
         sequences: int = 1,
     ) -> None:  # fmt: skip
-        """Raises RuntimeProblem where llama.cpp has no room for it."""
+        """Create the context. Raises RuntimeProblem if llama.cpp cannot allocate it."""
         self._library, self._path, self._vocabulary_size = library(), path, vocabulary_size
         self._has_several = sequences > 1
         self._flag: InterruptFlag | None = InterruptFlag()
@@ -56,7 +56,7 @@ class LlamaContext:
         if self._context is None:
             self.close()
             raise RuntimeProblem(
-                f"llama.cpp cannot make a context of {cells} tokens: {errors.cause}", "Ask for less with --context."
+                f"llama.cpp cannot create a context of {cells} tokens: {errors.cause}", "Ask for less with --context"
             )
         self._memory: Any = self._library.llama_get_memory(self._context)
         self._make_batch()
@@ -65,65 +65,65 @@ class LlamaContext:
         self._batch = batch = self._library.llama_batch_init(BATCH, 0, 1)
         self._tokens = np.ctypeslib.as_array(batch.token, (BATCH,))
         self._positions = np.ctypeslib.as_array(batch.pos, (BATCH,))
-        self._wanted = np.ctypeslib.as_array(batch.logits, (BATCH,))
+        self._outputs = np.ctypeslib.as_array(batch.logits, (BATCH,))
         np.ctypeslib.as_array(batch.n_seq_id, (BATCH,))[:] = 1
         for i in range(BATCH):
             batch.seq_id[i][0] = 0
 
-    def forget(self, sequence: int | None = None) -> None:
-        """Drop the keys and values of one text, or of all."""
+    def clear(self, sequence: int | None = None) -> None:
+        """Drop the keys and values of one sequence, or of all."""
         if sequence is None:
             self._library.llama_memory_clear(self._memory, False)
         else:
             self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def decode(self, ids: NDArray[np.int32], start: int, wanted: NDArray[np.int8], sequence: int = 0) -> None:
-        """Evaluate ids [n <= BATCH] of a text at positions start.. and keep the logits of those that are wanted."""
+    def decode(self, ids: NDArray[np.int32], start: int, outputs: NDArray[np.int8], sequence: int = 0) -> None:
+        """Evaluate ids [n <= BATCH] of a sequence from position `start`; compute logits where `outputs` [n] is 1."""
         count = len(ids)
         self._batch.n_tokens = count
         self._tokens[:count] = ids
         self._positions[:count] = np.arange(start, start + count)
-        self._wanted[:count] = wanted
-        for place in range(count if self._has_several else 0):
-            self._batch.seq_id[place][0] = sequence
+        self._outputs[:count] = outputs
+        for index in range(count if self._has_several else 0):
+            self._batch.seq_id[index][0] = sequence
         while True:
             with self._interrupts.watching():
                 status = self._library.llama_decode(self._context, self._batch)
             if status != _ABORTED:  # a KeyboardInterrupt is raised before we get here
                 break
-            self._library.llama_memory_seq_rm(self._memory, sequence, start, -1)  # another signal: once more
+            self._library.llama_memory_seq_rm(self._memory, sequence, start, -1)  # a handled signal: evaluate again
         if status:
-            raise self._stopped(start, status)
+            raise self._failure(start, status)
 
     def step(self, token: int, position: int) -> F32:
-        """Logits [V] after one token more of text 0; the shortest way."""
+        """Append one token to sequence 0 and return the logits [V] after it. The hot path of generation."""
         batch = self._batch
         batch.n_tokens = 1
         batch.token[0] = token
         batch.pos[0] = position
         batch.logits[0] = 1
-        self._interrupts.lower()
+        self._interrupts.clear()
         status = self._library.llama_decode(self._context, batch)
         if status:
-            raise self._stopped(position, status)
+            raise self._failure(position, status)
         logits: F32 = self.logits(1)[0]
         return logits
 
     def step_together(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32:
-        """Logits [n, V] after one token more of each of `sequences`."""
+        """Append one token to each of `sequences` and return the logits [n, V] after them."""
         count = len(tokens)
         self._batch.n_tokens = count
-        self._tokens[:count], self._positions[:count], self._wanted[:count] = tokens, positions, 1
-        for place, sequence in enumerate(sequences):
-            self._batch.seq_id[place][0] = sequence
-        self._interrupts.lower()
+        self._tokens[:count], self._positions[:count], self._outputs[:count] = tokens, positions, 1
+        for index, sequence in enumerate(sequences):
+            self._batch.seq_id[index][0] = sequence
+        self._interrupts.clear()
         status = self._library.llama_decode(self._context, self._batch)
         if status:
-            raise self._stopped(max(positions), status)
+            raise self._failure(max(positions), status)
         return self.logits(count)
 
     def logits(self, count: int) -> F32:
-        """[count, V], llama.cpp's own buffer."""
+        """Return the logits [count, V] of the last call, a view of llama.cpp's buffer."""
         pointer = self._library.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self._vocabulary_size))
 
@@ -132,16 +132,16 @@ class LlamaContext:
         assert self._flag is not None, "the context has been closed"
         return self._flag
 
-    def _stopped(self, position: int, status: int) -> RuntimeProblem:
+    def _failure(self, position: int, status: int) -> RuntimeProblem:
         reason = "there is no room in its context" if status == _NO_ROOM else f"status {status}"
         return RuntimeProblem(f"llama.cpp stopped at token {position} of {self._path}: {reason}")
 
     def close(self) -> None:
-        """Give the memory back. Idempotent."""
+        """Free batch and context. Idempotent."""
         for name, free in {"_batch": "llama_batch_free", "_context": "llama_free"}.items():
-            if (held := getattr(self, name)) is not None:
+            if (resource := getattr(self, name)) is not None:
                 setattr(self, name, None)
-                getattr(self._library, free)(held)
+                getattr(self._library, free)(resource)
         if self._flag is not None:
             self._flag.close()
             self._flag = None

@@ -1,8 +1,8 @@
-"""llama.cpp's library through llama-cpp-python's ctypes functions: loaded once, silent, its errors kept when asked for.
+"""llama.cpp through llama-cpp-python's ctypes functions: loaded once, silent, with its error messages on request.
 
-A log callback written in Python is a trap: Python handles a pending Ctrl-C at the start of any Python function, so the
-KeyboardInterrupt is raised inside the callback, where ctypes prints and drops it. So llama.cpp normally logs into a C
-function that does nothing; only `collecting_errors` listens, and holds signals back meanwhile.
+A log callback in Python would lose Ctrl-C: Python handles a pending signal at the start of any Python function, so
+KeyboardInterrupt is raised inside the callback, where ctypes prints and drops it. Therefore llama.cpp logs into a C
+function that does nothing. Only `collecting_errors` installs a Python callback, with SIGINT blocked meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ERROR = 4  # enum ggml_log_level, ggml.h
 
 @cache
 def library() -> Any:
-    """The module llama_cpp.llama_cpp, with the backend initialised and nothing logged."""
+    """Return the module llama_cpp.llama_cpp, with its backend initialized and its log off."""
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
@@ -36,16 +36,16 @@ def library() -> Any:
 
 @cache
 def _silence(llama_cpp: Any) -> Any:
-    """libc's getpid as a log callback: it takes no notice of its arguments and changes nothing."""
+    """Return libc's getpid as a log callback: it ignores its arguments and has no effect."""
     return ctypes.cast(ctypes.CDLL(None).getpid, llama_cpp.llama_log_callback)
 
 
 class Errors(list[str]):
-    """Error lines of llama.cpp."""
+    """Error lines that llama.cpp logged."""
 
     @property
     def cause(self) -> str:
-        """The first line, without the name of llama.cpp's function: it says why, the later ones what followed."""
+        """The first line, which has the cause, without the name of llama.cpp's function."""
         line = self[0] if self else "llama.cpp gave no reason"
         function, separator, rest = line.partition(": ")
         return rest if separator and " " not in function else line
@@ -53,7 +53,7 @@ class Errors(list[str]):
 
 @contextmanager
 def collecting_errors() -> Iterator[Errors]:
-    """Listen to llama.cpp during a call; Ctrl-C takes effect after it."""
+    """Collect llama.cpp's error messages during a call; Ctrl-C takes effect after it."""
     llama_cpp, errors = library(), Errors()
 
     def keep(level: int, text: bytes | None, _: Any) -> None:

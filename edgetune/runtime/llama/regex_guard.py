@@ -1,4 +1,4 @@
-"""Texts that would end the process: llama.cpp cuts for some models by std::regex, which recurses once a character."""
+"""Find texts that would crash llama.cpp: some pre-tokenizers use std::regex, which recurses once per character."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# 10,000 characters in a row are still well on a stack of 8 MiB, 50,000 are not
+# a stack of 8 MiB holds 10,000 characters of recursion, but not 50,000
 _RUN = re.compile(r"[^\s.,!?…。，、]{8192}|[\W_]{8192}")
-# pre-tokenizers whose expressions go on over spaces, so that words in a row are one run
+# pre-tokenizers whose expressions also match spaces, so that several words are one run
 _RUNS = {"exaone-moe": re.compile(r"[^\d\n.,;:!?…。，、]{8192}")}
-# pre-tokenizers that llama.cpp has written out in C++, or whose expressions do not repeat
-_WRITTEN_OUT = frozenset((
+# pre-tokenizers that llama.cpp implements in C++, or whose expressions do not repeat
+_WITHOUT_REGEX = frozenset((
     "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "granite-docling", "gigachat",
     "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
     "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "pixtral", "smaug-bpe", "dbrx", "chatglm-bpe",
@@ -21,9 +21,9 @@ _WRITTEN_OUT = frozenset((
 
 
 def find_overlong_run(metadata: Mapping[str, Any], text: str) -> str | None:
-    """The beginning of a run of characters, cut by neither space nor full stop, that is too long for this model."""
+    """Return a run of 8192 characters without whitespace or punctuation that the model's pre-tokenizer cannot take."""
     pre = metadata.get("tokenizer.ggml.pre")
-    if metadata.get("tokenizer.ggml.model") != "gpt2" or pre in _WRITTEN_OUT:
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or pre in _WITHOUT_REGEX:
         return None
     found = _RUN.search(text) or (_RUNS[pre].search(text) if pre in _RUNS else None)
     return found[0] if found else None

@@ -1,7 +1,7 @@
-"""`python -m edgetune.runtime.llama.self_test`: a model of half a megabyte, written, quantized, run and compared.
+"""`python -m edgetune.runtime.llama.self_test`: write, quantize, run and compare a model of 0.5 MB.
 
-`edgetune doctor` starts it in a process of its own: a llama.cpp that was built for another CPU dies of an illegal
-instruction or a segmentation fault, and takes its process with it.
+`edgetune doctor` runs it in a process of its own: a llama.cpp that was built for another CPU crashes its process with
+an illegal instruction or a segmentation fault.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MATRICES = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "
 
 
 def tensors() -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Name and weights; the same every time."""
+    """Yield name and weights of all tensors, the same in every run."""
     random = np.random.default_rng(0)
     for name in ("token_embd", "output"):
         yield f"{name}.weight", random.normal(0, 1, (len(TOKENS), HIDDEN)).astype(np.float32)
@@ -55,7 +55,7 @@ def tensors() -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def write(path: Path, type_: str) -> Path:
-    """The model with its matrices in one storage type."""
+    """Write the model with all matrices in one storage type."""
     weights = dict(tensors())
     types = {name: type_ if array.ndim == 2 else "f32" for name, array in weights.items()}
     specs = [TensorSpec(name, array.shape, BY_NAME[types[name]]) for name, array in weights.items()]
@@ -68,14 +68,14 @@ def write(path: Path, type_: str) -> Path:
 
 
 def logits(path: Path) -> NDArray[np.float32]:
-    """[31, V] for a fixed text."""
+    """Return the logits [31, V] for a fixed text."""
     ids = np.arange(40, 72, dtype=np.int32)
     with load(path) as runtime:
         return np.concatenate([block.copy() for block in runtime.score(ids, np.arange(1, len(ids)))])
 
 
 def run() -> dict[str, float]:
-    """Storage type -> mean KL divergence from f32."""
+    """Return storage type -> mean KL divergence from f32, in nats."""
     with tempfile.TemporaryDirectory() as folder:
         exact = logits(write(Path(folder) / "f32.gguf", "f32"))
         targets = np.zeros(len(exact), np.int64)

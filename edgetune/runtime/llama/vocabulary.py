@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the vocabulary in a GGUF file as llama.cpp reads it."""
+"""Tokenize with the vocabulary of a GGUF file in llama.cpp."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from edgetune.runtime.interface import RuntimeProblem
+from edgetune.errors import RuntimeProblem
 
 _PIECE_BYTES = 256
 
@@ -29,7 +29,7 @@ class LlamaVocabulary:
         return (token for token in range(self.size) if is_stop(self._vocabulary, token))
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids by the rule of training: BOS, if the model wants one, stands there once."""
+        """Return token ids as in training: BOS is added once if the model wants it, and not doubled."""
         raw = text.encode("utf-8", "surrogatepass")
         room = len(raw) + 8
         while True:
@@ -38,7 +38,7 @@ class LlamaVocabulary:
             if count >= 0:
                 break
             if -count <= room:
-                raise RuntimeProblem(f"a text of {len(raw)} bytes is too long to be tokenized", "Split it.")
+                raise RuntimeProblem(f"a text of {len(raw)} bytes is too long to be tokenized", "Split it")
             room = -count
         found: list[int] = list(ids[:count])
         if self._added_bos is None or found[:1] == [self._added_bos]:
@@ -46,12 +46,12 @@ class LlamaVocabulary:
         return [self._added_bos, *found]
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of one token; ValueError for an id outside the vocabulary (llama.cpp would abort the process)."""
+        """Return the bytes of a token. Raises ValueError for an id outside the vocabulary; llama.cpp would abort."""
         if not 0 <= token < self.size:
             raise ValueError(f"{token} is not a token id; the vocabulary has {self.size}")
         to_piece = self._library.llama_token_to_piece
         count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
-        if count < 0:  # a token longer than any before
+        if count < 0:  # longer than the buffer
             self._buffer = ctypes.create_string_buffer(-count)
             count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
         return self._buffer.raw[:count]

@@ -1,73 +1,82 @@
-"""Several texts in one graph: a token for each of them in one forward pass.
+"""Several sequences in one forward pass of a graph.
 
-A prompt is evaluated alone, in the decoder that is there anyway, and its keys and values are copied behind those of
-the other rows. GroupQueryAttention counts the mask of each row, whose keys then stand in its buffer from the start; in
-a cache that grows by concatenation all rows end at the same place, and what stands before a shorter one is masked.
+Decoding: a prompt is evaluated alone, in the runtime's own decoder, and its keys and values are copied into the batch.
+GroupQueryAttention takes the length of each sequence from its mask, so every sequence starts at position 0 of the
+buffer. A cache that grows by concatenation is aligned at its end, with masked padding before the shorter sequences.
+
+Scoring: short texts of similar length share a pass, padded behind their end, where causal attention does not look.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from edgetune.runtime.batching import MAX_SEQUENCES, ScoreRequest, grouped
+from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.onnx.decoder import bind_input, bind_output
 from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
 
-_CACHE_BYTES = 256 << 20  # of keys and values of all rows together
-_PADDED = 256  # tokens, padding included: more at once are hardly faster
-_USEFUL = 1.2  # times as many as without padding
+_CACHE_BYTES = 256 << 20  # keys and values of all sequences together
+_PADDED_TOKENS = 256  # tokens of a scoring pass, padding included: more at once are hardly faster
+_MAX_PADDING = 1.2  # tokens of a scoring pass with padding, relative to those without
 F32 = NDArray[np.float32]
 Past = list[NDArray[Any]]
-"""Of each cache [heads, length, head_size]."""
+"""Keys and values of one sequence: [heads, length, head_size] for each cache tensor."""
 
 
 def sequence_capacity(interface: GraphInterface, count: int, length: int) -> int:
-    """Rows of `length` tokens that memory has room for, of `count`; 1 of a graph that takes no more."""
-    if not interface.takes_rows:
+    """Return how many of `count` sequences of `length` tokens fit into memory; 1 for a graph that takes one row."""
+    if not interface.takes_batch:
         return 1
     token = sum(cache.heads * cache.head_size * np.dtype(cache.past.dtype).itemsize for cache in interface.caches)
     buffers = 1 if interface.is_shared else 2
     return max(1, min(count, MAX_SEQUENCES, _CACHE_BYTES // (buffers * token * length)))
 
 
-class OnnxSequences:
-    """See Rows. `prefill` gives the logits after a prompt, `past` its keys and values; `stopped` says what failed."""
+class OnnxSequences(SequenceBatch):
+    """Sequences that share the passes of a session.
+
+    `prefill` evaluates a prompt and returns its logits, `past` returns its keys and values, and `failure` makes an
+    error of a position and an exception of ONNX Runtime.
+    """
 
     def __init__(
         self,
         session: Any,
         interface: GraphInterface,
-        size: int,
+        capacity: int,
         length: int,
         prefill: Callable[[NDArray[np.int32]], F32],
         past: Callable[[int], Past],
-        stopped: Callable[[int, Exception], Exception],
+        failure: Callable[[int, Exception], Exception],
     ) -> None:
-        self.size = size
+        self.capacity = capacity
         self._session, self._interface = session, interface
-        self._prefill, self._past, self._stopped = prefill, past, stopped
+        self._prefill, self._past, self._failure = prefill, past, failure
         self._binding = session.io_binding()
         self._lengths: list[int] = []
-        self._logits = np.zeros((size, 1, interface.vocabulary_size), interface.logits.dtype)
-        kind = _Shared if interface.is_shared else _Growing
-        self._cache: _RowCache = kind(interface.caches, size, length)
+        self._logits = np.zeros((capacity, 1, interface.vocabulary_size), interface.logits.dtype)
+        cache = _SharedBatchCache if interface.is_shared else _GrowingBatchCache
+        self._cache: _BatchCache = cache(interface.caches, capacity, length)
         self._range = np.array([0, 1], interface.range.dtype) if interface.range else None
-        self._inputs: list[NDArray[Any]] = []  # kept while the library reads them
+        self._inputs: list[NDArray[Any]] = []  # kept alive while the session reads them
 
+    @override
     def admit(self, prompt: NDArray[np.int32]) -> F32:
-        """See Rows."""
         logits = self._prefill(prompt)
         self._cache.add(self._past(len(prompt)), self._lengths)
         self._lengths.append(len(prompt))
         return logits
 
+    @override
     def step(self, tokens: Sequence[int]) -> F32:
-        """See Rows."""
-        interface, rows = self._interface, len(tokens)
+        interface, count = self._interface, len(tokens)
         lengths = np.array(self._lengths)
         mask = self._cache.mask(lengths)
         given: list[tuple[ValueInfo | None, NDArray[Any] | None]] = [
@@ -76,73 +85,207 @@ class OnnxSequences:
         ]
         given += [(interface.positions, lengths[:, None]), (interface.range, self._range)]
         self._inputs = []
-        for port, values in given:
-            if port is not None and values is not None:
-                self._inputs.append(np.ascontiguousarray(values, port.dtype))
-                bind_input(self._binding, port, values.shape, self._inputs[-1])
-        bind_output(self._binding, interface.logits, (rows, 1, interface.vocabulary_size), self._logits)
-        self._cache.bind(self._binding, rows, mask.shape[1])
+        for value, array in given:
+            if value is not None and array is not None:
+                self._inputs.append(np.ascontiguousarray(array, value.dtype))
+                bind_input(self._binding, value, array.shape, self._inputs[-1])
+        bind_output(self._binding, interface.logits, (count, 1, interface.vocabulary_size), self._logits)
+        self._cache.bind(self._binding, count, mask.shape[1])
         try:
             self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
-            raise self._stopped(mask.shape[1], error) from None
+        except Exception as error:  # noqa: BLE001 - its exceptions have no other common base
+            raise self._failure(mask.shape[1], error) from None
         self._cache.advance()
         self._lengths = [length + 1 for length in self._lengths]
-        return self._logits[:rows, 0].astype(np.float32, copy=False)
+        return self._logits[:count, 0].astype(np.float32, copy=False)
 
-    def drop(self, row: int) -> None:
-        """See Rows."""
-        self._cache.remove(row, self._lengths)
-        self._lengths[row] = self._lengths[-1]
+    @override
+    def retire(self, number: int) -> None:
+        self._cache.remove(number, self._lengths)
+        self._lengths[number] = self._lengths[-1]
         self._lengths.pop()
 
+    @override
     def close(self) -> None:
-        """See Rows."""
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
 
 
+class _BatchCache(ABC):
+    """Keys and values of the sequences; `lengths` are those before a change."""
+
+    @abstractmethod
+    def add(self, past: Past, lengths: Sequence[int]) -> None:
+        """Append a sequence."""
+
+    @abstractmethod
+    def remove(self, number: int, lengths: Sequence[int]) -> None:
+        """Remove a sequence; the last one takes its place."""
+
+    @abstractmethod
+    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the mask [sequences, total] of a step: 1 where a sequence has a key, including the new one."""
+
+    @abstractmethod
+    def bind(self, binding: Any, count: int, total: int) -> None:
+        """Bind the buffers for a step of `count` sequences, of which the longest has `total` keys after it."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Note that a step has been done."""
+
+
+class _SharedBatchCache(_BatchCache):
+    """Past and present in one buffer [capacity, heads, length, head_size]; each sequence starts at position 0."""
+
+    def __init__(self, caches: tuple[CacheTensor, ...], capacity: int, length: int) -> None:
+        self._caches = caches
+        shapes = [(capacity, cache.heads, length, cache.head_size) for cache in caches]
+        self._buffers = [np.zeros(shape, cache.past.dtype) for shape, cache in zip(shapes, caches, strict=True)]
+        self._bound = 0
+
+    @override
+    def add(self, past: Past, lengths: Sequence[int]) -> None:
+        for buffer, values in zip(self._buffers, past, strict=True):
+            buffer[len(lengths), :, : values.shape[1]] = values
+
+    @override
+    def remove(self, number: int, lengths: Sequence[int]) -> None:
+        if number < len(lengths) - 1:
+            for buffer in self._buffers:
+                buffer[number, :, : lengths[-1]] = buffer[len(lengths) - 1, :, : lengths[-1]]
+
+    @override
+    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (np.arange(lengths.max() + 1) <= lengths[:, None]).astype(np.int64)
+
+    @override
+    def bind(self, binding: Any, count: int, total: int) -> None:
+        if count == self._bound:
+            return
+        for cache, buffer in zip(self._caches, self._buffers, strict=True):
+            bind_input(binding, cache.past, (count, *buffer.shape[1:]), buffer)
+            bind_output(binding, cache.present, (count, *buffer.shape[1:]), buffer)
+        self._bound = count
+
+    @override
+    def advance(self) -> None:
+        pass
+
+
+class _GrowingBatchCache(_BatchCache):
+    """Two buffers that swap roles after each step; all sequences end at the same position, padded with zeros before."""
+
+    def __init__(self, caches: tuple[CacheTensor, ...], capacity: int, length: int) -> None:
+        self._caches = caches
+        sizes = [capacity * cache.heads * length * cache.head_size for cache in caches]
+        self._pasts, self._presents = (
+            [np.zeros(size, cache.past.dtype) for size, cache in zip(sizes, caches, strict=True)] for _ in range(2)
+        )
+        self._total = 0
+
+    @override
+    def add(self, past: Past, lengths: Sequence[int]) -> None:
+        self._align([*range(len(lengths)), -1], [*lengths, past[0].shape[1]], len(lengths), past)
+
+    @override
+    def remove(self, number: int, lengths: Sequence[int]) -> None:
+        kept = list(range(len(lengths)))
+        kept[number] = kept[-1]
+        self._align(kept[:-1], [lengths[old] for old in kept[:-1]], len(lengths))
+
+    def _align(self, kept: Sequence[int], lengths: Sequence[int], before: int, past: Past | None = None) -> None:
+        """Copy the sequences `kept` of the `before` old ones, aligned at their end; -1 stands for `past`."""
+        old_total, self._total = self._total, max(lengths, default=0)
+        for index, cache in enumerate(self._caches):
+            old = _as_cache(self._pasts[index], cache, before, old_total)
+            new = _as_cache(self._presents[index], cache, len(kept), self._total)
+            for number, (source, length) in enumerate(zip(kept, lengths, strict=True)):
+                new[number, :, : self._total - length] = 0
+                values = past[index] if past is not None and source < 0 else old[source, :, old_total - length :]
+                new[number, :, self._total - length :] = values
+        self.advance()
+
+    @override
+    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (np.arange(self._total + 1) >= self._total - lengths[:, None]).astype(np.int64)
+
+    @override
+    def bind(self, binding: Any, count: int, total: int) -> None:
+        for cache, past, present in zip(self._caches, self._pasts, self._presents, strict=True):
+            bind_input(binding, cache.past, (count, cache.heads, total - 1, cache.head_size), past)
+            bind_output(binding, cache.present, (count, cache.heads, total, cache.head_size), present)
+        self._total = total
+
+    @override
+    def advance(self) -> None:
+        self._pasts, self._presents = self._presents, self._pasts
+
+
+def _as_cache(buffer: NDArray[Any], cache: CacheTensor, count: int, total: int) -> NDArray[Any]:
+    return buffer[: count * cache.heads * total * cache.head_size].reshape(count, cache.heads, total, cache.head_size)
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A text to score: its index, the ids that are evaluated, and the indices of those with wanted logits."""
+
+    index: int
+    ids: NDArray[np.int32]
+    outputs: NDArray[np.int64]
+
+    @classmethod
+    def at(cls, index: int, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Self:
+        """Return the request for the logits that predict the tokens at `positions`."""
+        return cls(index, ids[: positions[-1]], positions - 1)
+
+
 class PaddedScoring:
-    """Short rows in one pass, each with padding behind it, which what comes before does not see."""
+    """Scores several short texts in one pass; at most `outputs` rows of logits each."""
 
     def __init__(self, session: Any, interface: GraphInterface, outputs: int) -> None:
         self._session, self._interface, self._outputs = session, interface, outputs
 
-    def groups(self, rows: Sequence[ScoreRequest]) -> list[list[ScoreRequest]]:
-        """Rows of like lengths, of which the first and the last wanted token are in a bounded number of places."""
-        if not self._interface.takes_rows:
-            return [[row] for row in rows]
-        return grouped(sorted(rows, key=lambda row: len(row.ids)), self._fits)
+    def groups(self, requests: Sequence[ScoreRequest]) -> list[list[ScoreRequest]]:
+        """Group texts of similar length whose padding and unwanted logits are within the bounds."""
+        if not self._interface.takes_batch:
+            return [[request] for request in requests]
+        groups: list[list[ScoreRequest]] = []
+        for request in sorted(requests, key=lambda request: len(request.ids)):
+            if groups and self._fits([*groups[-1], request]):
+                groups[-1].append(request)
+            else:
+                groups.append([request])
+        return groups
 
     def _fits(self, group: list[ScoreRequest]) -> bool:
-        first, end = self._range(group)
-        longest = max(len(row.ids) for row in group)
-        padded = len(group) * longest
+        first, end = self._output_range(group)
+        padded = len(group) * max(len(request.ids) for request in group)
         outputs = len(group) * (end - first) if self._interface.range else padded
         return (
             len(group) <= MAX_SEQUENCES
-            and padded <= min(_PADDED, _USEFUL * sum(len(row.ids) for row in group))
-            and outputs <= min(self._outputs, _USEFUL * sum(len(row.wanted) for row in group))
+            and padded <= min(_PADDED_TOKENS, _MAX_PADDING * sum(len(request.ids) for request in group))
+            and outputs <= min(self._outputs, _MAX_PADDING * sum(len(request.outputs) for request in group))
         )
 
-    def _range(self, group: Sequence[ScoreRequest]) -> tuple[int, int]:
-        """Between which tokens there are logits: from the first one wanted of any row to behind the last."""
-        return min(int(row.wanted[0]) for row in group), max(int(row.wanted[-1]) for row in group) + 1
+    @staticmethod
+    def _output_range(group: Sequence[ScoreRequest]) -> tuple[int, int]:
+        """Return (first, end) of the tokens with logits: from the first wanted one of any text to behind the last."""
+        return min(int(each.outputs[0]) for each in group), max(int(each.outputs[-1]) for each in group) + 1
 
-    def scored(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, F32]]:
-        """The logits of a group."""
+    def score(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, F32]]:
+        """Yield (index, logits [m, V]) of each text of a group."""
         interface = self._interface
-        longest = max(len(row.ids) for row in group)
-        shape = (len(group), longest)
-        ids = np.zeros(shape, interface.ids.dtype)
-        for place, row in enumerate(group):
-            ids[place, : len(row.ids)] = row.ids
-        first, end = self._range(group) if interface.range else (0, longest)
+        longest = max(len(request.ids) for request in group)
+        ids = np.zeros((len(group), longest), interface.ids.dtype)
+        for row, request in enumerate(group):
+            ids[row, : len(request.ids)] = request.ids
+        first, end = self._output_range(group) if interface.range else (0, longest)
         logits = self._run(ids, first, end)
-        for place, row in enumerate(group):
-            own = row.wanted - first
-            whole = len(own) == own[-1] - own[0] + 1
-            yield row.number, logits[place, own[0] : own[-1] + 1] if whole else logits[place, own]
+        for row, request in enumerate(group):
+            own = request.outputs - first
+            is_slice = len(own) == own[-1] - own[0] + 1
+            yield request.index, logits[row, own[0] : own[-1] + 1] if is_slice else logits[row, own]
 
     def _run(self, ids: NDArray[Any], first: int, end: int) -> F32:
         interface, shape = self._interface, ids.shape
@@ -161,112 +304,3 @@ class PaddedScoring:
         (logits,) = self._session.run([interface.logits.name], given)
         found: F32 = logits.astype(np.float32, copy=False)
         return found
-
-
-class _RowCache(Protocol):
-    """Keys and values of the rows; `lengths` are those of the rows before a change."""
-
-    def add(self, past: Past, lengths: Sequence[int]) -> None:
-        """One more row, behind the others."""
-
-    def remove(self, row: int, lengths: Sequence[int]) -> None:
-        """The last row takes the place of one."""
-
-    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[rows, total] for a step: 1 where a row has a key, the new one included."""
-
-    def bind(self, binding: Any, rows: int, total: int) -> None:
-        """Before a step after which the longest row has `total` keys."""
-
-    def advance(self) -> None:
-        """After it."""
-
-
-class _Shared:
-    """Past and present in one buffer; each row begins at 0."""
-
-    def __init__(self, caches: tuple[CacheTensor, ...], size: int, length: int) -> None:
-        self._caches = caches
-        shapes = [(size, cache.heads, length, cache.head_size) for cache in caches]
-        self._buffers = [np.zeros(shape, cache.past.dtype) for shape, cache in zip(shapes, caches, strict=True)]
-        self._bound = 0
-
-    def add(self, past: Past, lengths: Sequence[int]) -> None:
-        """See _RowCache."""
-        for buffer, values in zip(self._buffers, past, strict=True):
-            buffer[len(lengths), :, : values.shape[1]] = values
-
-    def remove(self, row: int, lengths: Sequence[int]) -> None:
-        """See _RowCache."""
-        if row < len(lengths) - 1:
-            for buffer in self._buffers:
-                buffer[row, :, : lengths[-1]] = buffer[len(lengths) - 1, :, : lengths[-1]]
-
-    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See _RowCache."""
-        return (np.arange(lengths.max() + 1) <= lengths[:, None]).astype(np.int64)
-
-    def bind(self, binding: Any, rows: int, total: int) -> None:
-        """See _RowCache."""
-        if rows == self._bound:
-            return
-        for cache, buffer in zip(self._caches, self._buffers, strict=True):
-            bind_input(binding, cache.past, (rows, *buffer.shape[1:]), buffer)
-            bind_output(binding, cache.present, (rows, *buffer.shape[1:]), buffer)
-        self._bound = rows
-
-    def advance(self) -> None:
-        """See _RowCache."""
-
-
-class _Growing:
-    """Two buffers that change roles; the rows end at the same place, the shorter ones with zeros before them."""
-
-    def __init__(self, caches: tuple[CacheTensor, ...], size: int, length: int) -> None:
-        self._caches = caches
-        sizes = [size * cache.heads * length * cache.head_size for cache in caches]
-        self._pasts, self._presents = (
-            [np.zeros(count, cache.past.dtype) for count, cache in zip(sizes, caches, strict=True)] for _ in range(2)
-        )
-        self._total = 0
-
-    def add(self, past: Past, lengths: Sequence[int]) -> None:
-        """See _RowCache."""
-        self._arrange([*range(len(lengths)), -1], [*lengths, past[0].shape[1]], len(lengths), past)
-
-    def remove(self, row: int, lengths: Sequence[int]) -> None:
-        """See _RowCache."""
-        rows = list(range(len(lengths)))
-        rows[row] = rows[-1]
-        self._arrange(rows[:-1], [lengths[which] for which in rows[:-1]], len(lengths))
-
-    def _arrange(self, rows: Sequence[int], lengths: Sequence[int], before: int, past: Past | None = None) -> None:
-        """Lay out anew: of the `before` rows those numbered `rows`, -1 being `past`."""
-        old_total, self._total = self._total, max(lengths, default=0)
-        for number, cache in enumerate(self._caches):
-            old = _seen(self._pasts[number], cache, before, old_total)
-            new = _seen(self._presents[number], cache, len(rows), self._total)
-            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                new[place, :, : self._total - length] = 0
-                kept = past[number] if past is not None and row < 0 else old[row, :, old_total - length :]
-                new[place, :, self._total - length :] = kept
-        self.advance()
-
-    def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See _RowCache."""
-        return (np.arange(self._total + 1) >= self._total - lengths[:, None]).astype(np.int64)
-
-    def bind(self, binding: Any, rows: int, total: int) -> None:
-        """See _RowCache."""
-        for cache, past, present in zip(self._caches, self._pasts, self._presents, strict=True):
-            bind_input(binding, cache.past, (rows, cache.heads, total - 1, cache.head_size), past)
-            bind_output(binding, cache.present, (rows, cache.heads, total, cache.head_size), present)
-        self._total = total
-
-    def advance(self) -> None:
-        """See _RowCache."""
-        self._pasts, self._presents = self._presents, self._pasts
-
-
-def _seen(buffer: NDArray[Any], cache: CacheTensor, rows: int, total: int) -> NDArray[Any]:
-    return buffer[: rows * cache.heads * total * cache.head_size].reshape(rows, cache.heads, total, cache.head_size)

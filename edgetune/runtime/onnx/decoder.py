@@ -1,19 +1,20 @@
-"""One forward pass after another through a graph, with every buffer bound once.
+"""Forward passes of one sequence through a graph, with all buffers bound by IoBinding and nothing copied.
 
-ONNX Runtime's IoBinding is given our own memory: ids, mask, positions, logits, and the key-value cache. With
-GroupQueryAttention past and present are the same buffer and a token is appended in place; a graph of standard operators
-writes a longer present each time, for which there are two buffers that change roles. Nothing is copied by us.
+With GroupQueryAttention, past and present are the same buffer and a token is appended in place. A graph of standard
+operators writes a longer present in each pass, into the other one of two buffers that swap roles.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from edgetune.runtime.interrupts import terminating
+from edgetune.runtime.interrupts import terminate_on_signal
 from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
 from edgetune.runtime.onnx.session import library
 
@@ -31,19 +32,19 @@ class Decoder:
         self._range = np.zeros(2, interface.range.dtype) if interface.range else None
         self._logits = np.zeros((rows, interface.vocabulary_size), interface.logits.dtype)
         self._bound: tuple[int, int] | None = None
-        self._given: dict[str, NDArray[Any]] = {}
-        kind = _SharedCache if interface.is_shared else _GrowingCache
-        self._cache: _KeyValues = kind(self._binding, interface.caches, context)
+        self._extra: dict[str, NDArray[Any]] = {}  # kept alive while they are bound
+        cache = _SharedCache if interface.is_shared else _GrowingCache
+        self._cache: _Cache = cache(self._binding, interface.caches, context)
         if interface.range and self._range is not None:
             bind_input(self._binding, interface.range, (2,), self._range)
 
-    def give(self, name: str, values: NDArray[Any]) -> None:
-        """Bind one more input to a buffer, whose contents may be changed between calls."""
-        self._given[name] = values
-        self._binding.bind_input(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
+    def bind_extra(self, name: str, buffer: NDArray[Any]) -> None:
+        """Bind an input that is not part of the interface to a buffer, whose contents may change between calls."""
+        self._extra[name] = buffer
+        self._binding.bind_input(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
 
     def step(self, token: int, position: int) -> NDArray[np.float32]:
-        """Logits [V] after one token at `position`; a view."""
+        """Evaluate one token at `position`; return the logits [V] after it, a view. The hot path of generation."""
         self._ids[0] = token
         self._bind(position, 1, 0, 1)
         self._session.run_with_iobinding(self._binding)
@@ -52,9 +53,9 @@ class Decoder:
         return logits
 
     def evaluate(self, ids: NDArray[np.int32], start: int, first: int, end: int) -> NDArray[np.float32]:
-        """Logits [end - first, V] after ids[first:end], which stand at positions start + first and on; a view.
+        """Evaluate `ids` from position `start`; return the logits [end - first, V] after ids[first:end], a view.
 
-        A signal ends the call; where none of its handlers raises, it is done again.
+        A signal ends the call. If no signal handler raises, the call is repeated.
         """
         count = len(ids)
         self._ids[:count] = ids
@@ -62,7 +63,7 @@ class Decoder:
         while True:
             self._options.terminate = False
             try:
-                with terminating(self._options):
+                with terminate_on_signal(self._options):
                     self._session.run_with_iobinding(self._binding, self._options)
                 break
             except Exception:
@@ -73,11 +74,14 @@ class Decoder:
         return logits if rows == end - first else logits[first:end]
 
     def past(self, length: int) -> list[NDArray[Any]]:
-        """Keys and values of the first `length` positions, of each cache [heads, length, head_size]; views."""
+        """Return the first `length` keys and values [heads, length, head_size] of each cache tensor, as views.
+
+        With two buffers, only directly after a call that ended at `length`.
+        """
         return self._cache.past(length)
 
     def _bind(self, start: int, count: int, first: int, end: int) -> int:
-        """Tell the binding what has changed; how many rows of logits there will be."""
+        """Bind what has changed since the last call; return the number of rows of logits."""
         interface, total = self._interface, start + count
         rows = count
         if self._range is not None:
@@ -98,42 +102,49 @@ class Decoder:
         return self._logits[:rows].astype(np.float32, copy=False)
 
 
-class _KeyValues(Protocol):
+class _Cache(ABC):
+    """Keys and values of one sequence."""
+
+    @abstractmethod
     def bind(self, start: int, total: int) -> None:
-        """Before a call on tokens start..total."""
+        """Bind the buffers for a call on the tokens start..total."""
 
+    @abstractmethod
     def advance(self) -> None:
-        """After it."""
+        """Note that a call has been done."""
 
+    @abstractmethod
     def past(self, length: int) -> list[NDArray[Any]]:
-        """See Decoder."""
+        """Return the first `length` keys and values of each cache tensor; see `Decoder.past`."""
 
 
-class _SharedCache:
+class _SharedCache(_Cache):
     """Past and present in one buffer, bound once for all calls."""
 
     def __init__(self, binding: Any, caches: tuple[CacheTensor, ...], context: int) -> None:
         self._buffers = []
         for cache in caches:
             shape = (1, cache.heads, context, cache.head_size)
-            buffer = np.zeros(shape, cache.past.dtype)  # memory is taken only as it is written
+            buffer = np.zeros(shape, cache.past.dtype)  # the system allocates a page when it is first written
             self._buffers.append(buffer)
             bind_input(binding, cache.past, shape, buffer)
             bind_output(binding, cache.present, shape, buffer)
 
+    @override
     def bind(self, start: int, total: int) -> None:
-        """Nothing changes."""
+        pass
 
+    @override
     def advance(self) -> None:
-        """Nothing changes."""
+        pass
 
+    @override
     def past(self, length: int) -> list[NDArray[Any]]:
-        """See Decoder."""
         return [buffer[0, :, :length] for buffer in self._buffers]
 
 
-class _GrowingCache:
-    """Two buffers for each key and value: a call reads the past in one and writes the present into the other."""
+class _GrowingCache(_Cache):
+    """Two buffers for each cache tensor: a call reads the past in one and writes the present into the other."""
 
     def __init__(self, binding: Any, caches: tuple[CacheTensor, ...], context: int) -> None:
         self._binding, self._caches = binding, caches
@@ -141,27 +152,27 @@ class _GrowingCache:
             [np.zeros(cache.heads * context * cache.head_size, cache.past.dtype) for cache in caches] for _ in range(2)
         )
 
+    @override
     def bind(self, start: int, total: int) -> None:
-        """The lengths, and which buffer is which."""
         for cache, past, present in zip(self._caches, self._pasts, self._presents, strict=True):
             bind_input(self._binding, cache.past, (1, cache.heads, start, cache.head_size), past)
             bind_output(self._binding, cache.present, (1, cache.heads, total, cache.head_size), present)
 
+    @override
     def advance(self) -> None:
-        """What was written is the past of the next call."""
         self._pasts, self._presents = self._presents, self._pasts
 
+    @override
     def past(self, length: int) -> list[NDArray[Any]]:
-        """See Decoder; just after a call that ended there."""
         shapes = [(cache.heads, length, cache.head_size) for cache in self._caches]
         return [past[: math.prod(shape)].reshape(shape) for past, shape in zip(self._pasts, shapes, strict=True)]
 
 
-def bind_input(binding: Any, port: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
-    """Let an input be read from the beginning of a buffer, which is to be kept."""
-    binding.bind_input(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)
+def bind_input(binding: Any, value: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+    """Bind an input to the beginning of a buffer. The caller keeps the buffer alive."""
+    binding.bind_input(value.name, "cpu", 0, value.dtype, shape, buffer.ctypes.data)
 
 
-def bind_output(binding: Any, port: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
-    """Let an output be written to the beginning of a buffer, which is to be kept."""
-    binding.bind_output(port.name, "cpu", 0, port.dtype, shape, buffer.ctypes.data)
+def bind_output(binding: Any, value: ValueInfo, shape: tuple[int, ...], buffer: NDArray[Any]) -> None:
+    """Bind an output to the beginning of a buffer. The caller keeps the buffer alive."""
+    binding.bind_output(value.name, "cpu", 0, value.dtype, shape, buffer.ctypes.data)

@@ -1,6 +1,6 @@
 """An ONNX model on disk: a directory with the graph, its weights, the tokenizer's files and genai_config.json.
 
-The layout is that of onnxruntime-genai, whose folders can be read as well as our own.
+The layout is that of onnxruntime-genai, whose folders can be opened as well as edgetune's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SUFFIX = ".onnx"
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether this is a graph, or a directory with one."""
+    """Whether a path is an .onnx file or a directory with a graph."""
     if path.is_dir():
         return (path / GENAI_CONFIG).is_file() or (path / MODEL).is_file()
     return path.suffix.lower() == SUFFIX
@@ -27,10 +27,10 @@ def is_onnx(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class OnnxFolder:
-    """Where things lie, and what the JSON files say about the model. Files that are not there are empty."""
+    """Paths in the folder, and its JSON files; a missing JSON file is an empty mapping."""
 
     path: Path
-    """As the user gave it: the directory, or the graph in it."""
+    """The path as it was given: the directory or the graph in it."""
     graph: Path
     genai: Mapping[str, Any]
     """The `model` section of genai_config.json."""
@@ -39,12 +39,12 @@ class OnnxFolder:
 
     @classmethod
     def open(cls, path: Path) -> OnnxFolder:
-        """Errors: ArtifactError when there is no graph, or a JSON file is none."""
+        """Read the folder. Raises ArtifactError if it has no graph or a malformed JSON file."""
         directory = path if path.is_dir() else path.parent
         genai = _object(_read(directory / GENAI_CONFIG).get("model"))
         graph = path if not path.is_dir() else directory / _file_name(directory, genai)
         if not graph.is_file():
-            raise ArtifactError(f"{graph} is missing", "Export again, or fetch the whole folder.")
+            raise ArtifactError(f"{graph} is missing", "Export again, or download the whole folder")
         return cls(path, graph, genai, _read(directory / "config.json"))
 
     @property
@@ -54,12 +54,12 @@ class OnnxFolder:
 
     @property
     def decoder(self) -> Mapping[str, Any]:
-        """What genai_config.json says about the graph."""
+        """The `decoder` section of genai_config.json."""
         return _object(self.genai.get("decoder"))
 
     @property
     def trained_context(self) -> int | None:
-        """Tokens that the model was made for, if one of the files says."""
+        """Tokens that the model was trained for, if one of the files gives them."""
         for value in (self.genai.get("context_length"), self.config.get("max_position_embeddings")):
             if type(value) is int and value > 0:
                 return value
@@ -83,7 +83,7 @@ def _file_name(directory: Path, genai: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise ArtifactError(
             f"{directory / GENAI_CONFIG} names the graph {name!r}, which is not a file in its folder",
-            "Fetch the folder from where you trust it.",
+            "Download the folder from a source that you trust",
         )
     return name
 

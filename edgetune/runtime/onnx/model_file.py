@@ -1,7 +1,7 @@
-"""Reading a graph before ONNX Runtime does: structure, and where each weight lies, checked against the files.
+"""Read and check a graph before ONNX Runtime does: its structure, and the location of each weight.
 
-ONNX Runtime maps the external data that a graph points to and may crash on what it finds in a damaged file; here every
-piece is checked first. Format: onnx.proto and ExternalData.md of the ONNX specification.
+ONNX Runtime maps the external data of a graph and may crash on a damaged file, so every location is checked against the
+files first. Format: onnx.proto and ExternalData.md of the ONNX specification.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf import keys
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
-_DAMAGED = "The file is damaged or was not copied completely: export it again, or fetch it again."
-_UNTRUSTED = "Fetch the folder from where you trust it."
+_DAMAGED = "The file is damaged or was not copied completely: export or download it again"
+_UNTRUSTED = "Download the folder from a source that you trust"
 QUANTIZED = frozenset(
     ("MatMulNBits", "GatherBlockQuantized", "QMoE", "MatMulBnb4", "DequantizeLinear", "MatMulInteger")
 )
 
-# bits of an element by the name in TensorProto.DataType
+# name in TensorProto.DataType -> bits of an element
 _BITS = {
     "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8, "FLOAT16": 16,
     "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "COMPLEX64": 64, "COMPLEX128": 128, "BFLOAT16": 16, "FLOAT8E4M3FN": 8,
@@ -35,7 +35,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Initializer:
-    """An initializer. `file` is None for one inside the graph."""
+    """A tensor with weights. `file` is None if its data are inside the graph."""
 
     name: str
     dtype: str
@@ -47,7 +47,7 @@ class Initializer:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A checked graph. `proto` is onnx's ModelProto, without external data."""
+    """A checked graph. `proto` is the ModelProto, without external data."""
 
     path: Path
     proto: Any
@@ -55,18 +55,18 @@ class GraphFile:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """metadata_props."""
+        """Metadata of the graph (metadata_props)."""
         return {entry.key: entry.value for entry in self.proto.metadata_props}
 
     @cached_property
     def nodes(self) -> tuple[Any, ...]:
-        """All nodes, those of subgraphs and functions too."""
+        """All nodes, including those of subgraphs and functions."""
         functions = (node for function in self.proto.functions for node in function.node)
         return tuple(_with_inner([*self.proto.graph.node, *functions]))
 
     @property
     def is_quantized(self) -> bool:
-        """Whether an operator takes weights in codes."""
+        """Whether an operator takes quantized weights."""
         return any(node.op_type in QUANTIZED for node in self.nodes)
 
     @property
@@ -80,16 +80,17 @@ class GraphFile:
         return sum(file.stat().st_size for file in (self.path, *self.data_files))
 
     def check_receipt(self, artifact: Path) -> None:
-        """Compare the graph, which is small, with the receipt beside `artifact`, if one is there.
+        """Compare the hash of the graph, which is small, with the receipt of `artifact`, if there is one.
 
-        Errors: ArtifactError when the receipt is of another graph: a bit in an epsilon changes every answer.
+        Raises:
+            ArtifactError: The graph is not the one of the receipt. One bit in an epsilon changes every answer.
         """
         stated = _receipt_hashes(artifact).get(self.path.name)
         if stated is not None and stated != sha256_of(self.path):
-            raise ArtifactError(f"{self.path} is not the file of its receipt: its contents have changed", _DAMAGED)
+            raise ArtifactError(f"{self.path} has changed: its hash is not the one in its receipt", _DAMAGED)
 
     def verify(self) -> None:
-        """Compare the data with the hash that the graph carries. Errors: ArtifactError. Reads all of it."""
+        """Read all data and compare them with the hash in the graph. Raises ArtifactError if they differ."""
         digest = self.metadata.get(keys.DATA_HASH)
         if digest is None:
             return
@@ -99,9 +100,10 @@ class GraphFile:
 
 
 def read(path: Path) -> GraphFile:
-    """Parse and check. Errors: ArtifactError for a file that is not a whole, sound ONNX model."""
+    """Parse and check a graph. Raises ArtifactError if the file is not a complete, valid ONNX model."""
     proto = _parsed(path)
-    tensors = tuple(_Places(path).located(tensor) for tensor in _initializers(proto))
+    locator = _Locator(path)
+    tensors = tuple(locator.locate(tensor) for tensor in _initializers(proto))
     model = GraphFile(path, proto, tensors)
     _check_stated_size(model)
     return model
@@ -123,7 +125,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _is_text(message: Any) -> bool:
-    """Whether all strings are text: protobuf hands out bytes where they are not."""
+    """Whether all strings are valid UTF-8: protobuf returns bytes for the others."""
     for field, value in message.ListFields():
         values = value if field.is_repeated else [value]
         if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
@@ -134,24 +136,24 @@ def _is_text(message: Any) -> bool:
 
 
 def _receipt_hashes(artifact: Path) -> dict[str, str]:
-    """File -> SHA-256 by the receipt beside an artifact; empty without one."""
+    """Return file -> SHA-256 from the receipt of an artifact; empty without a receipt."""
     return Receipt.read(artifact).files if receipt_path(artifact).is_file() else {}
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-class _Places:
-    """Where the tensors of one graph lie."""
+class _Locator:
+    """Finds the data of the tensors of one graph."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: dict[str, tuple[Path, int]] = {}
         folder = path.parent
-        self._inside = {folder.resolve(), path.resolve().parent}  # a snapshot of the hub's cache links both elsewhere
+        self._inside = {folder.resolve(), path.resolve().parent}  # in the hub's cache, both are links
 
-    def located(self, tensor: Any) -> Initializer:
-        """A tensor with its place, checked."""
+    def locate(self, tensor: Any) -> Initializer:
+        """Return a tensor with the checked location of its data."""
         dtype, shape = _dtype(self._path, tensor), tuple(tensor.dims)
         if any(size < 0 for size in shape):
             raise ArtifactError(f"{self._path}: the tensor {tensor.name!r} has the shape {list(shape)}", _DAMAGED)
@@ -173,24 +175,24 @@ class _Places:
         return Initializer(tensor.name, dtype, shape, size, file, offset)
 
     def _file(self, location: str) -> tuple[Path, int]:
-        """The data file and its size; only inside the folder of the graph."""
+        """Return a data file and its size. Raises ArtifactError if it is outside the folder of the graph."""
         if location not in self._files:
             file = self._path.parent / location
-            if not location or _leaves(location) or file.resolve().parent not in self._inside:
-                raise ArtifactError(f"{self._path} points to data outside of its folder: {location!r}", _UNTRUSTED)
+            if not location or _is_path(location) or file.resolve().parent not in self._inside:
+                raise ArtifactError(f"{self._path} points to data outside its folder: {location!r}", _UNTRUSTED)
             if not file.is_file():
-                raise ArtifactError(f"{file}, the data of {self._path.name}, is missing", "Fetch the whole folder.")
+                raise ArtifactError(f"{file}, the data of {self._path.name}, is missing", "Download the whole folder")
             self._files[location] = file, file.stat().st_size
         return self._files[location]
 
     def _wrong_size(self, name: str, found: int, expected: int) -> ArtifactError:
         return ArtifactError(
-            f"{self._path}: the tensor {name!r} has {found} bytes, its shape and type say {expected}", _DAMAGED
+            f"{self._path}: the tensor {name!r} has {found} bytes, but its shape and type need {expected}", _DAMAGED
         )
 
 
-def _leaves(location: str) -> bool:
-    """Whether a path is anything but a plain name, by the rules of any system."""
+def _is_path(location: str) -> bool:
+    """Whether a location is more than a plain file name, by the rules of any system."""
     return any("\0" in location or kind(location).name != location for kind in (PurePosixPath, PureWindowsPath))
 
 
@@ -214,11 +216,11 @@ def _number(path: Path, name: str, place: Mapping[str, str], key: str) -> int | 
 
 
 def _check_stated_size(model: GraphFile) -> None:
-    """The size that the graph was written with: cheap, and finds data that belong to another export."""
+    """Compare the size of the data with the one in the graph: a cheap check for data of another export."""
     stated = model.metadata.get(keys.DATA_SIZE)
     found = sum(file.stat().st_size for file in model.data_files)
     if stated is not None and stated != str(found):
-        raise ArtifactError(f"{model.path} was written with {stated} bytes of data, and there are {found}", _DAMAGED)
+        raise ArtifactError(f"{model.path} was written with {stated} bytes of data, but there are {found}", _DAMAGED)
 
 
 # -- walking -----------------------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def _initializers(proto: Any) -> Iterator[Any]:
-    """Every tensor of the model that may hold or point to data."""
+    """Yield every tensor of the model that may contain or reference data."""
     for graph in _graphs(proto.graph):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

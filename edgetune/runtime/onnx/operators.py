@@ -1,11 +1,11 @@
-"""Operators that a graph uses and the installed ONNX Runtime does not have, and which version has them."""
+"""Operators that a graph uses and the installed ONNX Runtime lacks, and the release that has them."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-from edgetune.runtime.interface import RuntimeProblem
+from edgetune.errors import RuntimeProblem
 from edgetune.runtime.onnx.model_file import GraphFile
 
 _STANDARD = ("", "ai.onnx")
@@ -25,7 +25,7 @@ _OPSETS = {19: "1.16", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 
 
 def missing_operator(model: GraphFile) -> RuntimeProblem | None:
-    """The first operator without an implementation, as an error that says what to install."""
+    """Return an error for the first operator without an implementation, with what to install; None without one."""
     import onnxruntime
 
     here = f"the installed onnxruntime {onnxruntime.__version__}"
@@ -35,7 +35,7 @@ def missing_operator(model: GraphFile) -> RuntimeProblem | None:
             return _missing(model, f"the operator {domain or 'ai.onnx'}.{name}, which {here} does not have", release)
     opset = next((entry.version for entry in model.proto.opset_import if entry.domain in _STANDARD), 0)
     if opset > newest_opset():
-        return _missing(model, f"operator set {opset}, and {here} knows up to {newest_opset()}", _OPSETS.get(opset))
+        return _missing(model, f"operator set {opset}, but {here} has at most {newest_opset()}", _OPSETS.get(opset))
     return None
 
 
@@ -47,7 +47,7 @@ def _missing(model: GraphFile, what: str, release: str | None) -> RuntimeProblem
 
 
 def used_operators(model: GraphFile) -> list[tuple[str, str]]:
-    """(domain, name) of every operator, sorted, without those that the model defines itself."""
+    """Return (domain, name) of every operator, sorted, without the functions that the model defines."""
     own = {(function.domain, function.name) for function in model.proto.functions}
     found = {(_domain(node), node.op_type) for node in model.nodes}
     return sorted(found - own)
@@ -59,7 +59,7 @@ def _domain(node: Any) -> str:
 
 @cache
 def available_operators() -> frozenset[tuple[str, str]]:
-    """(domain, name) of what this build knows; of the operators of exports only those that it runs on the CPU."""
+    """Return (domain, name) of this build's operators; of those in FIRST_RELEASE only those that run on the CPU."""
     known = {(schema.domain, schema.name) for schema in _state().get_all_operator_schema()}
     run = {
         (kernel.domain, kernel.op_name)
@@ -72,7 +72,7 @@ def available_operators() -> frozenset[tuple[str, str]]:
 
 @cache
 def newest_opset() -> int:
-    """The newest version of the standard operators that this build knows."""
+    """Return the newest version of the standard operators in this build."""
     versions = (s.since_version for s in _state().get_all_operator_schema() if s.domain in _STANDARD)
     return int(max(versions))
 

@@ -1,7 +1,6 @@
-"""`python -m edgetune.runtime.onnx.self_test`: a matrix product in 4 and in 8 bits by ONNX Runtime, and by numpy.
+"""`python -m edgetune.runtime.onnx.self_test`: compare 4-bit and 8-bit products of ONNX Runtime and NumPy.
 
-`edgetune doctor` starts it in a process of its own, as the test of llama.cpp: a library for another CPU takes its
-process with it.
+`edgetune doctor` runs it in a process of its own: a library that was built for another CPU crashes its process.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ WIDTH, ROWS, BLOCK = 256, 64, 32
 _IN_8_BITS = 4  # accuracy_level of MatMulNBits: activations are rounded to 8 bits
 
 
-def product(x: NDArray[np.float32], coded: Any, bits: int) -> NDArray[np.float32]:
-    """x @ weights.T with the weights in codes, through MatMulNBits."""
+def multiply(x: NDArray[np.float32], quantized: Any, bits: int) -> NDArray[np.float32]:
+    """Return x @ weights.T for quantized weights, computed by MatMulNBits."""
     from onnx import TensorProto, helper, numpy_helper
 
-    inputs = {name: array for name, array in coded._asdict().items() if array is not None}
+    inputs = {name: array for name, array in quantized._asdict().items() if array is not None}
     node = helper.make_node(
         "MatMulNBits", ["x", *inputs], ["y"], domain="com.microsoft", K=WIDTH, N=ROWS, bits=bits, block_size=BLOCK,
         accuracy_level=_IN_8_BITS,
@@ -46,9 +45,9 @@ def product(x: NDArray[np.float32], coded: Any, bits: int) -> NDArray[np.float32
 
 
 def error(bits: int) -> float:
-    """How far the product is from that of the same weights in f32, as a share of its size; the worst of all kernels.
+    """Return the relative error of the product against f32 with the same weights: the largest of all four kernels.
 
-    There is one for a single token and one for several, each with and without zero points.
+    There is a kernel for one token and one for several, each with and without zero points.
     """
     return max(_error(bits, tokens, symmetric) for tokens in (1, 5) for symmetric in (True, False))
 
@@ -56,13 +55,13 @@ def error(bits: int) -> float:
 def _error(bits: int, tokens: int, symmetric: bool) -> float:
     random = np.random.default_rng(0)
     x, weights = (random.normal(size=(count, WIDTH)).astype(np.float32) for count in (tokens, ROWS))
-    coded = edgetune_native.quantize_blocks(weights + 0.3, bits, block_size=BLOCK, symmetric=symmetric)
-    exact = x @ edgetune_native.dequantize_blocks(*coded, bits=bits, block_size=BLOCK, k=WIDTH).T
-    return float(np.linalg.norm(product(x, coded, bits) - exact) / np.linalg.norm(exact))
+    quantized = edgetune_native.quantize_blocks(weights + 0.3, bits, block_size=BLOCK, symmetric=symmetric)
+    exact = x @ edgetune_native.dequantize_blocks(*quantized, bits=bits, block_size=BLOCK, k=WIDTH).T
+    return float(np.linalg.norm(multiply(x, quantized, bits) - exact) / np.linalg.norm(exact))
 
 
 def run() -> dict[str, Any]:
-    """`missing`: operators of exports that are not there; `errors`: bits -> share."""
+    """Return `missing`: operators of exports that this build lacks; `errors`: bits -> relative error."""
     missing = {
         name: release for name, release in FIRST_RELEASE.items() if ("com.microsoft", name) not in available_operators()
     }

@@ -1,27 +1,26 @@
-"""A graph in ONNX Runtime: its options, and its failures in one sentence."""
+"""Sessions of ONNX Runtime: their options, and their errors in one sentence."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from edgetune.errors import EnvironmentProblem
-from edgetune.runtime.interface import RuntimeProblem
+from edgetune.errors import EnvironmentProblem, RuntimeProblem
 from edgetune.runtime.onnx.model_file import GraphFile
 from edgetune.runtime.onnx.operators import missing_operator
 
 _SILENT = 4  # log fatal errors only; the others arrive as exceptions
 
-# Measured on a 1.24 B model at int4, two threads (docs/benchmarks.md): what is not here stayed as ONNX Runtime has it.
-# On a busy machine, a thread that spins while it waits for its peer takes the core that this peer needs. On an idle one
-# a thread that sleeps has to be woken for each of 113 products a token, which takes some 50 microseconds.
+# Measured on a 1.24 B model at int4, two threads (docs/benchmarks.md); all other options are the defaults.
+# On a busy machine, a thread that spins while it waits for its peer takes the core that the peer needs. On an idle
+# machine, a sleeping thread must be woken for each of 113 products a token, which takes about 50 microseconds.
 _SLEEPING = {"session.intra_op.allow_spinning": "0"}
 _SPINNING = {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": "200"}
-_BOUNDED = (1, 26)  # the first release that knows a duration: those before spin for tens of milliseconds
+_BOUNDED_SPINNING = (1, 26)  # first release with a spin duration; earlier ones spin for tens of milliseconds
 
 
 def library() -> Any:
-    """The module onnxruntime."""
+    """Return the module onnxruntime."""
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
@@ -32,23 +31,23 @@ def library() -> Any:
 
 
 def session_options(threads: int, *, spinning: bool = False) -> Any:
-    """SessionOptions for one decoder on the CPU; `spinning`: threads wait for each other awake, if only for a while."""
+    """Return SessionOptions for a decoder on the CPU; with `spinning`, idle threads spin for at most 0.2 ms."""
     chosen = library().SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = _SILENT
-    for key, value in (_SPINNING if spinning and _spins_for_a_while() else _SLEEPING).items():
+    for key, value in (_SPINNING if spinning and _can_bound_spinning() else _SLEEPING).items():
         chosen.add_session_config_entry(key, value)
     return chosen
 
 
-def _spins_for_a_while() -> bool:
+def _can_bound_spinning() -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", library().__version__)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _BOUNDED
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _BOUNDED_SPINNING
 
 
 def open_session(model: GraphFile, threads: int, *, spinning: bool = False) -> Any:
-    """An InferenceSession; it maps the external data itself. Errors: RuntimeProblem with ONNX Runtime's words."""
+    """Return an InferenceSession, which maps the external data. Raises RuntimeProblem with ONNX Runtime's message."""
     onnxruntime = library()
     try:
         return onnxruntime.InferenceSession(
@@ -57,18 +56,18 @@ def open_session(model: GraphFile, threads: int, *, spinning: bool = False) -> A
             providers=["CPUExecutionProvider"],
             enable_fallback=0,
         )
-    except Exception as error:  # noqa: BLE001 - its exceptions have no common base but this
+    except Exception as error:  # noqa: BLE001 - its exceptions have no other common base
         missing = missing_operator(model)
         if missing is not None:
             raise missing from None
         raise RuntimeProblem(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {model.path}: {error_text(error)}",
-            "Look at it with `edgetune inspect`.",
+            "Look at it with `edgetune inspect`",
         ) from None
 
 
 def error_text(error: Exception) -> str:
-    """ONNX Runtime's message without its code and the place in its source: `[ONNXRuntimeError] : 1 : FAIL : ...`."""
+    """Return ONNX Runtime's message without its prefix `[ONNXRuntimeError] : 1 : FAIL : `."""
     text = str(error)
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizer's own files, with the meaning that llama.cpp's vocabulary gives them."""
+"""Tokenize with the tokenizer files of an ONNX folder, with the same results as llama.cpp's vocabulary."""
 
 from __future__ import annotations
 
@@ -8,52 +8,51 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.data.text_tokenizer import TextTokenizer
-from edgetune.errors import DataError
-from edgetune.runtime.interface import RuntimeProblem
+from edgetune.errors import DataError, RuntimeProblem
 from edgetune_converters.tokenizers.vocabulary import MARK, byte_value, looks_special
 
 
 class OnnxVocabulary:
-    """tokenizer.json and what the files beside it say of special tokens."""
+    """tokenizer.json, with the special tokens of the files beside it."""
 
     def __init__(self, directory: Path, size: int) -> None:
-        """`size` is the width of the logits. Errors: RuntimeProblem when the files are missing or of another model."""
+        """Open the tokenizer of a model with `size` logits. Raises RuntimeProblem if it does not belong to it."""
         try:
             self._tokenizer = TextTokenizer.from_directory(directory)
         except DataError as error:
-            raise RuntimeProblem(error.message, "Put the tokenizer of the model into its folder.") from None
+            raise RuntimeProblem(error.message, "Put the tokenizer of the model into its folder") from None
         self.size = size
         self._added = self._tokenizer.backend.get_added_tokens_decoder()
         largest = max(self._tokenizer.backend.get_vocab_size(with_added_tokens=False) - 1, *self._added, 0)
         if largest >= size:
             raise RuntimeProblem(
                 f"the tokenizer in {directory} has {largest + 1} tokens and the model only {size}",
-                "Put the tokenizer that belongs to the model into its folder.",
+                "Put the tokenizer that belongs to the model into its folder",
             )
         self._pieces = _Pieces(_decoders(self._tokenizer.backend))
         self.bos = self._tokenizer.bos_id
         self.stop_tokens = self._tokenizer.stop_ids
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids by the rule of training: BOS, if the model wants one, stands there once."""
+        """Return token ids as in training: BOS is added once if the model wants it, and not doubled."""
         whole = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         return self._tokenizer.encode(whole)[0]
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of one token; ValueError for an id outside the vocabulary. Rows without a token have none."""
+        """Return the bytes of a token, none for an unused id. Raises ValueError for an id outside the vocabulary."""
         if not 0 <= token < self.size:
             raise ValueError(f"{token} is not a token id; the vocabulary has {self.size}")
         added = self._added.get(token)
         if added is not None:
             if added.special or looks_special(added.content):
                 return added.content.encode() if special else b""
-            return self._pieces.of_added(added.content)
+            return self._pieces.decode_added(added.content)
         text = self._tokenizer.backend.id_to_token(token)
-        return b"" if text is None else self._pieces.of(text)
+        return b"" if text is None else self._pieces.decode(text)
 
 
 class _Pieces:
-    """Bytes of a token as the vocabulary spells it, by the decoders of tokenizer.json."""
+    """The decoders of tokenizer.json: from the spelling of a token in the vocabulary to its bytes."""
 
     def __init__(self, decoders: list[dict[str, Any]]) -> None:
         kinds = {decoder.get("type") for decoder in decoders}
@@ -61,22 +60,22 @@ class _Pieces:
         self._has_bytes = "ByteFallback" in kinds
         self._replaced = [pair for decoder in decoders if (pair := _replacement(decoder))]
 
-    def of(self, text: str) -> bytes:
+    def decode(self, text: str) -> bytes:
         if self._is_byte_level:
             alphabet = _byte_alphabet()
             return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode() for c in text)
         value = byte_value(text) if self._has_bytes else None
-        return self.of_added(text) if value is None else bytes([value])
+        return self.decode_added(text) if value is None else bytes([value])
 
-    def of_added(self, text: str) -> bytes:
-        """Added tokens are text already, but for SentencePiece's spaces: Gemma has added tokens of several of them."""
+    def decode_added(self, text: str) -> bytes:
+        """Return the bytes of an added token: plain text, except for SentencePiece's spaces (as in Gemma)."""
         for old, new in self._replaced:
             text = text.replace(old, new)
         return text.encode()
 
 
 def _replacement(decoder: dict[str, Any]) -> tuple[str, str] | None:
-    """What a decoder puts in place of what."""
+    """Return (old, new) of a decoder that replaces text."""
     if decoder.get("type") == "Metaspace":
         return str(decoder.get("replacement", MARK)), " "
     pattern = decoder.get("pattern")
@@ -85,7 +84,7 @@ def _replacement(decoder: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _decoders(backend: Any) -> list[dict[str, Any]]:
-    """The decoders of a tokenizer in their order, as tokenizer.json writes them."""
+    """Return the decoders of a tokenizer in their order, as in tokenizer.json."""
     if backend.decoder is None:
         return []
     decoder = json.loads(backend.decoder.__getstate__())
@@ -94,7 +93,7 @@ def _decoders(backend: Any) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
+    """Return GPT-2's spelling of bytes: printable bytes as themselves, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

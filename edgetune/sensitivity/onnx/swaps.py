@@ -10,8 +10,7 @@ import numpy as np
 import edgetune_native
 from edgetune.reference.codecs import F32
 from edgetune.reference.scored_rows import ScoredRows
-from edgetune.runtime import Runtime
-from edgetune.runtime.onnx.runtime import OnnxRuntime
+from edgetune.runtime import Runtime, load
 from edgetune.sensitivity.onnx import graphs
 from edgetune.validation import scoring
 
@@ -48,9 +47,9 @@ def measure(
     graph: Path, names: Sequence[str], rows: ScoredRows, place: Path, advance: Callable[[], None]
 ) -> tuple[list[float], float]:
     """For each of the named matrices of a switching graph the divergence when it alone is swapped, and that of all."""
-    with OnnxRuntime(graph, context=longest(rows)) as runtime:
+    with load(graph, context=longest(rows)) as runtime:
         swapped = np.zeros(len(names), bool)
-        runtime.give(graphs.SWAPPED, swapped)
+        runtime.bind_input(graphs.SWAPPED, swapped)
         told = Told(runtime, rows, place / "told.npy")
         found = []
         for number in range(len(names)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 
 import edgetune_native
-from edgetune.runtime import RuntimeProblem, load
+from edgetune import cli
+from edgetune.runtime import RuntimeNotice, RuntimeProblem, load
 from edgetune.runtime.llama import runtime as implementation
 from edgetune.runtime.llama.library import library
 from edgetune_converters.errors import ArtifactError
@@ -58,26 +62,51 @@ def test_what_llama_cpp_refuses_is_said_in_its_words(file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("advertised", "usable", "safe"), [(True, False, False), (True, True, True), (False, False, True)]
 )
-def test_amx_that_faults_is_left_alone_and_said_once(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], advertised: bool, usable: bool,
+def test_amx_that_faults_is_left_alone_and_noticed_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], advertised: bool, usable: bool,
     safe: bool,
 ) -> None:  # fmt: skip
     probe = edgetune_native.AmxProbe(advertised, usable, "AMX faults here")
     monkeypatch.setattr(edgetune_native, "probe_amx", lambda: probe)
-    asked: list[bool] = []
+    requested: list[bool] = []
     loaded = library().llama_model_load_from_file
 
     def load_and_note(path: bytes, parameters: Any) -> Any:
-        asked.append(parameters.use_extra_bufts)
+        requested.append(parameters.use_extra_bufts)
         return loaded(path, parameters)
 
     monkeypatch.setattr(library(), "llama_model_load_from_file", load_and_note)
-    implementation._extra_buffers_are_safe.cache_clear()
-    for _ in range(2):
-        load(file).close()
-    implementation._extra_buffers_are_safe.cache_clear()
-    assert asked == [safe, safe]
-    assert capsys.readouterr().err.count("AMX faults here") == (0 if safe else 1)
+    implementation._can_use_extra_buffers.cache_clear()
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always", RuntimeNotice)
+        for _ in range(2):
+            load(file).close()
+    implementation._can_use_extra_buffers.cache_clear()
+    assert requested == [safe, safe]
+    assert [str(each.message).startswith("AMX faults here") for each in noticed] == ([] if safe else [True])
+    assert capfd.readouterr() == ("", ""), "the runtime itself prints nothing"
+
+
+def test_a_program_is_silent_and_the_command_line_prints_one_warning(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    probe = edgetune_native.AmxProbe(True, False, "AMX faults here")
+    monkeypatch.setattr(edgetune_native, "probe_amx", lambda: probe)
+    for run, printed in ((lambda: load(file).close(), 0), (lambda: cli.run(["run", str(file), "-p", "x"]), 1)):
+        implementation._can_use_extra_buffers.cache_clear()
+        run()
+        assert capfd.readouterr().err.count("warning: AMX faults here") == printed
+    implementation._can_use_extra_buffers.cache_clear()
+
+
+def test_a_notice_is_ignored_unless_a_program_asks_for_it() -> None:
+    code = "import warnings, edgetune.errors as e; warnings.warn(e.RuntimeNotice('slow'))"
+    silent, shown = (
+        subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True)
+        for options in ([], ["-W", "default"])
+    )
+    assert (silent.returncode, silent.stderr) == (0, "")
+    assert "RuntimeNotice: slow" in shown.stderr
 
 
 def test_directories_and_missing_files(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_data_that_are_missing(copy: Path) -> None:
 def test_data_that_end_early(copy: Path, keep: int) -> None:
     data = copy / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:keep])
-    with pytest.raises(ArtifactError, match=rf"has {data.stat().st_size} bytes|and there are"):
+    with pytest.raises(ArtifactError, match=rf"has {data.stat().st_size} bytes|but there are"):
         load(copy)
 
 
@@ -77,7 +77,7 @@ def test_data_that_were_changed_are_found_when_verified(copy: Path) -> None:
 def test_data_outside_of_the_folder(copy: Path, location: str) -> None:
     shutil.copy(copy / "model.onnx.data", copy.parent)
     edit(copy, place(location=location))
-    with pytest.raises(ArtifactError, match="outside of its folder") as error:
+    with pytest.raises(ArtifactError, match="outside its folder") as error:
         load(copy)
     assert "trust" in str(error.value.hint)
 
@@ -85,7 +85,7 @@ def test_data_outside_of_the_folder(copy: Path, location: str) -> None:
 def test_a_link_that_leaves_the_folder(copy: Path) -> None:
     outside = shutil.move(copy / "model.onnx.data", copy.parent / "elsewhere")
     (copy / "model.onnx.data").symlink_to(outside)
-    with pytest.raises(ArtifactError, match="outside of its folder"):
+    with pytest.raises(ArtifactError, match="outside its folder"):
         load(copy)
 
 
@@ -119,7 +119,7 @@ def test_shapes_and_types_that_cannot_be(copy: Path) -> None:
     whole = (copy / "model.onnx").read_bytes()
     changes: dict[str, Callable[[Any], None]] = {
         "shape": lambda proto: first_external(proto).dims.__setitem__(0, -3),
-        "bytes, its shape and type say": lambda proto: first_external(proto).dims.append(1 << 40),
+        "bytes, but its shape and type need": lambda proto: first_external(proto).dims.append(1 << 40),
         "unknown type": lambda proto: setattr(first_external(proto), "data_type", 99),
     }
     for message, change in changes.items():
@@ -167,7 +167,7 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
     from edgetune.runtime.onnx import operators
 
     have = operators.available_operators() - {("com.microsoft", "GroupQueryAttention")}
-    monkeypatch.setattr(operators, "available", lambda: have)
+    monkeypatch.setattr(operators, "available_operators", lambda: have)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("not implemented")
@@ -210,8 +210,8 @@ def retype_logits(proto: Any) -> None:
     ("change", "message"),
     [
         (rename_input("input_ids", "tokens"), "no input 'input_ids'"),
-        (rename_input("attention_mask", "pixels"), "wants the input 'pixels'"),
-        (rename_input("past_key_values.0.key", "p"), "wants the input 'p'|not as many keys"),
+        (rename_input("attention_mask", "pixels"), "has the unknown input 'pixels'"),
+        (rename_input("past_key_values.0.key", "p"), "unknown input 'p'|different numbers of keys"),
         (rename_input("past_key_values.1.value", "past_key_values.9.value"), "no output 'present.9.value'"),
         (retype_logits, "has logits in another type"),
         (lambda proto: proto.graph.output.pop(0), "no output 'logits'"),
@@ -229,7 +229,7 @@ def test_heads_that_cannot_be(copy: Path, value: Any) -> None:
             if entry.name.startswith("past"):
                 entry.type.tensor_type.shape.dim[1].dim_param = "heads"
 
-    with pytest.raises(RuntimeProblem, match="how many heads"):
+    with pytest.raises(RuntimeProblem, match="the number of heads"):
         load(configure(edit(copy, forget), decoder={"num_key_value_heads": value}))
 
 

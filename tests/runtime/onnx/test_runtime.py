@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.runtime import RuntimeProblem, Sampling, load
-from edgetune.runtime.interrupts import terminating
+from edgetune.runtime.interrupts import terminate_on_signal
 from edgetune.runtime.onnx import runtime as implementation
 from edgetune_converters.errors import ArtifactError
 from tests.converters import tiny
@@ -150,10 +150,10 @@ def deaf() -> Iterator[None]:
 @pytest.mark.usefixtures("deaf")
 def test_a_signal_terminates_and_nothing_else_does() -> None:
     options = Options()
-    with terminating(options):
+    with terminate_on_signal(options):
         pass
     assert not options.terminate
-    with terminating(options):
+    with terminate_on_signal(options):
         ctypes.CDLL(None).kill(os.getpid(), signal.SIGUSR1)
         while not options.terminate:
             pass
@@ -204,7 +204,7 @@ def test_a_context_longer_than_the_tables_is_refused(folder: Path) -> None:
 def test_a_model_that_does_not_say_its_context(copy: Path) -> None:
     (copy / "genai_config.json").unlink()
     (copy / "config.json").unlink(missing_ok=True)
-    with pytest.raises(RuntimeProblem, match="how long the context"):
+    with pytest.raises(RuntimeProblem, match="the length of the context"):
         load(copy)
     (copy / "config.json").write_text('{"max_position_embeddings": 100}', encoding="utf-8")
     with load(copy) as runtime:
