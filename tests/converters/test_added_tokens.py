@@ -56,7 +56,7 @@ def test_added_tokens(make: Any, sides: tuple[str, ...], normalized: bool, speci
     kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
     assert types[tokenizer.token_to_id("<<x>>")] == kind
     for side in sides:
-        assert any(f"'<<x>>' the tokenizer says {side}" in note for note in vocabulary.notes)
+        assert any(f"'<<x>>' have {side}" in note for note in vocabulary.notes)
 
 
 def test_a_token_that_is_a_single_word_is_noted_with_an_example(tmp_path: Path) -> None:
@@ -190,7 +190,9 @@ def test_other_tokens_at_the_ends_are_refused(tmp_path: Path) -> None:
     tokenizer = vocabularies.sentencepiece(tmp_path)
     tokenizer.post_processor = processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match=r"puts \[0\] before and \[\] after a text; only BOS and EOS"):
+    with pytest.raises(
+        TokenizerError, match=r"adds \[0\] before and \[\] after a text; llama.cpp adds only BOS and EOS"
+    ):
         tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 

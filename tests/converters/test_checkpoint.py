@@ -84,7 +84,7 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="x is missing"):
         Checkpoint(tmp_path)
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"b": weight_map["b"], "c": weight_map["a"]}}))
-    with pytest.raises(CheckpointError, match=r"the index puts c into .* which does not hold it"):
+    with pytest.raises(CheckpointError, match=r"the index places c in .* which does not hold it"):
         Checkpoint(tmp_path)
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"b": "../outside.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"outside the model directory"):

@@ -1,4 +1,4 @@
-"""Which family a model is of, from its config.json."""
+"""The table of model families, and how a config.json is matched with it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ __all__ = [
 
 
 def supported_names() -> list[str]:
-    """The `architectures` entries of config.json that are supported."""
+    """Return the `architectures` entries of config.json that are supported."""
     return [name for family in FAMILIES for name in family.hf]
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a model. Errors: ArchitectureError listing those that are known."""
+    """Return the family of a model.
+
+    Raises ArchitectureError with the supported entries for an unknown model.
+    """
     stated = config.get("architectures", [])
     names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     for family in FAMILIES:
         if any(name in family.hf for name in names):
             return family
-    said = ", ".join(names) or "nothing in its `architectures`"
+    shown = ", ".join(names) or "empty"
     raise ArchitectureError(
-        f"config.json says {said}, which is not supported", f"Supported: {', '.join(supported_names())}"
+        f"`architectures` in config.json is {shown}, which is not supported",
+        f"Supported: {', '.join(supported_names())}",
     )

@@ -1,4 +1,4 @@
-"""config.json as the architecture table sees it: one spelling for what transformers has spelled in several ways."""
+"""Typed access to config.json: one spelling for fields that transformers has spelled in several ways."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from edgetune_converters.errors import ArchitectureError
 
 _MISSING = object()
-# the usual name of a field -> what older or other configs call it, the first that is there counts
+# the usual name of a field -> its other spellings; the first that is present counts
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "d_model", "n_embed"),
     "num_hidden_layers": ("n_layer", "n_layers"),
@@ -24,22 +24,25 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "rope_theta": ("rotary_emb_base",),
     "partial_rotary_factor": ("rotary_pct", "rope_pct"),
 }
-_MAX_NUMBER = 1e38  # of f32
+_MAX_NUMBER = 1e38  # largest f32, rounded down
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 
 
 class ModelConfig:
-    """Typed access to a config.json. Errors: ArchitectureError for a missing or mistyped field, with its name."""
+    """A config.json with typed fields. Raises ArchitectureError with the field's name for a missing or mistyped one."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         inner = raw.get("text_config")
-        # a model that also sees keeps what concerns its text in an object of its own
+        # multimodal models keep the fields of their text part in an object of its own
         stated = {key: value for key, value in raw.items() if value is not None or key not in (inner or {})}
         self.raw: Mapping[str, Any] = {**inner, **stated} if isinstance(inner, Mapping) else raw
 
     def completed(self, defaults: Mapping[str, Any]) -> ModelConfig:
-        """The same with `defaults` for what is not said under any name. A null is said: it turns a thing off."""
+        """Return the config with `defaults` for fields that are absent under every name.
+
+        A field that is null is not absent: null switches a feature off.
+        """
         missing = {key: value for key, value in defaults.items() if not self._says(key)}
         return ModelConfig({**self.raw, **missing})
 
@@ -47,21 +50,21 @@ class ModelConfig:
         return any(name in self.raw for name in (field, *_ALIASES.get(field, ())))
 
     def get(self, field: str, default: Any = None) -> Any:
-        """A field, or `default` when it is absent or null."""
+        """Return a field, or `default` when it is absent or null."""
         for name in (field, *_ALIASES.get(field, ())):
             if (value := self.raw.get(name)) is not None:
                 return value
         return default
 
     def integer(self, field: str, default: int | None = None) -> int:
-        """A positive integer."""
+        """Return a positive integer."""
         value = self.get(field, _MISSING if default is None else default)
         if type(value) is not int or value <= 0:
             raise ArchitectureError(f"config.json: {field} must be a positive integer, not {_shown(value)}")
         return value
 
     def number(self, field: str, default: float | None = None) -> float:
-        """A positive number."""
+        """Return a positive number."""
         value = self.get(field, _MISSING if default is None else default)
         if type(value) not in (int, float) or not 0 < value < _MAX_NUMBER:
             raise ArchitectureError(f"config.json: {field} must be a positive number, not {_shown(value)}")
@@ -69,7 +72,7 @@ class ModelConfig:
 
     @property
     def layers(self) -> int:
-        """Transformer blocks."""
+        """The number of transformer blocks."""
         layers = self.integer("num_hidden_layers")
         if layers > _MAX_LAYERS:
             raise ArchitectureError(f"config.json: {layers} layers, llama.cpp loads at most {_MAX_LAYERS}")
@@ -77,32 +80,32 @@ class ModelConfig:
 
     @property
     def heads(self) -> int:
-        """Query heads."""
+        """The number of query heads."""
         return self.integer("num_attention_heads")
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads; as many as query heads where nothing else is said."""
+        """The number of key and value heads; by default that of the query heads."""
         return self.integer("num_key_value_heads", self.heads)
 
     @property
     def hidden(self) -> int:
-        """Width of the residual stream."""
+        """The width of the residual stream."""
         return self.integer("hidden_size")
 
     @property
     def head_dim(self) -> int:
-        """Width of a head; stated, or the hidden size shared out."""
+        """The width of a head; by default the hidden size divided by the number of heads."""
         return self.integer("head_dim", max(1, self.hidden // self.heads))
 
     @property
     def ffn(self) -> int:
-        """Width of the feed-forward layer; four times the residual stream where nothing is said."""
+        """The width of the feed-forward layer; by default four times the hidden size."""
         return self.integer("intermediate_size", 4 * self.hidden)
 
     @property
     def experts(self) -> int:
-        """Routed experts in a layer of them."""
+        """The number of routed experts per layer."""
         experts = self.integer("num_experts")
         if experts > _MAX_EXPERTS:
             raise ArchitectureError(f"config.json: {experts} experts, llama.cpp loads at most {_MAX_EXPERTS}")
@@ -110,14 +113,14 @@ class ModelConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding as config.json says it."""
+        """The number of rows of the embedding."""
         return self.integer("vocab_size")
 
     @property
     def rope(self) -> Mapping[str, Any]:
-        """RoPE parameters with `rope_type` and `rope_theta`, from `rope_parameters` or its two forerunners.
+        """RoPE parameters with `rope_type` and `rope_theta`, from `rope_parameters` or its two predecessors.
 
-        Where they differ by kind of layer, those of the layers that see everything.
+        Where they differ by kind of layer, those of the layers with full attention.
         """
         rope = self.get("rope_parameters") or self.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
@@ -130,7 +133,7 @@ class ModelConfig:
 
     @property
     def local_rope(self) -> Mapping[str, Any]:
-        """RoPE parameters of the layers with a sliding window: unscaled where nothing is said of them."""
+        """RoPE parameters of the layers with a sliding window; unscaled by default."""
         rope = self.get("rope_parameters") or {}
         local = rope.get("sliding_attention") if isinstance(rope, Mapping) else None
         theta = self.get("rope_local_base_freq", self.rope["rope_theta"])
@@ -138,14 +141,14 @@ class ModelConfig:
 
     @property
     def rope_dim(self) -> int:
-        """How much of a head is rotated."""
+        """The number of rotated dimensions per head."""
         share = self.rope.get("partial_rotary_factor") or self.get("partial_rotary_factor", 1.0)
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise ArchitectureError(f"config.json: partial_rotary_factor must be a share of 1, not {share!r}")
         return int(self.head_dim * share)
 
     def slides(self, layer: int) -> bool:
-        """Whether a layer sees only a window: by `layer_types`, or all but the last layer of each period."""
+        """Whether a layer has a sliding window: by `layer_types`, or in all but the last layer of each period."""
         kinds = self.get("layer_types")
         if isinstance(kinds, list) and len(kinds) > layer:
             return bool(kinds[layer] != "full_attention")

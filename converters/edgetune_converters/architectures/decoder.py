@@ -1,7 +1,7 @@
-"""What a decoder computes, said in the words of no runtime: the description from which a graph is assembled.
+"""Runtime-neutral description of a decoder, from which a graph is assembled.
 
-A description is made of three things: the config, what a family does otherwise than Llama (`Traits`, a row of the table
-in traits.py), and which tensors the model really has (a bias, a norm, a gate are there or they are not).
+A description combines the config, the family's differences from Llama (`Traits`, a part of its row in the table), and
+the tensors that the model really has (a bias, a norm or a gate may be absent).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from edgetune_converters.errors import ArchitectureError
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadNorm = Literal["head", "each head", "all heads"]
 Number = Callable[[ModelConfig], float]
-Slot = tuple[str, int | None, str]  # slot, layer, weight or bias
+Slot = tuple[str, int | None, str]  # slot, layer, "weight" or "bias"
 
-# what transformers calls the activations
+# the names that transformers gives the activations
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
@@ -29,25 +29,25 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 @dataclass(frozen=True)
 class Norm:
-    """x / sqrt(mean(x^2) + epsilon) times a weight, or the same of x - mean(x), with a bias where there is one."""
+    """x / sqrt(mean(x^2) + epsilon) times a weight (rms), or the same of x - mean(x) plus a bias (layer)."""
 
     kind: Literal["rms", "layer"]
     epsilon: float
 
 
 class Order(Enum):
-    """How attention and feed-forward layer stand to one another."""
+    """How attention and feed-forward layer are connected."""
 
-    SEQUENTIAL = "the feed-forward layer sees what the attention has added"
-    PARALLEL = "both see the same, each through its own norm or through one"
+    SEQUENTIAL = "the feed-forward layer reads the residual stream after the attention"
+    PARALLEL = "both read the same residual stream, through one norm or one each"
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention over the keys and values so far.
+    """Grouped-query attention with a key-value cache.
 
-    `window` is how many positions are seen, its own included; `rotation` names one of the decoder's, `interleaved` says
-    that it turns neighbours, and not values half a head apart.
+    `window` is the number of visible positions, including the current one. `rotation` names a rotation of the decoder.
+    `interleaved` rotates neighboring values instead of values half a head apart.
     """
 
     heads: int
@@ -63,7 +63,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
+    """down(act(gate(x)) * up(x)) when gated, else down(act(up(x)))."""
 
     activation: Activation
     gated: bool = True
@@ -71,10 +71,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """A softmax over all experts; the `used` best give act(gate(x)) * up(x) each, weighted.
+    """A mixture of experts: softmax over all, weighted sum of the `used` best.
 
-    `normalized`: the weights of those add up to 1. `shared`: a feed-forward layer beside them sees everything,
-    `shared_gate`: multiplied with a sigmoid.
+    `normalized`: the weights of the best are divided by their sum. `shared`: a dense feed-forward layer is added;
+    `shared_gate`: after multiplication with a sigmoid.
     """
 
     activation: Activation
@@ -87,7 +87,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer. The norms are those before (pre) and after (post) a part, where the model has them."""
+    """One layer. Norms before (pre) and after (post) a part exist where the model has their weights."""
 
     attention: Attention
     feed_forward: FeedForward | Experts
@@ -96,7 +96,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model. `slots` says which weights and biases it has; scales are 1 and caps 0 where there are none."""
+    """A whole model. `slots` lists its weights and biases; a scale of 1 and a cap of 0 mean none."""
 
     hidden: int
     vocabulary: int
@@ -141,9 +141,10 @@ def _sequential(config: ModelConfig) -> bool:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a family does otherwise than Llama. `rotation` says whether a layer is rotated, and by which ("local").
+    """How a family's decoder differs from Llama's.
 
-    `refusal` says why a model of the family cannot be described, None where it can.
+    `rotation` returns the name of a layer's rotation ("global", "local"), None for an unrotated layer. `refusal` says
+    why a model of the family cannot be described, None where it can.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -163,7 +164,10 @@ class Traits:
 
 
 def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]]) -> Decoder:
-    """The description of a model with these tensors (slot -> shape). Errors: ArchitectureError."""
+    """Return the description of a model with these tensors (slot -> shape).
+
+    Raises ArchitectureError for a model that cannot be described.
+    """
     if (problem := traits.refusal(config)) is not None:
         raise ArchitectureError(problem)
     blocks = tuple(_block(traits, config, tensors, layer) for layer in range(config.layers))
@@ -206,7 +210,7 @@ def _block(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int
 
 
 def _head_norm(config: ModelConfig, shape: tuple[int, ...] | None) -> HeadNorm | None:
-    """What the norm of the queries goes over, as its shape says."""
+    """What the norm of the queries covers, derived from the shape of its weight."""
     if shape is None:
         return None
     if len(shape) == 2:

@@ -1,9 +1,8 @@
-"""The closed set of things that can happen to a tensor on its way from a checkpoint into a file.
+"""The closed set of operations on a tensor between a checkpoint and an output file.
 
-`Take` and `Pair` say which source row makes an output row, `transpose` transposes slabs of the source, `add` adds a
-constant, `unit` gives every row the length 1.
-The same view is laid over the base and over the adapter's delta, so both undergo the same operation, and it is
-evaluated for any range of rows, so the stream stays in blocks.
+`Take` and `RopePermute` map output rows to source rows, `transpose` transposes groups of source rows, `add` adds a
+constant, `unit` scales every row to length 1. The same view applies to the base and to the adapter's delta. A view can
+be evaluated for any range of rows, so that the stream stays in blocks.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Take:
-    """From each group of `size` rows the `count` rows that begin at `first`: a part of a fused tensor."""
+    """From each group of `size` rows, take `count` rows from `first` on: a part of a fused tensor."""
 
     size: int
     first: int
     count: int
 
     def problem(self, rows: int) -> str | None:
-        """Why this cannot be done with so many rows, or None."""
+        """Return why a source with this number of rows does not fit, or None."""
         return f"{rows} rows are not whole groups of {self.size}" if rows % self.size else None
 
     def rows(self, rows: int) -> int:
-        """How many rows are left of so many."""
+        """Return the number of rows that remain."""
         return rows // self.size * self.count
 
     def source(self, rows: Index) -> Index:
-        """The source row of each output row."""
+        """Return the source row of each output row."""
         group, inside = np.divmod(rows, self.count)
         found: Index = group * self.size + self.first + inside
         return found
@@ -45,25 +44,25 @@ class Take:
 
 @dataclass(frozen=True)
 class RopePermute:
-    """Hugging Face keeps the two halves of a rotated pair half a head apart; llama.cpp's "llama" wants them adjacent.
+    """Make the two values of each rotated pair neighbors, as llama.cpp's "llama" architecture needs them.
 
-    Output row 2*i+p of a head is source row p*head_dim/2+i of it.
+    Hugging Face keeps them half a head apart: output row 2*i+p of a head is its source row p*head_dim/2+i.
     """
 
     head_dim: int
 
     def problem(self, rows: int) -> str | None:
-        """Why this cannot be done with so many rows, or None."""
+        """Return why a source with this number of rows does not fit, or None."""
         if self.head_dim % 2 or rows % self.head_dim:
             return f"{rows} rows are not whole heads of an even size ({self.head_dim})"
         return None
 
     def rows(self, rows: int) -> int:
-        """None is lost."""
+        """Return the number of rows that remain: all."""
         return rows
 
     def source(self, rows: Index) -> Index:
-        """The source row of each output row."""
+        """Return the source row of each output row."""
         head, inside = np.divmod(rows, self.head_dim)
         pair, half = np.divmod(inside, 2)
         found: Index = head * self.head_dim + half * (self.head_dim // 2) + pair
@@ -87,11 +86,11 @@ class View:
     unit: bool = False
 
     def for_bias(self) -> View:
-        """What happens to the bias of a weight that is seen so."""
+        """Return the view of the bias that belongs to a weight with this view."""
         return View(self.steps)
 
     def problem(self, rows: int, columns: int) -> str | None:
-        """Why this cannot be done with a source of this shape, or None."""
+        """Return why a source of this shape does not fit, or None."""
         if self.transpose and (text := self.transpose.problem(rows)):
             return text
         count = self._transposed_rows(rows, columns)
@@ -102,21 +101,24 @@ class View:
         return None
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns of the view of a source."""
+        """Return rows and columns of the view of a source."""
         count = self._transposed_rows(rows, columns)
         for step in self.steps:
             count = step.rows(count)
         return count, self.transpose.count if self.transpose else columns
 
     def read(self, read: Read, columns: int, first: int, last: int) -> NDArray[Any]:
-        """Rows first..last of the view; `read` gives rows and columns of the source, which has so many `columns`."""
+        """Return rows first..last of the view.
+
+        `read` reads rows and columns of the source, which has `columns` columns.
+        """
         rows = self.source(first, last)
         if self.transpose is None:
             return read(rows, slice(None))
         return np.concatenate(list(self._slabs(self.transpose, read, columns, rows)))
 
     def source(self, first: int, last: int) -> RowIndex:
-        """The source rows of rows first..last of the view; where it is turned, of its slabs."""
+        """Return the source rows of rows first..last of the view; with `transpose`, rows of the transposed groups."""
         if not self.steps:
             return slice(first, last)
         rows: Index = np.arange(first, last)
@@ -126,18 +128,18 @@ class View:
 
     @property
     def copies(self) -> bool:
-        """Whether rows of the view are rows of the source as they are, in the same order."""
+        """Whether rows of the view are rows of the source, unchanged and in the same order."""
         return not (self.steps or self.transpose)
 
     def finalize(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Merged rows with the constant, or of the length 1, then in f32. A delta alone does not undergo this."""
+        """Return merged rows after `add` and `unit`, in f32 where one of them applies. Deltas are not finalized."""
         if not (self.add or self.unit):
             return rows
         rows = widened(rows)
         if self.add:
             rows += np.float32(self.add)
         if self.unit:
-            # as torch's normalize, which leaves rows of zeros alone
+            # as torch.nn.functional.normalize, which leaves rows of zeros unchanged
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
         return rows
 

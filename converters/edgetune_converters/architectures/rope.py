@@ -1,4 +1,4 @@
-"""Rotary position embedding: which scaling a GGUF can carry, in metadata or as a tensor of factors."""
+"""RoPE scaling in GGUF: as metadata or as a tensor of factors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from numpy.typing import NDArray
 
 from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.architectures.table import Generated, Requirement
+from edgetune_converters.architectures.table import Generated, MetadataRow, Requirement
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.values import Value, f32, string, u32
 
-Rows = tuple[tuple[str, Callable[[ModelConfig], Value | None]], ...]
-
 
 def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """Llama 3.1's scaling as divisors of the rope_dim/2 frequencies, f32 [rope_dim/2]; None for another rope type.
+    """Return Llama 3.1's scaling as divisors of the frequencies, f32 [rope_dim/2]; None for another rope type.
 
-    Long wavelengths are stretched by `factor`, short ones kept, and those between are blended (transformers,
-    `_compute_llama3_parameters`). Every step is rounded to f32 as torch rounds it, which divides a number by a tensor
-    by multiplying with the reciprocal; so the bits are those of convert_hf_to_gguf.py.
+    Long wavelengths are stretched by `factor`, short ones kept, those between blended (transformers,
+    `_compute_llama3_parameters`). Every step rounds to f32 as torch does, which divides a number by a tensor by
+    multiplying with the reciprocal; the bits are those of convert_hf_to_gguf.py.
     """
     rope = config.rope
     if rope["rope_type"] != "llama3":
@@ -42,7 +40,7 @@ def llama3_factors(config: ModelConfig) -> NDArray[np.float32] | None:
 
 
 def _long_factors(name: str) -> Callable[[ModelConfig], NDArray[np.float32] | None]:
-    """One of LongRoPE's two lists of divisors: short up to the original context, long beyond."""
+    """One of LongRoPE's two lists of divisors: `short_factor` up to the original context, `long_factor` beyond."""
 
     def factors(config: ModelConfig) -> NDArray[np.float32] | None:
         if config.rope["rope_type"] not in LONGROPE:
@@ -56,13 +54,13 @@ def _long_factors(name: str) -> Callable[[ModelConfig], NDArray[np.float32] | No
 
 
 def attention_factor(config: ModelConfig) -> Value | None:
-    """What query and key are multiplied with beyond what llama.cpp does by itself."""
+    """Return the factor of query and key beyond the one that llama.cpp applies by itself."""
     make = _ATTENTION.get(config.rope["rope_type"])
     return None if make is None else make(config)
 
 
 def _yarn_attention(config: ModelConfig) -> Value | None:
-    """llama.cpp multiplies YaRN's usual 1 + 0.1 ln(factor) itself: only a deviation from it is stored."""
+    """llama.cpp applies YaRN's usual 1 + 0.1 ln(factor) itself; only a deviation from it is stored."""
     rope = config.rope
     log = math.log(_number(rope, "factor"))
     scales = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
@@ -75,7 +73,7 @@ def _yarn_attention(config: ModelConfig) -> Value | None:
 
 
 def _long_attention(config: ModelConfig) -> Value | None:
-    """LongRoPE's factor follows from how far the context was stretched."""
+    """LongRoPE's factor follows from the ratio of the contexts."""
     rope, original = config.rope, _number(config.rope, "original_max_position_embeddings")
     stated = rope.get("attention_factor")
     if stated is not None:
@@ -92,7 +90,7 @@ def _number(rope: Mapping[str, Any], key: str) -> float:
 
 
 def _when(kinds: tuple[str, ...], key: str, make: Callable[[Any], Value]) -> Callable[[ModelConfig], Value | None]:
-    """A rope parameter that is stored when the type is one of `kinds`, and where the config has it."""
+    """A rope parameter that is stored for the types `kinds`, where the config has it."""
 
     def value(config: ModelConfig) -> Value | None:
         found = config.rope.get(key) if config.rope["rope_type"] in kinds else None
@@ -111,7 +109,7 @@ def _kind(config: ModelConfig) -> Value | None:
     return None if name is None else string(name)
 
 
-METADATA: Rows = (
+METADATA: tuple[MetadataRow, ...] = (
     ("rope.freq_base", lambda config: f32(_number(config.rope, "rope_theta"))),
     ("rope.dimension_count", lambda config: u32(config.rope_dim)),
     ("rope.scaling.type", _kind),
@@ -124,7 +122,9 @@ METADATA: Rows = (
     ("rope.scaling.yarn_beta_slow", _when(("yarn",), "beta_slow", f32)),
     ("rope.scaling.attn_factor", attention_factor),
 )
-LOCAL_METADATA: Rows = (("rope.freq_base_swa", lambda config: f32(_number(config.local_rope, "rope_theta"))),)
+LOCAL_METADATA: tuple[MetadataRow, ...] = (
+    ("rope.freq_base_swa", lambda config: f32(_number(config.local_rope, "rope_theta"))),
+)
 
 LLAMA3_FACTORS = Generated(slots.ROPE_FACTORS, llama3_factors)
 LONG_FACTORS = (
@@ -134,9 +134,9 @@ LONG_FACTORS = (
 
 
 def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> Requirement:
-    """A requirement: the rope type is one that this GGUF form can carry.
+    """Require a rope type that this GGUF architecture can represent.
 
-    `partial` allows a part of the head, `untruncated` a YaRN that does not round the range that it blends.
+    `partial` allows rotating a part of the head, `untruncated` a YaRN that does not round its blended range.
     """
 
     def check(config: ModelConfig) -> str | None:
@@ -158,12 +158,12 @@ def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> 
 
 
 def local_unscaled(config: ModelConfig) -> str | None:
-    """A requirement: the layers with a window have plain RoPE; llama.cpp scales only the others."""
+    """Require unscaled RoPE in layers with a window; llama.cpp scales only the others."""
     kind = config.local_rope["rope_type"]
     return None if kind == "default" else f"rope type {kind!r} in the layers with a sliding window"
 
 
 def one_theta(config: ModelConfig) -> str | None:
-    """A requirement: one base frequency for all layers, the only way that llama.cpp runs this family."""
+    """Require one base frequency for all layers; llama.cpp has only one for this family."""
     one, other = config.rope["rope_theta"], config.local_rope["rope_theta"]
     return None if one == other else f"rope_theta {other} in the layers with a sliding window and {one} in the others"

@@ -1,7 +1,7 @@
-"""Rotary position embedding as numbers: the frequencies of each rope type and the tables of cosines and sines.
+"""RoPE as numbers: the frequencies of each rope type, and tables of cosines and sines.
 
-The formulas are those of transformers (`modeling_rope_utils.py`), evaluated in f32 as there, so that positions far out
-are rotated as they were in training and not as they ideally would be.
+The formulas are those of transformers (`modeling_rope_utils.py`), evaluated in f32 as there: distant positions are
+rotated exactly as in training.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _F1 = np.float32(1)
 class Rotation:
     """The rotation of one kind of layer.
 
-    `frequencies` f32 [dim/2] are radians per position; `scale` multiplies cosines and sines. Where `long` is there, it
-    takes the place of `frequencies` as soon as a sequence is longer than `original` positions (LongRoPE).
+    `frequencies`, f32 [dim/2], are radians per position; `scale` multiplies cosines and sines. `long`, where given,
+    replaces `frequencies` for sequences longer than `original` positions (LongRoPE).
     """
 
     frequencies: F32
@@ -34,15 +34,15 @@ class Rotation:
 
     @property
     def dim(self) -> int:
-        """How much of a head is rotated."""
+        """The number of rotated dimensions per head."""
         return 2 * len(self.frequencies)
 
     def rows(self, positions: int) -> int:
-        """Rows of the tables for so many positions: those of a `long` stand behind the first `original` ones."""
+        """Return the rows of the tables for this many positions; those of `long` follow the first `original` ones."""
         return positions if self.long is None else self.original + positions
 
     def tables(self, first: int, last: int) -> tuple[F32, F32]:
-        """Rows first..last of the cosines and of the sines, each f32 [last - first, dim/2]."""
+        """Return rows first..last of the cosines and the sines, each f32 [last - first, dim/2]."""
         row = np.arange(first, last)
         if self.long is None:
             angles = np.outer(row.astype(np.float32), self.frequencies)
@@ -55,9 +55,9 @@ class Rotation:
 
 
 def rotation(parameters: Mapping[str, Any], dim: int, context: int) -> Rotation:
-    """The rotation that config.json asks for; `context` is max_position_embeddings.
+    """Return the rotation of config.json; `context` is max_position_embeddings.
 
-    Errors: ArchitectureError for a rope type without a formula here, or a parameter that is not there.
+    Raises ArchitectureError for an unknown rope type or a missing parameter.
     """
     kind = parameters.get("rope_type", "default")
     make = _KINDS.get(kind)
@@ -81,7 +81,7 @@ def _linear(parameters: Mapping[str, Any], dim: int, context: int) -> Rotation:
 
 
 def _llama3(parameters: Mapping[str, Any], dim: int, context: int) -> Rotation:
-    """Long wavelengths are stretched, short ones kept, and those between are blended."""
+    """Long wavelengths are stretched, short ones kept, those between blended."""
     factor, low, high = (_number(parameters, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = parameters.get("original_max_position_embeddings") or context
     plain = _F1 / _plain(parameters, dim)
@@ -106,7 +106,7 @@ def _yarn(parameters: Mapping[str, Any], dim: int, context: int) -> Rotation:
 
 
 def _yarn_range(parameters: Mapping[str, Any], dim: int, original: float) -> tuple[float, float]:
-    """Between which of the dim/2 frequencies YaRN blends."""
+    """The range of the dim/2 frequencies that YaRN blends."""
     theta = _number(parameters, "rope_theta")
 
     def place(turns: float) -> float:

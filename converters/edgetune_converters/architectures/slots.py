@@ -1,6 +1,6 @@
-"""Neutral names for the places of a transformer, between Hugging Face's names and each output format's.
+"""Slots: neutral names for the tensors of a transformer, between Hugging Face's names and those of output formats.
 
-`{layer}` stands for the number of the layer. A slot without it exists once in a model.
+`{layer}` stands for the number of the layer. A slot without it exists once per model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GGUF_NAMES: Mapping[str, str] = {
     "embedding_norm": "token_embd_norm",
     "position_embedding": "position_embd",
     "output_norm": "output_norm",
-    # attention; "post" norms act on what a part gives, before it is added to the residual stream
+    # attention; "post" norms act on the output of a part, before the residual addition
     "attention_norm": "blk.{layer}.attn_norm",
     "attention_norm_2": "blk.{layer}.attn_norm_2",
     "attention_qkv": "blk.{layer}.attn_qkv",
@@ -43,7 +43,7 @@ GGUF_NAMES: Mapping[str, str] = {
     "attention_kv_a_norm": "blk.{layer}.attn_kv_a_norm",
     "attention_k_b": "blk.{layer}.attn_k_b",
     "attention_v_b": "blk.{layer}.attn_v_b",
-    # feed-forward; "up" holds gate and up below one another where a family keeps them fused
+    # feed-forward; "up" holds gate and up, concatenated by rows, where a family keeps them fused
     "ffn_norm": "blk.{layer}.ffn_norm",
     "ffn_gate": "blk.{layer}.ffn_gate",
     "ffn_up": "blk.{layer}.ffn_up",
@@ -67,5 +67,5 @@ GGUF_NAMES: Mapping[str, str] = {
 
 
 def gguf_name(slot: str, layer: int | None, part: str) -> str:
-    """The GGUF tensor name of a slot's weight or bias."""
+    """Return the GGUF tensor name of a slot's weight or bias."""
     return GGUF_NAMES[slot].format(layer=layer) + "." + part

@@ -1,4 +1,4 @@
-"""What a row of the architecture table is, and how a table is matched with the tensors of a checkpoint."""
+"""The row types of the architecture table, and matching a table with the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Requirement = Callable[[ModelConfig], str | None]
 
 
 def copied(config: ModelConfig) -> Sequence[View]:
-    """The rows as they are."""
+    """The default view: rows unchanged."""
     return (COPY,)
 
 
@@ -40,7 +40,10 @@ def _always(config: ModelConfig, layer: int) -> bool:
 
 @dataclass(frozen=True)
 class FusedParameter:
-    """Transformers holds the module in a parameter of all experts, from row `first` on: adapters speak of that."""
+    """The parameter of all experts in which transformers holds this module from row `first` on.
+
+    Adapters name this parameter instead of the single modules.
+    """
 
     parameter: str
     shape: Shape
@@ -49,16 +52,24 @@ class FusedParameter:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One module of the family: its Hugging Face name, its slot, and what happens to its weight (and bias).
-
-    `shape` gives the expected shape of the weight from the config; `views` says which parts of it stand below one
-    another in the output. A bias, where the checkpoint has one, has the rows of its weight. A module with `{n}` in its
-    name is there `stacked` times, and all are put into one tensor with a first axis more. `out` is the shape of the
-    output where it does not follow from the views. `when` says in which layers the module is there. A module that is
-    `tied_to` another may be absent from a checkpoint whose config ties the two. `weight` and `bias_name` are what
-    follows the module's name.
+    """One module of a family: its Hugging Face name, its slot, and the views of its weight (and bias).
 
     Two rows of one slot are two ways in which checkpoints store it: the first that is found is taken.
+
+    Attributes:
+        module: Name in the checkpoint; `{layer}` and `{n}` (number of the expert) are filled in.
+        slot: Neutral name, see slots.py.
+        shape: Shape of the weight that the config implies.
+        views: The parts of the weight, in the order in which they are concatenated by rows in the output.
+        bias: Whether the checkpoint may have a bias, which has the rows of the weight.
+        tied_to: The module whose weight is used when this one is absent and the config ties the two.
+        out: Shape of the output where it does not follow from the views.
+        when: In which layers the module exists.
+        weight: What follows the module's name in the name of the weight.
+        bias_name: The same for the bias.
+        part: "weight" or "bias": the part of the slot that the weight fills.
+        stacked: Number of modules `{n}` that become one tensor with a new first axis.
+        part_of: The parameter of all experts to which the module belongs in transformers.
     """
 
     module: str
@@ -78,7 +89,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Generated:
-    """A tensor that is computed from the config: None where the config does not ask for it."""
+    """A tensor computed from the config; None where the config does not ask for it."""
 
     slot: str
     compute: Callable[[ModelConfig], NDArray[np.float32] | None]
@@ -88,7 +99,7 @@ MetadataRow = tuple[str, Callable[[ModelConfig], Value | None]]
 
 
 class Head(Enum):
-    """What a GGUF reader of the family makes of an output matrix that is the embedding."""
+    """What a GGUF reader of the family does with an output matrix that equals the embedding."""
 
     OPTIONAL = "left out when it equals the embedding"
     NEVER = "never read: the embedding is the head"
@@ -132,7 +143,7 @@ class Family:
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
 
     def canonical_name(self, name: str) -> str:
-        """The name of a tensor or module as the rows spell it."""
+        """Return the name of a tensor or module as the rows spell it."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
@@ -140,7 +151,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ExpertSlice:
-    """Rows from `first` on of one expert of a parameter [experts, rows, columns], of which the checkpoint has parts."""
+    """The rows of one expert, from `first` on, in a parameter of all experts, [experts, rows, columns]."""
 
     target: str
     shape: tuple[int, ...]
@@ -150,9 +161,9 @@ class ExpertSlice:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of an output tensor: a source tensor and how it is seen.
+    """Rows of an output tensor: a source tensor and its view.
 
-    `target` is the name by which an adapter speaks of it; a tied head is read from the embedding, but has its own name.
+    `target` is the name that an adapter uses; a tied head is read from the embedding, but has its own name.
     """
 
     target: str
@@ -162,23 +173,23 @@ class Piece:
 
     @property
     def stored_transposed(self) -> bool:
-        """Whether the checkpoint holds the whole matrix transposed."""
+        """Whether the checkpoint stores the whole matrix transposed."""
         return self.view.transpose is not None and self.view.transpose.size == self.view.transpose.count
 
     @property
     def columns(self) -> int:
-        """Columns of the source when it is read as a matrix; a vector is a column."""
+        """Columns of the source as a matrix; a vector is a column."""
         return self.source.shape[-1] if len(self.source.shape) > 1 else 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that the piece gives."""
+        """Rows and columns of the piece."""
         return self.view.shape(math.prod(self.source.shape) // max(1, self.columns), self.columns)
 
 
 @dataclass(frozen=True)
 class BoundTensor:
-    """A tensor of this model: the pieces below one another. `layer` is None outside the blocks."""
+    """A tensor of this model: its pieces, concatenated by rows. `layer` is None outside the blocks."""
 
     slot: str
     layer: int | None
@@ -188,14 +199,14 @@ class BoundTensor:
 
     @property
     def gguf_name(self) -> str:
-        """Its name in a GGUF file."""
+        """The name in a GGUF file."""
         return slots.gguf_name(self.slot, self.layer, self.part)
 
 
 def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> list[BoundTensor]:
-    """Match every tensor of the checkpoint with its row.
+    """Match every tensor of a checkpoint with its row.
 
-    Errors: ArchitectureError listing every tensor that is missing, unknown, of a wrong shape or not of floats.
+    Raises ArchitectureError with every tensor that is missing, unknown, of a wrong shape or of a wrong dtype.
     """
     problems = [text for check in family.requirements if (text := check(config))]
     if problems:
@@ -212,7 +223,7 @@ def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo])
 
 
 class _Binder:
-    """One matching: collects problems, so that all are reported at once."""
+    """One matching. Problems are collected, so that all are reported at once."""
 
     def __init__(self, family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
         self._family = family
@@ -231,14 +242,14 @@ class _Binder:
         return bound
 
     def _extra_layers(self) -> list[str]:
-        """A pattern for the tensors of the layers past the last that counts, as many as config.json says."""
+        """Patterns of the tensors of `num_nextn_predict_layers` layers behind the last."""
         if not self._family.extra_layers:
             return []
         first, count = self._config.layers, int(self._config.get("num_nextn_predict_layers", 0))
         return [rf"model\.layers\.{layer}\..*" for layer in range(first, first + count)]
 
     def _places(self) -> Iterator[tuple[list[TensorRow], int | None]]:
-        """Each slot with its rows, in each layer where it is."""
+        """Each slot with its rows, in each layer that has it."""
         by_slot: dict[tuple[str, str], list[TensorRow]] = {}
         for row in self._family.tensors:
             by_slot.setdefault((row.slot, row.part), []).append(row)
@@ -280,7 +291,7 @@ class _Binder:
             yield from self._made(row, layer, "bias", flat, [view.for_bias() for view in views], lambda config: out)
 
     def _sources(self, names: list[str], tied_to: str | None) -> dict[str, TensorInfo]:
-        """The tensors of these names; a name without one is a problem unless it is tied."""
+        """The tensors of these names; a missing one is a problem unless it is tied."""
         found = {name: self._tensors[name] for name in names if name in self._tensors}
         if not found and tied_to in self._tensors and self._tied:
             found = {names[0]: self._tensors[tied_to]}
@@ -289,7 +300,7 @@ class _Binder:
         return found
 
     def _fits(self, source: TensorInfo, wanted: tuple[int, ...]) -> bool:
-        """Whether a tensor has the shape that the config asks for, and floats."""
+        """Whether a tensor has the shape that the config implies, and a dtype that is read."""
         before = len(self.problems)
         if source.shape != wanted:
             self.problems.append(
@@ -333,14 +344,14 @@ class _Binder:
 
 
 def targets(bound: Sequence[BoundTensor]) -> dict[str, tuple[int, ...]]:
-    """What an adapter can speak of, with its shape: the tensors, and the parameters of which they are parts."""
+    """Return the shapes of everything an adapter can name: tensors, and the parameters of which they are parts."""
     pieces = [piece for item in bound for piece in item.pieces]
     found = {piece.part_of.target: piece.part_of.shape for piece in pieces if piece.part_of}
     return found | {piece.target: piece.source.shape for piece in pieces}
 
 
 def stored_transposed(bound: Sequence[BoundTensor]) -> frozenset[str]:
-    """The targets that a checkpoint holds transposed."""
+    """Return the targets that the checkpoint stores transposed."""
     return frozenset(piece.target for item in bound for piece in item.pieces if piece.stored_transposed)
 
 
@@ -349,7 +360,7 @@ def _misfit(piece: Piece) -> str | None:
 
 
 def _shape(pieces: Sequence[Piece], *, stacked: bool) -> tuple[int, ...]:
-    """The shape of an output tensor: that of its pieces, with the experts as the first axis."""
+    """The shape of an output tensor: that of its pieces, with the experts as first axis."""
     first = pieces[0].source.shape
     rows, columns = sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]
     batch = (len({piece.source.name for piece in pieces}),) if stacked else first[:-2]

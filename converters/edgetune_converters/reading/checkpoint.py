@@ -24,7 +24,10 @@ SINGLE_FILE = "model.safetensors"
 
 
 class Checkpoint:
-    """A model directory: `config` as it stands in config.json, and the tensors of all its safetensors files."""
+    """A model directory: `config` is config.json, `tensors` those of all its safetensors files.
+
+    Raises CheckpointError for a missing, damaged or pickled checkpoint, or one quantized in an unknown way.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,16 +38,16 @@ class Checkpoint:
         stored = _collect(path, self._files)
         self._decoders = prequantized.decoders(stored, self.config, self._view)
         self.tensors = prequantized.fold_parts(stored, self._decoders)
-        # tensors by slot that are written as they are, for bases without the config that gives them
+        # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
 
     @property
     def is_quantized(self) -> bool:
-        """Whether weights are stored in a coding of few bits, or config.json says so."""
+        """Whether weights are stored quantized, or config.json declares it."""
         return bool(self._decoders or self.config.get("quantization_config"))
 
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
-        """Rows of a tensor in f32, a fresh array [n, columns]; a tensor of one dimension has rows of one column."""
+        """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         info = self.tensors[tensor] if isinstance(tensor, str) else tensor
         if info.name not in self._decoders:
             return self._files[info.file].rows(info, rows, columns)
@@ -55,13 +58,13 @@ class Checkpoint:
         return decoded[:, columns] if isinstance(rows, slice) else decoded[rows - first][:, columns]
 
     def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
-        """As `rows`, but weights that are stored in 16 bits stay as they are: f16, or bf16 as uint16."""
+        """As `rows`, but weights of 16 bits keep their type: f16, or bf16 as uint16."""
         if info.name in self._decoders:
             return self.rows(info, rows, columns)
         return self._files[info.file].stored(info, rows, columns)
 
     def forget(self, info: TensorInfo, rows: RowIndex) -> None:
-        """Let the system drop what was read of these rows."""
+        """Let the system drop the pages of these rows."""
         if info.file in self._files:
             self._files[info.file].forget(info, rows)
 
@@ -86,22 +89,22 @@ class Checkpoint:
         return self._files[info.file].raw(info, 0, row_count(info.shape)).reshape(info.shape)
 
     def expect(self, reads: Mapping[str, float]) -> None:
-        """Say how often a pass will read each tensor, by its name."""
+        """Set how often a pass will read each tensor, by name."""
         for file in self._files.values():
             file.planned_reads = reads
 
     def pages(self, path: Path) -> PassingPages | None:
-        """Those of a file with weights; None where it is not one."""
+        """Return the pages of a weights file, None for another file."""
         file = self._files.get(path)
         return None if file is None else file.pages
 
     @property
     def identity_files(self) -> list[Path]:
-        """The files by which a base is recognised: config.json and the weights."""
+        """The files that identify a base: config.json and the weights."""
         return sorted([self.path / "config.json", *self._files])
 
     def identity(self) -> dict[str, str]:
-        """SHA-256 of these files, by file name."""
+        """Return the SHA-256 of the identity files, by file name."""
         return {path.name: sha256_of(path) for path in self.identity_files}
 
 
@@ -148,7 +151,7 @@ def _indexed_files(path: Path) -> list[Path]:
 
 
 def _collect(path: Path, files: Mapping[Path, SafetensorsFile]) -> dict[str, TensorInfo]:
-    """All tensors by name; the index, when there is one, must say the same as the shards."""
+    """All tensors by name; an index must agree with the shards."""
     tensors: dict[str, TensorInfo] = {}
     problems = []
     for file in files.values():
@@ -167,6 +170,6 @@ def _index_differences(weight_map: Mapping[str, str], tensors: Mapping[str, Tens
     for name in sorted(weight_map.keys() | tensors.keys()):
         said, found = weight_map.get(name), tensors.get(name)
         if found is None:
-            yield f"the index puts {name} into {said}, which does not hold it"
+            yield f"the index places {name} in {said}, which does not hold it"
         elif said != found.file.name:
-            yield f"{name} is in {found.file.name}, the index says {said or 'nothing about it'}"
+            yield f"{name} is in {found.file.name}, the index has {said or 'no entry for it'}"

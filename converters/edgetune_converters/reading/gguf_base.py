@@ -1,7 +1,7 @@
 """A GGUF file as the base: its config, tensors and vocabulary read back, weights dequantized row by row.
 
-What is read back is proven before it is used: the family's table must make of the config the very metadata that the
-file has, and every tensor of the file must have its place. What cannot be undone is refused.
+What is read back is verified first: the family's table must reproduce the file's metadata from the config, and every
+tensor of the file must have a slot. What cannot be inverted is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP)
 
 
 def open_base(path: Path) -> Checkpoint:
-    """A model directory, or a GGUF file by its ending. Errors: CheckpointError."""
+    """Open a model directory, or a GGUF file (by its suffix). Raises CheckpointError."""
     return GgufBase(path) if path.suffix.lower() == ".gguf" and path.is_file() else Checkpoint(path)
 
 
 class GgufBase(Checkpoint):
-    """A GGUF file, or the first of several, seen as a Hugging Face checkpoint.
+    """A GGUF file, or the first of several parts, read as a Hugging Face checkpoint.
 
-    Errors: CheckpointError when it is damaged, of an unknown architecture, or holds what cannot be read back.
+    Raises CheckpointError when it is damaged, of an unknown architecture, or cannot be read back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class GgufBase(Checkpoint):
         self.carried = read_back.carried
 
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
-        """Rows of a tensor in f32, a fresh array [n, columns]; a vector is a column."""
+        """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         return self._assembled[tensor if isinstance(tensor, str) else tensor.name].read(rows, columns)
 
     @property
@@ -62,7 +62,7 @@ class GgufBase(Checkpoint):
         return [part.path for part in self.file.files]
 
     def vocabulary(self, chat_template: str | None) -> Vocabulary:
-        """The tokenizer as the file has it. Errors: TokenizerError when it has none."""
+        """Return the file's vocabulary. Raises TokenizerError when it has none."""
         metadata = self.file.metadata
         carried = {
             key: _typed(value) for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS
@@ -81,7 +81,7 @@ class GgufBase(Checkpoint):
 
 
 def _typed(value: Plain) -> Value:
-    """A value of the tokenizer with the type that such values have."""
+    """A value of the vocabulary with the GGUF type that such values have."""
     if isinstance(value, list):
         return _array(value)
     if type(value) is int and value >= 0:

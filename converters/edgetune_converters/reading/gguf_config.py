@@ -1,7 +1,7 @@
-"""The config.json that a GGUF file was made of, read back from its metadata, and the family that it is of.
+"""Read the config.json from which a GGUF file was made back from its metadata, and find its family.
 
-Proven, not assumed: the family's rows must make of the config the very values that the file has. A key of the file that
-nothing makes, or that comes out otherwise, is refused by name.
+The result is verified: the family's rows must reproduce the file's values from the config. A key that no row produces,
+or that comes out different, is refused by name.
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ _ROPE_FIELDS: Mapping[str, str] = {
 }
 _FACTORS: Mapping[str, str] = {slots.ROPE_FACTORS_LONG: "long_factor", slots.ROPE_FACTORS_SHORT: "short_factor"}
 _TOKEN_FIELDS = {"tokenizer.ggml.bos_token_id": "bos_token_id", "tokenizer.ggml.eos_token_id": "eos_token_id"}
-# what an architecture of llama.cpp does whatever its file says, in the words of config.json
+# what llama.cpp always does for an architecture, as fields of config.json
 _ALWAYS: Mapping[str, dict[str, Any]] = {
     "qwen3moe": {"norm_topk_prob": True},
     "falcon": {"new_decoder_architecture": True},
     "lfm2": {"block_auto_adjust_ff_dim": False},
 }
-# how the table refuses values that make no sense, or not without others
+# what the table raises for invalid or missing values
 _UNREADABLE = (ArchitectureError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error)
 
 
 def config_of(file: JoinedFile) -> tuple[dict[str, Any], Family]:
-    """A config.json that gives the metadata of the file, and the family that it is of. Errors: CheckpointError."""
+    """Return a config.json that reproduces the metadata of the file, and its family. Raises CheckpointError."""
     arch = file.metadata.get("general.architecture")
     families = [family for family in FAMILIES if family.gguf == arch]
     if not families:
@@ -99,12 +99,12 @@ def config_of(file: JoinedFile) -> tuple[dict[str, Any], Family]:
 
 
 def _shortest(value: Plain) -> Plain:
-    """A float as people write it: the shortest number of which its 32 bits are made, 1e-06 and not 9.99999997e-07."""
+    """A float with the fewest digits that its 32 bits need: 1e-06 instead of 9.99999997e-07."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _plain_config(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
-    """The fields of config.json that stand in the metadata."""
+    """The fields of config.json that correspond to one key each."""
     names = {entry.name: entry for entry in file.tensors}
     config: dict[str, Any] = {field: own[key] for key, field in _FIELDS.items() if key in own}
     config |= {field: file.metadata[key] for key, field in _TOKEN_FIELDS.items() if key in file.metadata}
@@ -116,14 +116,14 @@ def _plain_config(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
     config["vocab_size"] = own.get("vocab_size", embedding.shape[0] if embedding else None)
     config["tie_word_embeddings"] = "output.weight" not in names
     config["num_ln_in_parallel_attn"] = 2 if "blk.0.attn_norm_2.weight" in names else 1
-    if "blk.0.attn_q_norm.weight" in names:  # two families' words for it
+    if "blk.0.attn_q_norm.weight" in names:  # the names in two families
         config |= {"use_qk_norm": True, "qk_layernorm": True}
     config["_name_or_path"] = file.metadata.get("general.name")
     return config
 
 
 def _rope(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
-    """RoPE's parameters; readers assume a base of 10000 where the file does not say."""
+    """RoPE parameters; the base frequency is 10000 where the file has none."""
     rope: dict[str, Any] = {field: own[key] for key, field in _ROPE_FIELDS.items() if key in own}
     if rope.get("rope_type") == "none":
         del rope["rope_type"]
@@ -150,7 +150,7 @@ def _positive(value: Any) -> TypeGuard[float]:
 
 
 def _scales(own: Mapping[str, Plain]) -> dict[str, Any]:
-    """Families call the scale of the logits by two names; MiniCPM has words of its own for all three."""
+    """Families name the scale of the logits in two ways; MiniCPM has its own names for all three scales."""
     found = {name: own["logit_scale"] for name in ("logit_scale", "logits_scaling") if "logit_scale" in own}
     keys = ("embedding_scale", "residual_scale", "logit_scale", "embedding_length", "block_count")
     numbers = [own.get(key) for key in keys]
@@ -162,7 +162,7 @@ def _scales(own: Mapping[str, Plain]) -> dict[str, Any]:
 
 
 def _kinds_of_layers(own: Mapping[str, Plain]) -> dict[str, Any]:
-    """Which layers have a window; in LFM2 those without key heads convolve."""
+    """Which layers have a window; in LFM2, layers without key heads are convolutions."""
     pattern, heads = own.get("attention.sliding_window_pattern"), own.get("attention.head_count_kv")
     if isinstance(pattern, list):
         return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in pattern]}
@@ -173,7 +173,7 @@ def _kinds_of_layers(own: Mapping[str, Plain]) -> dict[str, Any]:
 
 
 def _widths_of_llama4(own: Mapping[str, Plain]) -> dict[str, Any]:
-    """Llama 4 calls the width of an expert what others call that of a dense layer."""
+    """Llama 4 uses the name of a dense layer's width for that of an expert."""
     if "interleave_moe_layer_step" not in own:
         return {}
     return {
@@ -183,7 +183,7 @@ def _widths_of_llama4(own: Mapping[str, Plain]) -> dict[str, Any]:
 
 
 def _rotated(own: Mapping[str, Plain]) -> dict[str, Any]:
-    """The share of a head that is rotated, such that as many dimensions come of it again."""
+    """The share of a head that is rotated, such that it gives the same number of dimensions again."""
     hidden, heads = own.get("embedding_length"), own.get("attention.head_count")
     shared = hidden // heads if type(hidden) is int and type(heads) is int and heads > 0 else None
     rotated, width = own.get("rope.dimension_count"), own.get("attention.key_length", shared)
@@ -215,7 +215,7 @@ _DERIVED: tuple[Callable[[Mapping[str, Plain]], dict[str, Any]], ...] = (
 
 
 def _unlike(family: Family, config: ModelConfig, own: Mapping[str, Plain]) -> Iterator[str]:
-    """What the table makes of the config otherwise than the file has it; keys that are not written say nothing new."""
+    """Where the table's metadata differ from the file's; a key that is not written must have no effect."""
     made: dict[str, Plain] = {}
     for key, make in family.metadata:
         try:
@@ -238,7 +238,7 @@ def _unlike(family: Family, config: ModelConfig, own: Mapping[str, Plain]) -> It
 
 
 def _says_nothing(key: str, value: Plain, own: Mapping[str, Plain]) -> bool:
-    """Keys of other writers that change nothing: what readers assume anyway, or do not ask for."""
+    """Whether a key of another writer has no effect: readers assume the value anyway, or ignore it."""
     nothing: Mapping[str, Callable[[], bool]] = {
         "tensor_data_layout": lambda: True,
         "attention.sliding_window": lambda: value == 0,

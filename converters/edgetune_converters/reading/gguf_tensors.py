@@ -1,7 +1,7 @@
-"""Tensors of a GGUF file in the order that a Hugging Face checkpoint has them.
+"""Tensors of a GGUF file in the layout of a Hugging Face checkpoint.
 
-What the architecture table does to a tensor is undone: rows are put back, turned matrices turned again, the parts of a
-fused matrix put together, the experts of one tensor handed out one by one. Nothing is dequantized before it is read.
+The operations of the architecture table are inverted: rows are permuted back, transposed matrices transposed again,
+fused matrices reassembled, stacked experts split. Nothing is dequantized before it is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 
 @lru_cache(maxsize=32)
 def _inverse(view: View, rows: int, columns: int) -> Index:
-    """Which row of the view a source row is, -1 for none; of a turned source, which row a turned row is."""
+    """The row of the view that holds each source row, -1 for none; of a transposed source, for each transposed row."""
     count, _ = view.shape(rows, columns)
     found = np.full(rows // view.transpose.size * columns if view.transpose else rows, -1, np.intp)
     found[view.source(0, count)] = np.arange(count)
@@ -37,7 +37,7 @@ def _inverse(view: View, rows: int, columns: int) -> Index:
 class _Part:
     """Rows of a tensor in the file, from `first` on, that are a view of a source [rows, columns].
 
-    `flat`: they are a vector, which is one row to the file and a column to the view.
+    `flat`: they are a vector, which is one row in the file and one column in the view.
     """
 
     stored: NDArray[np.uint8]
@@ -50,16 +50,16 @@ class _Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the source as it stands."""
+        """Whether the part is the whole source, unchanged."""
         return not self.view.steps and self.view.transpose is None
 
     @property
     def held(self) -> int:
-        """How many numbers of the source it holds."""
+        """The number of elements of the source in this part."""
         return math.prod(self.view.shape(*self.shape))
 
     def decoded(self, rows: RowIndex) -> F32:
-        """Rows of the view in f32, without the constant that was added."""
+        """Return rows of the view in f32, without the constant that was added."""
         count, _ = self.view.shape(*self.shape)
         span = slice(self.first, self.first + count)
         if self.flat:
@@ -68,12 +68,12 @@ class _Part:
         else:
             found = edgetune_native.dequantize(np.ascontiguousarray(self.stored[span][rows]), self.type, self.width)
         if self.view.add:
-            with np.errstate(invalid="ignore"):  # NaN is refused later, by name
+            with np.errstate(invalid="ignore"):  # NaN is refused later, with the tensor's name
                 found -= np.float32(self.view.add)
         return found
 
     def fill(self, out: F32, rows: Index, columns: Index) -> None:
-        """Put what it holds of these rows and columns into `out`."""
+        """Write this part's elements of these rows and columns into `out`."""
         inverse = _inverse(self.view, *self.shape)
         if self.view.transpose is None:
             at = inverse[rows]
@@ -90,7 +90,7 @@ class _Part:
 
 @dataclass
 class AssembledTensor:
-    """A tensor of the checkpoint, from all tensors of the file that are made of it."""
+    """A tensor of the checkpoint, assembled from all tensors of the file that hold parts of it."""
 
     info: TensorInfo
     parts: tuple[str, ...] = ()
@@ -102,11 +102,11 @@ class AssembledTensor:
         return self.sources[0].shape
 
     def rows(self, first: int, last: int) -> F32:
-        """Rows first..last of the tensor in f32."""
+        """Return rows first..last of the tensor in f32."""
         return self.read(slice(first, last))
 
     def read(self, rows: RowIndex, columns: RowIndex = ALL) -> F32:
-        """Rows of the tensor, and of these some columns, in f32."""
+        """Return some rows and columns of the tensor in f32."""
         first = self.sources[0]
         if len(self.sources) == 1 and first.is_whole:
             return first.decoded(rows)[:, columns]
@@ -122,10 +122,10 @@ def _numbers(asked: RowIndex, count: int) -> Index:
 
 
 class GgufTensors:
-    """All tensors of a file under the names that the family's checkpoints have.
+    """All tensors of a file under the names of the family's checkpoints.
 
-    `carried` are those that a config would give, if the file still had one: factors of RoPE, by slot. `problems` say
-    what cannot be read back.
+    `carried` are tensors that a config would give if the file still had one: RoPE factors, by slot. `problems` say what
+    cannot be read back.
     """
 
     def __init__(self, file: JoinedFile, family: Family, config: ModelConfig) -> None:
@@ -141,12 +141,12 @@ class GgufTensors:
         self.problems += [f"{name} has no place in the {family.name} family" for name in sorted(self._entries)]
 
     def _row(self, row: TensorRow, layer: int | None) -> Iterator[str]:
-        """Take the tensors of a row, or say why they cannot be taken."""
+        """Read the tensors of a row, or yield why they cannot be read."""
         endings = {"bias": row.bias_name, row.part: row.weight} if row.bias else {row.part: row.weight}
         for part, ending in endings.items():
             entry = self._entries.pop(slots.gguf_name(row.slot, layer, part), None)
             if entry is None:
-                continue  # what is missing is said when the tensors are matched
+                continue  # a missing tensor is reported when the tensors are matched
             try:
                 yield from self._take(row, entry, _Names(row.module, ending, layer), part != row.part)
             except (ArchitectureError, ValueError, TypeError, IndexError) as error:
@@ -176,7 +176,7 @@ class GgufTensors:
             tensor.sources[-1].decoded(slice(0, 1))
 
     def _carry(self, family: Family) -> None:
-        """Take what the config generates; where the config that was read back cannot, the file's own goes on."""
+        """Take the tensors that the config generates; where the read-back config cannot, keep the file's own."""
         for row in family.generated:
             entry = self._entries.get(name := slots.gguf_name(row.slot, None, "weight"))
             if entry is not None and entry.type == "f32" and len(entry.shape) == 1:
@@ -187,7 +187,7 @@ class GgufTensors:
 
 @dataclass(frozen=True)
 class _Names:
-    """What a checkpoint calls the tensors of a row."""
+    """The names of a row's tensors in a checkpoint."""
 
     module: str
     ending: str
@@ -198,7 +198,7 @@ class _Names:
 
 
 def _places(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRow, int | None]]:
-    """A row for each slot in each layer where it is; of several ways of storing one the first."""
+    """A row for each slot in each layer that has it; of several ways of storing one, the first."""
     by_slot: dict[tuple[str, str], list[TensorRow]] = {}
     for row in family.tensors:
         by_slot.setdefault((row.slot, row.part), []).append(row)
@@ -229,6 +229,6 @@ def _misfit(
 
 
 def _incomplete(tensor: AssembledTensor) -> Iterator[str]:
-    """A fused tensor of which the file lacks a part."""
+    """Report a fused tensor of which the file lacks a part."""
     if sum(source.held for source in tensor.sources) != math.prod(tensor.shape):
         yield f"{tensor.info.name} is not whole: the file lacks some of the tensors that it is made of"

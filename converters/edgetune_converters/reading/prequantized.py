@@ -1,9 +1,9 @@
-"""Checkpoints that are quantized already: their weights as ordinary tensors, decoded in rows when they are asked for.
+"""Quantized checkpoints: their weights as ordinary tensors, decoded by rows on demand.
 
-bitsandbytes' 4-bit and 8-bit layers to the bit as bitsandbytes decodes them; 8-bit floats and integers with a scale per
-tensor, row or block (DeepSeek's `weight_scale_inv`, llm-compressor's `weight_scale`) as the exact product in f32; the
-experts of gpt-oss in MXFP4. The tensors that explain a weight are folded into it, so that what comes after sees one
-weight of the original shape.
+bitsandbytes' 4-bit and 8-bit layers, bit for bit as bitsandbytes decodes them; 8-bit floats and integers with a scale
+per tensor, row or block (DeepSeek's `weight_scale_inv`, llm-compressor's `weight_scale`), as the exact product in f32;
+the experts of gpt-oss in MXFP4. The tensors that describe a weight are folded into it: callers see one weight of the
+original shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgetune_converters.tensors import F32, FLOAT8, TensorInfo
 ViewTensor = Callable[[TensorInfo], NDArray[Any]]
 Config = Mapping[str, Any]
 
-# quant_method of config.json -> what a checkpoint of that method may say besides, None: anything
+# quant_method of config.json -> a further key with its supported values, None: any
 _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
     "bitsandbytes": None,
     "fp8": None,
@@ -41,22 +41,22 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 class WeightDecoder(Protocol):
-    """One quantized weight."""
+    """Decodes one quantized weight."""
 
     @property
     def info(self) -> TensorInfo:
-        """Shape and name of the weight, `dtype` as it is stored."""
+        """Name and original shape of the weight; `dtype` as it is stored."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The tensors that make it up."""
+        """The names of the stored tensors that belong to it."""
 
     def rows(self, first: int, last: int) -> F32:
-        """Rows first..last in f32, a fresh array."""
+        """Return rows first..last as a fresh f32 array."""
 
 
 def check_method(path: object, config: Mapping[str, Any]) -> None:
-    """Errors: CheckpointError when config.json says that the weights are quantized in a way that is not read."""
+    """Raise CheckpointError when config.json declares a quantization method that is not supported."""
     quantization = config.get("quantization_config")
     if not quantization:
         return
@@ -74,9 +74,9 @@ def check_method(path: object, config: Mapping[str, Any]) -> None:
 
 
 def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> dict[str, WeightDecoder]:
-    """The quantized weights of a checkpoint by name; `view` gives the elements of a tensor, not copied.
+    """Return the quantized weights of a checkpoint by name; `view` returns the elements of a tensor without a copy.
 
-    Errors: CheckpointError naming every weight of which a part is missing or does not fit.
+    Raises CheckpointError with every weight of which a part is missing or does not fit.
     """
     found: dict[str, WeightDecoder] = {}
     problems: list[str] = []
@@ -97,9 +97,9 @@ def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor
 
 
 def fold_parts(tensors: Mapping[str, TensorInfo], found: Mapping[str, WeightDecoder]) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint with each quantized weight as one of its original shape, its parts gone.
+    """Return the tensors of a checkpoint with each quantized weight as one tensor of its original shape.
 
-    Scales of the key-value cache go too: they tell a runtime with a cache in 8 bits how to fill it.
+    Scales of the key-value cache are dropped: they concern runtimes with an 8-bit cache.
     """
     parts = {part for decoder in found.values() for part in decoder.parts}
     return {
@@ -110,14 +110,14 @@ def fold_parts(tensors: Mapping[str, TensorInfo], found: Mapping[str, WeightDeco
 
 
 class _Misfit(Exception):
-    """What is wrong with one weight, in a sentence with its name."""
+    """What is wrong with one weight, as a sentence with its name."""
 
 
 MakeDecoder = Callable[[str, Mapping[str, TensorInfo], Config, ViewTensor], WeightDecoder]
 
 
 def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> MakeDecoder | None:
-    """How a weight is coded, None where it is plain. Told by what lies beside it, not by what config.json says."""
+    """The decoder of a weight, None for a plain one: found by the tensors that accompany it, not by config.json."""
     if name.endswith(_BLOCKS) and _scales_of(name) in tensors:
         return _Mxfp4
     if not name.endswith(".weight"):
@@ -150,7 +150,7 @@ def _scale(module: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 
 
 class _FourBit:
-    """A weight of bitsandbytes' Linear4bit, decoded to the dtype that it had."""
+    """A weight of bitsandbytes' Linear4bit, decoded to its original dtype."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         own = [part for part in tensors if part.startswith(name + ".")]
@@ -185,7 +185,7 @@ class _FourBit:
 
 
 class _Int8:
-    """A weight of bitsandbytes' Linear8bitLt: integers and the largest weight of each row."""
+    """A weight of bitsandbytes' Linear8bitLt: integers, and the largest weight of each row."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
@@ -214,14 +214,14 @@ class _Int8:
 
 # -- a number and a scale ----------------------------------------------------------------------------------------------
 
-# names of the scales that a weight is multiplied by; DeepSeek's "inv" is the inverse of what it was divided by
+# names of a weight's scales; DeepSeek's "inv" is the inverse of the divisor, so it is multiplied too
 _SCALES = ("weight_scale_inv", "weight_scale")
-# what else may lie beside such a weight and has no say in it: scales of activations and of the cache
+# tensors that may accompany such a weight and do not affect it: scales of activations and of the cache
 _UNUSED = ("input_scale", "output_scale", "activation_scale", "input_zero_point")
 
 
 class _Scaled:
-    """Small floats or integers times scales: one for all, one per row, or one per block of rows and columns."""
+    """Small floats or integers times scales: one per tensor, row, or block of rows and columns."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
@@ -257,7 +257,7 @@ class _Grid:
     columns: int
 
     def __call__(self, first: int, last: int) -> F32:
-        """The scales of rows first..last, [rows, columns] or [rows, 1]."""
+        """Return the scales of rows first..last, [rows, columns] or [rows, 1]."""
         rows = self.values[np.arange(first, last) // self.block[0]]
         if self.values.shape[1] == 1:
             return rows
@@ -288,7 +288,7 @@ def _scale_grid(scale: TensorInfo, weight: TensorInfo, config: Config, view: Vie
 
 
 def _stated_block(config: Mapping[str, Any]) -> Sequence[int]:
-    """Rows and columns of a block as config.json says them, where it does."""
+    """Rows and columns of a block, where config.json states them."""
     for block in (config.get("weight_block_size"), *_block_structures(config)):
         if isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block):
             return block
@@ -308,10 +308,10 @@ def _block_structures(config: Mapping[str, Any]) -> Iterator[Any]:
 
 _BLOCKS = "_blocks"
 _WEIGHTS_OF_A_BLOCK = 32
-# the numbers of E2M1, by code; a byte holds two, the first in its lower half
+# the values of E2M1, by code; a byte holds two codes, the first in its low half
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], axis=1)
-# E8M0: powers of two with a bias of 127, of which the last is no number
+# E8M0: powers of two with a bias of 127; the last code is NaN
 _POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan)).astype(np.float32)
 
 
@@ -320,7 +320,7 @@ def _scales_of(name: str) -> str:
 
 
 class _Mxfp4:
-    """Matrices of all experts in blocks of 32 four-bit floats with a power of two for each (OCP Microscaling, 2023)."""
+    """The matrices of all experts in blocks of 32 four-bit floats with one power of two each (OCP MX, 2023)."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
         info, scales = tensors[name], tensors[_scales_of(name)]
@@ -336,7 +336,7 @@ class _Mxfp4:
         self.info = replace(info, shape=shape, dtype="MXFP4", bytes=info.bytes + scales.bytes)
 
     def rows(self, first: int, last: int) -> F32:
-        """Rows first..last in f32, exact; a scale that is no number makes its block NaN."""
+        """Return rows first..last in f32, exact; a NaN scale makes its block NaN."""
         scales = self._scales[first:last]
         codes = self._codes[first:last].reshape(*scales.shape, -1)
         decoded: F32 = _PAIRS[codes].reshape(*scales.shape, _WEIGHTS_OF_A_BLOCK) * _POWERS[scales][..., None]

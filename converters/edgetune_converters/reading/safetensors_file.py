@@ -42,7 +42,10 @@ _SIZES = {
 
 
 class SafetensorsFile:
-    """One mapped .safetensors file with a checked header."""
+    """One mapped .safetensors file with a checked header.
+
+    Raises CheckpointError for a damaged or truncated file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,11 +58,11 @@ class SafetensorsFile:
         self.metadata, self.tensors = _parse_header(path, self._map, self.size)
         first = min((info.start for info in self.tensors.values()), default=self.size)
         self.pages = PassingPages(path, self._map, self.size, first) if self._map else None
-        # how often the pass will read a tensor, where not once
+        # reads per tensor during the pass, where not one
         self.planned_reads: Mapping[str, float] = {}
 
     def rows(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
-        """Rows of a tensor in f32, a fresh array [n, columns]; a tensor of one dimension has rows of one column."""
+        """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         first, last = span(rows, row_count(info.shape))
         stored = self.raw(info, first, last)
         if not isinstance(rows, slice):
@@ -70,9 +73,9 @@ class SafetensorsFile:
         return converted
 
     def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
-        """As `rows`, but weights of 16 bits stay as they are (bf16 as uint16): a view of the map, or a copy of parts.
+        """As `rows`, but weights of 16 bits keep their type (bf16 as uint16): a view of the map, or a copy of parts.
 
-        What is left in memory of a view is let go by `forget`.
+        The caller releases the pages of a view with `forget`.
         """
         if info.dtype not in _SIXTEEN_BIT:
             return self.rows(info, rows, columns)
@@ -87,7 +90,7 @@ class SafetensorsFile:
         return copied
 
     def raw(self, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
-        """Rows first..last of a tensor as they are stored, a view of the map of shape [last-first, columns]."""
+        """Return rows first..last as they are stored: a view of the map, [last-first, columns]."""
         assert self._map is not None
         dtype, columns = _STORED[info.dtype], _column_count(info.shape)
         start = info.start + first * columns * dtype.itemsize
@@ -118,12 +121,12 @@ def _column_count(shape: tuple[int, ...]) -> int:
 
 
 def row_count(shape: tuple[int, ...]) -> int:
-    """Rows of a tensor when all but the last dimension are rows."""
+    """Return the number of rows when all but the last dimension are rows."""
     return math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
 
 
 def _selected(rows: RowIndex, count: int) -> int:
-    """How many of `count` rows or columns."""
+    """The number of selected rows or columns, of `count`."""
     return len(range(*rows.indices(count))) if isinstance(rows, slice) else len(rows)
 
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: every text is bytes, each byte a letter, and merges do the rest."""
+"""Byte-level BPE: text is bytes, each byte is mapped to a letter, and merges build the tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from edgetune_converters.tokenizers.pretokenizers import PreTokenizer
 
 
 def candidates(files: TokenizerFiles) -> Iterator[Candidate]:
-    """The ways in which llama.cpp may cut as this tokenizer does, the likeliest first. Errors: TokenizerError."""
+    """Yield the ways in which llama.cpp may split as this tokenizer does, the likeliest first.
+
+    Raises TokenizerError when no way is known.
+    """
     form = _normal_form(files.tokenizer.get("normalizer"))
     notes = [f"the tokenizer normalizes text to {form}, llama.cpp does not"] if form else []
     spaced = pretokenizers.adds_prefix_space(files.tokenizer)
@@ -36,7 +39,7 @@ def candidates(files: TokenizerFiles) -> Iterator[Candidate]:
 
 
 def merges(files: TokenizerFiles) -> list[tuple[str, str]]:
-    """Merges as pairs; older files hold them as one string with a space between."""
+    """Return the merges as pairs; older files hold each as one string with a space between."""
     pairs = [entry.split(" ", 1) if isinstance(entry, str) else entry for entry in files.model["merges"]]
     return [(left, right) for left, right in pairs]
 
@@ -62,16 +65,16 @@ def _ignores_merges(files: TokenizerFiles, found: PreTokenizer, unreachable: str
 
 
 def _normal_form(normalizer: Any) -> NormalForm:
-    """NFC and its kin are told to the runtime; anything else in front of a byte-level BPE is refused."""
+    """The Unicode normal form, which the runtime applies; any other normalizer of a byte-level BPE is refused."""
     types = [part.get("type") for part in _normalizers(normalizer)]
     forms: list[NormalForm] = [form for form in get_args(NormalForm) if types == ([form] if form else [])]
     if forms:
         return forms[0]
-    raise TokenizerError(f"this tokenizer normalizes text in a way that cannot be carried: {types}")
+    raise TokenizerError(f"this tokenizer normalizes text in a way that llama.cpp cannot reproduce: {types}")
 
 
 def _normalizers(normalizer: Any) -> list[Mapping[str, Any]]:
-    """A normalizer without its sequences."""
+    """The parts of a normalizer, with nested sequences flattened."""
     if not isinstance(normalizer, dict):
         return []
     if normalizer.get("type") != "Sequence":

@@ -10,7 +10,7 @@ from edgetune_converters.tokenizers.normalization import NormalForm, Space
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and pre-tokenizer of llama.cpp, its metadata, and what is done to a text beforehand.
+    """A model and pre-tokenizer of llama.cpp, their metadata, and the normalization before them.
 
     `limits` are known reasons why some ids may differ; without one, a difference is an error.
     """

@@ -62,7 +62,7 @@ def special_tokens(
     found: dict[str, Any] = dict(_CLASS_TOKENS.get(_slow_name(config.get("tokenizer_class")), {}))
     found = found if class_defaults else {}
     found |= _token_entries(config)
-    if "added_tokens_decoder" not in config:  # the older form, in which special_tokens_map.json has the last word
+    if "added_tokens_decoder" not in config:  # the older form, in which special_tokens_map.json takes precedence
         found |= _token_entries(special_map)
     for group in ("extra_special_tokens", "model_specific_special_tokens"):
         if isinstance(config.get(group), dict):

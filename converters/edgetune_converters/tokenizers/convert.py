@@ -30,7 +30,7 @@ __all__ = ["Conversion", "TokenType", "Vocabulary", "convert_tokenizer"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A converted tokenizer. `metadata` holds all `tokenizer.*` keys; `size` counts tokens with padding rows."""
+    """A converted tokenizer. `metadata` holds all `tokenizer.*` keys; `size` counts tokens and padding rows."""
 
     model: str
     pre: str
@@ -41,7 +41,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One way of writing the tokenizer, with all its metadata. It is verified when that is asked for."""
+    """A candidate with all its metadata, verified on first use."""
 
     kind: Candidate
     metadata: dict[str, Value]
@@ -49,28 +49,30 @@ class _Trial:
 
     @cached_property
     def result(self) -> Verification | None:
-        """What llama.cpp makes of it."""
+        """The comparison with llama.cpp's ids; None without llama.cpp."""
         return self.verify()
 
     @property
     def faults(self) -> int:
-        """How many texts differ."""
+        """The number of texts with different ids."""
         return len(self.result.differences) if self.result else 0
 
 
 def convert_tokenizer(
     directory: Path, rows: int, model_config: Mapping[str, Any], *, chat_template: str | None = None
 ) -> Vocabulary:
-    """Convert the tokenizer of `directory` for an embedding of `rows` rows.
+    """Convert the tokenizer of `directory` for an embedding of `rows` rows, and verify it.
 
-    `model_config` is the model's config.json, asked for special token ids that the tokenizer does not name.
-    `chat_template` replaces the directory's own. Errors: TokenizerError.
+    `model_config` is the model's config.json, the fallback for ids of special tokens that the tokenizer does not name.
+    `chat_template` replaces the directory's own.
+
+    Raises TokenizerError when llama.cpp cannot reproduce the tokenizer.
     """
     return Conversion(directory, rows, model_config, chat_template).verified()
 
 
 class Conversion:
-    """A tokenizer between its conversion and the proof of it. Errors: TokenizerError."""
+    """A conversion that is verified separately. Raises TokenizerError."""
 
     def __init__(
         self, directory: Path, rows: int, model_config: Mapping[str, Any], chat_template: str | None = None
@@ -94,13 +96,15 @@ class Conversion:
 
     @property
     def likely(self) -> Vocabulary:
-        """What it is unless the proof says otherwise."""
+        """The likely conversion, not verified yet."""
         return self._vocabulary(self._first)
 
     def verified(self) -> Vocabulary:
-        """What it is; of the same metadata, the same object, where that was likely. To be called once.
+        """Return the verified conversion; call this once.
 
-        Errors: TokenizerError when llama.cpp does not do as the tokenizer does, however it is told.
+        Its metadata are the same object as those of `likely` where that candidate was right.
+
+        Raises TokenizerError when llama.cpp cannot reproduce the tokenizer.
         """
         chosen = _best(self._files, self._limits, chain([self._first], self._candidates))
         _note(self._files, self._limits, chosen)
@@ -113,7 +117,7 @@ class Conversion:
 def _candidates(
     files: TokenizerFiles, table: TokenTable, common: Mapping[str, Value], stops: list[int]
 ) -> Iterator[_Trial]:
-    """Each way of writing the tokenizer, made only when the one before was not good enough."""
+    """Each way of writing the tokenizer, made only when the one before was not exact."""
     for kind in _kinds(files, table):
         normalization = _normalization(files, kind)
         metadata = {
@@ -146,9 +150,9 @@ _SIDES = ("lstrip", "rstrip")
 
 
 def _stripping(files: TokenizerFiles, side: str, *, among_marks: bool) -> list[str]:
-    """Added tokens that take the white space on a side of them.
+    """Added tokens that take the white space on one side of them.
 
-    Those `among_marks` are looked for after spaces have become marks, so that they take line ends and tabs only.
+    Those `among_marks` are matched after spaces have become marks, so that they take only line ends and tabs.
     """
     marks = sentencepiece.marks_first(files.tokenizer)
     chosen = [entry for entry in files.added.values() if entry.get(side)]
@@ -156,7 +160,7 @@ def _stripping(files: TokenizerFiles, side: str, *, among_marks: bool) -> list[s
 
 
 def _best(files: TokenizerFiles, limits: tuple[str, ...], candidates: Iterable[_Trial]) -> _Trial:
-    """The first candidate without a difference, else the one with the fewest that can all be explained."""
+    """The first exact candidate, else the one with the fewest differences that all have known reasons."""
     tried = []
     for candidate in candidates:
         if not candidate.faults:
@@ -193,12 +197,12 @@ def _some(texts: Sequence[str]) -> str:
 
 
 def _note(files: TokenizerFiles, limits: tuple[str, ...], chosen: _Trial) -> None:
-    """Say what stock llama.cpp does not do as the tokenizer does."""
+    """Note what stock llama.cpp does differently."""
     files.notes += chosen.kind.notes
     for side in _SIDES:
         texts = [entry["content"] for entry in files.added.values() if entry.get(side)]
         if texts:
-            files.notes.append(f"of the tokens {_some(texts)} the tokenizer says {side}, which llama.cpp does not do")
+            files.notes.append(f"the tokens {_some(texts)} have {side}, which llama.cpp does not support")
     if chosen.result is None:
         files.notes.append("the ids are not verified: llama.cpp cannot be loaded here")
         return

@@ -1,4 +1,4 @@
-"""The files of a tokenizer directory, read once and checked for the structure that is relied on afterwards."""
+"""The files of a tokenizer directory, read once and checked for the structure that the conversion relies on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 @dataclass
 class TokenizerFiles:
-    """The JSON files of a tokenizer directory; absent ones are empty. `loaded` is the tokenizer itself."""
+    """The JSON files of a tokenizer directory; absent ones are empty. `loaded` is the tokenizer itself.
+
+    `notes` collect what the conversion reports.
+    """
 
     path: Path
     tokenizer: dict[str, Any]
@@ -42,13 +45,13 @@ class TokenizerFiles:
         return found
 
     def encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """The tokenizer's own ids; `special` also adds BOS and EOS. Errors: TokenizerError."""
+        """Return the tokenizer's own ids; `special` also adds BOS and EOS. Raises TokenizerError."""
         with _library_errors(self.path):
             return [each.ids for each in self.loaded.encode_batch(list(texts), add_special_tokens=special)]
 
 
 def read_tokenizer_files(directory: Path, model_config: Mapping[str, Any]) -> TokenizerFiles:
-    """Read a tokenizer directory. Errors: TokenizerError."""
+    """Read a tokenizer directory. Raises TokenizerError."""
     try:
         config, special, generation = (_optional(directory / name) for name in _NAMES)
         tokenizer = _tokenizer(directory, config)
@@ -66,7 +69,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer.json; where there is none, what it would say for the SentencePiece model."""
+    """tokenizer.json, or its equivalent made of the SentencePiece model."""
     path = directory / "tokenizer.json"
     if path.is_file():
         return read_json(path)
@@ -91,7 +94,7 @@ def _check_kind(directory: Path, model: Any) -> None:
 
 @contextmanager
 def _library_errors(directory: Path) -> Iterator[None]:
-    """The library raises bare Exception; where it panics, an exception that is not even one."""
+    """The tokenizers library raises bare Exception; a panic in it is not even an Exception."""
     try:
         yield
     except BaseException as error:
@@ -101,7 +104,7 @@ def _library_errors(directory: Path) -> Iterator[None]:
 
 
 def _load(directory: Path, tokenizer: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer itself, which also proves that tokenizer.json has the structure that is relied on below."""
+    """Load the tokenizer. This also checks the structure of tokenizer.json that the code below relies on."""
     path = directory / "tokenizer.json"
     with _library_errors(directory):
         loaded = Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_str(json.dumps(tokenizer))
@@ -122,9 +125,9 @@ def _added(directory: Path, tokenizer: Mapping[str, Any], config: Mapping[str, A
 
 
 def _add_missing(loaded: Tokenizer, added: Mapping[int, Mapping[str, Any]], directory: Path) -> None:
-    """Give the tokenizer those tokens that only tokenizer_config.json knows, as transformers does.
+    """Add tokens that only tokenizer_config.json lists, as transformers does.
 
-    The library gives an added token the next free id, whatever the file says; that must be the same one.
+    The library gives an added token the next free id, whatever the file states; the two must agree.
     """
     for number, entry in sorted(added.items()):
         content = entry["content"]

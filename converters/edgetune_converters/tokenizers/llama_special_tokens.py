@@ -1,7 +1,7 @@
-"""Tokens that llama.cpp takes for special ones by their text, whatever the file says of them.
+"""Tokens that llama.cpp treats as special because of their text, whatever the file says about them.
 
-It makes them control tokens: text that spells one is cut at it, and some end generation. A tokenizer may have such a
-token as plain text ("</s>" in Qwen, which HTML spells too), and then llama.cpp would be wrong about it.
+It makes them control tokens: text that spells one is split at it, and some end generation. A tokenizer may have such a
+token as plain text ("</s>" in Qwen, which is also HTML); then llama.cpp would tokenize it differently.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STOP_TEXTS = (
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
 )  # fmt: skip
-"""At these it ends generation."""
+"""Generation ends at these."""
 
 _FILL_IN = (
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
@@ -24,16 +24,16 @@ _FILL_IN = (
     "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>", "<|channel|>",
     "<|message|>", "<|start|>", "<|constrain|>",
 )  # fmt: skip
-"""These belong to filling in the middle, and to one family's channels."""
+"""For fill-in-the-middle, and for the channels of one family."""
 
 SPECIAL_TEXTS = (*STOP_TEXTS, *_FILL_IN)
 
 
 def rename_colliding_tokens(files: TokenizerFiles, table: TokenTable) -> list[str]:
-    """Hide from llama.cpp those of its special texts that are plain tokens which no text is ever cut into.
+    """Rename plain tokens whose text llama.cpp treats as special, where no text is tokenized into them.
 
-    Their rows stay; only the name changes, which nobody can see. Returns those that text can become: they stay as they
-    are, and llama.cpp cuts at them in more places than the tokenizer.
+    Their rows keep their ids; only the text changes. Returns the colliding tokens that text can be tokenized into: they
+    stay as they are, and llama.cpp splits at them in more places than the tokenizer.
     """
     armed = []
     numbers = {text: number for number, text in enumerate(table.tokens)}

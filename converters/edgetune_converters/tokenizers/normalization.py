@@ -1,7 +1,7 @@
-"""What edgetune's runtime does to a text before llama.cpp cuts it, because llama.cpp itself cannot.
+"""Text normalization that edgetune's runtime applies before llama.cpp tokenizes, because llama.cpp cannot.
 
-Normal forms, spaces eaten by tokens (lstrip, rstrip), and where a space is put before a text. It is written into the
-file by the converter, applied by the runtime, and applied in the same way when the conversion is proven.
+Unicode normal forms, white space stripped by tokens (lstrip, rstrip), and prefix spaces. The converter writes it into
+the file, the runtime applies it, and so does the verification of the conversion.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ between added tokens. spare: one space fewer before each such piece, as llama.cp
 white space is a space."""
 
 _MARK = "\u2581"
-_WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # as Unicode has it
-_ADDED = (2, 3, 4)  # unknown, control and user-defined tokens are found in text
+_WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
+_ADDED = (2, 3, 4)  # types that are matched in text: unknown, control, user-defined
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What is done to a text. `added` are the texts of the added tokens, of which some eat spaces."""
+    """Normalization of a text. `added` are the texts of the added tokens; some strip spaces beside them."""
 
     form: NormalForm = ""
     space: Space = ""
@@ -39,7 +39,7 @@ class Normalization:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Normalization:
-        """What the metadata of a GGUF file asks for; what is not understood is left out."""
+        """Read the normalization of a GGUF file; unknown values are ignored."""
         form, space = metadata.get(keys.NORMALIZER, ""), metadata.get(keys.SPACE, "")
         tokens, types = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", [])
         return cls(
@@ -51,7 +51,7 @@ class Normalization:
         )
 
     def metadata(self) -> dict[str, Value]:
-        """As keys of a GGUF file; nothing for a text that is left as it is."""
+        """Return the GGUF keys; none for a text that is left unchanged."""
         found = {keys.NORMALIZER: self.form, keys.SPACE: self.space}
         stripping = {keys.LSTRIP: self.lstrip, keys.RSTRIP: self.rstrip}
         return {key: string(text) for key, text in found.items() if text} | {
@@ -59,7 +59,7 @@ class Normalization:
         }
 
     def apply(self, text: str) -> str:
-        """The text as llama.cpp is to see it."""
+        """Return the text that llama.cpp is to tokenize."""
         if self._eaten:
             text = self._eaten.sub(lambda match: str(match[match.lastindex or 0]), text)
         if self.form:
@@ -68,7 +68,7 @@ class Normalization:
 
     @cached_property
     def _eaten(self) -> re.Pattern[str] | None:
-        """Tokens together with the spaces that they eat; the token is the one group that matches."""
+        """Tokens together with the spaces that they strip; the token is the one group that matches."""
         both = [text for text in self.lstrip if text in self.rstrip]
         left = [text for text in self.lstrip if text not in both]
         right = [text for text in self.rstrip if text not in both]
@@ -95,7 +95,7 @@ class Normalization:
 
 
 def _either(texts: tuple[str, ...] | list[str]) -> str:
-    """The longest of some texts."""
+    """A pattern for the longest of some texts."""
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
 
 

@@ -1,13 +1,13 @@
-"""Recognising how a byte-level tokenizer cuts text before merging, by what tokenizer.json says.
+"""Recognize how a byte-level tokenizer.json splits text before merging.
 
 llama.cpp implements a closed list of pre-tokenizers and selects one by name. Each row pairs such a name with the steps
-that have the same effect; what is in no row is refused. Several names of llama.cpp mean the same cuts (mpt, olmo, jais,
+that have the same effect; anything else is refused. Several names of llama.cpp mean the same splits (mpt, olmo, jais,
 phi-2, trillion: gpt-2; starcoder, refact, command-r, codeshell, exaone, minerva-7b: smollm; stablelm2, hunyuan, grok-2,
 solar-open, megrez: qwen2; falcon3, lfm2, pixtral, glm4: llama-bpe; dbrx, chatglm-bpe: smaug-bpe; poro-chat,
 gpt3-finnish: bloom; hunyuan-dense, joyai-llm, hy_v4: deepseek-v3; llama4, minimax-m2, kanana2: gpt-4o; cohere2moe:
-tiny_aya): here each is recognised under the one name. Not here are default (a guess of llama.cpp's for files that name
-none), whitespace and hybriddna (no byte-level BPE), afmoe (its tokenizer.json is not known to us), and gemma4, which
-`sentencepiece` writes in another way.
+tiny_aya): here each is recognized under the one name. Not included: default (llama.cpp's guess for files that name
+none), whitespace and hybriddna (not byte-level BPE), afmoe (its tokenizer.json is unknown to us), and gemma4, which
+`sentencepiece` writes differently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DIGIT, _DIGITS = r"\p{N}", r"\p{N}+"
 _THREE_DIGITS = r"\p{N}{1,3}"
 _GROUPED_DIGITS = r"\d{1,3}(?=(?:\d{3})*\b)"
 _PUNCTUATION = "Punctuation:"
-_BYTES = "after bytes: "  # a step that sees the 256 letters for bytes instead of the text
+_BYTES = "after bytes: "  # a step that reads the letters of the bytes instead of the text
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -70,7 +70,7 @@ _MARKS = "it ends a word before a combining mark"
 
 
 class PreTokenizer(NamedTuple):
-    """A recognised pre-tokenizer: llama.cpp's name, whether that name implies `ignore_merges`, what it does not do."""
+    """A recognized pre-tokenizer: llama.cpp's name, whether it implies `ignore_merges`, and its known differences."""
 
     name: str
     ignore_merges: bool = False
@@ -78,7 +78,7 @@ class PreTokenizer(NamedTuple):
 
 
 class PreTokenizerRow(NamedTuple):
-    """A name of llama.cpp, the steps that have the same effect, and the flag that it sets by itself."""
+    """A name of llama.cpp, the steps that have the same effect, `ignore_merges` as it implies it, and its limits."""
 
     name: str
     steps: Steps
@@ -86,7 +86,7 @@ class PreTokenizerRow(NamedTuple):
     limits: tuple[str, ...] = ()
 
 
-# of several rows with the same steps, the first that is proven is taken
+# of several rows with the same steps, the first that is verified is used
 TABLE = (
     PreTokenizerRow("gpt-2", (GPT2,)),
     PreTokenizerRow("smollm", (_DIGIT, GPT2)),
@@ -128,9 +128,9 @@ TABLE = (
 
 
 def recognize(tokenizer: Mapping[str, Any]) -> list[PreTokenizer]:
-    """The pre-tokenizers of llama.cpp that cut as a byte-level tokenizer.json does, the likeliest first.
+    """Return the pre-tokenizers of llama.cpp that split as a byte-level tokenizer.json does, the likeliest first.
 
-    Errors: TokenizerError with the steps that were found.
+    Raises TokenizerError with the steps that were found.
     """
     steps = tuple(_steps(tokenizer.get("pre_tokenizer")))
     rows = [row for row in TABLE if _plain(row.steps) == _plain(steps)]
@@ -147,17 +147,17 @@ def recognize(tokenizer: Mapping[str, Any]) -> list[PreTokenizer]:
 
 
 def _plain(steps: Steps) -> Steps:
-    """Line ends written as escapes, so that both ways of writing them are one."""
+    """Steps with line ends written as escapes, so that both spellings are equal."""
     return tuple(step.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t") for step in steps)
 
 
 def adds_prefix_space(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a ByteLevel step puts a space before each piece of text."""
+    """Whether a ByteLevel step adds a space before each piece of text."""
     return any(part.get("add_prefix_space") for part in _parts(tokenizer.get("pre_tokenizer")) if _is_bytes(part))
 
 
 def _parts(entry: Any) -> list[dict[str, Any]]:
-    """A pre-tokenizer without its sequences."""
+    """The parts of a pre-tokenizer, with nested sequences flattened."""
     if not isinstance(entry, dict):
         return []
     if entry.get("type") != "Sequence":
@@ -170,7 +170,7 @@ def _is_bytes(part: Mapping[str, Any]) -> bool:
 
 
 def _steps(entry: Any) -> list[str]:
-    """A pre-tokenizer as a list of canonical steps; one that is not understood is named by its type."""
+    """A pre-tokenizer as canonical steps; an unknown one is named by its type."""
     steps: list[str] = []
     prefix = ""
     for part in _parts(entry):

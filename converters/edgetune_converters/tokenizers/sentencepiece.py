@@ -1,8 +1,7 @@
-"""BPE on characters with byte fallback, as it comes from SentencePiece (Llama 2, Mistral, Gemma).
+"""BPE on characters with byte fallback, converted from SentencePiece (Llama 2, Mistral, Gemma).
 
-llama.cpp has two models for it. Its SentencePiece model merges by the score of what comes out, the first space is its
-own affair. Its BPE without bytes (`sarvam-moe`) merges by rank as tokenizer.json does, but never over a line end and
-never with a space put before the text.
+llama.cpp has two models for it. Its SentencePiece model merges by score and adds a space before a text by itself. Its
+BPE on characters (`sarvam-moe`) merges by rank as tokenizer.json does, but never across a line end, and adds no space.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ _BY_RANK = "sarvam-moe"
 
 
 def candidates(files: TokenizerFiles, rows: TokenTable) -> Iterator[Candidate]:
-    """The ways in which llama.cpp may merge as this tokenizer does, the likeliest first. Errors: TokenizerError."""
+    """Yield the ways in which llama.cpp may merge as this tokenizer does, the likeliest first.
+
+    Raises TokenizerError when no way is known.
+    """
     missing = 256 - len(rows.of_type(TokenType.BYTE))
     if missing:
         raise TokenizerError(f"the tokenizer in {files.path} has byte_fallback but lacks {missing} of 256 byte tokens")
@@ -52,7 +54,7 @@ def _by_score(pairs: Sequence[tuple[str, str]], rows: TokenTable, spaces: _Space
 
 
 def _by_rank(pairs: Sequence[tuple[str, str]], spaces: _Spaces) -> Candidate:
-    """As BPE by rank; merges over a line end are the one thing that gets lost."""
+    """As BPE by rank; only merges across a line end are lost."""
     crossing = any("\n" in left + right and (left + right).strip("\n") for left, right in pairs)
     limits = ("it does not merge a line end with other text",) if crossing else ()
     metadata = {
@@ -63,10 +65,10 @@ def _by_rank(pairs: Sequence[tuple[str, str]], spaces: _Spaces) -> Candidate:
 
 
 def _not_by_score(pairs: Sequence[tuple[str, str]], rows: TokenTable) -> str | None:
-    """Why merging by score, as llama.cpp does, is not merging by rank, as tokenizer.json does. None: it is.
+    """Why merging by score (llama.cpp) differs from merging by rank (tokenizer.json); None where it does not.
 
-    llama.cpp merges any two neighbours whose concatenation is a token, the best token first. That is the same only if
-    every way of splitting a token is among its merges and no token's merges are interleaved with another's.
+    llama.cpp merges any two neighbors whose concatenation is a token, the best token first. That is the same only if
+    every way of splitting a token is among its merges, and no token's merges are interleaved with another's.
     """
     ranks: dict[str, list[int]] = {}
     for rank, (left, right) in enumerate(pairs):
@@ -90,7 +92,7 @@ def _not_by_score(pairs: Sequence[tuple[str, str]], rows: TokenTable) -> str | N
 
 
 class _Spaces(NamedTuple):
-    """Whether llama.cpp puts a space before a text, and what the runtime does about where it does not."""
+    """Whether llama.cpp adds a space before a text, and the normalization where it should not or does not."""
 
     added: bool
     space: Space = ""
@@ -114,7 +116,7 @@ _SCHEMES = {
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> _Spaces:
-    """How a SentencePiece-like tokenizer turns spaces into marks. Errors: TokenizerError for ways not known here."""
+    """How the tokenizer turns spaces into marks. Raises TokenizerError for unknown ways."""
     normalizer, cutter = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
     parts = _flat(normalizer)
     if _cuts_nothing(cutter) and parts in ([_SPACE_TO_MARK], [_PREPEND, _SPACE_TO_MARK]):
@@ -129,12 +131,12 @@ def _spaces(tokenizer: Mapping[str, Any]) -> _Spaces:
 
 
 def marks_first(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether spaces become marks before added tokens are looked for that are to be found in normalized text."""
+    """Whether spaces become marks before added tokens are matched in normalized text."""
     return _SPACE_TO_MARK in _flat(tokenizer.get("normalizer"))
 
 
 def _cuts_nothing(cutter: Any) -> bool:
-    """No pre-tokenizer, or one that cuts at spaces where the normalizer has left none (Gemma 3)."""
+    """Whether there is no pre-tokenizer, or one that splits at spaces that the normalizer removed (Gemma 3)."""
     if cutter is None:
         return True
     at_spaces = isinstance(cutter, dict) and cutter.get("type") == "Split" and cutter.get("pattern") == {"String": " "}

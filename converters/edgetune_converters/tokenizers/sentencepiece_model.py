@@ -1,6 +1,6 @@
-"""A SentencePiece model (tokenizer.model), where a directory has no tokenizer.json: read as one.
+"""Read a SentencePiece model (tokenizer.model) where a directory has no tokenizer.json.
 
-The file is a protobuf message of few fields: pieces with scores and types, and how text is normalized.
+The file is a protobuf message with few fields: pieces with scores and types, and how text is normalized.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgetune_converters.errors import TokenizerError
 FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 _MARK = "\u2581"
-# fields of ModelProto, of its pieces, and of the two specifications in it
+# fields of ModelProto, its pieces and its two specifications
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _TEXT, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, _SUFFIX = 3, 24
@@ -32,7 +32,7 @@ class _Piece(NamedTuple):
 
 
 def as_tokenizer_json(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tokenizer.json says for this model. Errors: TokenizerError."""
+    """Return the equivalent tokenizer.json. Raises TokenizerError."""
     try:
         message = _fields(path.read_bytes())
         pieces = [_piece(raw) for raw in message.get(_PIECES, [])]
@@ -156,7 +156,7 @@ def _last(fields: Mapping[int, list[Any]], number: int, default: Any) -> Any:
 
 
 def _fields(raw: bytes) -> dict[int, list[Any]]:
-    """A message as values by field number: integers, or bytes of whatever else. Errors: ValueError."""
+    """A message as values by field number: integers, or bytes. Raises ValueError."""
     found: dict[int, list[Any]] = {}
     for number, value in _walk(memoryview(raw)):
         found.setdefault(number, []).append(value)

@@ -97,7 +97,7 @@ def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | 
 
 
 def stop_ids(files: TokenizerFiles, eos: int, rows: int, turn_end: int | None) -> list[int]:
-    """Every token at which generation is to stop: eos, those of generation_config.json, the end of a turn."""
+    """Return every token at which generation stops: EOS, those of generation_config.json, the end of a turn."""
     stated = files.generation.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
     valid = [number for number in [eos, turn_end, *listed] if type(number) is int and 0 <= number < rows]
@@ -105,17 +105,17 @@ def stop_ids(files: TokenizerFiles, eos: int, rows: int, turn_end: int | None) -
 
 
 def _further_stops(files: TokenizerFiles, eos: int, numbers: Mapping[str, int], turn_end: int | None) -> list[int]:
-    """Stop tokens beside eos; the end of a turn first, then those that llama.cpp would not know by their text."""
+    """Stop tokens beside EOS: the end of a turn first, then those that llama.cpp does not know by their text."""
     known = {numbers[text] for text in STOP_TEXTS if text in numbers}
     found = stop_ids(files, eos, len(numbers), turn_end)[1:]
     return [number for number in found if number == turn_end or number not in known]
 
 
 def bos_eos_flags(files: TokenizerFiles, metadata: Mapping[str, Value]) -> dict[str, Value]:
-    """Whether encoding adds BOS and EOS.
+    """Return whether encoding adds BOS and EOS.
 
-    Found out by encoding; tokenizer_config.json has the last word, as it has in training. Anything else at the ends
-    cannot be carried. Errors: TokenizerError.
+    Found by encoding a text; tokenizer_config.json takes precedence, as in training. Raises TokenizerError for any
+    other token that encoding adds.
     """
     bare, whole = (files.encode(["a"], special=flag)[0] for flag in (False, True))
     at = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), 0)
@@ -124,8 +124,8 @@ def bos_eos_flags(files: TokenizerFiles, metadata: Mapping[str, Value]) -> dict[
     for name, value in named.items():
         if put[name] not in ([], [value.data if value else None]):
             raise TokenizerError(
-                f"the tokenizer in {files.path} puts {put['bos']} before and {put['eos']} after a text; "
-                "only BOS and EOS can be carried"
+                f"the tokenizer in {files.path} adds {put['bos']} before and {put['eos']} after a text; "
+                "llama.cpp adds only BOS and EOS"
             )
     return {
         f"tokenizer.ggml.add_{name}_token": boolean(_stated(files, name, bool(put[name]), named[name])) for name in put
@@ -133,13 +133,13 @@ def bos_eos_flags(files: TokenizerFiles, metadata: Mapping[str, Value]) -> dict[
 
 
 def _stated(files: TokenizerFiles, name: str, put: bool, token: Value | None) -> bool:
-    """What tokenizer_config.json says about adding a token, which may contradict tokenizer.json."""
+    """Whether tokenizer_config.json has a token added, which may contradict tokenizer.json."""
     stated = files.config.get(f"add_{name}_token")
     if not isinstance(stated, bool) or (stated and token is None):
         return put
     if stated != put:
         files.notes.append(
-            f"tokenizer.json {'puts' if put else 'does not put'} {name.upper()} at a text, tokenizer_config.json says "
-            f"add_{name}_token: {str(stated).lower()}, which is followed"
+            f"tokenizer.json {'adds' if put else 'does not add'} {name.upper()} to a text; tokenizer_config.json sets "
+            f"add_{name}_token: {str(stated).lower()}, which takes precedence"
         )
     return stated

@@ -1,4 +1,4 @@
-"""Unigram: of all ways to cut a text into tokens the likeliest (T5, XLM-R). llama.cpp's model for it is called t5."""
+"""Unigram (T5, XLM-R): of all ways to split a text into tokens, the likeliest. llama.cpp's model for it is t5."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgetune_converters.tokenizers.files import TokenizerFiles
 from edgetune_converters.tokenizers.vocabulary import MARK, TokenTable, TokenType
 
 _MARKS = "it replaces combining marks one by one as SentencePiece does, the tokenizers library whole characters at once"
-# what a Replace says that makes one space of several, or takes them from the ends
+# Replace steps that collapse several spaces, or strip them from the ends
 _SPACES = {(" {2,}", " "), (" {2,}", MARK), (r"\A +| +\z", "")}
 
 
 def candidates(files: TokenizerFiles, rows: TokenTable) -> Iterator[Candidate]:
-    """The one way in which llama.cpp may cut as this tokenizer does. Errors: TokenizerError."""
+    """Yield the one way in which llama.cpp may split as this tokenizer does. Raises TokenizerError."""
     if files.model.get("byte_fallback"):
         raise TokenizerError(
             f"the unigram tokenizer in {files.path} falls back to bytes; llama.cpp's unigram model does not"
@@ -42,7 +42,7 @@ def candidates(files: TokenizerFiles, rows: TokenTable) -> Iterator[Candidate]:
 
 
 def _scores(rows: TokenTable) -> list[float]:
-    """Scores by id. Padding rows can be found in a text too: they get one with which they are never chosen."""
+    """Scores by id. Padding rows can be matched in a text too: they get a score with which they are never chosen."""
     found = [rows.scores.get(number, 0.0) for number in range(len(rows.tokens))]
     never = 1e3 * min([-1.0, *(score for score in found if math.isfinite(score))])
     return [never if kind == TokenType.UNUSED else score for score, kind in zip(found, rows.types, strict=True)]
@@ -56,7 +56,7 @@ def _normalizer(normalizer: Any) -> tuple[bytes, bool]:
             charsmap = _charsmap(part)
         elif part.get("type") == "Replace" and _replaced(part) in _SPACES:
             merges_spaces = True
-        elif part.get("type") != "Strip":  # spaces at the ends go with the double ones
+        elif part.get("type") != "Strip":  # spaces at the ends are removed together with double ones
             raise _unknown(part)
     return charsmap, merges_spaces
 
@@ -74,7 +74,7 @@ def _charsmap(part: Mapping[str, Any]) -> bytes:
 
 
 def _cutter(cutter: Any) -> tuple[bool, bool]:
-    """Whether a space is put before a text, and whether words are cut at white space."""
+    """Whether a space is added before a text, and whether words are split at white space."""
     parts = _parts(cutter, "pretokenizers")
     types = [part.get("type") for part in parts]
     if types not in (["WhitespaceSplit", "Metaspace"], ["Metaspace"]) or parts[-1].get("replacement") != MARK:
@@ -87,7 +87,7 @@ def _unknown(step: Any) -> TokenizerError:
 
 
 def _parts(entry: Any, inner: str) -> list[Mapping[str, Any]]:
-    """A normalizer or pre-tokenizer without its sequences."""
+    """The parts of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if not isinstance(entry, dict):
         return []
     if entry.get("type") != "Sequence":

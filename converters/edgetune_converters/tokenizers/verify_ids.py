@@ -55,7 +55,7 @@ TEXTS = (
 
 
 class Difference(NamedTuple):
-    """A text that the tokenizer and llama.cpp cut differently."""
+    """A text with different ids in the tokenizer and in llama.cpp."""
 
     text: str
     expected: list[int]
@@ -71,7 +71,7 @@ class Difference(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """What comparing has shown. `stops_missed` are stop tokens at which llama.cpp would not stop."""
+    """The result of a comparison. `stops_missed` are stop tokens at which llama.cpp would not stop."""
 
     compared: int
     differences: list[Difference]
@@ -81,7 +81,7 @@ class Verification(NamedTuple):
 def verify(
     files: TokenizerFiles, metadata: Mapping[str, Value], normalization: Normalization, stops: Sequence[int]
 ) -> Verification | None:
-    """Compare ids on the corpus and on text with each added token. None when there is no llama.cpp to ask."""
+    """Compare ids on a corpus and on text with each added token. Return None where llama.cpp cannot be loaded."""
     library = _library()
     if library is None:
         return None
@@ -96,9 +96,9 @@ def verify(
 
 
 def _with_added_tokens(files: TokenizerFiles) -> Iterator[str]:
-    """Each added token between words, spaces, line ends and itself; marks in it as the spaces that they stand for.
+    """Each added token between words, spaces, line ends and itself; its marks become the spaces they stand for.
 
-    So also those that llama.cpp takes for special ones unasked.
+    The texts that llama.cpp treats as special by itself are included.
     """
     for content in dict.fromkeys([*(entry["content"] for entry in files.added.values()), *SPECIAL_TEXTS]):
         token = content.replace(MARK, " ")
@@ -108,7 +108,7 @@ def _with_added_tokens(files: TokenizerFiles) -> Iterator[str]:
 
 @cache
 def _library() -> Any:
-    """The module llama_cpp.llama_cpp, silenced; None where it cannot be loaded."""
+    """The module llama_cpp.llama_cpp with its log silenced; None where it cannot be loaded."""
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError):
@@ -120,13 +120,13 @@ def _library() -> Any:
 
 @cache
 def _silence(llama_cpp: Any) -> Any:
-    """libc's getpid as a log callback: unlike a Python function, it cannot swallow a Ctrl-C."""
+    """libc's getpid as log callback: unlike a Python function, it cannot swallow a Ctrl-C."""
     return ctypes.cast(ctypes.CDLL(None).getpid, llama_cpp.llama_log_callback)
 
 
 @contextmanager
 def _vocabulary(library: Any, metadata: Mapping[str, Value]) -> Iterator[Any]:
-    """The vocabulary as llama.cpp reads it from a file without tensors."""
+    """Load the vocabulary in llama.cpp, from a file without tensors."""
     with tempfile.TemporaryDirectory(prefix="edgetune-") as directory:
         path = Path(directory) / "vocabulary.gguf"
         with GgufWriter(path, {"general.architecture": string("llama")} | dict(metadata), []) as writer:

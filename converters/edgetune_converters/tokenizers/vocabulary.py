@@ -1,4 +1,4 @@
-"""Text and type of every row of the embedding."""
+"""The text and type of every row of the embedding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARK = "\u2581"
 
 
 class TokenType(IntEnum):
-    """What llama.cpp does with a token, numbered as in the file."""
+    """Token types, numbered as in GGUF."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -27,7 +27,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Text and type of each row; rows without a token are padding and typed UNUSED."""
+    """Text and type of each row; rows without a token are padding, of type UNUSED."""
 
     tokens: list[str]
     types: list[TokenType]
@@ -35,12 +35,12 @@ class TokenTable:
     """Of a unigram model, by id."""
 
     def of_type(self, *kinds: TokenType) -> list[int]:
-        """The ids of these types."""
+        """Return the ids of tokens of these types."""
         return [number for number, kind in enumerate(self.types) if kind in kinds]
 
 
 def read_tokens(files: TokenizerFiles, rows: int) -> TokenTable:
-    """The tokens of a tokenizer for an embedding of `rows` rows. Errors: TokenizerError."""
+    """Return the tokens for an embedding of `rows` rows. Raises TokenizerError."""
     texts, scores = _vocabulary(files)
     merged = frozenset(texts)
     texts |= {number: entry["content"] for number, entry in files.added.items()}
@@ -62,9 +62,9 @@ def read_tokens(files: TokenizerFiles, rows: int) -> TokenTable:
 
 
 def _vocabulary(files: TokenizerFiles) -> tuple[dict[int, str], dict[int, float]]:
-    """Texts by id. Where one id has two texts (a tab and <0x09> in Gemma), the byte's name is kept: it stands for both.
+    """Texts by id, and scores by id of a unigram model.
 
-    Of a unigram model also the scores.
+    Where one id has two texts (a tab and <0x09> in Gemma), the byte's name is kept: it represents both.
     """
     vocab = files.model["vocab"]
     if isinstance(vocab, list):
@@ -79,7 +79,7 @@ def _vocabulary(files: TokenizerFiles) -> tuple[dict[int, str], dict[int, float]
 
 
 def _unknown(files: TokenizerFiles) -> str | int | None:
-    """Text or, of a unigram model, id of the unknown token, where text can become it."""
+    """The text (or id, in a unigram model) of the unknown token, where text can become it."""
     if "unk_id" in files.model:
         number: int | None = files.model["unk_id"]
         return number
@@ -95,7 +95,7 @@ def _types(
     *,
     has_bytes: bool,
 ) -> list[TokenType]:
-    """Almost all are normal; what comes later here goes before what comes earlier."""
+    """Types of all rows; later rules take precedence."""
     types = [TokenType.NORMAL if number in texts else TokenType.UNUSED for number in range(rows)]
     for number, entry in added.items():
         special = entry.get("special") or looks_special(texts[number])
@@ -109,12 +109,12 @@ def _types(
 
 
 def looks_special(text: str) -> bool:
-    """<|...|> and its full-width twin are control tokens to llama.cpp even where the tokenizer does not say so."""
+    """Whether llama.cpp treats a token as a control token by its text: <|...|> or its full-width form."""
     return (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
 
 
 def byte_value(text: str) -> int | None:
-    """The byte of a token such as <0x0A>."""
+    """Return the byte of a token such as <0x0A>; None for other tokens."""
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
         try:
             return int(text[3:5], 16)
@@ -128,11 +128,11 @@ def _spaces_are_marks(files: TokenizerFiles) -> bool:
 
 
 def _marked_as_typed(tokens: list[str], types: list[TokenType], merged: frozenset[int]) -> None:
-    """Added tokens with marks in them, such as Gemma's runs of spaces.
+    """Adjust added tokens that contain marks, such as Gemma's runs of spaces.
 
-    In tokenizer.json they are found only where the text itself has marks, which nobody writes; runs of spaces become
+    tokenizer.json matches them only where the text itself contains marks, which nobody types; runs of spaces become
     these tokens by merging. So those that the model can merge are normal tokens. Others are user-defined, and llama.cpp
-    looks for them before spaces become marks.
+    matches them before spaces become marks.
     """
     for number, kind in enumerate(types):
         if kind == TokenType.USER_DEFINED and MARK in tokens[number]:
@@ -143,7 +143,7 @@ def _marked_as_typed(tokens: list[str], types: list[TokenType], merged: frozense
 
 
 def _check_texts(tokens: Sequence[str], files: TokenizerFiles) -> None:
-    """llama.cpp aborts the process when two tokens have the same text."""
+    """Refuse duplicate texts: llama.cpp aborts the process on them."""
     if _are_texts(tokens):
         return
     seen: dict[str, int] = {}
@@ -160,7 +160,7 @@ def _check_texts(tokens: Sequence[str], files: TokenizerFiles) -> None:
 
 
 def _are_texts(tokens: Sequence[str]) -> bool:
-    """Whether none is empty, there twice or not Unicode; much faster than finding out which one is."""
+    """Whether all texts are valid, unique Unicode; much faster than finding the wrong one."""
     try:
         "".join(tokens).encode()
     except UnicodeEncodeError:

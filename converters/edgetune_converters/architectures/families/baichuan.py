@@ -27,7 +27,7 @@ _LAYERS_OF_7B, _LAYERS_OF_13B = 32, 40
 
 
 def _third(part: int, *, rotated: bool) -> Views:
-    """Query (0), key (1) or value (2) of a matrix in which they stand below one another, all of one size."""
+    """Query (0), key (1) or value (2) of a matrix that concatenates them, all of one size."""
 
     def views(config: ModelConfig) -> tuple[View, ...]:
         take = Take(3 * config.hidden, part * config.hidden, config.hidden)
@@ -37,12 +37,12 @@ def _third(part: int, *, rotated: bool) -> Views:
 
 
 def _normalized_head(config: ModelConfig) -> tuple[View, ...]:
-    """Baichuan 2 divides each row of its head by its length when it runs; its vocabulary tells it from the first."""
+    """Baichuan 2, recognized by its vocabulary, divides each row of its head by the row's length."""
     return (View(unit=config.vocab_size == _BAICHUAN2_VOCABULARY),)
 
 
 def _rotated_by_layers(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp gives Baichuan RoPE when it has 32 layers, and ALiBi when it has 40."""
+    """Require 32 layers (RoPE) or 40 (ALiBi): llama.cpp chooses by their number."""
     if config.layers in (_LAYERS_OF_7B, _LAYERS_OF_13B):
         return None
     return f"{config.layers} layers: only the 7 B of Baichuan, with 32, and the 13 B, with 40, can be carried"

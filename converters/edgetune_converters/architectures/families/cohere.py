@@ -27,7 +27,7 @@ from edgetune_converters.architectures.table import Family, Head, Shape, TensorR
 
 
 def _norms_in_64_layers(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp looks for norms of Command-R's heads from 64 layers on, and always then."""
+    """Require norms of the heads exactly from 64 layers on, where llama.cpp expects them."""
     found = bool(config.get("use_qk_norm", False))
     if found == (config.layers >= 64):
         return None
@@ -39,7 +39,7 @@ def _head_norm(which: str, shape: Shape) -> TensorRow:
     return norm(name, f"attention_{which}_norm", shape, when=lambda c, layer: bool(c.get("use_qk_norm", False)))
 
 
-# one norm for both branches
+# attention and feed-forward layer share one norm
 _COHERE = (*trunk(ffn_norm=False), *attention(), *gated_ffn())
 _COHERE_METADATA = (*CLASSIC_METADATA, *rope.METADATA, ("logit_scale", number("logit_scale")))
 _TRAITS = Traits(norm="layer", interleaved=True, parallel=lambda config: True, logit_scale=stated("logit_scale"))

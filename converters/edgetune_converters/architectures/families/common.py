@@ -1,4 +1,4 @@
-"""Pieces that many families share: shapes, rows, metadata, and reasons for which a model cannot be exported."""
+"""What many families share: shapes, views, rows, metadata, requirements and decoder traits."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from edgetune_converters.gguf.values import Value, boolean, booleans, f32, u32
 
 LAYER = "model.layers.{layer}."
 BLOCK = "transformer.h.{layer}."
-# checkpoints on the hub were saved from the model without its head, whose names begin one level lower
+# checkpoints saved from the model without its head lack the first level of the names
 WITHOUT_HEAD = ((r"^(h\.\d+|wte|wpe|ln_f|word_embeddings|word_embeddings_layernorm)\.", r"transformer.\1."),)
 
 # -- shapes of weights, (rows, columns) --------------------------------------------------------------------------------
 
 
 def embedding(config: ModelConfig) -> tuple[int, ...]:
-    """The embedding, and the head."""
+    """The shape of the embedding and of the head."""
     return config.vocab_size, config.hidden
 
 
 def hidden(config: ModelConfig) -> tuple[int, ...]:
-    """A norm over the residual stream."""
+    """The shape of a norm over the residual stream."""
     return (config.hidden,)
 
 
 def head(config: ModelConfig) -> tuple[int, ...]:
-    """A norm over a head."""
+    """The shape of a norm over a head."""
     return (config.head_dim,)
 
 
 def query(config: ModelConfig) -> tuple[int, ...]:
-    """The query matrix."""
+    """The shape of the query matrix."""
     return config.heads * config.head_dim, config.hidden
 
 
 def key_value(config: ModelConfig) -> tuple[int, ...]:
-    """The key or the value matrix."""
+    """The shape of the key matrix and of the value matrix."""
     return config.kv_heads * config.head_dim, config.hidden
 
 
 def query_key_value(config: ModelConfig) -> tuple[int, ...]:
-    """All three in one."""
+    """The shape of query, key and value in one matrix."""
     return (config.heads + 2 * config.kv_heads) * config.head_dim, config.hidden
 
 
 def attention_output(config: ModelConfig) -> tuple[int, ...]:
-    """The matrix after the attention."""
+    """The shape of the output matrix of the attention."""
     return config.hidden, config.heads * config.head_dim
 
 
 def up(config: ModelConfig) -> tuple[int, ...]:
-    """From the residual stream into the feed-forward layer."""
+    """The shape of the up (or gate) matrix of the feed-forward layer."""
     return config.ffn, config.hidden
 
 
 def gate_up(config: ModelConfig) -> tuple[int, ...]:
-    """Two of them in one."""
+    """The shape of gate and up in one matrix."""
     return 2 * config.ffn, config.hidden
 
 
 def down(config: ModelConfig) -> tuple[int, ...]:
-    """And back."""
+    """The shape of the down matrix of the feed-forward layer."""
     return config.hidden, config.ffn
 
 
 def transposed(shape: Shape) -> Shape:
-    """The shape of a matrix that a checkpoint stores transposed."""
+    """Return the shape of a matrix that a checkpoint stores transposed."""
     return lambda config: (*shape(config)[:-2], *reversed(shape(config)[-2:]))
 
 
@@ -79,7 +79,7 @@ def transposed(shape: Shape) -> Shape:
 
 
 def rope_permuted(config: ModelConfig) -> tuple[View, ...]:
-    """Heads whose rotated halves become neighbours."""
+    """Heads whose rotated pairs become neighbors, see RopePermute."""
     return (View((RopePermute(config.head_dim),)),)
 
 
@@ -89,41 +89,35 @@ def plus_one(config: ModelConfig) -> tuple[View, ...]:
 
 
 def grouped_qkv(config: ModelConfig) -> tuple[View, ...]:
-    """Query, key and value below one another, from groups of the query heads of a key head, that and its value."""
+    """Query, key and value, from groups of the query heads of one key head, that key and its value."""
     return tuple(View((take,)) for take in qkv_groups(config))
 
 
 def qkv_groups(config: ModelConfig) -> tuple[Take, Take, Take]:
-    """The three parts of a tensor that is fused group by group."""
+    """Return the three parts of a matrix that is fused group by group, see `grouped_qkv`."""
     width, queries = config.head_dim, config.heads // config.kv_heads
     size = (queries + 2) * width
     return Take(size, 0, queries * width), Take(size, queries * width, width), Take(size, size - width, width)
 
 
 def fused_by_head(config: ModelConfig) -> tuple[View, ...]:
-    """Query, key and value below one another, from the three of each head in turn."""
+    """Query, key and value, from a matrix that fuses the three head by head."""
     width = config.head_dim
     return tuple(View((Take(3 * width, part * width, width),)) for part in range(3))
-
-
-def transposed_views(config: ModelConfig, shape: Shape) -> tuple[View, ...]:
-    """A matrix that is stored transposed; `shape` is that of the checkpoint."""
-    rows = shape(config)[-2]
-    return (View(transpose=Take(rows, 0, rows)),)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def norm(module: str, slot: str, shape: Shape = hidden, **options: Any) -> TensorRow:
-    """A norm."""
+    """Return the row of a norm."""
     return TensorRow(module, slot, shape, **options)
 
 
 def trunk(
     *, bias: bool = False, norms: Views = copied, attention_norm: bool = True, ffn_norm: bool = True
 ) -> tuple[TensorRow, ...]:
-    """Embedding, head and norms as in Llama; `norms` is what happens to the norms, `bias` whether they have one."""
+    """Return embedding, head and norms as in Llama. `norms` is the view of the norms, `bias` whether they have one."""
     inner = (
         (attention_norm, norm(LAYER + "input_layernorm", "attention_norm", bias=bias, views=norms)),
         (ffn_norm, norm(LAYER + "post_attention_layernorm", "ffn_norm", bias=bias, views=norms)),
@@ -139,7 +133,7 @@ def trunk(
 def attention(
     views: Views = copied, *, qkv_bias: bool = False, output_bias: bool = False, output: str = "o_proj"
 ) -> tuple[TensorRow, ...]:
-    """Separate matrices as in Llama; `views` is what happens to query and key."""
+    """Return separate matrices as in Llama. `views` applies to query and key."""
     name = LAYER + "self_attn."
     return (
         TensorRow(name + "q_proj", "attention_q", query, views, qkv_bias),
@@ -150,7 +144,7 @@ def attention(
 
 
 def head_norms(views: Views = copied, **shapes: Shape) -> tuple[TensorRow, ...]:
-    """Norms of query and key."""
+    """Return the norms of query and key."""
     name = LAYER + "self_attn."
     return (
         norm(name + "q_norm", "attention_q_norm", shapes.get("q", head), views=views),
@@ -159,7 +153,7 @@ def head_norms(views: Views = copied, **shapes: Shape) -> tuple[TensorRow, ...]:
 
 
 def gated_ffn(*, bias: bool = False, when: When | None = None, name: str = "mlp.") -> tuple[TensorRow, ...]:
-    """Gate, up and down as in Llama."""
+    """Return gate, up and down as in Llama."""
     options: dict[str, Any] = {"bias": bias} | ({"when": when} if when else {})
     return (
         TensorRow(LAYER + name + "gate_proj", "ffn_gate", up, **options),
@@ -169,7 +163,7 @@ def gated_ffn(*, bias: bool = False, when: When | None = None, name: str = "mlp.
 
 
 def plain_ffn(first: str, second: str, *, bias: bool = True) -> tuple[TensorRow, ...]:
-    """A feed-forward layer without a gate."""
+    """Return a feed-forward layer without a gate."""
     return (TensorRow(first, "ffn_up", up, bias=bias), TensorRow(second, "ffn_down", down, bias=bias))
 
 
@@ -183,34 +177,34 @@ POST_NORMS = (
 
 
 def integer(field: str) -> Callable[[ModelConfig], Value | None]:
-    """A field of config.json as an unsigned integer."""
+    """Return a field of config.json as an unsigned integer."""
     return lambda config: u32(config.integer(field))
 
 
 def number(field: str) -> Callable[[ModelConfig], Value | None]:
-    """A field of config.json as a float."""
+    """Return a field of config.json as a float."""
     return lambda config: f32(config.number(field))
 
 
 def flag(field: str, default: bool) -> Callable[[ModelConfig], Value | None]:
-    """A field of config.json as a truth value."""
+    """Return a field of config.json as a boolean."""
     return lambda config: boolean(bool(config.get(field, default)))
 
 
 def window(config: ModelConfig) -> int | None:
-    """The sliding window in tokens, where the model uses one. Qwen states a window and whether it is used."""
+    """Return the sliding window in tokens, None without one. Qwen states a window and whether it is used."""
     used = config.get("use_sliding_window", True)
     found = config.get("sliding_window")
     return found if used and isinstance(found, int) and found > 0 else None
 
 
 def _context_in_window(config: ModelConfig) -> Value:
-    """The length over which the runtime agrees with the model where a GGUF form has no sliding window."""
+    """The context up to which runtime and model agree, where a GGUF architecture has no sliding window."""
     return u32(min(config.integer("max_position_embeddings"), window(config) or 2**31))
 
 
 def window_note(config: ModelConfig) -> str | None:
-    """What a reader should know about a window that cannot be carried."""
+    """Note that the sliding window cannot be represented, where there is one."""
     found, stated = window(config), config.integer("max_position_embeddings")
     if found is None or found >= stated:
         return None
@@ -234,7 +228,7 @@ DIMENSIONS: tuple[MetadataRow, ...] = (
 )
 RMS: MetadataRow = ("attention.layer_norm_rms_epsilon", number("rms_norm_eps"))
 LAYER_NORM: MetadataRow = ("attention.layer_norm_epsilon", number("layer_norm_eps"))
-# families with a window in some layers: its width, and in which
+# families with a window in some layers: its width and the layers
 WINDOW: tuple[MetadataRow, ...] = (
     ("attention.sliding_window", integer("sliding_window")),
     (
@@ -250,7 +244,7 @@ LLAMA_METADATA = (*DIMENSIONS, CONTEXT_IN_WINDOW, RMS, *rope.METADATA)
 
 
 def only(field: str, *values: Any) -> Requirement:
-    """A requirement: the field has one of `values`, or is absent; llama.cpp runs nothing else."""
+    """Require one of `values`, or an absent field: llama.cpp runs nothing else."""
 
     def check(config: ModelConfig) -> str | None:
         found = config.get(field)
@@ -265,13 +259,13 @@ YARN_ROPES = rope.supported("default", "linear", "yarn")
 PARTIAL_YARN_ROPES = rope.supported("default", "linear", "yarn", partial=True)
 LLAMA3_ROPES = rope.supported("default", "linear", "yarn", "llama3")
 SILU = only("hidden_act", "silu", "swish")
-# llama.cpp has one GELU, by the tanh formula and a table; the exact one differs from it by less than 1e-3
+# llama.cpp has one GELU, the tanh approximation in a table; the exact GELU differs by less than 1e-3
 GELU = only("hidden_act", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 CAUSAL = only("use_bidirectional_attention", False)
 
 
 def even_heads(config: ModelConfig) -> str | None:
-    """A requirement: heads share out the hidden size, the only width that llama.cpp has for this family."""
+    """Require heads that divide the hidden size evenly, the only width that llama.cpp has for this family."""
     if config.heads * config.head_dim == config.hidden:
         return None
     return f"{config.heads} heads of {config.head_dim} for a hidden size of {config.hidden}: only equal can be carried"
@@ -317,9 +311,9 @@ def local_in_window(config: ModelConfig, layer: int) -> str:
     return "local" if config.slides(layer) else "global"
 
 
-# -- models that also see ----------------------------------------------------------------------------------------------
+# -- multimodal models ----------------------------------------------------------------------------------------------
 
-# names of the text part inside such a model, as transformers 5 and 4 have them, and the tensors of the rest
+# names of the text part in transformers 5 and 4, and the tensors of the other parts
 TEXT_PART = (
     (r"^language_model\.lm_head\b", "lm_head"),
     (r"^(model\.)?language_model\.(model\.)?", "model."),
@@ -328,7 +322,7 @@ OTHER_PARTS = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*
 
 
 def text_only_note(config: ModelConfig) -> str | None:
-    """What a reader should know where only a part of the model was exported."""
+    """Note that only the text part of a multimodal model is exported."""
     if config.get("vision_config") is None:
         return None
     return "only the text part is exported: the file does not hold what the model needs to see pictures"

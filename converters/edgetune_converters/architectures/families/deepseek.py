@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3: attention through low ranks (MLA), a few dense layers before those with experts."""
+"""DeepSeek V2 and V3: multi-head latent attention (MLA), a few dense layers before those with experts."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from edgetune_converters.gguf.values import Value, f32, u32
 
 
 def _key_width(config: ModelConfig) -> int:
-    """Width of a key: the part that is not rotated and the part that is."""
+    """The width of a key: its unrotated and its rotated part."""
     return config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
 
 
 def _fused_width(config: ModelConfig) -> int:
-    """Key without rotation and value of one head, fused."""
+    """The width of one head's unrotated key and value, which are fused."""
     return config.integer("qk_nope_head_dim") + config.integer("v_head_dim")
 
 
 def _key_up(config: ModelConfig) -> tuple[View, ...]:
-    """The key's part of each head, transposed: llama.cpp applies it to the query instead."""
+    """The key part of each head, transposed: llama.cpp applies it to the query instead."""
     return (View(transpose=Take(_fused_width(config), 0, config.integer("qk_nope_head_dim"))),)
 
 
@@ -67,7 +67,7 @@ def _sparse(config: ModelConfig, layer: int) -> bool:
 
 
 def _shared_width(config: ModelConfig) -> int:
-    """All shared experts of a layer are one."""
+    """The shared experts of a layer are stored as one."""
     return config.integer("n_shared_experts") * expert_width(config)
 
 
@@ -134,7 +134,7 @@ def _maybe(field: str) -> Callable[[ModelConfig], Value | None]:
 
 
 def _groups(field: str) -> Callable[[ModelConfig], Value | None]:
-    """Groups of experts, where choosing among them leaves any out."""
+    """Groups of experts, where the choice among groups excludes any."""
     return lambda config: u32(config.integer(field)) if _chooses_groups(config) else None
 
 
@@ -147,7 +147,7 @@ def _log_multiplier(config: ModelConfig) -> Value | None:
     return None if found is None else f32(0.1 * float(found))
 
 
-# what DeepSeek says otherwise than a family whose heads have one width
+# metadata that MLA computes differently from families whose heads have one width
 _OWN = (
     "attention.head_count_kv",
     "attention.key_length",
@@ -171,7 +171,7 @@ _DEEPSEEK_METADATA: tuple[MetadataRow, ...] = (
     *((key, make) for key, make in rope.METADATA if key not in _OWN),
     *EXPERT_COUNTS,
     EXPERT_WIDTH,
-    # to llama.cpp all heads share one key, which is the compressed one and the rotated part
+    # in llama.cpp all heads share one key: the compressed key and the rotated part
     ("attention.head_count_kv", lambda config: u32(1)),
     (
         "attention.key_length",
@@ -191,14 +191,14 @@ _DEEPSEEK_METADATA: tuple[MetadataRow, ...] = (
 
 
 def _query_rank_by_layers(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp knows a DeepSeek without a query rank by its number of layers."""
+    """Require 26 or 27 layers without a query rank: llama.cpp recognizes such a model by them."""
     if (config.get("q_lora_rank") is None) == (config.layers in (26, 27)):
         return None
     return f"q_lora_rank {config.get('q_lora_rank')} with {config.layers} layers: only 26 or 27 layers go without one"
 
 
 def _one_mscale(config: ModelConfig) -> str | None:
-    """A requirement: YaRN scales the attention as in DeepSeek's own models, the only way that llama.cpp knows."""
+    """Require YaRN's attention scale as in DeepSeek's own models, the only one that llama.cpp has."""
     scales = [config.rope.get(key) for key in ("mscale", "mscale_all_dim")]
     if config.rope["rope_type"] != "yarn":
         return None
@@ -215,7 +215,7 @@ _DEEPSEEK_CHECKS = (
     _query_rank_by_layers,
     _one_mscale,
     only("attention_bias", False),
-    # the norms between the low ranks have it whatever config.json says
+    # the norms between the low ranks use this epsilon whatever config.json says
     only("rms_norm_eps", 1e-6),
 )
 
@@ -225,7 +225,7 @@ DEEPSEEK_V2 = Family(
     gguf="deepseek2",
     tensors=_DEEPSEEK,
     metadata=(*_DEEPSEEK_METADATA, ("expert_gating_func", lambda config: u32(_SOFTMAX))),
-    # llama.cpp rates a group of experts by its two best, DeepSeek-V2 by its best, and weights are not shared out
+    # llama.cpp rates a group by its two best experts, DeepSeek-V2 by its best; the weights are not normalized
     requirements=(*_DEEPSEEK_CHECKS, only("topk_method", "greedy"), only("norm_topk_prob", False)),
     defaults={"topk_method": "greedy"},
 )
@@ -236,7 +236,7 @@ DEEPSEEK_V3 = Family(
     gguf="deepseek2",
     tensors=(
         *_DEEPSEEK,
-        # part of the router, and to llama.cpp a bias without a weight
+        # a parameter of the router; in llama.cpp, a bias without a weight
         TensorRow(
             LAYER + "mlp.gate",
             "expert_router_offset",

@@ -28,7 +28,7 @@ from edgetune_converters.gguf.values import Value
 
 
 def _window_in_64_layers(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp gives EXAONE 4 its window (and RoPE only there) by its number of layers, 64."""
+    """Require a window exactly in models of 64 layers, where llama.cpp applies it (and RoPE only there)."""
     if (config.layers == 64) == (config.get("sliding_window") is not None):
         return None
     return (
@@ -41,7 +41,7 @@ def _if_sliding(make: Callable[[ModelConfig], Value | None]) -> Callable[[ModelC
 
 
 def _rotation(config: ModelConfig, layer: int) -> str | None:
-    """Only the layers with a window are rotated, in models that have such layers."""
+    """Rotate only the layers with a window, in models that have such layers."""
     return "global" if window(config) is None or config.slides(layer) else None
 
 

@@ -12,12 +12,12 @@ from edgetune_converters.architectures.table import FusedParameter, MetadataRow,
 
 Width = Callable[[ModelConfig], int]
 
-# Mixtral and Granite call the block otherwise in their checkpoints than transformers does now
+# the block's name in the checkpoints of Mixtral and Granite -> its name in transformers today
 SPARSE_BLOCK = (r"\.block_sparse_moe\.", ".mlp.")
 
 
 def router(config: ModelConfig) -> tuple[int, ...]:
-    """The matrix that rates the experts."""
+    """The shape of the router."""
     return config.experts, config.hidden
 
 
@@ -30,12 +30,12 @@ def _none(config: ModelConfig) -> int:
 
 
 def _half(width: Width, number: int) -> Callable[[ModelConfig], tuple[View, ...]]:
-    """Gate (0) or up (1) of a tensor that holds both, one below the other, for each expert."""
+    """Gate (0) or up (1) of a tensor that concatenates both, for each expert."""
     return lambda c: (View((Take(2 * width(c), number * width(c), width(c)),)),)
 
 
 def expert_rows(width: Width, name: str = LAYER + "mlp.experts", when: When | None = None) -> tuple[TensorRow, ...]:
-    """All experts of a layer in one tensor, from checkpoints with one tensor an expert or with all of them fused."""
+    """Return the rows of all experts, from checkpoints with one tensor per expert or with all of them fused."""
     into: Shape = lambda c: (width(c), c.hidden)  # noqa: E731
     back: Shape = lambda c: (c.hidden, width(c))  # noqa: E731
     fused: Shape = lambda c: (c.experts, 2 * width(c), c.hidden)  # noqa: E731
@@ -55,24 +55,24 @@ def expert_rows(width: Width, name: str = LAYER + "mlp.experts", when: When | No
 
 
 def expert_width(config: ModelConfig) -> int:
-    """Width of one expert where it is not that of a dense layer."""
+    """Return the width of an expert that differs from a dense layer's."""
     return config.integer("moe_intermediate_size")
 
 
 def dense_width(config: ModelConfig) -> int:
-    """Width of one expert where no layer is dense."""
+    """Return the width of an expert where no layer is dense."""
     return config.ffn
 
 
 def transposed_experts(
     width: Width, steps: Callable[[int], tuple[Take, ...]]
 ) -> Callable[[ModelConfig], tuple[View, ...]]:
-    """Experts of [hidden, width] each, transposed; `steps` take rows from each expert's transposed matrix."""
+    """Return views of experts stored transposed, [hidden, width] each; `steps` take rows of each transposed matrix."""
     return lambda c: (View(steps(width(c)), transpose=Take(c.hidden, 0, c.hidden)),)
 
 
 def transposed_down(config: ModelConfig) -> tuple[View, ...]:
-    """The way back of each expert, stored transposed."""
+    """The down matrix of each expert, stored transposed."""
     return (View(transpose=Take(config.ffn, 0, config.ffn)),)
 
 
@@ -82,7 +82,7 @@ def stored_gate_up(config: ModelConfig) -> tuple[int, ...]:
 
 
 def stored_down(config: ModelConfig) -> tuple[int, ...]:
-    """The shape of the way back of all experts in one tensor, transposed."""
+    """The shape of the down matrices of all experts in one tensor, transposed."""
     return config.experts, config.ffn, config.hidden
 
 

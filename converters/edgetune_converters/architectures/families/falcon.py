@@ -26,7 +26,7 @@ def _norms_of_falcon(config: ModelConfig) -> int:
 
 
 def _grouped_falcon(config: ModelConfig) -> ModelConfig:
-    """With the number of key heads that counts: stated in new models, one or as many as query heads in the first."""
+    """Return the config with the number of key heads: stated in new models; one, or one per query head, in old ones."""
     if config.get("new_decoder_architecture", False):
         return config
     shared = config.get("multi_query", True)
@@ -41,7 +41,7 @@ FALCON = Family(
         TensorRow("transformer.word_embeddings", slots.EMBEDDING, embedding),
         norm("transformer.ln_f", "output_norm", bias=True),
         TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="transformer.word_embeddings"),
-        # one norm for both branches, or one for each: then that of the attention is the second to llama.cpp
+        # one norm for both branches, or one each: then llama.cpp calls that of the attention the second
         norm(BLOCK + "input_layernorm", "attention_norm", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 1),
         norm(BLOCK + "ln_mlp", "attention_norm", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 2),
         norm(BLOCK + "ln_attn", "attention_norm_2", bias=True, when=lambda c, layer: _norms_of_falcon(c) == 2),

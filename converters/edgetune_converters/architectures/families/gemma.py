@@ -1,4 +1,4 @@
-"""Gemma 1 to 3: norms stored as differences from one, no head of their own, windows in some layers."""
+"""Gemma 1 to 3: norms stored as differences from one, a tied head, windows in some layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from edgetune_converters.architectures.families.common import (
 from edgetune_converters.architectures.table import Family, Head, MetadataRow, Requirement
 from edgetune_converters.gguf.values import Value, f32
 
-# what config.json need not say; the activation was once misnamed in Gemma's own
+# fields that config.json may omit; the activation is misnamed in early config.json files
 _DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh"}
 _GELU = only("hidden_activation", "gelu_pytorch_tanh")
 _METADATA: tuple[MetadataRow, ...] = (*DIMENSIONS, CONTEXT, RMS, *rope.METADATA)
@@ -44,7 +44,7 @@ _POST_NORMS = (
 
 
 def _scaled_like(layers_of_27b: int) -> Requirement:
-    """A requirement: attention is scaled by the size of a head or, in the 27 B model, of a share, as in llama.cpp."""
+    """Require attention scaled by the head size or, in the 27 B model, by hidden size per head, as llama.cpp does."""
 
     def check(config: ModelConfig) -> str | None:
         known = config.hidden // config.heads if config.layers == layers_of_27b else config.head_dim

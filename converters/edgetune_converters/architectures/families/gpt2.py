@@ -24,7 +24,7 @@ from edgetune_converters.architectures.table import Family, Shape, TensorRow, Vi
 
 
 def _transposed(shape: Shape) -> tuple[Shape, Views]:
-    """Shape in the checkpoint and view of a matrix that it stores transposed, of the shape that the runtime wants."""
+    """The shape in the checkpoint, and the view, of a matrix that the checkpoint stores transposed."""
     stored = transposed(shape)
     return stored, lambda c: (View(transpose=Take(stored(c)[0], 0, stored(c)[0])),)
 

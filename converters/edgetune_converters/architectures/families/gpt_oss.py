@@ -34,12 +34,12 @@ from edgetune_converters.gguf.values import u32
 
 _OSS = LAYER + "mlp.experts."
 _OSS_EXPERT: dict[str, Any] = {"weight": "", "bias": True, "bias_name": "_bias"}
-# as it was published: in MXFP4, and not transposed
+# as published: in MXFP4, and not transposed
 _OSS_PUBLISHED: dict[str, Any] = _OSS_EXPERT | {"weight": "_blocks"}
 
 
 def _every_second(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
-    """gpt-oss has gate and up in turn."""
+    """gpt-oss interleaves the rows of gate and up."""
     return transposed_experts(dense_width, lambda width: (Take(2, first, 1),))
 
 

@@ -1,4 +1,4 @@
-"""Granite, dense and with experts: Llama whose layers scale what goes in and out."""
+"""Granite, dense and with experts: Llama with scaled embedding, attention, residual stream and logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from edgetune_converters.architectures.families.experts import (
 )
 from edgetune_converters.architectures.table import Family, MetadataRow
 
-# Granite scales what goes into and out of the layers
 _SCALES: tuple[MetadataRow, ...] = (
     ("attention.scale", number("attention_multiplier")),
     ("embedding_scale", number("embedding_multiplier")),

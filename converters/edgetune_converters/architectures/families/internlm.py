@@ -24,7 +24,7 @@ from edgetune_converters.architectures.table import Family, Head, TensorRow, Vie
 
 
 def _grouped(part: int, *, rotated: bool) -> Views:
-    """Query (0), key (1) or value (2) from groups of the query heads of a key head, that and its value."""
+    """Query (0), key (1) or value (2), from groups of the query heads of one key head, that key and its value."""
     return lambda c: (View((qkv_groups(c)[part], *((RopePermute(c.head_dim),) if rotated else ()))),)
 
 

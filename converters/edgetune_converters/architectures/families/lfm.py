@@ -35,7 +35,7 @@ def _convolves(config: ModelConfig, layer: int) -> bool:
 
 
 def _width(config: ModelConfig) -> int:
-    """The feed-forward width, which config.json may state before an adjustment."""
+    """The feed-forward width; config.json may state it before an adjustment."""
     width, factor = config.ffn, config.get("block_ffn_dim_multiplier")
     if not config.get("block_auto_adjust_ff_dim", True):
         return width
@@ -55,7 +55,7 @@ LFM2 = Family(
     gguf="lfm2",
     tensors=(
         TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
-        # the last norm; llama.cpp knows it by this name
+        # the final norm, by llama.cpp's name for it
         norm("model.embedding_norm", "embedding_norm"),
         TensorRow("lm_head", slots.OUTPUT, embedding, tied_to="model.embed_tokens"),
         norm(LAYER + "operator_norm", "attention_norm"),
@@ -85,7 +85,7 @@ LFM2 = Family(
         RMS,
         *rope.METADATA,
         ("feed_forward_length", lambda config: u32(_width(config))),
-        # a layer without key heads is one that convolves
+        # a layer without key heads is a convolution
         (
             "attention.head_count_kv",
             lambda config: i32s([config.kv_heads if _attends(config, layer) else 0 for layer in range(config.layers)]),

@@ -37,7 +37,7 @@ from edgetune_converters.gguf.values import u32
 
 
 def _mixed(config: ModelConfig, layer: int) -> bool:
-    """Whether a layer of Llama 4 has experts."""
+    """Whether a layer has experts."""
     return (layer + 1) % config.integer("interleave_moe_layer_step", 1) == 0
 
 
@@ -50,12 +50,12 @@ def _dense_of_llama4(config: ModelConfig) -> int:
 
 
 def _halves(number: int) -> Callable[[ModelConfig], tuple[View, ...]]:
-    """Llama 4 has all gates before all ups."""
+    """Llama 4 concatenates all gates and all ups."""
     return transposed_experts(dense_width, lambda width: (Take(2 * width, number * width, width),))
 
 
 def _like_scout_or_maverick(config: ModelConfig) -> str | None:
-    """A requirement: what llama.cpp takes for granted of Llama 4."""
+    """Require what llama.cpp assumes of Llama 4."""
     layers = range(config.layers)
     fixed = {
         "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in layers],

@@ -23,12 +23,12 @@ def _clamp(config: ModelConfig) -> Value | None:
 
 
 def _attention_config(config: ModelConfig) -> ModelConfig:
-    """The settings of MPT's attention, which are an object of their own."""
+    """The settings of the attention, which are an object of their own."""
     return ModelConfig(config.get("attn_config", {}))
 
 
 def _plain_mpt(config: ModelConfig) -> str | None:
-    """A requirement: what transformers runs of MPT, with ALiBi."""
+    """Require the MPT that transformers runs, with ALiBi."""
     inner = _attention_config(config)
     checks = (
         only("alibi", True),

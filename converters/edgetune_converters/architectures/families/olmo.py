@@ -23,7 +23,7 @@ from edgetune_converters.architectures.families.common import (
 )
 from edgetune_converters.architectures.table import Family, Head
 
-# the norms of query and key go over all heads at once
+# the norms of query and key cover all heads at once
 _OLMO = (
     *trunk(attention_norm=False, ffn_norm=False),
     *POST_NORMS,

@@ -74,7 +74,7 @@ QWEN2_MOE = Family(
         TensorRow(_SHARED + ".gate_proj", "shared_gate", lambda c: (_shared(c), c.hidden)),
         TensorRow(_SHARED + ".up_proj", "shared_up", lambda c: (_shared(c), c.hidden)),
         TensorRow(_SHARED + ".down_proj", "shared_down", lambda c: (c.hidden, _shared(c))),
-        # one row, which llama.cpp wants as a vector
+        # one row, which is a vector in llama.cpp
         TensorRow(_SHARED + "_gate", "shared_router", lambda c: (1, c.hidden), out=lambda c: (c.hidden,)),
     ),
     metadata=(

@@ -19,7 +19,7 @@ from edgetune_converters.architectures.table import Family
 
 
 def _unrotated_every_fourth(config: ModelConfig) -> str | None:
-    """A requirement: llama.cpp leaves every fourth layer of SmolLM3 without RoPE, whatever config.json says."""
+    """Require every fourth layer without RoPE, as llama.cpp has it whatever config.json says."""
     found = config.get("no_rope_layers")
     fixed = [int((layer + 1) % 4 != 0) for layer in range(config.layers)]
     if found is None or found == fixed:
