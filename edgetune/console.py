@@ -137,8 +137,10 @@ def byte_progress(description: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def count_progress(description: str) -> Iterator[Progress]:
-    """Show a bar with a count and time left. On a pipe show nothing."""
+def count_progress(description: str, *, announce: bool = False) -> Iterator[Progress]:
+    """Show a bar with a count and time left. On a pipe show nothing, or with `announce` the description on a line."""
+    if announce and not stderr().is_terminal:
+        note(description)
     from rich import progress
 
     columns = (

@@ -83,9 +83,11 @@ def command(
     with environment.silence_libraries():
         from edgetune.training.capture.recapture import RecaptureRequest, recapture
 
-        anew = changed or not (merged or llama_kld)
-        with lock.writing(run, "`edgetune reference`") if anew or merged else nullcontext():
-            recapture(directory, config, RecaptureRequest(anew, merged, llama_kld, llama_context, llama_text))
+        captures_reference = changed or not (merged or llama_kld)
+        with lock.writing(run, "`edgetune reference`") if captures_reference or merged else nullcontext():
+            recapture(
+                directory, config, RecaptureRequest(captures_reference, merged, llama_kld, llama_context, llama_text)
+            )
 
 
 def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:

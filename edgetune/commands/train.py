@@ -1,4 +1,4 @@
-"""`edgetune train`: base and data in, run directory out."""
+"""`edgetune train`: from a configuration to a run directory."""
 
 from __future__ import annotations
 
@@ -38,30 +38,28 @@ def command(
       edgetune train config.yaml -o runs/mine --resume
     """
     from edgetune.config import load_config
+    from edgetune.training import run as training
+    from edgetune.training.resume import TrainingInterrupted
 
     options = load_config(config, overrides)
     path = output or Path("runs") / options.name
-    from edgetune.training import run as pipeline
-    from edgetune.training.resume import TrainingInterrupted
-
     if dry_run:
-        pipeline.dry_run(options, path, resume=resume, overwrite=overwrite)
+        training.dry_run(options, path, resume=resume, overwrite=overwrite)
         return
     try:
-        run = pipeline.train(options, path, resume=resume, overwrite=overwrite)
+        run = training.train(options, path, resume=resume, overwrite=overwrite)
     except (KeyboardInterrupt, TrainingInterrupted) as stop:
-        _say_how_to_go_on(stop, config, path, overrides)
+        _print_how_to_resume(str(stop) or "stopped", config, path, overrides)
         click.get_current_context().exit(130)
-    click.echo(pipeline.format_summary(run))
+    click.echo(training.format_summary(run))
 
 
-def _say_how_to_go_on(stop: BaseException, config: Path, path: Path, overrides: tuple[str, ...]) -> None:
+def _print_how_to_resume(what: str, config: Path, path: Path, overrides: tuple[str, ...]) -> None:
     from edgetune.runs.directory import RunDirectory
 
-    what = str(stop) or "stopped"
     if not RunDirectory(path).unfinished_file.is_file():
         console.note(f"{what}; nothing was written")
         return
     settings = [word for each in overrides for word in ("--set", each)]
     again = shlex.join(["edgetune", "train", str(config), "-o", str(path), *settings, "--resume"])
-    console.note(f"{what}; go on with `{again}`")
+    console.note(f"{what}; resume with `{again}`")

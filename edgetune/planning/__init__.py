@@ -1,1 +1,1 @@
-"""Everything that is known before torch is imported: base model, rows, memory, disk."""
+"""Everything about a training that is known, and checked, before torch is imported: base model, rows, disk space."""

@@ -1,4 +1,4 @@
-"""Finding and checking the base before anything heavy is imported."""
+"""The base model: found on this machine or the hub, and checked, before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from edgetune_converters.reading.checkpoint import Checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Weights as safetensors only, tokenizer, templates and configuration.
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _REST = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 _CODE = ["*.py"]
@@ -25,29 +24,38 @@ _CODE = ["*.py"]
 
 @dataclass(frozen=True)
 class Base:
-    """The model to fine-tune, on this machine."""
+    """The model to fine-tune, in a local directory."""
 
     name: str
-    """As the configuration names it."""
+    """Its name in the configuration."""
     path: Path
     revision: str | None
     """The commit on the hub, None for a local directory."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Its tensors, checked: CheckpointError for missing, damaged or pickled weights."""
+        """Its tensors, checked. Raises CheckpointError for missing, damaged or pickled weights."""
         return Checkpoint(self.path)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """The `base` entry of the manifest: name, path, revision, and the SHA-256 of config.json and the weights."""
+        """The `base` entry of the manifest: name, path, revision, and the SHA-256 of config.json and the weights.
+
+        Reads all weights once.
+        """
         files = self.checkpoint.identity()
         return {"name": self.name, "path": str(self.path), "revision": self.revision, "files": files}
 
 
 def find_base(config: Config, *, weights: bool = True) -> Base:
-    """The local directory that `config.base` names, or a snapshot of it from the hub.
+    """Find the local directory that `config.base` names, or download a snapshot from the hub.
 
-    With `weights=False` (preview) only the tokenizer is fetched. CheckpointError when there is no such model.
+    Args:
+        config: `base`, `revision` and `trust_remote_code` are used.
+        weights: If false, fetch and check only tokenizer and configuration.
+
+    Raises:
+        CheckpointError: If there is no such model, or if its weights are already quantized.
     """
     path = Path(config.base).expanduser()
     if path.exists() or config.base.startswith((".", "/", "~")):
@@ -57,13 +65,12 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
     else:
         raise CheckpointError(
             f"base: {config.base!r} is neither a directory nor the name of a model on the hub",
-            "Set base: DIR or base: ORG/NAME.",
+            "Set base: DIR or base: ORG/NAME",
         )
     if weights and base.checkpoint.is_quantized:
         raise CheckpointError(
-            f"the base {base.name} is stored quantized already; training takes the original weights and quantizes them "
-            "itself",
-            "Give the 16-bit or 32-bit model that it was made from (merge-export also takes quantized bases).",
+            f"the base {base.name} is already quantized; training quantizes the original weights itself",
+            "Give the 16-bit or 32-bit model that it was made from (merge-export also takes quantized bases)",
         )
     return base
 
@@ -78,7 +85,7 @@ def _download(config: Config, weights: bool) -> Base:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"base: {config.base!r} is neither a directory here nor a model that can be fetched from the hub: {reason}",
-            "Check the path, the name, the revision and the network (private models need `hf auth login`).",
+            "Check the path, the name, the revision and the network (private models need `hf auth login`)",
         ) from None
     path = Path(folder)
     revision = path.name if _COMMIT.fullmatch(path.name) else config.revision
@@ -87,22 +94,22 @@ def _download(config: Config, weights: bool) -> Base:
 
 
 def check_exportable(base: Base, config: Config, chat_template: str) -> None:
-    """Nobody trains what cannot be exported: plan the export of the base now (DESIGN 7.4).
+    """Plan the export of the base before training, so that nobody trains what cannot be exported.
 
-    Maps every tensor and converts the tokenizer, and raises what `edgetune merge-export` would raise after training. A
-    storage type that does not fit the model's rows is a warning: another one can be chosen until then.
+    Map every tensor and convert the tokenizer, and raise the errors that `edgetune merge-export` would raise after
+    training. A storage type that does not fit the model's rows is a warning: another one can be chosen until then.
     """
     from edgetune_converters.exporting import plan_export
     from edgetune_converters.quantization.overrides import overrides_of
     from edgetune_converters.quantization.recipes import MAX_FALLBACK
     from edgetune_converters.tokenizers import convert as tokenizers
 
-    wanted = config.export
-    # without GGUF, any type that fits shows whether the tensors are known
-    types = types_by_format(wanted, are_given(wanted)).get("gguf") or ["f16"]
-    overrides = overrides_of(wanted.tensor_types, wanted.output_tensor_type, wanted.token_embedding_type)
+    options = config.export
+    # without GGUF, f16 serves to map the tensors: it fits every row
+    types = types_by_format(options, are_given(options)).get("gguf") or ["f16"]
+    overrides = overrides_of(options.tensor_types, options.output_tensor_type, options.token_embedding_type)
     for plan in plan_export(base.path, types, overrides=overrides):
-        if plan.fallback_share > MAX_FALLBACK and not config.export.allow_fallback:
+        if plan.fallback_share > MAX_FALLBACK and not options.allow_fallback:
             console.warn(
                 f"{plan.recipe.name} does not fit this base: {plan.fallback_share:.0%} of its bytes would need another "
                 "type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
@@ -112,12 +119,10 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
 
 
 def base_loading_error(name: str, error: Exception) -> Exception:
-    """The error for a base that transformers can load only by running its Python code."""
+    """Return the error for a base that transformers cannot load, or only by running Python code of the base."""
     if "trust_remote_code" in str(error):
         return EnvironmentProblem(
-            f"the base {name} comes with Python code of its own, which is not run unasked",
-            "Read that code; then set trust_remote_code: true, or use another base.",
+            f"the base {name} needs Python code that comes with it, which is not run by default",
+            "Read that code and set trust_remote_code: true, or use another base",
         )
-    return DataError(
-        f"the base {name} cannot be loaded: {str(error).strip().splitlines()[0]}", "Check its config.json."
-    )
+    return DataError(f"the base {name} cannot be loaded: {str(error).strip().splitlines()[0]}", "Check its config.json")

@@ -1,4 +1,4 @@
-"""Will it fit? Disk space, estimated before the work starts (DESIGN 7.12)."""
+"""Disk space of a run, estimated before training starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
 from edgetune_converters.reading.checkpoint import Checkpoint
 
-MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what others write meanwhile
+MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
 _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter
 _NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
 
 
 def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
-    """Parameters of a rank-r adapter on every linear layer; fewer when only some are targeted."""
+    """Count the parameters of a LoRA adapter on every linear layer: an upper bound if only some are adapted."""
     shapes = [
         info.shape
         for name, info in checkpoint.tensors.items()
@@ -27,7 +27,7 @@ def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
 
 
 def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
-    """Disk space that a run takes at most: adapter, checkpoints (one more than are kept), reference."""
+    """Estimate the largest disk space of a run in bytes: adapter, checkpoints (one more than are kept), reference."""
     parameters = count_adapter_parameters(checkpoint, config.adapter.r)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
     vocabulary = int(checkpoint.config.get("vocab_size", 0))
@@ -39,11 +39,11 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """EnvironmentProblem when the disk that `directory` lies or will lie on has less than `needed` bytes free."""
+    """Raise EnvironmentProblem if the disk of `directory`, which need not exist, has less than `needed` bytes free."""
     existing = next(each for each in (directory, *directory.absolute().parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise EnvironmentProblem(
             f"{directory} needs about {needed / 2**20:.0f} MiB, and its disk has {free / 2**20:.0f} MiB free",
-            "Free some space, write elsewhere with -o, or keep fewer checkpoints (training.keep_checkpoints).",
+            "Free some space, write elsewhere with -o, or keep fewer checkpoints (training.keep_checkpoints)",
         )

@@ -1,7 +1,8 @@
-"""Everything about a run that is known, and checked, before torch is imported."""
+"""The inputs of a training: read, checked and encoded before torch is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgetune.validation.sample_size import caution
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that is known before the first step."""
+    """The validated inputs of a training."""
 
     config: Config
     base: Base
@@ -35,12 +36,12 @@ class PreparedRun:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the base's stop tokens and those with which the template ends its turns."""
+        """Tokens that end an answer: the stop tokens of the base, and the last tokens of the template's turns."""
         return self.tokenizer.stop_ids | self.train.turn_ends
 
     @property
     def data_identity(self) -> dict[str, Any]:
-        """The manifest's `data`: what identifies the sources of each split, and the rows that came of them."""
+        """The `data` entry of the manifest: the sources of each split, and the hashes of the encoded rows."""
         rows = {"train": self.train.sha256, "validation": self.validation.sha256}
         return {**self.splits.identity, "formats": self.splits.formats, "rows": rows}
 
@@ -50,8 +51,8 @@ class PreparedRun:
         return self.validation.rows[: self.config.reference.rows]
 
     @property
-    def trained_held_out(self) -> int:
-        """Held-out rows that are, token by token, training rows as well."""
+    def duplicated_held_out(self) -> int:
+        """Number of held-out rows whose tokens are also those of a training row."""
         trained = {tuple(row.input_ids) for row in self.train.rows}
         return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
 
@@ -66,7 +67,11 @@ class PreparedRun:
 
 
 def prepare_run(config: Config) -> PreparedRun:
-    """Read and check base, template, tokenizer and data. Imports no torch; any of edgetune's errors may be raised."""
+    """Read and check base model, template, tokenizer and data, without torch.
+
+    Raises:
+        EdgetuneError: For anything in them that training, capture or export would reject later.
+    """
     base = find_base(config)
     template = ChatTemplate.from_directory(base.path, config.data.chat_template)
     check_exportable(base, config, template.source)
@@ -75,49 +80,53 @@ def prepare_run(config: Config) -> PreparedRun:
     train = encode_all(template, tokenizer, splits.train, config.training.max_length)
     validation = encode_all(template, tokenizer, splits.validation, config.training.max_length)
     pad_id, pad_reason = tokenizer.choose_pad()
-    plan = PreparedRun(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
-    _check_choices(config, plan)
-    for row in plan.task_rows:  # an expected answer that cannot be compared is found now, not after training
-        answer_matches(config.data.answer, row[-1]["content"], "")
-    return plan
+    prepared = PreparedRun(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
+    _check_expected_answers(prepared)
+    return prepared
 
 
-def _check_choices(config: Config, plan: PreparedRun) -> None:
-    """DataError when a right answer is none of the choices."""
-    if config.data.answer != CHOICE:
-        return
-    wrong = next((row[-1]["content"] for row in plan.task_rows if row[-1]["content"] not in config.data.choices), None)
-    if wrong is not None:
+def _check_expected_answers(prepared: PreparedRun) -> None:
+    """Raise DataError for an expected answer that no generated answer can be compared with."""
+    data = prepared.config.data
+    expected = [row[-1]["content"] for row in prepared.task_rows]
+    unknown = next((text for text in expected if text not in data.choices), None)
+    if data.answer == CHOICE and unknown is not None:
         raise DataError(
-            f"the expected answer {wrong[:60]!r} is none of data.choices", f"They are {', '.join(config.data.choices)}."
+            f"the expected answer {unknown[:60]!r} is none of data.choices", f"They are {', '.join(data.choices)}"
         )
+    for text in expected:
+        answer_matches(data.answer, text, "")
 
 
-def print_overview(plan: PreparedRun) -> None:
-    """Say what will be trained on."""
-    console.note(f"base {plan.base.name}; {', '.join(plan.splits.formats)} rows")
-    console.note(f"training: {format_totals(plan.train)}")
-    console.note(f"held out: {format_totals(plan.validation)}")
-    silent = sum(len(row.scored) < 2 for row in plan.train.rows)
-    if silent:
-        console.warn(
-            f"{silent} of {len(plan.train.rows)} training rows have an empty answer, or one cut to a single token; "
+def print_overview(prepared: PreparedRun) -> None:
+    """Print what will be trained on, and a warning for each doubtful property of the rows."""
+    console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
+    console.note(f"training: {format_totals(prepared.train)}")
+    console.note(f"held out: {format_totals(prepared.validation)}")
+    for warning in _warnings(prepared):
+        console.warn(warning)
+    rewritten = prepared.train.rewritten or prepared.validation.rewritten
+    if rewritten:
+        console.note(f"each assistant turn is a separate row, because {rewritten}")
+
+
+def _warnings(prepared: PreparedRun) -> Iterator[str]:
+    rows, held_out = prepared.train.rows, prepared.validation.rows
+    empty = sum(len(row.scored) < 2 for row in rows)
+    if empty:
+        yield (
+            f"{empty} of {len(rows)} training rows have an empty answer, or one cut to a single token; "
             "`edgetune preview --rows N` shows the first N"
         )
-    seen = plan.trained_held_out
-    if seen:
-        console.warn(
-            f"{seen} of {len(plan.validation.rows)} held-out rows are trained on too: evaluation loss and gates look "
-            "better than they are; give data.validation other rows, or leave duplicates out of data.train"
+    if prepared.duplicated_held_out:
+        yield (
+            f"{prepared.duplicated_held_out} of {len(held_out)} held-out rows are trained on too: evaluation loss and "
+            "gates look better than they are; give data.validation other rows, or remove the duplicates from data.train"
         )
-    doubt = caution(len(plan.reference_rows), sum(len(row.scored) for row in plan.reference_rows))
+    doubt = caution(len(prepared.reference_rows), sum(len(row.scored) for row in prepared.reference_rows))
     if doubt:
-        console.warn(f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows")
-    for encoding in (plan.train, plan.validation):
-        if encoding.rewritten:
-            console.note(f"each assistant turn became a row of its own, since {encoding.rewritten}")
-            break
-    unknown = plan.train.turn_ends - plan.tokenizer.stop_ids
-    if unknown:
-        names = ", ".join(plan.tokenizer.text_of(id_) for id_ in sorted(unknown))
-        console.warn(f"the template ends turns with {names}, which the base does not declare as a stop token")
+        yield f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows"
+    undeclared = prepared.train.turn_ends - prepared.tokenizer.stop_ids
+    if undeclared:
+        names = ", ".join(prepared.tokenizer.text_of(id_) for id_ in sorted(undeclared))
+        yield f"the template ends turns with {names}, which the base does not declare as a stop token"

@@ -1,5 +1,5 @@
-"""QLoRA training and the capture of what the trained model says: the only room with torch.
+"""QLoRA training and the capture of reference outputs: the only package that imports torch.
 
-`base`, `environment`, `planning` and `checkpoints` do their work without importing torch, so that what is wrong with a
-base, a dataset or the disk is said at once.
+`run`, `resume`, `checkpoints` and `environment` import torch only inside functions, so that a problem of the base, the
+data or the disk is reported at once. `run.train` is the entry point, for the command line and for Python.
 """

@@ -1,4 +1,4 @@
-"""What happens beside the optimisation: metrics, progress, complete checkpoints, a clean stop."""
+"""Callbacks of the trainer: metrics, progress, complete checkpoints, a clean stop after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,55 +22,70 @@ from edgetune.training import checkpoints
 Log = dict[str, float]
 
 
-class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """logs/metrics.jsonl, TensorBoard events and the progress bar, from what the trainer logs at every step.
+class Stopwatch:
+    """Measures training time over interruptions, up to the checkpoint that was resumed and from there on."""
 
-    Losses are averaged over `window` steps, counted from step 0 whatever was resumed, so that the curve of a resumed
-    run is that of an uninterrupted one.
+    def __init__(self, seconds_before: float = 0.0) -> None:
+        self._before = seconds_before
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now; steps that were lost in an interruption do not count."""
+        return self._before + time.perf_counter() - self._started
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Writes logs/metrics.jsonl, TensorBoard events and the progress bar from the logs of every step.
+
+    Losses are averaged over `window` steps. Windows are counted from step 0, so that a resumed run has the curve of an
+    uninterrupted one.
     """
 
     def __init__(self, run: RunDirectory, window: int) -> None:
         self.run = run
         self.window = window
         self.steps: list[Log] = []
-        """Logs of the steps since the last full window."""
+        """Logs of the steps after the last full window."""
         self.losses: list[float] = []
+        """The loss of each step."""
         self.evaluations: dict[int, float] = {}
+        """Step -> evaluation loss."""
         self.tokens = 0.0
         self.seconds = 0.0
         self._window_tokens = 0.0
         self._window_seconds = 0.0
         self._step_started = 0.0
-        self._bar = TrainingProgress()
+        self._progress = TrainingProgress()
         self._board: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start, or go on."""
-        self.take_up(state)
-        self._bar.start(state.global_step, state.max_steps)
+        """Start, also after a checkpoint."""
+        self.restore(state)
+        self._progress.start(state.global_step, state.max_steps)
 
-    def take_up(self, state: Any) -> None:
-        """Forget what a killed run logged after the checkpoint, and take up the window that was open then."""
+    def restore(self, state: Any) -> None:
+        """Restore losses and the open window of a checkpoint, and drop what was logged after it."""
         logged = [entry for entry in state.log_history if "loss" in entry]
         opened = state.global_step // self.window * self.window
         self.losses = [entry["loss"] for entry in logged]
         self.steps = [entry for entry in logged if entry["step"] > opened]
         self.evaluations = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-        _keep_until(self.run.metrics_file, state.global_step, self.evaluations)
-        self._board = _tensorboard(self.run.logs, state.global_step)
+        _truncate_metrics(self.run.metrics_file, state.global_step, self.evaluations)
+        self._board = _open_tensorboard(self.run.logs, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Time the step itself, without evaluation and saving."""
+        """Start timing the step, without evaluation and saving."""
         self._step_started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add its time."""
+        """Add the time of the step."""
         self._window_seconds += time.perf_counter() - self._step_started
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """One call a step, one an evaluation, and a last one with the trainer's own summary, which is left out."""
+        """Handle the logs of a step or an evaluation; the trainer's own summary at the end is ignored."""
         logs = logs or {}
         if "eval_loss" in logs:
             self._evaluated(state.global_step, logs["eval_loss"])
@@ -78,24 +93,24 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             self._stepped(state.global_step, state.max_steps, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar; the board stays open for the last evaluation."""
-        self._bar.stop()
+        """Stop the progress bar; TensorBoard stays open for the last evaluation."""
+        self._progress.stop()
 
     def close(self) -> None:
-        """Close bar and board, also after a failure."""
-        self._bar.stop()
+        """Close progress bar and TensorBoard, also after a failure."""
+        self._progress.stop()
         if self._board is not None:
             self._board.close()
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all steps of this process."""
+        """Training speed over all full windows of this process."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def _stepped(self, step: int, last: int, logs: Mapping[str, float]) -> None:
         if not math.isfinite(logs["loss"]):
             raise ConfigError(
-                f"training has diverged: the loss after step {step} is {logs['loss']}", "Lower training.learning_rate."
+                f"training has diverged: the loss after step {step} is {logs['loss']}", "Lower training.learning_rate"
             )
         self.losses.append(logs["loss"])
         self.steps.append({key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs})
@@ -107,12 +122,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             self._write(step, {**self.steps[-1], "loss": loss, "tokens_per_second": round(speed, 1)})
             self.seconds += self._window_seconds
             self.tokens, self._window_seconds, self.steps = total, 0.0, []
-        self._bar.update(step, logs["loss"], speed)
+        self._progress.update(step, logs["loss"], speed)
 
     def _evaluated(self, step: int, loss: float) -> None:
         self.evaluations[step] = loss
         self._write(step, {"eval_loss": loss})
-        self._bar.evaluated(step, loss)
+        console.note(f"step {step}: evaluation loss {loss:.4f}")
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.run.logs.mkdir(parents=True, exist_ok=True)
@@ -124,33 +139,36 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Marks checkpoints as complete and keeps the last few."""
+    """Marks checkpoints as complete, with the training time until then, and keeps the last few."""
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, stopwatch: Stopwatch) -> None:
         self.keep = keep
+        self.stopwatch = stopwatch
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called when a checkpoint has been written."""
+        """Complete the checkpoint that the trainer has just written, and delete the oldest one."""
         directory = Path(args.output_dir)
-        checkpoints.mark_complete(directory / f"checkpoint-{state.global_step}")
+        checkpoint = directory / f"checkpoint-{state.global_step}"
+        checkpoints.write_elapsed(checkpoint, self.stopwatch.seconds)
+        checkpoints.mark_complete(checkpoint)
         checkpoints.prune(directory, self.keep)
 
 
 class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ctrl-C: the first one saves a checkpoint after the current step and stops; a second one stops at once."""
+    """Stops on Ctrl-C: the first saves a checkpoint after the current step, a second one stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop here, if asked to; the end of training saves by itself."""
+        """Save and stop if that was requested; the end of training saves by itself."""
         if self.requested:
             control.should_save = True
             control.should_training_stop = True
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Listen to SIGINT while training. Outside the main thread signals cannot be handled, and are left alone."""
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT while training. Outside the main thread signals cannot be handled, and are left alone."""
 
         def request(number: int, frame: Any) -> None:
             if self.requested:
@@ -170,7 +188,7 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
 
 
 class TrainingProgress:
-    """A bar on a terminal; a line at every tenth of the way elsewhere."""
+    """A progress bar on a terminal; elsewhere a line after every tenth of the steps."""
 
     def __init__(self) -> None:
         self._bar = progress.Progress(
@@ -183,32 +201,28 @@ class TrainingProgress:
         self._total = 0
 
     def start(self, done: int, total: int) -> None:
-        """Show it."""
+        """Show the bar."""
         self._total = total
         self._bar.start()
         self._task = self._bar.add_task("training", total=total, completed=done, loss=float("nan"), speed=0.0)
 
     def update(self, step: int, loss: float, speed: float) -> None:
-        """After a step."""
+        """Show the figures of a step."""
         if self._task is not None:
             self._bar.update(self._task, completed=step, loss=loss, speed=speed)
         tenths = 10 * step // self._total, 10 * (step - 1) // self._total
         if not console.stderr().is_terminal and (tenths[0] != tenths[1] or step == 1):
             console.note(f"step {step}/{self._total}: loss {loss:.4f}, {speed:.0f} tokens/s")
 
-    def evaluated(self, step: int, loss: float) -> None:
-        """After an evaluation."""
-        console.note(f"step {step}: evaluation loss {loss:.4f}")
-
     def stop(self) -> None:
-        """Hide it."""
+        """Remove the bar."""
         if self._task is not None:
             self._bar.stop()
             self._task = None
 
 
-def _keep_until(file: Path, step: int, evaluated: Container[int]) -> None:
-    """Drop lines about later steps and evaluations, which will be done again, and a line that a kill cut off."""
+def _truncate_metrics(file: Path, step: int, evaluated: Container[int]) -> None:
+    """Drop lines about steps and evaluations that will be repeated, and a line that a kill cut off."""
     if not file.is_file():
         return
     kept = []
@@ -220,8 +234,8 @@ def _keep_until(file: Path, step: int, evaluated: Container[int]) -> None:
     file.write_text("".join(kept), encoding="utf-8")
 
 
-def _tensorboard(directory: Path, step: int) -> Any:
-    """A TensorBoard writer; events after `step`, of a run that was killed, are purged."""
+def _open_tensorboard(directory: Path, step: int) -> Any:
+    """Return a TensorBoard writer, or None without TensorBoard; purge events after `step`, of an interrupted run."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

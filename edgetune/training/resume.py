@@ -1,4 +1,4 @@
-"""What a run directory holds already, and whether that allows what is asked for."""
+"""What a run directory already holds, and whether a training may resume, keep or replace it."""
 
 from __future__ import annotations
 
@@ -15,45 +15,120 @@ from edgetune.reference.writer import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
+from edgetune.runs.status import RunStatus
 
-# What may differ between a run and its resumption: nothing that has a say in the weights.
+# Options that do not affect the weights: they may differ between a run and its resumption.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
 _FREE_TRAINING = ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps")
 
+_EXISTING = {
+    RunStatus.FINISHED: ("holds a finished run", "Write elsewhere with -o, or replace the run with --overwrite"),
+    RunStatus.UNFINISHED: ("holds an unfinished run", "Resume it with --resume, or start over with --overwrite"),
+    RunStatus.RUNNING: (
+        "is being written by another process",
+        "Wait until it has finished, or write elsewhere with -o",
+    ),
+    RunStatus.FOREIGN: ("exists and is not a run directory", "Write elsewhere with -o"),
+}
 _SPLITS = {"train": "the rows of data.train", "validation": "the held-out rows", "test": "the rows of data.test"}
 
 
 class TrainingInterrupted(Exception):
-    """Training stopped at a checkpoint, on request."""
+    """Training stopped at a checkpoint, after Ctrl-C."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
 
 
 def check_run_directory(run: RunDirectory, *, resume: bool, overwrite: bool) -> None:
-    """RunDirectoryError when the directory's state does not allow what was asked for."""
+    """Raise RunDirectoryError if another process writes there, or if an existing run may not be replaced."""
     lock.refuse_if_written(run.path)
-    if overwrite or (resume and run.manifest_file.is_file()):
-        return
-    if run.is_finished:
+    error = existing_run_error(run, resume=resume, overwrite=overwrite)
+    if error:
+        raise error
+
+
+def existing_run_error(run: RunDirectory, *, resume: bool, overwrite: bool) -> RunDirectoryError | None:
+    """Return the error for a directory that exists and may be neither resumed nor replaced, if it is one."""
+    status = run.status
+    if overwrite or status is RunStatus.ABSENT or (resume and run.manifest_file.is_file()):
+        return None
+    what, hint = _EXISTING[status]
+    return RunDirectoryError(f"{run.path} {what}", hint)
+
+
+def can_resume(run: RunDirectory, prepared: PreparedRun, *, resume: bool, overwrite: bool) -> bool:
+    """Whether to resume the unfinished run that exists, instead of starting over.
+
+    Inputs that have changed since the run was started raise RunDirectoryError. With `overwrite` they are the reason to
+    start over, as a pipeline needs it.
+    """
+    if not resume or run.is_finished or not run.unfinished_file.is_file():
+        return False
+    changed = ", ".join(changed_inputs(run.manifest, prepared))
+    if changed and not overwrite:
         raise RunDirectoryError(
-            f"{run.path} holds a finished run", "Write elsewhere with -o, or replace it with --overwrite."
+            f"the run in {run.path} was started with other inputs: {changed} differ",
+            "Restore them, or start over with --overwrite",
         )
-    if run.unfinished_file.is_file():
+    if changed:
+        console.note(f"starting over, because {changed} changed after the run in {run.path} was started")
+    return not changed
+
+
+def is_up_to_date(run: RunDirectory, prepared: PreparedRun, *, overwrite: bool) -> bool:
+    """Whether a finished run has the inputs of `prepared`, so that training again would give the same.
+
+    If it has not, print what differs. Without `overwrite` raise RunDirectoryError instead, since the run would be
+    replaced.
+    """
+    changed = changed_inputs(run.manifest, prepared)
+    files = changed_tokenizer_files(prepared.base.path, prepared.template.source, run.tokenizer)
+    words = ", ".join(dict.fromkeys([*changed, *(f"the base's {name}" for name in files)]))
+    if words and not overwrite:
         raise RunDirectoryError(
-            f"{run.path} holds an unfinished run", "Go on with --resume, or start anew with --overwrite."
+            f"{run.path} holds a finished run with other inputs: {words} differ",
+            "Write elsewhere with -o, or replace the run with --overwrite",
         )
-    if run.path.exists() and (not run.path.is_dir() or {each.name for each in run.path.iterdir()} - {lock.FILE}):
-        raise RunDirectoryError(f"{run.path} exists and is not a run directory", "Write elsewhere with -o.")
+    if words:
+        console.note(f"training again: replacing the finished run in {run.path}, because {words} changed after it")
+    return not words
+
+
+def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
+    """Whether the reference of a finished run was captured with the options of `config`; if not, print that."""
+    same = run.manifest.config.get("reference") == config.reference.model_dump(mode="json")
+    if not same:
+        console.note(f"the run in {run.path} keeps its adapter; recapturing the reference: its options changed")
+    return bool(same)
+
+
+def adopt_free_sections(run: RunDirectory, config: Config) -> None:
+    """Store the sections of `config` that do not affect training in a finished run, and print which have changed."""
+    before, wanted = run.manifest.config, config.model_dump(mode="json")
+    changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
+    updated = f"; {', '.join(changed)} updated in run.json" if changed else ""
+    console.note(f"the run in {run.path} has finished already; there is nothing to resume{updated}")
+    run.adopt(**{section: wanted[section] for section in _FREE_SECTIONS})
+
+
+def changed_inputs(manifest: RunManifest, prepared: PreparedRun) -> list[str]:
+    """List what differs of everything that affects the weights: options, files of the base, training rows."""
+    before, now = manifest.base.files, prepared.base.identity["files"]
+    return [
+        *changed_options(manifest.config, prepared.config.model_dump(mode="json")),
+        *(f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)),
+        *changed_rows(manifest.data, prepared.data_identity),
+    ]
 
 
 def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the options that have a say in the weights and differ."""
+    """List the dotted names of options that affect the weights and differ."""
     found = []
     for section in sorted(stored.keys() | wanted.keys()):
-        if section in _FREE_SECTIONS or stored.get(section) == wanted.get(section):
-            continue
         before, after = stored.get(section), wanted.get(section)
+        if section in _FREE_SECTIONS or before == after:
+            continue
         if not isinstance(before, Mapping) or not isinstance(after, Mapping):
             found.append(section)
             continue
@@ -63,89 +138,14 @@ def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     return found
 
 
-def can_resume(
-    run: RunDirectory,
-    config: Config,
-    base: Mapping[str, Any],
-    data: Mapping[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> bool:
-    """Whether to take up the unfinished run that is there, rather than to start anew.
-
-    With `resume` alone, inputs that have changed since the run was started are a RunDirectoryError; with `overwrite`
-    too, they are the reason to start anew, which is what a pipeline wants.
-    """
-    if not resume or run.is_finished or not run.unfinished_file.is_file():
-        return False
-    changed = changed_inputs(run.manifest, config, base, data)
-    if changed and not overwrite:
-        raise RunDirectoryError(
-            f"the run in {run.path} was started with other inputs: {', '.join(changed)} differ",
-            "Restore them, or start anew with --overwrite.",
-        )
-    if changed:
-        console.note(f"starting anew, since {', '.join(changed)} changed after the run in {run.path} was started")
-    return not changed
-
-
-def is_up_to_date(run: RunDirectory, plan: PreparedRun, base: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether a finished run is what training with `plan` would give; if not, says what differs.
-
-    RunDirectoryError in place of that without `overwrite`, since the run would be replaced.
-    """
-    changed = changed_inputs(run.manifest, plan.config, base, plan.data_identity)
-    files = changed_tokenizer_files(plan.base.path, plan.template.source, run.tokenizer)
-    changed += [f"the base's {name}" for name in files]
-    words = ", ".join(dict.fromkeys(changed))
-    if changed and not overwrite:
-        raise RunDirectoryError(
-            f"{run.path} holds a finished run with other inputs: {words} differ",
-            "Write elsewhere with -o, or replace it with --overwrite.",
-        )
-    if changed:
-        console.note(f"replacing the finished run in {run.path}: trained anew, since {words} changed after it")
-    return not changed
-
-
-def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
-    """Whether the reference of a finished run was captured as `config` wants it; if not, says so."""
-    same = run.manifest.config.get("reference") == config.reference.model_dump(mode="json")
-    if not same:
-        console.note(f"the run in {run.path} keeps its adapter; its reference is captured anew: other options")
-    return bool(same)
-
-
-def adopt_free_sections(run: RunDirectory, config: Config) -> None:
-    """Give a finished run the sections of `config` that had no say in training, and say so."""
-    before, wanted = run.manifest.config, config.model_dump(mode="json")
-    changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
-    taken = f"; {', '.join(changed)} taken into run.json" if changed else ""
-    console.note(f"the run in {run.path} has finished already; there is nothing to resume{taken}")
-    run.adopt(**{section: wanted[section] for section in _FREE_SECTIONS})
-
-
-def changed_inputs(
-    manifest: RunManifest, config: Config, base: Mapping[str, Any], data: Mapping[str, Any]
-) -> list[str]:
-    """What differs of that which has a say in the weights: options, files of the base, training rows."""
-    changed = changed_options(manifest.config, config.model_dump(mode="json"))
-    before, now = manifest.base.files, base["files"]
-    changed += [
-        f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
-    ]
-    return changed + changed_rows(manifest.data, data)
-
-
 def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The splits whose rows differ between two of the manifest's `data`; where a file lies is of no matter.
+    """List the splits whose rows differ between two `data` entries of manifests; paths of files do not count.
 
-    Compared are the rows as they were encoded, or, where one of the two does not know them, the hashes of the sources.
+    The encoded rows are compared; or the hashes of the sources, if one of the manifests has no hash of the rows.
     """
     found = []
     for split, words in _SPLITS.items():
-        same_sources = _contents(before.get(split)) == _contents(now.get(split))
+        same_sources = _without_paths(before.get(split)) == _without_paths(now.get(split))
         digests = [data.get("rows", {}).get(split) for data in (before, now)]
         if None in digests:
             found += [] if same_sources else [words]
@@ -154,13 +154,12 @@ def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return found
 
 
-def _contents(sources: Any) -> list[dict[str, Any]]:
-    """Sources without their paths; none of a split that is unknown."""
+def _without_paths(sources: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in source.items() if key != "path"} for source in sources or []]
 
 
 def remove_run_files(run: RunDirectory) -> None:
-    """Remove an earlier run. Its manifest goes first, so that what a kill leaves behind is not taken for a run."""
+    """Remove an earlier run. The manifest goes first, so that the rest of an aborted removal is not taken for a run."""
     for file in (run.finished_file, run.unfinished_file):
         file.unlink(missing_ok=True)
     shutil.rmtree(stopped_directory(run.reference), ignore_errors=True)

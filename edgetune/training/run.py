@@ -1,7 +1,7 @@
-"""The stages of `edgetune train`: prepare -> train -> reference; each leaves its results behind.
+"""A training from its configuration to the finished run directory: prepare, train, capture the reference.
 
-`prepare` finds and checks everything that can be wrong, without torch; the stages after it can be killed at any time
-and taken up again.
+Preparation checks everything that can be wrong, without torch. The stages after it can be killed at any time and
+resumed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from edgetune import console
-from edgetune.config import ALL_LINEAR, Config
+from edgetune.config import ALL_LINEAR, Config, load_config
 from edgetune.errors import EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
@@ -22,119 +22,179 @@ from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.status import RunStatus
 from edgetune.training import environment
-from edgetune.training import resume as state
+from edgetune.training.resume import (
+    adopt_free_sections,
+    can_resume,
+    check_run_directory,
+    existing_run_error,
+    is_reference_up_to_date,
+    is_up_to_date,
+    remove_run_files,
+)
 
-FULL = 2**24
-"""Fewer free bytes than this are taken for a full disk."""
+FULL_DISK = 2**24
+"""A disk with fewer free bytes is taken for a full one."""
+WRITER = "a training"
+"""The name of the process in the run's lock."""
 
 
-def train(config: Config, path: Path, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
-    """Fine-tune and capture the reference; returns the finished run directory.
+def train(
+    config: Config | Path | str,
+    out: Path | str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunDirectory:
+    """Fine-tune a base model, capture its reference outputs, and return the finished run directory.
 
-    Raises Stopped when the user interrupted training, and edgetune's errors for everything that can be mended.
+    Args:
+        config: The configuration, or the path of its YAML file.
+        out: The run directory. Default: `runs/NAME`.
+        overrides: `key=value` settings that replace those of a YAML file.
+        resume: Resume an unfinished run from its last checkpoint; keep a finished run whose inputs are the same.
+        overwrite: Replace an existing run; with `resume`, only if its inputs have changed.
+
+    Raises:
+        TrainingInterrupted: After Ctrl-C, when a checkpoint has been saved.
+        EdgetuneError: For everything that the user can correct.
     """
-    run = RunDirectory(path)
-    state.check_run_directory(run, resume=resume, overwrite=overwrite)
-    plan = prepare_run(config)
-    identity = plan.base.identity()
-    holds = resume and run.is_finished and state.is_up_to_date(run, plan, identity, overwrite=overwrite)
-    if holds and state.is_reference_up_to_date(run, config):
-        with lock.writing(path, "a training"):
-            state.adopt_free_sections(run, config)
+    config, run = _open(config, out, overrides)
+    check_run_directory(run, resume=resume, overwrite=overwrite)
+    prepared = prepare_run(config)
+    trained = resume and run.is_finished and is_up_to_date(run, prepared, overwrite=overwrite)
+    if trained and is_reference_up_to_date(run, config):
+        with lock.writing(run.path, WRITER):
+            adopt_free_sections(run, config)
         return run
     environment.require_train_extra()
-    print_overview(plan)
-    check_free_space(path, estimate_run_bytes(config, plan.base.checkpoint, plan.reference_rows))
-    _check_targets(plan)
-    with lock.writing(path, "a training"):
-        if holds and run.is_finished:
+    _check_before_loading(run, prepared)
+    with lock.writing(run.path, WRITER):
+        if trained and run.is_finished:
             run.reopen()
-        state.check_run_directory(run, resume=resume and not run.is_finished, overwrite=overwrite)  # as it is by now
-        if not state.can_resume(run, config, identity, plan.data_identity, resume=resume, overwrite=overwrite):
-            state.remove_run_files(run)
+        # another process may have changed the directory before the lock was taken
+        check_run_directory(run, resume=resume and not run.is_finished, overwrite=overwrite)
+        if not can_resume(run, prepared, resume=resume, overwrite=overwrite):
+            remove_run_files(run)
         with environment.silence_libraries():
-            _begin(run, plan, identity)
-            _run_stages(run, plan)
+            _write_inputs(run, prepared)
+            _train_and_capture(run, prepared)
         run.finish()
     return run
 
 
-def _check_targets(plan: PreparedRun) -> None:
-    """ConfigError when layers that are named are not there. Imports torch, but loads no weights."""
-    if plan.config.adapter.target_modules == ALL_LINEAR:
+def dry_run(
+    config: Config | Path | str,
+    out: Path | str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Check everything that `train` checks before it loads weights. Write nothing and take no lock.
+
+    A run that exists already is a warning here, since nothing is written. Torch is imported only to check layers that
+    are named in `adapter.target_modules`.
+    """
+    config, run = _open(config, out, overrides)
+    existing = existing_run_error(run, resume=resume, overwrite=overwrite)
+    if existing and run.status is RunStatus.FOREIGN:
+        raise existing
+    environment.require_train_extra()
+    prepared = prepare_run(config)
+    needed = _check_before_loading(run, prepared)
+    if existing:
+        console.warn(f"{existing.message}; {existing.hint}")
+    console.note(f"{run.path} will take about {needed / 2**20:.0f} MiB; nothing was written")
+
+
+def _open(config: Config | Path | str, out: Path | str | None, overrides: Sequence[str]) -> tuple[Config, RunDirectory]:
+    if not isinstance(config, Config):
+        config = load_config(Path(config), overrides)
+    return config, RunDirectory(Path("runs") / config.name if out is None else Path(out))
+
+
+def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> int:
+    """Print the overview and check disk space and target layers; return the disk space of the run in bytes."""
+    print_overview(prepared)
+    needed = estimate_run_bytes(prepared.config, prepared.base.checkpoint, prepared.reference_rows)
+    check_free_space(run.path, needed)
+    _check_target_modules(prepared)
+    return needed
+
+
+def _check_target_modules(prepared: PreparedRun) -> None:
+    """Raise ConfigError if named layers do not exist. Imports torch, but loads no weights."""
+    if prepared.config.adapter.target_modules == ALL_LINEAR:
         return
     with environment.silence_libraries():
-        from edgetune.training import loading
-        from edgetune.training.adapters import lora
+        from edgetune.training import adapters, loading
 
-        lora.add_adapter(loading.load_empty_model(plan.base, plan.config), plan.config.adapter)
-
-
-def _run_stages(run: RunDirectory, plan: PreparedRun) -> None:
-    """The stages that need torch, which is imported here."""
-    import torch
-    from safetensors import SafetensorError
-
-    from edgetune.training.capture.reference import capture_reference
-    from edgetune.training.fit import train_or_load_adapter
-
-    try:
-        capture_reference(run, plan, train_or_load_adapter(run, plan))
-    except torch.OutOfMemoryError:
-        raise EnvironmentProblem(
-            "the GPU ran out of memory",
-            "Lower training.batch_size (and raise gradient_accumulation), training.max_length or adapter.r.",
-        ) from None
-    except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a full disk
-        if shutil.disk_usage(run.path).free > FULL:
-            raise
-        raise EnvironmentProblem(
-            f"no space is left on the disk of {run.path} ({str(error).splitlines()[0]})",
-            "Free some space; --resume then goes on from the last checkpoint.",
-        ) from None
+        adapters.add_adapter(loading.load_empty_model(prepared.base, prepared.config), prepared.config.adapter)
 
 
-def dry_run(config: Config, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Everything that `train` checks before it loads weights; torch is imported for layers that are named only."""
-    state.check_run_directory(RunDirectory(path), resume=resume, overwrite=overwrite)
-    environment.require_train_extra()
-    plan = prepare_run(config)
-    print_overview(plan)
-    needed = estimate_run_bytes(config, plan.base.checkpoint, plan.reference_rows)
-    check_free_space(path, needed)
-    _check_targets(plan)
-    console.note(f"{path} will take about {needed / 2**20:.0f} MiB; nothing was written")
-
-
-def _begin(run: RunDirectory, plan: PreparedRun, identity: Mapping[str, Any]) -> None:
-    """Write the manifest and the tokenizer: from here on --resume knows what to go on with."""
+def _write_inputs(run: RunDirectory, prepared: PreparedRun) -> None:
+    """Write manifest and tokenizer; from here on the run can be resumed."""
     RunDirectory.create(run.path)
     device = environment.describe_device()
-    if device["type"] == "cpu" and plan.config.training.optimizer.startswith("paged"):
+    if device["type"] == "cpu" and prepared.config.training.optimizer.startswith("paged"):
         console.note("no CUDA GPU: training on the CPU, where the paged optimizer's state is not paged")
     run.update_manifest(
-        config=plan.config.model_dump(mode="json"),
-        base=dict(identity),
-        data=plan.data_identity,
+        config=prepared.config.model_dump(mode="json"),
+        base=dict(prepared.base.identity),
+        data=prepared.data_identity,
         versions=environment.installed_versions(),
         device=device,
     )
-    save_tokenizer(plan.base.path, plan.template.source, run.tokenizer)
+    save_tokenizer(prepared.base.path, prepared.template.source, run.tokenizer)
+
+
+def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
+    """Run the two stages that need torch, which is imported here."""
+    from edgetune.training.capture.reference import capture_reference
+    from edgetune.training.fit import train_or_load_adapter
+
+    with _translate_torch_errors(run.path):
+        model = train_or_load_adapter(run, prepared)
+        capture_reference(run, prepared, model)
+
+
+@contextmanager
+def _translate_torch_errors(path: Path) -> Iterator[None]:
+    """Turn a GPU without memory and a full disk into errors that say what to do."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise EnvironmentProblem(
+            "the GPU ran out of memory",
+            "Lower training.batch_size (and raise gradient_accumulation), training.max_length or adapter.r",
+        ) from None
+    except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a full disk
+        if shutil.disk_usage(path).free > FULL_DISK:
+            raise
+        raise EnvironmentProblem(
+            f"no space is left on the disk of {path} ({str(error).splitlines()[0]})",
+            "Free some space, then resume from the last checkpoint with --resume",
+        ) from None
 
 
 def format_summary(run: RunDirectory) -> str:
-    """What came out, for standard output."""
-    trained, said = run.train_results, store.summary(run)
-    entropy = said["cross_entropy"]
+    """Return the results of a finished run as lines for standard output."""
+    trained, captured = run.train_results, store.summary(run)
+    entropy = captured["cross_entropy"]
     lines = [
         f"run         {run.path}",
         f"training    {trained.steps} steps in {trained.seconds:.0f} s, "
         f"loss {trained.loss_first:.4f} -> {trained.loss_last:.4f}, evaluation loss {trained.eval_loss:.4f}",
-        f"held out    {said['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
+        f"held out    {captured['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
         f"{math.exp(entropy['trained']):.3f} (trained)",
     ]
-    task = said["task"]
+    task = captured["task"]
     if task:
         lines.append(f"task        {task['rows']} rows, {task['base']:.1%} (base) -> {task['trained']:.1%} (trained)")
     if trained.adapter_is_zero:

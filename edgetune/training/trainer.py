@@ -16,7 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import DataError
-from edgetune.training.adapters.lora import cast_trainable_to_float32
+from edgetune.training.adapters import cast_trainable_to_float32
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]

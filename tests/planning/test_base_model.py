@@ -42,7 +42,7 @@ def _config(tmp_path: Path, **options: Any) -> Any:
 def test_the_commit_is_recorded(hub: dict[str, Any], base: Path, tmp_path: Path) -> None:
     found = find_base(_config(tmp_path, base="org/model", revision="main"))
     assert (hub["name"], hub["revision"]) == ("org/model", "main")
-    identity = found.identity()
+    identity = found.identity
     assert (identity["name"], identity["revision"]) == ("org/model", COMMIT)
     assert set(identity["files"]) == {"config.json", "model.safetensors"}
 
@@ -76,7 +76,7 @@ def test_remote_code_is_not_run_unasked(base: Path, tmp_path: Path) -> None:
     (own / "config.json").write_text(json.dumps(config))
     (own / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     options = _config(tmp_path, base=str(own))
-    with pytest.raises(EnvironmentProblem, match="comes with Python code of its own, which is not run unasked"):
+    with pytest.raises(EnvironmentProblem, match="needs Python code that comes with it"):
         load_model(find_base(options), options)
     assert not (tmp_path / "ran").exists()
 
@@ -98,5 +98,5 @@ def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: P
     config = json.loads((own / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (own / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="stored quantized already; training takes the original weights"):
+    with pytest.raises(CheckpointError, match="already quantized; training quantizes the original weights"):
         find_base(_config(tmp_path, base=str(own)))

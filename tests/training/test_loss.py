@@ -12,8 +12,7 @@ from edgetune.config import Config, parse_config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.prepare import PreparedRun, prepare_run
-from edgetune.training import environment
-from edgetune.training.adapters import lora
+from edgetune.training import adapters, environment
 from edgetune.training.loading import four_bit_layers, load_model, load_tokenizer
 from edgetune.training.trainer import Collator, Trainer, build_trainer, check_batch
 from tests.training import runs
@@ -23,7 +22,7 @@ from tests.training import runs
 def _trainer(config: Config, directory: Path) -> tuple[Trainer, PreparedRun]:
     plan = prepare_run(config)
     torch.manual_seed(0)
-    model = lora.add_adapter(load_model(plan.base, config), config.adapter)
+    model = adapters.add_adapter(load_model(plan.base, config), config.adapter)
     tokenizer, _ = load_tokenizer(plan.base, config)
     collator = Collator(plan.pad_id, plan.stop_ids)
     trainer = build_trainer(model, tokenizer, plan.train.rows, plan.validation.rows, collator, config, directory, [])
@@ -173,7 +172,7 @@ def test_target_modules_that_fit_nothing_are_named(base: Path, tmp_path: Path, t
     config = parse_config(values)
     model = load_model(prepare_run(config).base, config)
     with pytest.raises(ConfigError, match=problem) as caught:
-        lora.add_adapter(model, config.adapter)
+        adapters.add_adapter(model, config.adapter)
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in (caught.value.hint or "")
 
 
@@ -181,7 +180,7 @@ def test_sixteen_bits_and_some_targets(base: Path, tmp_path: Path) -> None:
     values = runs.settings(base, tmp_path)
     values |= {"quantization": {"bits": 16}, "adapter": {"target_modules": ["q_proj", "v_proj"], "use_rslora": True}}
     config = parse_config(values)
-    model = lora.add_adapter(load_model(prepare_run(config).base, config), config.adapter)
+    model = adapters.add_adapter(load_model(prepare_run(config).base, config), config.adapter)
     assert not four_bit_layers(model)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {
         "q_proj", "v_proj"

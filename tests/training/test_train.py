@@ -24,14 +24,14 @@ from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
-from edgetune.training import checkpoints, fit
+from edgetune.training import adapters, checkpoints, fit
 from edgetune.training import resume as state
-from edgetune.training.adapters import lora
 from edgetune.training.callbacks import MetricsCallback
 from edgetune.training.capture import generate as outputs
 from edgetune.training.capture import reference as capture
 from edgetune.training.capture.golden import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
+from edgetune.training.run import train
 from edgetune_converters.files.contents import sha256_of
 from tests.data import templates
 from tests.training import runs
@@ -110,7 +110,7 @@ def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
 
 def _model_of(run: RunDirectory, config: Path) -> Any:
     options = load_config(config)
-    model = lora.load_adapter(load_model(prepare_run(options).base, options), run.adapter)
+    model = adapters.load_adapter(load_model(prepare_run(options).base, options), run.adapter)
     outputs.prepare_for_capture(model)
     return model
 
@@ -182,6 +182,8 @@ def test_only_the_summary_on_stdout_and_no_noise(config: Path, tmp_path: Path) -
     noise = [line for line in result.stderr.splitlines() if any(word in line for word in ("Warning", "it/s", "warn("))]
     assert noise == []
     assert "step 2/2: loss" in result.stderr
+    for stage in ("answers to the test rows", "greedy answers", "first tokens of the golden answers"):
+        assert stage in result.stderr  # the stages after training are not silent
     if not torch.cuda.is_available():
         assert len([line for line in result.stderr.splitlines() if "paged" in line.lower()]) == 1
 
@@ -237,10 +239,16 @@ def test_ctrl_c_saves_says_how_to_go_on_and_costs_nothing(
         assert cli.run(arguments) == 130
     written = capfd.readouterr()
     assert written.out == ""
-    assert f"stopped after step 4; go on with `edgetune train {config} -o {path} --resume`" in written.err
+    checkpoint = checkpoints.latest_complete(RunDirectory(path).checkpoints)
+    assert checkpoint is not None
+    assert 0 < checkpoints.read_elapsed(checkpoint) < 600
+    checkpoints.write_elapsed(checkpoint, 10_000)
+    assert f"stopped after step 4; resume with `edgetune train {config} -o {path} --resume`" in written.err
     assert not RunDirectory(path).is_finished
     assert cli.run([*arguments, "--resume"]) == 0
     assert_same_run(RunDirectory.open(path), finished)
+    assert RunDirectory.open(path).train_results.seconds > 10_000  # all stretches of the training count
+    assert f"{STEPS} steps in 100" in capfd.readouterr().out
 
 
 def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +261,7 @@ def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pyte
     with pytest.MonkeyPatch.context() as patch:
         _at_step(2, twice, patch)
         assert cli.run(["train", str(config), "-o", str(path)]) == 130
-    assert "go on with `edgetune train" in capfd.readouterr().err
+    assert "resume with `edgetune train" in capfd.readouterr().err
     assert checkpoints.latest_complete(RunDirectory(path).checkpoints) is None
 
 
@@ -272,7 +280,7 @@ def test_a_failure_in_the_capture_does_not_cost_the_training(
     run = RunDirectory(path)
     assert not run.reference.exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "_fit", fail)  # it is not trained again
+        patch.setattr(fit, "_run_trainer", fail)  # it is not trained again
         patch.setattr(ReferenceWriter, "add_trained", fail)  # and what was captured is not captured again
         assert cli.run([*arguments, "--resume"]) == 0
     assert not list(path.glob("*.partial"))
@@ -348,10 +356,19 @@ def test_states_of_the_run_directory(
     options = ["--resume", "--set", "adapter.r=4", "--set", "training.seed=3", "--set", "training.save_steps=1"]
     assert "other inputs: adapter.r, training.seed differ" in said("-o", str(unfinished), *options, code=1)
 
+    for path, words in ((run, "holds a finished run"), (str(unfinished), "holds an unfinished run")):
+        untouched = {file: file.stat().st_mtime_ns for file in Path(path).rglob("*")}
+        dry = " ".join(said("-o", path, "--dry-run", code=0).split())
+        assert f"warning: {path} {words}; " in dry
+        assert "nothing was written" in dry
+        assert {file: file.stat().st_mtime_ns for file in Path(path).rglob("*")} == untouched
+    assert "warning: " + str(unfinished) not in said("-o", str(unfinished), "--resume", "--dry-run", code=0)
+
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("x")
     assert "exists and is not a run directory" in said("-o", str(foreign), code=1)
+    assert "exists and is not a run directory" in said("-o", str(foreign), "--dry-run", code=1)
     assert (foreign / "thesis.txt").exists()
 
 
@@ -366,7 +383,7 @@ def test_a_finished_run_takes_what_has_no_say_in_training(
         os.utime(file, (1, 1))
     arguments = ["train", str(config), "-o", str(run.path), "--resume", "--overwrite"]
     assert cli.run([*arguments, "--set", "gate.recovery_min=0.5", "--set", "export.types=[q8_0, f16]"]) == 0
-    assert "nothing to resume; export, gate taken into run.json" in " ".join(capfd.readouterr().err.split())
+    assert "nothing to resume; export, gate updated in run.json" in " ".join(capfd.readouterr().err.split())
     after = run.manifest.content()
     assert (after["config"]["gate"]["recovery_min"], after["config"]["export"]["types"]) == (0.5, ["q8_0", "f16"])
     assert {**after["config"], "gate": None, "export": None} == {**before["config"], "gate": None, "export": None}
@@ -381,7 +398,7 @@ def test_another_reference_is_captured_without_training(
     run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
     assert cli.run(["train", str(config), "-o", str(run.path), "--resume", "--set", "reference.rows=2"]) == 0
     said = " ".join(capfd.readouterr().err.split())
-    assert "keeps its adapter; its reference is captured anew" in said
+    assert "keeps its adapter; recapturing the reference: its options changed" in said
     assert "the adapter is trained already" in said
     assert (summary(run)["rows"], run.manifest.config["reference"]["rows"]) == (2, 2)
     assert run.train_results == finished.train_results
@@ -402,15 +419,15 @@ def test_a_finished_run_is_replaced_with_a_sentence_that_says_why(
         cleared.append(run.path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(state, "clear", stop)
+    monkeypatch.setattr("edgetune.training.run.remove_run_files", stop)
     arguments = ["train", str(config), "-o", str(run.path), "--resume"]
     assert cli.run([*arguments, "--set", "adapter.r=4"]) == 1
     assert "finished run with other inputs: adapter.r differ" in " ".join(capfd.readouterr().err.split())
     assert cli.run([*arguments, "--overwrite", "--set", "adapter.r=4"]) == 130
-    assert "trained anew, since adapter.r changed after it" in " ".join(capfd.readouterr().err.split())
+    assert "because adapter.r changed after it" in " ".join(capfd.readouterr().err.split())
     (run.tokenizer / "generation_config.json").write_text("{}")  # as if that of the base had changed since
     assert cli.run([*arguments, "--overwrite"]) == 130
-    assert "since the base's generation_config.json changed after it" in " ".join(capfd.readouterr().err.split())
+    assert "because the base's generation_config.json changed after it" in " ".join(capfd.readouterr().err.split())
     assert cleared == [run.path] * 2
 
 
@@ -493,7 +510,7 @@ def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
     arguments = ["train", str(config), "-o", str(unfinished), "--resume", "--overwrite"]
     adapter = (finished.adapter / "adapter_model.safetensors").read_bytes()
     assert cli.run(arguments) == 0  # trained already: only the capture is made again
-    assert "starting anew" not in capfd.readouterr().err
+    assert "starting over" not in capfd.readouterr().err
     assert (unfinished / "adapter/adapter_model.safetensors").read_bytes() == adapter
 
     run = RunDirectory(unfinished)
@@ -504,16 +521,15 @@ def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
     assert cli.run(["train", str(config), "-o", str(unfinished), "--resume"]) == 1
     assert "the rows of data.train differ" in capfd.readouterr().err
     assert cli.run(arguments) == 0
-    assert "starting anew, since the rows of data.train changed" in capfd.readouterr().err
+    assert "starting over, because the rows of data.train changed" in capfd.readouterr().err
 
 
 def test_overwrite_replaces_a_run(finished: RunDirectory, config: Path, tmp_path: Path) -> None:
     path = tmp_path / "copy"
     shutil.copytree(finished.path, path)
     (path / "reference" / "stale").touch()
-    arguments = ["train", str(config), "-o", str(path), "--overwrite", "--set", "training.max_steps=1"]
-    assert cli.run(arguments) == 0
-    run = RunDirectory.open(path)
+    run = train(config, path, overrides=["training.max_steps=1"], overwrite=True)  # as from Python
+    assert run == RunDirectory.open(path)
     assert run.train_results.steps == 1
     assert not (run.reference / "stale").exists()
     assert [line["step"] for line in curve(run) if "loss" in line] == [1]

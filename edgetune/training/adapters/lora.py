@@ -1,26 +1,17 @@
-"""Putting the adapter onto the base."""
+"""LoRA and rsLoRA: low-rank matrices beside linear layers (arXiv:2106.09685, arXiv:2312.03732)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 
 from edgetune.config import AdapterConfig
-from edgetune.errors import ConfigError
 
 
-def add_adapter(model: Any, config: AdapterConfig) -> Any:
-    """A PeftModel whose only trainable parameters are the new adapter's, in float32.
-
-    ConfigError names the layers there are when `target_modules` fits none.
-    """
-    _check_targets(model, config.target_modules)
-    _prepare(model)
-    lora = LoraConfig(
+def peft_config(config: AdapterConfig) -> LoraConfig:
+    """Return our options under PEFT's names."""
+    return LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -28,66 +19,8 @@ def add_adapter(model: Any, config: AdapterConfig) -> Any:
         use_rslora=config.use_rslora,
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:  # a regular expression that fits nothing
-        raise ConfigError(
-            f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
-            f"The linear layers are {', '.join(linear_layer_names(model))}.",
-        ) from None
 
 
-def load_adapter(model: Any, directory: Path) -> Any:
-    """The base with a trained adapter from disk."""
-    _prepare(model)
-    return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
-
-
-def cast_trainable_to_float32(model: Any) -> None:
-    """Undo TRL's cast of a quantized model's adapter to bfloat16, whose 8 bits swallow small updates."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def count_trainable(model: Any) -> int:
-    """How many parameters are trained."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def is_adapter_zero(model: Any) -> bool:
-    """Whether the adapter changes nothing: B, which begins as zero, still is, in every layer."""
+def is_zero(model: Any) -> bool:
+    """Whether B, which is initialized with zeros, is still zero in every layer: the adapter changes nothing."""
     return not any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
-
-
-def linear_layer_names(model: Any) -> list[str]:
-    """The last parts of the names of the linear layers that can be adapted."""
-    head = model.get_output_embeddings()
-    linear = (
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    )
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-
-
-def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
-    if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
-        return
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    known = linear_layer_names(model)
-    unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
-    head = [each for each in targets if each in ("lm_head", "embed_out")]
-    if unmatched or head or not targets:
-        what = (
-            f"{', '.join(unmatched)} fit no linear layer"
-            if unmatched
-            else f"{', '.join(head) or 'nothing'} cannot be adapted"
-        )
-        raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear.")
-
-
-def _prepare(model: Any) -> None:
-    """Freeze the base; norms in float32 as in QLoRA (PEFT's own preparation also widens the embedding: memory)."""
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-        if parameter.ndim == 1 and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()

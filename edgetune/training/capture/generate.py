@@ -1,4 +1,4 @@
-"""What base and trained model say: the rows they are asked about, the type they compute in, their greedy answers."""
+"""Shared steps of the capture: rows in the reference's layout, precision, choice of the model, greedy answers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edgetune.training.loading import compute_dtype, four_bit_layers
 
 GENERATION_BATCH = 32
 
-Advance = Callable[[dict[int, list[int]]], None]
+OnAnswers = Callable[[dict[int, list[int]]], None]
 """Called with the answers of a batch, by the index of their prompts."""
 
 
 def to_scored_rows(encoded: Sequence[EncodedRow]) -> ScoredRows:
-    """Encoded rows in the reference's layout: one array of tokens, offsets of rows, scored positions."""
+    """Convert encoded rows to the reference's layout: one array of tokens, offsets of rows, scored positions."""
     lengths = [len(row.input_ids) for row in encoded]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.concatenate([np.asarray(row.input_ids, np.int32) for row in encoded])
@@ -32,9 +32,9 @@ def to_scored_rows(encoded: Sequence[EncodedRow]) -> ScoredRows:
 
 
 def prepare_for_capture(model: Any) -> None:
-    """Ready the trained model for capture: no dropout, a key-value cache and, on the CPU, products in float32.
+    """Prepare the trained model for capture: no dropout, a key-value cache and, on the CPU, products in float32.
 
-    There the reference is then the exact product of the dequantized base and the adapter, free of bfloat16 noise.
+    On the CPU the reference is then computed from the dequantized base and the adapter without bfloat16 rounding.
     """
     model.eval()
     base = model.get_base_model()
@@ -46,7 +46,7 @@ def prepare_for_capture(model: Any) -> None:
 
 
 def capture_precision(model: Any, config: Config) -> tuple[str, Callable[[], AbstractContextManager[Any]]]:
-    """(name of the type, context) in which capture computes."""
+    """Return the name of the type in which capture computes, and a context manager that sets it."""
     if model.device.type == "cpu":
         return "float32", nullcontext
     dtype = compute_dtype(config)
@@ -56,14 +56,14 @@ def capture_precision(model: Any, config: Config) -> tuple[str, Callable[[], Abs
 
 
 def select_model(model: Any, which: str) -> AbstractContextManager[Any]:
-    """The context in which `model` is the "trained" or the "base" one."""
+    """Return a context manager in which `model` is the "trained" or the "base" model."""
     context: AbstractContextManager[Any] = model.disable_adapter() if which == "base" else nullcontext()
     return context
 
 
 @dataclass(frozen=True)
 class GreedySettings:
-    """How answers are generated: the likeliest token each time, until a stop token or `length` tokens."""
+    """Greedy generation: the most likely token, until a stop token or `length` tokens."""
 
     stop_ids: list[int]
     pad_id: int
@@ -74,14 +74,19 @@ def generate_greedy(
     model: Any,
     prompts: Sequence[Sequence[int]],
     settings: GreedySettings,
-    advance: Advance,
+    on_answers: OnAnswers,
     known: Collection[int] = (),
 ) -> None:
-    """Answers as ids, without the token at which each stops; prompts of similar length share a batch.
+    """Generate greedy answers as token ids, without the stop token; prompts of similar length share a batch.
 
-    Prompts whose index is `known` are left out.
+    Args:
+        model: A PeftModel that `prepare_for_capture` has prepared.
+        prompts: Token ids of each prompt.
+        settings: Stop tokens, padding and length.
+        on_answers: Called after each batch.
+        known: Indices of prompts that are left out, since their answers are known.
     """
-    model.get_base_model().generation_config = GenerationConfig()  # nothing of the base's own sampling
+    model.get_base_model().generation_config = GenerationConfig()  # without the sampling options of the base
     generation = GenerationConfig(
         do_sample=False,
         max_new_tokens=settings.length,
@@ -97,7 +102,7 @@ def generate_greedy(
             input_ids=ids.to(model.device), attention_mask=attended.to(model.device), generation_config=generation
         )
         answers = written[:, ids.shape[1] :].tolist()
-        advance({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
+        on_answers({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,5 +116,5 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.T
 
 
 def _until_stop(answer: list[int], stop_ids: Sequence[int]) -> list[int]:
-    end = next((place for place, id_ in enumerate(answer) if id_ in stop_ids), len(answer))
+    end = next((index for index, id_ in enumerate(answer) if id_ in stop_ids), len(answer))
     return answer[:end]

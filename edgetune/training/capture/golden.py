@@ -1,4 +1,4 @@
-"""Golden conversations: what the exported file's template and tokenizer must reproduce, string by string, id by id."""
+"""Golden conversations: texts and token ids that the template and tokenizer of an exported file must reproduce."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 
 OWN_ROWS = 8
-"""How many of the user's rows join the golden conversations."""
+"""Number of the user's rows that are added to the golden conversations."""
 
 
 def _ask(text: str) -> Conversation:
@@ -19,7 +19,7 @@ def _ask(text: str) -> Conversation:
 
 
 def _talk(*texts: str, system: str | None = None) -> Conversation:
-    """User and assistant in turn."""
+    """Alternate user and assistant messages."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
@@ -61,7 +61,7 @@ TOOL = {
         },
     },
 }
-"""Given to the template for some conversations; a template that knows no tools ignores it."""
+"""A tool that some conversations offer; a template without tool support ignores it."""
 CALLED: Conversation = [
     {"role": "user", "content": "Dim the bedroom light."},
     {"role": "assistant", "content": "", "tool_calls": [  # type: ignore[dict-item]
@@ -74,9 +74,16 @@ WITH_TOOLS: tuple[Conversation, ...] = (_ask("Dim the bedroom light."), _talk("H
 def build_contract(
     template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[Conversation]
 ) -> list[dict[str, Any]]:
-    """Golden and own conversations as transformers renders and tokenizes them; those the template refuses are left out.
+    """Render and tokenize the golden conversations and the user's own; leave out those that the template rejects.
 
-    `theirs` is the transformers tokenizer. DataError when our rendering differs from its own.
+    Args:
+        template: The chat template of the run.
+        tokenizer: The tokenizer that gives the token ids.
+        theirs: The tokenizer of transformers, whose rendering must be equal.
+        own: Held-out conversations of the user; the first OWN_ROWS are taken.
+
+    Raises:
+        DataError: If our rendering differs from that of transformers.
     """
     golden = [
         *_entries(template, tokenizer, theirs, GOLDEN),
@@ -97,7 +104,7 @@ def _entries(
         prompt = messages[-1]["role"] != "assistant"
         try:
             text = template.render(messages, add_generation_prompt=prompt, tools=tools)
-        except DataError:  # no system role, strict alternation ...
+        except DataError:  # no system role, strict alternation, and so on
             continue
         expected = theirs.apply_chat_template(
             messages, tools=tools, chat_template=template.source, tokenize=False, add_generation_prompt=prompt
@@ -105,7 +112,7 @@ def _entries(
         if text != expected:
             raise DataError(
                 f"the chat template renders {text[:80]!r} here and {expected[:80]!r} in transformers",
-                "Please report this template; meanwhile use another one (data.chat_template).",
+                "Please report this template; meanwhile use another one (data.chat_template)",
             )
         ids, _ = tokenizer.encode(text)
         entry = {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids}

@@ -1,4 +1,4 @@
-"""Rows that show long contexts: RoPE scaling and sliding windows do nothing to short ones (DESIGN 7.10)."""
+"""Long rows: RoPE scaling and sliding windows have no effect on short ones, so their faults show only in these."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from edgetune.training.capture import generate
 from edgetune.training.capture.forward import repeat_to_length
 
 SCORED = 128
-"""Tokens at the end of a long row that are scored."""
-_BEYOND = 8
-"""A row past a length is longer by one part in so many."""
+"""Number of scored tokens at the end of a long row."""
+_BEYOND = 8  # a row beyond the original context is longer by an eighth
 
 
-def build_reference_rows(plan: PreparedRun, model: Any) -> tuple[ScoredRows, int]:
-    """The held-out rows, and after them the long ones that `reference.long` asks for; how many these are."""
-    rows = generate.to_scored_rows(plan.reference_rows)
-    if not plan.config.reference.long:
+def build_reference_rows(prepared: PreparedRun, model: Any) -> tuple[ScoredRows, int]:
+    """Return the held-out rows, followed by the long rows of `reference.long`, and the number of long rows."""
+    rows = generate.to_scored_rows(prepared.reference_rows)
+    if not prepared.config.reference.long:
         return rows, 0
     lengths = choose_long_lengths(model.get_base_model().config.get_text_config())
     console.note(f"reference: long rows of {' and '.join(map(str, lengths))} tokens")
-    return _appended(rows, lengths), len(lengths)
+    return _append_long_rows(rows, lengths), len(lengths)
 
 
 def choose_long_lengths(config: Any) -> list[int]:
-    """Lengths in tokens: up to where the model was first made for, and past that where it allows more."""
-    most = int(config.max_position_embeddings)
+    """Choose lengths in tokens: the original context and, if the model allows more, one beyond it."""
+    longest = int(config.max_position_embeddings)
     scaling = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None)
-    original = scaling.get("original_max_position_embeddings") or window or most
-    first = min(int(original), most)
-    beyond = min(first + max(first // _BEYOND, 16), most)
+    original = scaling.get("original_max_position_embeddings") or window or longest
+    first = min(int(original), longest)
+    beyond = min(first + max(first // _BEYOND, 16), longest)
     return [first, beyond] if beyond > first else [first]
 
 
-def _appended(rows: ScoredRows, lengths: list[int]) -> ScoredRows:
-    """The held-out rows again, one after the other, as rows of these lengths."""
+def _append_long_rows(rows: ScoredRows, lengths: list[int]) -> ScoredRows:
+    """Append rows of these lengths, made of the held-out rows one after the other."""
     each = [ids for ids, _, _ in rows]
     tokens, offsets, positions = [rows.tokens], list(rows.row_offsets), [rows.positions]
     for length in lengths:

@@ -1,4 +1,4 @@
-"""`edgetune reference`: the reference of a finished run written anew, its merged models, llama.cpp's base file."""
+"""`edgetune reference`: recapture a finished run's reference, measure merged models, write a KLD base file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgetune.reference.codecs import Comparison
 from edgetune.reference.llama_kld import KldBaseWriter, scored_positions, split_into_chunks, with_bos
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.training.adapters import lora
+from edgetune.training import adapters
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
@@ -32,66 +32,71 @@ from edgetune_converters.exporting import export
 
 @dataclass(frozen=True)
 class RecaptureRequest:
-    """What to write."""
+    """What to capture."""
 
-    anew: bool
-    """The reference itself."""
+    reference: bool
+    """Recapture the reference."""
     merged: Sequence[str] = ()
-    """Names of merged models, of edgetune.reference.merged.MERGED."""
+    """Names of merged models to measure, keys of edgetune.reference.merged.MERGED."""
     llama_base: Path | None = None
-    """A file for llama-perplexity --kl-divergence-base."""
+    """Path of a base file for llama-perplexity --kl-divergence-base."""
     llama_context: int = 512
-    """Tokens of its chunks."""
+    """Tokens per chunk of the base file."""
     llama_text: Path | None = None
-    """Text to cut into chunks; None takes the held-out rows."""
+    """UTF-8 text that is split into chunks; None: the held-out rows."""
 
 
-def recapture(run: RunDirectory, config: Config, wanted: RecaptureRequest) -> None:
-    """Write what is wanted. Raises RunDirectoryError when the base is not the one that the run was trained on."""
-    plan = prepare_run(config)
-    _check_base(run, plan)
+def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> None:
+    """Capture what is requested.
+
+    Raises:
+        RunDirectoryError: If the base is not the one that the run was trained on.
+    """
+    prepared = prepare_run(config)
+    _check_base(run, prepared)
     model = None
-    if wanted.anew or wanted.llama_base:
-        model = lora.load_adapter(load_model(plan.base, config), run.adapter)
+    if request.reference or request.llama_base:
+        model = adapters.load_adapter(load_model(prepared.base, config), run.adapter)
         generate.prepare_for_capture(model)
-    if wanted.anew:
-        capture_reference(run, plan, model)
-    if wanted.llama_base:
-        _capture_llama_base(run, plan, model, wanted)
+    if request.reference:
+        capture_reference(run, prepared, model)
+    if request.llama_base:
+        _capture_llama_base(run, prepared, model, request)
     del model
-    for name in wanted.merged:
-        _capture_merged(run, plan, name)
+    for name in request.merged:
+        _capture_merged(run, prepared, name)
 
 
-def _check_base(run: RunDirectory, plan: PreparedRun) -> None:
-    expected, found = run.manifest.base.files, plan.base.identity()["files"]
+def _check_base(run: RunDirectory, prepared: PreparedRun) -> None:
+    expected, found = run.manifest.base.files, prepared.base.identity["files"]
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise RunDirectoryError(
-            f"{plan.base.path} is not the base that this run was trained on: {', '.join(differing)} differ",
-            "Restore it; what another base says is no reference for this adapter.",
+            f"{prepared.base.path} is not the base that this run was trained on: {', '.join(differing)} differ",
+            "Restore it; the outputs of another base are no reference for this adapter",
         )
 
 
 # -- merged models -----------------------------------------------------------------------------------------------------
 
 
-def _capture_merged(run: RunDirectory, plan: PreparedRun, name: str) -> None:
-    """Merge as the export does, run the result in transformers, and store how it differs from the trained model."""
+def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str) -> None:
+    """Merge as the export does, run the result in transformers, and store its divergence from the trained model."""
     reference = Reference.open(run.reference)
     manifest = run.manifest
-    if name == "nf4" and plan.config.quantization.bits != 4:
+    if name == "nf4" and prepared.config.quantization.bits != 4:
         raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16.")
     folder = run.path / f"merged-{name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with console.byte_progress(f"merge {name}") as progress:
             export(
-                plan.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter, tokenizer=run.tokenizer,
+                prepared.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter,
+                tokenizer=run.tokenizer,
                 merge_base=merged.MERGED[name], trained_on=manifest.quantized, progress=progress,
                 expected_base=manifest.base.files, expected_adapter=run.trained_adapter,
             )  # fmt: skip
-        compared = _compare_directory(folder, plan, reference, name)
+        compared = _compare_directory(folder, prepared, reference, name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     path = merged.write(reference, name, compared)
@@ -99,16 +104,16 @@ def _capture_merged(run: RunDirectory, plan: PreparedRun, name: str) -> None:
 
 
 def _merged_type() -> str:
-    """On a GPU 16 bits, as merged models are kept; on the CPU all that there is."""
+    """Return the storage type of the merged model: 16 bits on a GPU, as published models have; 32 bits on the CPU."""
     return "bf16" if torch.cuda.is_available() else "f32"
 
 
-def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, name: str) -> Comparison:
+def _compare_directory(folder: Path, prepared: PreparedRun, reference: Reference, name: str) -> Comparison:
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": 0 if on_gpu else "cpu"},
-        use_safetensors=True, trust_remote_code=plan.config.trust_remote_code,
+        use_safetensors=True, trust_remote_code=prepared.config.trust_remote_code,
     ).eval()  # fmt: skip
     parts: list[Comparison] = []
     done = 0
@@ -124,17 +129,17 @@ def _compare_directory(folder: Path, plan: PreparedRun, reference: Reference, na
 # -- llama.cpp's base file ---------------------------------------------------------------------------------------------
 
 
-def _capture_llama_base(run: RunDirectory, plan: PreparedRun, model: Any, wanted: RecaptureRequest) -> None:
-    """What the trained model says on chunks of text, in the format of llama-perplexity --kl-divergence-base."""
-    assert wanted.llama_base is not None
+def _capture_llama_base(run: RunDirectory, prepared: PreparedRun, model: Any, request: RecaptureRequest) -> None:
+    """Write the trained model's outputs on chunks of text in the format of llama-perplexity --kl-divergence-base."""
+    assert request.llama_base is not None
     config = model.get_base_model().config.get_text_config()
-    context = min(wanted.llama_context, int(config.max_position_embeddings))
-    chunks = split_into_chunks(_tokens(run, plan, wanted.llama_text), context)
-    bos = _added_bos(plan.tokenizer)
-    dtype, products = generate.capture_precision(model, plan.config)
+    context = min(request.llama_context, int(config.max_position_embeddings))
+    chunks = split_into_chunks(_tokens(run, prepared, request.llama_text), context)
+    bos = _added_bos(prepared.tokenizer)
+    dtype, products = generate.capture_precision(model, prepared.config)
     scored = scored_positions(context)
     with (
-        KldBaseWriter(wanted.llama_base, chunks, config.vocab_size) as writer,
+        KldBaseWriter(request.llama_base, chunks, config.vocab_size) as writer,
         torch.inference_mode(),
         products(),
         console.count_progress("chunks") as progress,
@@ -143,20 +148,20 @@ def _capture_llama_base(run: RunDirectory, plan: PreparedRun, model: Any, wanted
             for logits in forward.compute_logits(model, forward.Batch([with_bos(chunk, bos)], [scored])):
                 writer.add(logits)
             progress(done, len(chunks))
-    console.note(f"{wanted.llama_base}: {len(chunks)} chunks of {context} tokens, computed in {dtype}")
+    console.note(f"{request.llama_base}: {len(chunks)} chunks of {context} tokens, computed in {dtype}")
 
 
-def _tokens(run: RunDirectory, plan: PreparedRun, text: Path | None) -> Any:
+def _tokens(run: RunDirectory, prepared: PreparedRun, text: Path | None) -> Any:
     if text is None:
         reference = Reference.open(run.reference)
         return reference.main_rows.tokens
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{text} is not a readable text file: {error}", "Give UTF-8 text.") from None
-    return np.asarray(plan.tokenizer.encode(content)[0], np.int32)
+        raise DataError(f"{text} is not a readable text file: {error}", "Give UTF-8 text") from None
+    return np.asarray(prepared.tokenizer.encode(content)[0], np.int32)
 
 
 def _added_bos(tokenizer: TextTokenizer) -> int | None:
-    """BOS, if this vocabulary puts it before every text: the same rule by which the exported file adds it."""
+    """Return the BOS token if the tokenizer adds it to every text, as the exported file does."""
     return tokenizer.bos_id if tokenizer.adds_bos else None

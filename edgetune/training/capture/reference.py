@@ -1,4 +1,4 @@
-"""The stage after training: store what base and trained model say, for exported files to be compared with."""
+"""The stage after training: store the outputs of base and trained model, against which exported files are validated."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from edgetune.validation.choices import log_likelihoods
 from edgetune_converters.files.contents import sha256_of
 
 FIRST_TOKENS = 5
-"""Likeliest first tokens of a golden answer that are stored, and that an exported file carries."""
+"""Number of most likely first tokens of a golden answer that are stored, and embedded in exported files."""
 
 
-def capture_reference(run: RunDirectory, plan: PreparedRun, model: Any) -> None:
-    """Write reference/, and nothing else of the run: what is exported does not depend on it.
+def capture_reference(run: RunDirectory, prepared: PreparedRun, model: Any) -> None:
+    """Write reference/ and nothing else of the run, so that exports do not depend on it.
 
-    Killed, it goes on where it was when called again.
+    After a kill, another call resumes the capture.
     """
     generate.prepare_for_capture(model)
-    theirs, tokenizer = load_tokenizer(plan.base, plan.config)
-    golden = build_contract(plan.template, tokenizer, theirs, plan.splits.validation)
-    check_same_tokenizer(plan.tokenizer, tokenizer, [entry["text"] for entry in golden])
-    rows, long_rows = build_reference_rows(plan, model)
-    dtype, context = generate.capture_precision(model, plan.config)
-    with torch.inference_mode(), context(), _writer(run, plan, model, rows, long_rows, dtype) as writer:
+    theirs, tokenizer = load_tokenizer(prepared.base, prepared.config)
+    golden = build_contract(prepared.template, tokenizer, theirs, prepared.splits.validation)
+    check_same_tokenizer(prepared.tokenizer, tokenizer, [entry["text"] for entry in golden])
+    rows, long_rows = build_reference_rows(prepared, model)
+    dtype, context = generate.capture_precision(model, prepared.config)
+    with torch.inference_mode(), context(), _open_writer(run, prepared, model, rows, long_rows, dtype) as writer:
         capture_log_probs(model, writer, rows)
-        task = capture_task_answers(plan, model, writer)
-        writer.set_greedy(capture_greedy_answers(plan, model))
-        writer.set_contract(_with_first_tokens(model, golden))
+        task = capture_task_answers(prepared, model, writer)
+        writer.set_greedy(capture_greedy_answers(prepared, model))
+        writer.set_contract(_add_first_tokens(model, golden))
         writer.set_summary(
             {
                 "rows": len(rows) - long_rows,
@@ -58,10 +58,10 @@ def capture_reference(run: RunDirectory, plan: PreparedRun, model: Any) -> None:
         )
 
 
-def _writer(
-    run: RunDirectory, plan: PreparedRun, model: Any, rows: ScoredRows, long_rows: int, dtype: str
+def _open_writer(
+    run: RunDirectory, prepared: PreparedRun, model: Any, rows: ScoredRows, long_rows: int, dtype: str
 ) -> ReferenceWriter:
-    config, manifest = plan.config.reference, run.manifest
+    config, manifest = prepared.config.reference, run.manifest
     return ReferenceWriter(
         run.reference,
         rows,
@@ -71,12 +71,12 @@ def _writer(
         info={
             "device": manifest.device, "dtype": dtype, "versions": manifest.versions, "long_rows": long_rows
         },
-        key=_key(run, config, rows, dtype, str(model.device)),
+        key=_content_key(run, config, rows, dtype, str(model.device)),
     )  # fmt: skip
 
 
-def _key(run: RunDirectory, config: ReferenceConfig, rows: ScoredRows, dtype: str, device: str) -> str:
-    """Everything that has a say in the captured numbers."""
+def _content_key(run: RunDirectory, config: ReferenceConfig, rows: ScoredRows, dtype: str, device: str) -> str:
+    """Return a hash of everything that the captured numbers depend on."""
     adapter = sorted(path for path in run.adapter.rglob("*") if path.is_file())
     parts = [
         str(run.manifest.base.files), *(sha256_of(path) for path in adapter), dtype, device,
@@ -87,10 +87,10 @@ def _key(run: RunDirectory, config: ReferenceConfig, rows: ScoredRows, dtype: st
 
 
 def capture_log_probs(model: Any, writer: ReferenceWriter, rows: ScoredRows) -> None:
-    """Log-probabilities of both models, batch by batch, from where an earlier writer stopped."""
+    """Capture the log-probabilities of both models batch by batch, after those of an interrupted capture."""
     if writer.done:
-        console.note(f"reference: going on after {writer.done} of {len(rows.positions)} tokens")
-    with console.count_progress("reference") as progress:
+        console.note(f"reference: resuming after {writer.done} of {len(rows.positions)} tokens")
+    with console.count_progress("reference", announce=True) as progress:
         for batch in forward.batches_for_device(model, rows, writer.done):
             for logits in forward.compute_logits(model, batch):
                 writer.add_trained(logits)
@@ -101,20 +101,21 @@ def capture_log_probs(model: Any, writer: ReferenceWriter, rows: ScoredRows) -> 
             progress(writer.done, len(rows.positions))
 
 
-def _with_first_tokens(model: Any, golden: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The golden conversations, those that wait for an answer with the trained model's likeliest first tokens."""
+def _add_first_tokens(model: Any, golden: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the golden conversations; those that end with a prompt get the most likely first tokens of the answer."""
     found = []
-    for entry in golden:
-        if entry["add_generation_prompt"] and entry["ids"]:
-            entry = {**entry, "first": _first_tokens(model, entry["ids"])}
-        found.append(entry)
+    with console.count_progress("first tokens of the golden answers", announce=True) as progress:
+        for done, entry in enumerate(golden, 1):
+            asks = entry["add_generation_prompt"] and entry["ids"]
+            found.append({**entry, "first": _first_tokens(model, entry["ids"])} if asks else entry)
+            progress(done, len(golden))
     return found
 
 
 def _first_tokens(model: Any, ids: Sequence[int]) -> dict[str, list[Any]]:
-    row: NDArray[np.int32] = np.asarray([*ids, 0], np.int32)  # what follows the prompt is predicted, not read
+    row: NDArray[np.int32] = np.asarray([*ids, 0], np.int32)  # the token after the prompt is predicted, not read
     batch = forward.Batch([row], [np.array([len(ids)])])
-    said = next(iter(forward.compute_logits(model, batch)))
-    targets = largest(said, FIRST_TOKENS)[0][0]
-    log_probs = log_likelihoods(np.repeat(said, len(targets), axis=0), targets)
+    logits = next(iter(forward.compute_logits(model, batch)))
+    targets = largest(logits, FIRST_TOKENS)[0][0]
+    log_probs = log_likelihoods(np.repeat(logits, len(targets), axis=0), targets)
     return {"ids": targets.tolist(), "log_probs": [round(float(value), 5) for value in log_probs]}

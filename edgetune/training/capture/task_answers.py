@@ -1,4 +1,4 @@
-"""What base and trained model answer to the test rows, and greedily to prompts in general."""
+"""Answers of base and trained model to the test rows, and greedy answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
 
 GREEDY_ROWS = 8
-"""Prompts whose greedy answer is stored token by token."""
+"""Number of prompts whose greedy answer is stored token by token."""
 MODELS = ("trained", "base")
 
 
-def capture_task_answers(plan: PreparedRun, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
-    """Answers of both models to the test rows; returns their scores as shares of the rows."""
-    if not plan.task_rows:
+def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
+    """Capture the answers of both models to the test rows; return their scores as shares of the rows."""
+    if not prepared.task_rows:
         return None
-    data = plan.config.data
-    answer = _choose if data.answer == CHOICE else _generate
-    answers = answer(plan, model, writer.answers_file)
-    expected = [row[-1]["content"] for row in plan.task_rows]
+    data = prepared.config.data
+    answer_rows = _choose if data.answer == CHOICE else _generate
+    answers = answer_rows(prepared, model, writer.answers_file)
+    expected = [row[-1]["content"] for row in prepared.task_rows]
     rows = [
         {"messages": row[:-1], "expected": wanted, "base": base, "trained": trained}
         | ({"choices": data.choices} if data.answer == CHOICE else {})
         for row, wanted, base, trained in zip(
-            plan.task_rows, expected, answers["base"], answers["trained"], strict=True
+            prepared.task_rows, expected, answers["base"], answers["trained"], strict=True
         )
     ]
     writer.set_task(data.answer, rows)
@@ -47,43 +47,43 @@ def capture_task_answers(plan: PreparedRun, model: Any, writer: ReferenceWriter)
     return {"kind": data.answer, "rows": len(rows), **{which: count / len(rows) for which, count in right.items()}}
 
 
-def _prompts(plan: PreparedRun, rows: Sequence[Conversation]) -> list[str]:
-    """Up to the last assistant turn, which is what is asked for."""
-    return [plan.template.render(row[:-1], add_generation_prompt=True) for row in rows]
+def _render_prompts(prepared: PreparedRun, rows: Sequence[Conversation]) -> list[str]:
+    """Render each row up to its last assistant turn, which is the answer."""
+    return [prepared.template.render(row[:-1], add_generation_prompt=True) for row in rows]
 
 
-def _settings(plan: PreparedRun) -> generate.GreedySettings:
-    return generate.GreedySettings(sorted(plan.stop_ids), plan.pad_id, plan.config.reference.max_new_tokens)
+def _settings(prepared: PreparedRun) -> generate.GreedySettings:
+    return generate.GreedySettings(sorted(prepared.stop_ids), prepared.pad_id, prepared.config.reference.max_new_tokens)
 
 
-def _generate(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[str]]:
-    """Texts that both models write; those that an earlier process has kept are not written again."""
-    prompts = [ids for ids, _ in plan.tokenizer.encode_batch(_prompts(plan, plan.task_rows))]
-    known = _kept(kept, prompts)
-    with console.count_progress("answers") as progress:
+def _generate(prepared: PreparedRun, model: Any, progress_file: Path | None) -> dict[str, list[str]]:
+    """Generate the texts of both models, except those that an interrupted capture has stored in `progress_file`."""
+    prompts = [ids for ids, _ in prepared.tokenizer.encode_batch(_render_prompts(prepared, prepared.task_rows))]
+    known = _read_answers(progress_file, prompts)
+    with console.count_progress("answers to the test rows", announce=True) as progress:
         for number, which in enumerate(MODELS):
             answers = known.setdefault(which, {})
 
-            def advance(done: dict[int, list[int]], number: int = number, which: str = which) -> None:
+            def on_answers(done: dict[int, list[int]], number: int = number, which: str = which) -> None:
                 known[which].update(done)
-                _keep(kept, prompts, known)
+                _store_answers(progress_file, prompts, known)
                 progress(len(prompts) * number + len(known[which]), 2 * len(prompts))
 
             with generate.select_model(model, which):
-                generate.generate_greedy(model, prompts, _settings(plan), advance, set(answers))
+                generate.generate_greedy(model, prompts, _settings(prepared), on_answers, set(answers))
     return {
-        which: [plan.tokenizer.decode(answers[i], skip_special=True) for i in range(len(prompts))]
+        which: [prepared.tokenizer.decode(answers[i], skip_special=True) for i in range(len(prompts))]
         for which, answers in known.items()
     }
 
 
-def _keep(file: Path | None, prompts: Sequence[Sequence[int]], known: dict[str, dict[int, list[int]]]) -> None:
+def _store_answers(file: Path | None, prompts: Sequence[Sequence[int]], known: dict[str, dict[int, list[int]]]) -> None:
     if file is not None:
         write_json(file, {"prompts": [list(ids) for ids in prompts], "answers": known})
 
 
-def _kept(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[str, dict[int, list[int]]]:
-    """Answers to these very prompts; {} where there are none."""
+def _read_answers(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[str, dict[int, list[int]]]:
+    """Return the stored answers if they are those to the same prompts, otherwise {}."""
     if file is None or not file.is_file():
         return {}
     try:
@@ -95,11 +95,11 @@ def _kept(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[str, dict
         return {}
 
 
-def _choose(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[str]]:
-    """The choice that each model finds likeliest."""
-    choices = plan.config.data.choices
-    texts = _prompts(plan, plan.task_rows)
-    each = [pair for text in texts for pair in continuations(lambda t: plan.tokenizer.encode(t)[0], text, choices)]
+def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> dict[str, list[str]]:
+    """Choose the answer with the largest log-likelihood for each model."""
+    choices = prepared.config.data.choices
+    texts = _render_prompts(prepared, prepared.task_rows)
+    each = [pair for text in texts for pair in continuations(lambda t: prepared.tokenizer.encode(t)[0], text, choices)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
     rows = ScoredRows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
@@ -107,13 +107,14 @@ def _choose(plan: PreparedRun, model: Any, kept: Path | None) -> dict[str, list[
     for which in MODELS:
         with generate.select_model(model, which):
             found[which] = [
-                best(choices, scores) for scores in _sums(model, rows).reshape(len(texts), len(choices)).tolist()
+                best(choices, scores)
+                for scores in _sum_log_likelihoods(model, rows).reshape(len(texts), len(choices)).tolist()
             ]
     return found
 
 
-def _sums(model: Any, rows: ScoredRows) -> Any:
-    """[rows] log-likelihood of the scored tokens of each row."""
+def _sum_log_likelihoods(model: Any, rows: ScoredRows) -> Any:
+    """Return f64 [rows]: the log-likelihood of the scored tokens of each row, in nats."""
     parts = []
     for batch in forward.batches_for_device(model, rows):
         done = 0
@@ -124,13 +125,21 @@ def _sums(model: Any, rows: ScoredRows) -> Any:
     return np.array([values[where].sum() for _, _, where in rows])
 
 
-def capture_greedy_answers(plan: PreparedRun, model: Any) -> list[dict[str, Any]]:
-    """What the trained model answers to the first held-out conversations, with whether it stopped by itself."""
-    rows = [row for row in plan.splits.validation if row[-1]["role"] == "assistant"][:GREEDY_ROWS]
-    prompts = [ids for ids, _ in plan.tokenizer.encode_batch(_prompts(plan, rows))]
-    settings, answers = _settings(plan), dict[int, list[int]]()
-    with generate.select_model(model, "trained"):
-        generate.generate_greedy(model, prompts, settings, answers.update)
+def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, Any]]:
+    """Capture greedy answers of the trained model to the first held-out conversations, and whether each one stopped."""
+    rows = [row for row in prepared.splits.validation if row[-1]["role"] == "assistant"][:GREEDY_ROWS]
+    prompts = [ids for ids, _ in prepared.tokenizer.encode_batch(_render_prompts(prepared, rows))]
+    settings, answers = _settings(prepared), dict[int, list[int]]()
+    with (
+        console.count_progress("greedy answers to held-out rows", announce=True) as progress,
+        generate.select_model(model, "trained"),
+    ):
+
+        def on_answers(done: dict[int, list[int]]) -> None:
+            answers.update(done)
+            progress(len(answers), len(prompts))
+
+        generate.generate_greedy(model, prompts, settings, on_answers)
     return [
         {"prompt": prompt, "answer": answers[index], "stopped": len(answers[index]) < settings.length}
         for index, prompt in enumerate(prompts)

@@ -181,7 +181,7 @@ def test_killed_in_the_middle_it_goes_on(
     assert Reference.open(run.reference).digest == before.digest  # the earlier one stays until there is another
     capfd.readouterr()
     after = reference(run)
-    assert f"going on after {sum(calls[:2])} of" in capfd.readouterr().err
+    assert f"resuming after {sum(calls[:2])} of" in capfd.readouterr().err
     np.testing.assert_allclose(after.trained_nll, before.trained_nll, atol=1e-5)
     np.testing.assert_array_equal(after.trained_top, before.trained_top)
     assert not list(run.path.glob("*.partial"))

@@ -1,0 +1,90 @@
+"""Adapters on a base model: attach a new or a trained one, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from edgetune.config import AdapterConfig
+from edgetune.errors import ConfigError
+from edgetune.training.adapters.families import FAMILIES
+
+
+def add_adapter(model: Any, config: AdapterConfig) -> Any:
+    """Return a PeftModel whose only trainable parameters are those of the new adapter, in float32.
+
+    Raises:
+        ConfigError: If `target_modules` matches no layer; names the layers that exist.
+    """
+    _check_targets(model, config.target_modules)
+    _freeze(model)
+    try:
+        return get_peft_model(model, FAMILIES[config.kind].peft_config(config))
+    except ValueError as error:  # a regular expression that matches nothing
+        raise ConfigError(
+            f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
+            f"The linear layers are {', '.join(linear_layer_names(model))}",
+        ) from None
+
+
+def load_adapter(model: Any, directory: Path) -> Any:
+    """Return the base with a trained adapter from disk."""
+    _freeze(model)
+    return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+
+
+def cast_trainable_to_float32(model: Any) -> None:
+    """Undo TRL's cast of a quantized model's adapter to bfloat16, whose 8 bits swallow small updates."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def count_trainable(model: Any) -> int:
+    """Count the parameters that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def is_adapter_zero(model: Any, config: AdapterConfig) -> bool:
+    """Whether the adapter changes nothing."""
+    return FAMILIES[config.kind].is_zero(model)
+
+
+def linear_layer_names(model: Any) -> list[str]:
+    """List the last parts of the names of the linear layers that can be adapted."""
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+
+
+def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
+    if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
+        return
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    known = linear_layer_names(model)
+    unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
+    head = [each for each in targets if each in ("lm_head", "embed_out")]
+    if unmatched or head or not targets:
+        what = (
+            f"{', '.join(unmatched)} fit no linear layer"
+            if unmatched
+            else f"{', '.join(head) or 'nothing'} cannot be adapted"
+        )
+        raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear")
+
+
+def _freeze(model: Any) -> None:
+    """Freeze the base and cast its norms to float32, as in QLoRA.
+
+    PEFT's own preparation also casts the embedding, which costs memory.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+        if parameter.ndim == 1 and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
