@@ -14,15 +14,17 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-slow test-all test-c test-neon lint docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
 	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
+	@echo 'make env       make the environment in .venv and nothing else'
+	@echo 'make test-fast run the fast tests (no torch, under a minute); see CONTRIBUTING.md'
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
 	@echo '               (the report is looked at in a browser: apt-get install chromium; left out where there is none)'
 	@echo 'make test-neon run the NEON kernels under qemu-user (needs a cross compiler)'
-	@echo 'make lint      ruff, mypy --strict, generated documentation up to date'
+	@echo 'make lint      ruff, mypy --strict, codespell, structure of the packages, documentation'
 	@echo 'make docs      write the generated pages of docs/ again'
 	@echo 'make clean     remove runs and build products; distclean removes .venv too'
 
@@ -85,11 +87,18 @@ demo: $(DEMO)
 
 # --- tests -------------------------------------------------------------------------------------------------------------
 
+# In two processes; a file stays in one, so that what its tests share is made once. PYTEST=... adds options.
+PYTEST ?=
+PARALLEL := -n 2 --dist loadfile --durations=25
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest --fast $(PARALLEL) $(PYTEST)
+
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=25 $(PYTEST)
 
 test-all: test test-slow
 
@@ -130,7 +139,14 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/project/test_structure.py tests/project/test_cli.py
+	$(MAKE) lint-docs
+
+# Generated pages are up to date, links and anchors resolve, code samples run.
+lint-docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pytest -q tests/project/test_docs.py
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py

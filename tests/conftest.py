@@ -31,9 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if config.getoption("--fast") and collection_path.suffix == ".py" and not fast.is_fast(collection_path):
-        return True
-    return None
+    inside = Path(__file__).parent in collection_path.parents
+    return True if inside and config.getoption("--fast") and not fast.is_fast(collection_path) else None
 
 
 class NoTorch(MetaPathFinder):

@@ -1,11 +1,42 @@
-"""Which tests are fast: pure Python and the kernels. No torch, no process of its own, no browser, no large matrix."""
+"""The fast tests: all except those listed here. A new file is fast until it is listed; `pytest --fast` runs them.
+
+A fast test imports no torch, starts no process per case, opens no browser, and takes well under a second.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets"}
+TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl"}
+_TESTS = Path(__file__).parent
+
+NOT_FAST = {
+    # torch or transformers: as the subject, as the oracle, or to make the tiny models of tests/converters/tiny.py
+    *("training", "planning", "end_to_end", "samples", "runtime", "validation", "report", "sensitivity", "commands"),
+    *("converters/onnx", "converters/test_added_tokens.py", "converters/test_converter.py"),
+    *("converters/test_beside_the_pass.py", "converters/test_export.py", "converters/test_page_cache.py"),
+    *("converters/test_families.py", "converters/test_family_options.py", "converters/test_merge_base.py"),
+    *("converters/test_mxfp4.py", "converters/test_outputs.py", "converters/test_outputs_of_families.py"),
+    *("converters/test_quantized.py", "converters/test_rotation.py", "converters/test_tokenizers.py"),
+    *("converters/test_damaged_models.py", "converters/test_gguf_base.py", "converters/test_flagship.py"),
+    *(
+        "data/test_chat.py",
+        "data/test_sources.py",
+        "converters/test_split.py",
+        "native/test_bitsandbytes.py",
+        "native/test_four_bit.py",
+        "publish/test_modelfile.py",
+    ),
+    # processes
+    *("bench", "smoke", "project/test_make_rules.py", "native/test_machine.py"),
+    *("converters/test_killed.py", "converters/test_memory.py"),
+    # tens of seconds: large matrices, and llama.cpp as the oracle
+    *("converters/test_overrides.py", "converters/test_recipes.py", "converters/test_architectures.py"),
+    *("converters/test_damage.py", "native/test_quantize.py", "native/test_quantize_kernels.py"),
+}
 
 
 def is_fast(path: Path) -> bool:
-    return True
+    """Whether a test file, or a folder with some, is fast."""
+    parts = path.relative_to(_TESTS).parts
+    return not any("/".join(parts[:length]) in NOT_FAST for length in range(1, len(parts) + 1))
