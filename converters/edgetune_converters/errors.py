@@ -1,7 +1,7 @@
-"""The one family of errors that a user is meant to read.
+"""The errors that a user is meant to read.
 
-Every error says in one sentence what is wrong, with the offending value, and in `hint` what to do about it. The command
-line prints both and exits with `exit_code`; nothing else of edgetune decides exit codes.
+The message states in one sentence what is wrong, with the offending value; `hint` says what to do. The command line
+prints both and exits with `exit_code`, which nothing else decides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class EdgetuneError(Exception):
-    """Something the user can mend: a sentence with the value in it, and what to do (`hint`)."""
+    """A problem that the user can solve: a sentence with the value, and what to do (`hint`)."""
 
     exit_code: ClassVar[int] = 1
 
@@ -40,7 +40,7 @@ class EdgetuneError(Exception):
 
 
 class CheckpointError(EdgetuneError):
-    """A base model directory that is missing, incomplete, damaged or in a format that is not read."""
+    """A base model that is missing, incomplete, damaged or in an unknown format."""
 
 
 class AdapterError(EdgetuneError):
@@ -48,11 +48,11 @@ class AdapterError(EdgetuneError):
 
 
 class ArchitectureError(EdgetuneError):
-    """A model family, or a tensor of it, that the architecture table does not know."""
+    """A model family, or a tensor of it, that the architecture table does not have."""
 
 
 class TokenizerError(EdgetuneError):
-    """A tokenizer that cannot be converted faithfully."""
+    """A tokenizer that cannot be converted exactly."""
 
 
 class ChatTemplateError(EdgetuneError):
@@ -60,8 +60,8 @@ class ChatTemplateError(EdgetuneError):
 
 
 class RecipeError(EdgetuneError):
-    """A storage type that does not exist or does not fit the rows of the tensors."""
+    """A storage type that does not exist, or does not fit the rows of the tensors."""
 
 
 class ArtifactError(EdgetuneError):
-    """An exported file that is truncated, foreign, or not what the plan said it would be."""
+    """An exported file that is truncated, foreign, or different from its plan."""

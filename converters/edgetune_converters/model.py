@@ -28,7 +28,7 @@ from edgetune_converters.reading.gguf_base import open_base
 
 @dataclass(frozen=True)
 class Model:
-    """What an export is made from. `tensors` are those of GGUF in the order in which they are written."""
+    """The input of an export. `tensors` are those of GGUF in the order of the file."""
 
     checkpoint: Checkpoint
     adapter: Adapter | None
@@ -46,19 +46,19 @@ class Model:
 
     @cached_property
     def in_base_order(self) -> list[BaseTensor]:
-        """The tensors under the base's names, each where the stream of GGUF tensors has read it first."""
+        """The tensors under the base's names, each where the stream of GGUF tensors first reads it."""
         places = {name: index for index, tensor in reversed(list(enumerate(self.tensors))) for name in tensor.sources}
         tensors = base_tensors(self.family, self.checkpoint.tensors, self.tensors, self.bound, self.changes)
         return sorted(tensors, key=lambda tensor: places.get(tensor.source.name, len(places)))
 
     @cached_property
     def in_hf_row_order(self) -> list[stream.MergedTensor]:
-        """The tensors with rotated heads in the order of the base; those that are so anyway are the same objects."""
+        """The tensors with rotated heads in the base's row order; unaffected ones are the same objects."""
         return [tensor.in_hf_row_order for tensor in self.tensors]
 
     @property
     def facts(self) -> recipes.ModelFacts:
-        """What mixes depend on."""
+        """The properties on which mixes depend."""
         stated = {key: value.data for key, make in self.family.metadata if (value := make(self.config)) is not None}
         shared = stated.get("attention.head_count_kv")
         first = shared[0] if isinstance(shared, list) else shared
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def tensor_facts(self) -> list[recipes.TensorFacts]:
-        """The tensors as the planner sees them."""
+        """The tensors to be planned."""
         return [
             recipes.TensorFacts(
                 tensor.slot, tensor.part, tensor.layer, tensor.gguf_name, tensor.shape, tensor.dtype.lower()
@@ -79,12 +79,12 @@ class Model:
 
     @property
     def notes(self) -> list[str]:
-        """What the family's GGUF form cannot say, and what is not certain about the base."""
+        """Notes on what GGUF cannot represent, and on uncertainties of the merge base."""
         return [text for note in self.family.notes if (text := note(self.config))] + self.merge_base.notes
 
 
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
-    """Read the headers of base and adapter and match them. Errors: EdgetuneError of the kind at fault."""
+    """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault."""
     checkpoint = open_base(base)
     config = ModelConfig(checkpoint.config)
     family = family_of(config)

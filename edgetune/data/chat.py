@@ -41,9 +41,9 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, directory: Path, override: str | None = None) -> ChatTemplate:
-        """The template of a tokenizer directory, or `override` (a .jinja file or a built-in name) with its tokens.
+        """Return the template of a tokenizer directory, or `override` (a .jinja file or a built-in name).
 
-        Raises DataError when there is no template, and says which ones are built in.
+        Its special tokens are those of the directory. Raises DataError when there is no template.
         """
         found = cls.find(directory, override)
         if found is None:
@@ -52,7 +52,7 @@ class ChatTemplate:
 
     @classmethod
     def find(cls, directory: Path, override: str | None = None) -> ChatTemplate | None:
-        """As `from_directory`, but None when there is no template."""
+        """As `from_directory`, but return None when there is no template."""
         tokens = special_tokens(directory)
         source = read_override(override) if override else _own_source(directory)
         if source is None:
@@ -62,7 +62,7 @@ class ChatTemplate:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> ChatTemplate | None:
-        """The template in a GGUF file's metadata, with the special tokens that it may name; None without one."""
+        """Return the template in a GGUF file's metadata, with its special tokens; None without one."""
         source = metadata.get("tokenizer.chat_template")
         if not isinstance(source, str):
             return None
@@ -101,7 +101,7 @@ class ChatTemplate:
 
 
 def read_override(override: str) -> str:
-    """The Jinja text of a built-in template or of a .jinja file; DataError if it is neither."""
+    """Return the Jinja text of a built-in template or of a .jinja file. Raises DataError for anything else."""
     if override in BUILT_IN:
         return (_TEMPLATES / f"{override}.jinja").read_text(encoding="utf-8")
     path = Path(override).expanduser()

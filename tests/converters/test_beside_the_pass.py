@@ -235,8 +235,8 @@ def test_threads_are_divided(threads: int, wanted: tuple[int, int]) -> None:
 
 
 def test_stacks_of_experts_go_with_their_adapter(adapter: Path) -> None:
-    recent = Adapter(adapter)._recent
-    assert recent is not Adapter(adapter)._recent
+    recent = Adapter(adapter)._cache
+    assert recent is not Adapter(adapter)._cache
     pair = (np.zeros(1, np.float32), np.zeros(1, np.float32))
     for name in "abc":
         assert recent(name, lambda: pair) is pair

@@ -1,7 +1,7 @@
-"""A PEFT adapter on disk, as the change it makes to each tensor of the base.
+"""LoRA adapters of PEFT, as the change of each base tensor.
 
-Every tensor of the adapter is consumed exactly once, and every problem that is found is reported in one error. Kinds of
-adapters that are not plain LoRA are refused by name: merged as if they were, they would give a wrong model silently.
+Every tensor of the adapter is used exactly once, and all problems are reported in one error. Variants that are not
+plain LoRA are refused by name: merged like plain LoRA, they would silently give a wrong model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from edgetune_converters.files.contents import read_json, sha256_of
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
-_MAX_ALPHA = 1e9  # no one means more, and products of f32 stay finite
+_MAX_ALPHA = 1e9  # beyond any real use; products in f32 stay finite
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-# initialisations that leave the base as it was; all others fold a part of the base into A and B
-_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+# initializations that leave the base unchanged; all others move a part of the base into A and B
+_BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
 
-# field of adapter_config.json -> what a true value means
-_REFUSED: Mapping[str, str] = {
+# field of adapter_config.json that is not supported -> name of the variant
+_UNSUPPORTED: Mapping[str, str] = {
     "use_dora": "DoRA (use_dora)",
     "use_qalora": "QA-LoRA (use_qalora)",
     "use_bdlora": "BD-LoRA (use_bdlora)",
@@ -49,10 +49,10 @@ _REPLACEMENT = re.compile(_PREFIX + r"(?:\.base_layer|\.modules_to_save(?:\.[^.]
 
 @dataclass
 class Change:
-    """What the adapter does to one tensor of shape (n, k): W becomes (replacement or W) + left @ right.
+    """The change of one tensor of shape [n, k]: W becomes (replacement or W) + left @ right.
 
-    `left` is f32 [n, r], `right` f32 [r, k]; the scale is in the one of them that is made of B. For a parameter of all
-    experts both have the experts as a first axis. They are read when they are asked for.
+    `left` is f32 [n, r], `right` f32 [r, k]; the scale is folded into the factor made of B. For a parameter of all
+    experts both have the experts as first axis. Factors are read on demand.
     """
 
     file: SafetensorsFile
@@ -61,7 +61,7 @@ class Change:
     names: list[str] = field(default_factory=list)
 
     def of_expert(self, number: int, first: int, count: int) -> Change:
-        """What of a change to all experts concerns rows first..first+count of one."""
+        """Return the part of a change of all experts that concerns rows first..first+count of one."""
         whole = self.factors
         assert whole is not None
 
@@ -73,16 +73,16 @@ class Change:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is known of the base: shapes by target, and which are stored transposed."""
+class _Base:
+    """Shapes of the base's tensors by target, and the targets that are stored transposed."""
 
     targets: Mapping[str, tuple[int, ...]]
     transposed: Collection[str] | None
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a pair belongs: `shapes` are those that A and B must have."""
+class _Target:
+    """The base tensor of an A/B pair; `shapes` are the shapes that A and B must have."""
 
     target: str
     rank: int
@@ -93,7 +93,7 @@ class _Place:
 
 
 class Adapter:
-    """A PEFT adapter directory. Errors: AdapterError when it is missing, damaged or of a kind that is not merged."""
+    """A PEFT adapter directory. Raises AdapterError when it is missing, damaged or not plain LoRA."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,12 +101,12 @@ class Adapter:
             self.config = read_json(path / CONFIG_FILE)
             _check_kind(self.config)
             self._file = SafetensorsFile(_weights(path))
-            self._recent = _Recent()
+            self._cache = _StackCache()
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
 
     def identity(self) -> dict[str, str]:
-        """SHA-256 of the adapter's two files, by file name."""
+        """Return the SHA-256 of the adapter's two files, by file name."""
         return {name: sha256_of(self.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
 
     def changes(
@@ -127,15 +127,15 @@ class Adapter:
             AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
                 nothing; the message lists them all.
         """
-        factors, saved, problems = self._sorted()
+        factors, saved, problems = self._classified()
         replacements = {renamed(target): info for target, info in saved.items()}
         changes = {target: Change(self._file, replacement=info) for target, info in replacements.items()}
         problems += [text for target, info in replacements.items() for text in _bad_replacement(target, info, targets)]
         for module, roles in factors.items():
-            known = _Known(targets, transposed)
+            known = _Base(targets, transposed)
             problems += self._add_factors(module, renamed(module), roles, known, changes)
         if not problems:
-            problems = [text for target, change in changes.items() for text in _vacuous(target, change)]
+            problems = [text for target, change in changes.items() for text in _no_effect(target, change)]
             if problems and len(problems) == len(changes) and all(_NOTHING in text for text in problems):
                 raise _all_zero(self.path)
         if not changes and not problems:
@@ -146,8 +146,8 @@ class Adapter:
             )
         return changes
 
-    def _sorted(self) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[str]]:
-        """LoRA factors by module and role, replacements by target, and what is wrong with the rest."""
+    def _classified(self) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[str]]:
+        """LoRA factors by module and role, replacements by target, and problems with the rest."""
         factors: dict[str, dict[str, TensorInfo]] = {}
         replacements: dict[str, TensorInfo] = {}
         problems = []
@@ -157,24 +157,29 @@ class Adapter:
             elif match := _FACTOR.match(name):
                 role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
                 known = factors.setdefault(match["module"], {})
-                problems += [f"{name} is there twice under different names"] if role in known else []
+                problems += [f"{name} is duplicated under another name"] if role in known else []
                 known[role] = info
             elif match := _REPLACEMENT.match(name):
                 target = f"{match['module']}.{match['part']}"
-                problems += [f"{name} is there twice under different names"] if target in replacements else []
+                problems += [f"{name} is duplicated under another name"] if target in replacements else []
                 replacements[target] = info
             else:
                 problems.append(f"{name} is not a tensor of a LoRA adapter")
         return factors, replacements, problems
 
     def _add_factors(
-        self, module: str, renamed: str, roles: Mapping[str, TensorInfo], known: _Known, changes: dict[str, Change]
+        self,
+        module: str,
+        renamed: str,
+        roles: Mapping[str, TensorInfo],
+        known: _Base,
+        changes: dict[str, Change],
     ) -> Iterator[str]:
-        """Attach one module's pair to its target, or say why not."""
+        """Attach one module's A/B pair to its base tensor, or yield why it does not fit."""
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(roles) != set(wanted):
-            yield _unpaired(module, roles, wanted)
+            yield _missing_partner(module, roles, wanted)
             return
         a, b = (roles[role] for role in wanted)
         found = self._linear(module, renamed, embedding, known) or self._experts(renamed, a, b, known)
@@ -189,26 +194,26 @@ class Adapter:
         if change.factors is not None:
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
-        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._recent)
+        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
 
-    def _linear(self, module: str, renamed: str, embedding: bool, known: _Known) -> _Place | None:
-        """Where the pair of a linear layer or an embedding belongs."""
+    def _linear(self, module: str, renamed: str, embedding: bool, known: _Base) -> _Target | None:
+        """The target of the pair of a linear layer or an embedding."""
         target = f"{renamed}.weight"
         shape = known.targets.get(target)
         if shape is None:
             return None
         stated = bool(self.config.get("fan_in_fan_out"))
         transposed = embedding or (stated if known.transposed is None else target in known.transposed)
-        # a parameter that is named as such is named in the patterns as well
+        # modules of target_parameters have their parameter's name in the patterns too
         as_parameter = any(target.endswith(name) for name in self.config.get("target_parameters") or ())
         rank, scale = self._rank_and_scale(target if as_parameter else module)
         rows, columns = (shape[-1], shape[0]) if transposed else (shape[0], shape[-1])
-        return _Place(target, rank, scale, transposed, ((rank, columns), (rows, rank)))
+        return _Target(target, rank, scale, transposed, ((rank, columns), (rows, rank)))
 
-    def _experts(self, renamed: str, a: TensorInfo, b: TensorInfo, known: _Known) -> _Place | None:
-        """Where the pair of a parameter of all experts belongs.
+    def _experts(self, renamed: str, a: TensorInfo, b: TensorInfo, known: _Base) -> _Target | None:
+        """The target of the pair of a parameter of all experts.
 
-        PEFT wraps the module once for each of its parameters, and only the shapes tell them apart.
+        PEFT wraps a module once per parameter, and only the shapes tell the parameters apart.
         """
         module = re.sub(r"(\.base_layer)+$", "", renamed)
         fitting = []
@@ -218,17 +223,17 @@ class Adapter:
             rank, scale = self._rank_and_scale(target.removesuffix(_PACKED))
             count, rows, columns = shape
             for transposed in (False, True):
-                place = _Place(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
+                place = _Target(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
                 rows, columns = columns, rows
                 if (a.shape, b.shape) == place.shapes:
                     fitting.append(place)
         stored_transposed = known.transposed or ()
-        # of two ways to read a square matrix the one in which it is stored
+        # a square matrix is read in the orientation in which it is stored
         fitting.sort(key=lambda place: place.transposed != (place.target in stored_transposed))
         return fitting[0] if len({place.target for place in fitting}) == 1 else None
 
     def _rank_and_scale(self, module: str) -> tuple[int, float]:
-        """r and the factor of B @ A for one module: alpha/r, or alpha/sqrt(r) for rsLoRA, by its patterns."""
+        """The rank and the scale of B @ A for one module: alpha/r, or alpha/sqrt(r) with rsLoRA; patterns apply."""
         rank = _patterned(self.config.get("rank_pattern"), module, self.config.get("r"))
         alpha = _patterned(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha"))
         if type(rank) is not int or rank <= 0 or type(alpha) not in (int, float) or not abs(alpha) < _MAX_ALPHA:
@@ -238,7 +243,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Reads A and B and turns them into left [n, r] and right [r, k] with the scale folded into B."""
+    """Reads A and B as left [n, r] and right [r, k], with the scale folded into B."""
 
     file: SafetensorsFile
     a: TensorInfo
@@ -246,11 +251,11 @@ class _Factors:
     scale: float
     transposed: bool
     experts: int | None
-    recent: _Recent
+    cache: _StackCache
 
     def __call__(self) -> tuple[F32, F32]:
         if self.experts is not None:
-            return self.recent(self.b.name, self._read_stack)
+            return self.cache(self.b.name, self._read_stack)
         a, b = self._read()
         left, right = (a.T, b.T) if self.transposed else (b, a)
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
@@ -259,7 +264,7 @@ class _Factors:
         return self.file.rows(self.a, ALL), self.file.rows(self.b, ALL) * np.float32(self.scale)
 
     def _read_stack(self) -> tuple[F32, F32]:
-        """PEFT has A as [experts * r, columns] and B as [rows, r * experts], the experts running fastest in B."""
+        """PEFT stores A as [experts * r, columns] and B as [rows, r * experts], where the experts vary fastest."""
         assert self.experts is not None
         a, b = self._read()
         right = a.reshape(self.experts, -1, a.shape[1])
@@ -269,11 +274,8 @@ class _Factors:
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
-class _Recent:
-    """The last two stacks of pairs: one is asked for once for each expert, so they are kept as long as a layer takes.
-
-    It belongs to its adapter, and what it holds goes with that.
-    """
+class _StackCache:
+    """Cache of the last two stacks of factors: each expert of a layer asks for the same stack."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[F32, F32]] = {}
@@ -298,19 +300,19 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"the adapter is of the kind {kind}; only LORA can be merged", "Merge it with PEFT first")
-    for name, meaning in _REFUSED.items():
+    for name, meaning in _UNSUPPORTED.items():
         if config.get(name):
             raise AdapterError(f"the adapter uses {meaning}, which cannot be merged yet", "Merge it with PEFT first")
     start = config.get("init_lora_weights", True)
-    if start not in _KEEPS_BASE:
+    if start not in _BASE_UNCHANGED:
         raise AdapterError(
-            f"the adapter was initialised with {start!r}, which moves the base: it does not fit the original one",
+            f"the adapter was initialized with {start!r}, which moves the base: it does not fit the original one",
             "Convert it to plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
 
 def _patterned(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT does it."""
+    """The value of the first pattern that matches the end of a module's name, as in PEFT."""
     if patterns and not isinstance(patterns, dict):
         raise AdapterError(f"{CONFIG_FILE}: rank_pattern and alpha_pattern must be objects, not {patterns!r}")
     for pattern, value in (patterns or {}).items():
@@ -322,7 +324,7 @@ def _patterned(patterns: Any, module: str, default: Any) -> Any:
     return default
 
 
-def _unpaired(module: str, roles: Mapping[str, TensorInfo], wanted: tuple[str, str]) -> str:
+def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple[str, str]) -> str:
     if any(role.endswith(".bias") for role in roles):
         return f"{module} has a LoRA bias (lora_bias), which cannot be merged yet"
     missing = [role for role in wanted if role not in roles]
@@ -339,12 +341,12 @@ def _bad_replacement(target: str, info: TensorInfo, targets: Mapping[str, tuple[
 
 
 _PACKED = "_blocks"
-"""What the published gpt-oss adds to the name of a parameter, which PEFT and its patterns know without it."""
+"""Suffix of parameter names in the published gpt-oss; PEFT and its patterns use the names without it."""
 _NOTHING = "change nothing: their product is zero"
 
 
-def _vacuous(target: str, change: Change) -> Iterator[str]:
-    """Changes that are not finite, or that are none. The norm of left @ right comes from two r x r matrices."""
+def _no_effect(target: str, change: Change) -> Iterator[str]:
+    """Report factors that are not finite, or whose product is zero."""
     if change.factors is None:
         return
     left, right = change.factors()
@@ -357,13 +359,13 @@ def _vacuous(target: str, change: Change) -> Iterator[str]:
 
 def _all_zero(path: Path) -> AdapterError:
     return AdapterError(
-        f"the adapter {path} is all zero: training has changed nothing, and the file would be the base",
-        "Train for more steps or at a higher learning rate; the base alone is exported with --base DIR.",
+        f"the adapter {path} is all zero: training changed nothing, and the file would equal the base",
+        "Train for more steps or at a higher learning rate; to export the base alone, give --base DIR",
     )
 
 
 def _squared_norm(left: F32, right: F32) -> float:
-    """|left @ right|^2, over all experts of a stack."""
+    """|left @ right|^2, computed from two r x r matrices; over all experts of a stack."""
     if not left.any() or not right.any():
         return 0.0
     if left.ndim == 3:

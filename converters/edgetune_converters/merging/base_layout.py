@@ -1,7 +1,7 @@
-"""The merged model under the base's own names and in its own layout: what a safetensors directory is written from.
+"""The merged model under the base's own names and in its own layout, as a safetensors directory needs it.
 
-What the architecture does to tensors for GGUF (rows of rotated heads, parts of fused matrices, constants) is not done
-here: each source is seen as it is, with the same change and the same merge base.
+The architecture's operations for GGUF (permuted rows, parts of fused matrices, constants) do not apply: each source
+keeps its layout, with the same change and the same merge base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgetune_converters.tensors import TensorInfo
 
 @dataclass(frozen=True)
 class BaseTensor:
-    """A tensor to be written: `name` and `shape` as in the base, `part` its source and what is done to it."""
+    """A tensor to be written: `name` and `shape` as in the base, `part` its source and change."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,23 +27,23 @@ class BaseTensor:
 
     @property
     def source(self) -> TensorInfo:
-        """Where its weights are."""
+        """The base tensor that is read."""
         return self.part.piece.source
 
     @property
     def sources(self) -> set[str]:
-        """The name of its source."""
+        """The name of the source, as a set."""
         return {self.source.name}
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that are read for it."""
+        """Bytes that are read."""
         return self.source.bytes
 
     def pieces(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[MakeBlock]:
-        """What makes its blocks, in order, of at most `limit` bytes of f32.
+        """Yield the tasks that make its blocks, in order, of at most `limit` bytes of f32.
 
-        Errors, when a block is made: CheckpointError for NaN or infinity.
+        A task raises CheckpointError for NaN or infinity.
         """
         return self.part.pieces(checkpoint, limit)
 
@@ -55,9 +55,9 @@ def base_tensors(
     bound: Sequence[BoundTensor],
     changes: Mapping[str, Change],
 ) -> list[BaseTensor]:
-    """Every tensor of the base once, and the head that it takes from its embedding where the two now differ.
+    """Return every tensor of the base once, and the head where it no longer equals a tied embedding.
 
-    `stored` are the tensors of the checkpoint: the table sees some of them in another shape.
+    `stored` are the tensors of the checkpoint: the table changes the shape of some.
     """
     parts: dict[tuple[str, str], TensorPart] = {}
     for part in (part for tensor in tensors for part in tensor.parts):
@@ -66,7 +66,7 @@ def base_tensors(
     for item in bound:
         for piece in item.pieces:
             own = family.canonical_name(piece.source.name) == piece.target
-            if own or untied:  # a head that GGUF need not have, but the base has
+            if own or untied:  # a head that GGUF omits, but the base has
                 parts.setdefault((piece.source.name, piece.target), TensorPart(piece, changes.get(piece.target)))
     return [_as_stored(family, part, stored[part.piece.source.name].shape) for part in parts.values()]
 

@@ -1,8 +1,8 @@
-"""What an adapter is added to: the base as it is, or as a QLoRA run held it, rounded to 4 bits and back.
+"""The merge base: the original base, or the base as QLoRA training had it, rounded to 4 bits and back.
 
-bitsandbytes keeps one scale per block of weights and codes these scales again, around their mean over the tensor. So a
-tensor is read twice: once for its scales (1/16 byte per weight is kept), once in blocks of rows that begin and end at
-whole blocks of weights.
+bitsandbytes keeps one scale per block of weights and quantizes these scales again, around their mean over the tensor.
+So a tensor is read twice: once for its scales (1/16 byte per weight stays in memory), once in blocks of rows that begin
+and end at block boundaries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import ALL, F32, FOUR_BIT, Read, RowIndex, TensorInfo, span
 
 _PIECE_BYTES = 8 * 1024 * 1024
-# how PyTorch and safetensors call a dtype -> how edgetune_native does; F64 is rounded to f32 before all else
+# dtypes of PyTorch and safetensors -> those of edgetune_native; F64 is rounded to f32 first
 _DTYPES = {
     "float32": "f32", "float16": "f16", "bfloat16": "bf16", "F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16",
 }  # fmt: skip
@@ -37,7 +37,7 @@ _DAMAGED = "run.json is damaged: train again, or use --merge-base original"
 
 @dataclass(frozen=True)
 class FourBitSettings:
-    """How bitsandbytes held one weight. Where `dtype` is None it is that of the file; `offset` None is computed."""
+    """The bitsandbytes settings of one weight. `dtype` None: that of the file; `offset` None: computed."""
 
     quant_type: str = "nf4"
     blocksize: int = 64
@@ -49,32 +49,35 @@ class FourBitSettings:
 
 
 class MergeBase(Protocol):
-    """What `--merge-base` stands for. `notes` are for the receipt, complete once the stream has been read."""
+    """A merge base of `--merge-base`. `notes` are for the receipt, complete once the stream has been read."""
 
     name: str
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the base that was merged into."""
+        """Notes on the base that the adapter was merged into."""
 
     def apply(self, tensors: Sequence[MergedTensor], renamed: Renamed = str) -> list[MergedTensor]:
-        """The tensors with the way in which their base is read; `renamed` brings names to the targets' spelling."""
+        """Return the tensors with the reader of their base; `renamed` maps names to the spelling of the targets."""
 
 
 class OriginalMergeBase:
-    """The base as it is."""
+    """The base unchanged."""
 
     name = ORIGINAL
     notes: list[str] = []  # noqa: RUF012 - never written to
 
     def apply(self, tensors: Sequence[MergedTensor], renamed: Renamed = str) -> list[MergedTensor]:
-        """All as they are."""
+        """Return the tensors unchanged."""
         return list(tensors)
 
 
 @dataclass
 class Nf4MergeBase:
-    """The base as a run held it: `record` is the `quantized` entry of run.json, None where there is no run."""
+    """The base as training had it in 4 bits.
+
+    `record` is the `quantized` entry of run.json; None without a run: bitsandbytes' defaults apply.
+    """
 
     record: Mapping[str, Any] | None = None
     threads: int = 0
@@ -84,7 +87,7 @@ class Nf4MergeBase:
 
     @property
     def notes(self) -> list[str]:
-        """What is not certain about the rounding."""
+        """Notes on uncertainties of the rounding."""
         if not self.differing:
             return list(self._notes)
         names = sorted(self.differing)
@@ -95,9 +98,9 @@ class Nf4MergeBase:
         ]
 
     def apply(self, tensors: Sequence[MergedTensor], renamed: Renamed = str) -> list[MergedTensor]:
-        """The linear layers that were rounded in training, read so.
+        """Return the tensors; the linear layers that were NF4 in training are read as their dequantized values.
 
-        Errors: AdapterError when the record is damaged or names what this base does not have.
+        Raises AdapterError when the record is damaged or does not match the base.
         """
         recorded = () if self.record is None else _recorded(self.record)
         found = {renamed(name): rounding for name, rounding in recorded}
@@ -109,7 +112,7 @@ class Nf4MergeBase:
                 if _is_linear(tensor, part)
             }
             if not found:
-                return list(tensors)  # the base is stored in 4 bits: it is what an adapter was trained against
+                return list(tensors)  # the base is stored in 4 bits: the adapter was trained against these values
             self._notes.append(
                 "merged into the base rounded as bitsandbytes does it by default (nf4, blocks of 64, nested scales, in "
                 "the dtype of the file, all linear layers of the blocks), because no run says how it was trained"
@@ -138,13 +141,13 @@ class Nf4MergeBase:
             )
 
     def _applied(self, tensor: MergedTensor, found: Mapping[str, FourBitSettings]) -> MergedTensor:
-        return replace(tensor, parts=tuple(self._read_so(part, found) for part in tensor.parts))
+        return replace(tensor, parts=tuple(self._with_reader(part, found) for part in tensor.parts))
 
-    def _read_so(self, part: TensorPart, found: Mapping[str, FourBitSettings]) -> TensorPart:
+    def _with_reader(self, part: TensorPart, found: Mapping[str, FourBitSettings]) -> TensorPart:
         rounding = found.get(part.piece.target)
         if rounding is None or (part.change and part.change.replacement) or _is_rounded(part):
             return part
-        # the layers of GPT-2 are stored transposed, and bitsandbytes rounds them turned
+        # GPT-2 stores its layers transposed; bitsandbytes quantizes them transposed back
         transposed = part.piece.view.transpose is not None
         return replace(part, reader=partial(self._reader, rounding, transposed))
 
@@ -156,7 +159,7 @@ class Nf4MergeBase:
 
 
 def merge_base_named(name: str, record: Mapping[str, Any] | None = None, threads: int = 0) -> MergeBase:
-    """What `--merge-base NAME` stands for. Errors: EdgetuneError for a name that is not known."""
+    """Return the merge base of this name. Raises EdgetuneError for an unknown one."""
     if name == ORIGINAL:
         return OriginalMergeBase()
     if name == NF4:
@@ -165,10 +168,10 @@ def merge_base_named(name: str, record: Mapping[str, Any] | None = None, threads
 
 
 class RoundedReader:
-    """Rows of one tensor of the base, rounded to 4 bits and back: what `Part.reader` gives.
+    """Reads rows of one base tensor, rounded to 4 bits and back; see `TensorPart.reader`.
 
-    `digest` is the SHA-256 of its scales as little-endian f32, to be compared with that of the run. Of a `transposed`
-    source the columns are what bitsandbytes took for rows.
+    `digest` is the SHA-256 of the scales as little-endian f32, to be compared with the run's. Of a `transposed` source,
+    bitsandbytes quantized the columns as rows.
     """
 
     def __init__(
@@ -190,19 +193,19 @@ class RoundedReader:
         self._count, self._columns = math.prod(source.shape[:-1]), source.shape[-1]
         if transposed:
             self._count, self._columns = self._columns, self._count
-        # blocks run on over the ends of rows; every so many rows one begins with a row
+        # blocks cross the ends of rows; every `_step` rows, a block begins with a row
         self._step = rounding.blocksize // math.gcd(self._columns, rounding.blocksize)
         self._scales = self._all_scales()
         self.digest = hashlib.sha256(self._scales.astype("<f4").tobytes()).hexdigest()
 
     def __call__(self, rows: RowIndex, columns: RowIndex = ALL) -> F32:
-        """Rows in f32, an array [n, columns] that is the caller's."""
+        """Return rows as a fresh f32 array [n, columns]."""
         if self._transposed:
             return self._rounded(columns)[:, rows].T
         return self._rounded(rows)[:, columns]
 
     def _rounded(self, rows: RowIndex) -> F32:
-        """Rows as bitsandbytes saw them, all columns."""
+        """Rows as bitsandbytes quantized them, all columns."""
         first, last = span(rows, self._count)
         begin, end = self._whole(first), min(self._count, self._whole(last + self._step - 1))
         per_block = self._rounding.blocksize
@@ -221,7 +224,7 @@ class RoundedReader:
         return row // self._step * self._step
 
     def _stored(self, first: int, last: int) -> F32:
-        """Rows in the dtype that they had when bitsandbytes rounded them, widened to f32."""
+        """Rows in the dtype that bitsandbytes quantized, widened to f32."""
         if self._transposed:
             rows = np.ascontiguousarray(self._checkpoint.rows(self._source, ALL, slice(first, last)).T)
         else:
@@ -229,7 +232,7 @@ class RoundedReader:
         return rows if self._dtype in ("f32", self._stored_as) else round_to(rows, self._dtype)
 
     def _all_scales(self) -> F32:
-        """What the codes of each block are multiplied by."""
+        """The factors of the codes of each block."""
         piece = self._whole(max(self._step, _PIECE_BYTES // (4 * self._columns)))
         absmax = np.concatenate([self._absmax(first, piece) for first in range(0, self._count, piece)])
         if not self._rounding.double_quant:
@@ -253,7 +256,7 @@ class RoundedReader:
 
 
 def round_to(rows: F32, dtype: str) -> F32:
-    """f32 rounded to f16 or bf16 (to nearest, ties to even) and widened again, as PyTorch casts."""
+    """Return f32 rounded to f16 or bf16 (to nearest, ties to even) and widened again, as PyTorch casts."""
     if dtype == "f16":
         with np.errstate(over="ignore"):
             return rows.astype(np.float16).astype(np.float32)
@@ -269,7 +272,7 @@ def _is_linear(tensor: MergedTensor, part: TensorPart) -> bool:
 
 
 def _is_rounded(part: TensorPart) -> bool:
-    """Whether the base holds it in 4 bits already; rounded a second time it would be another."""
+    """Whether the base stores it in 4 bits already; a second rounding would change it."""
     return part.piece.source.dtype in FOUR_BIT
 
 
@@ -277,7 +280,7 @@ def _is_rounded(part: TensorPart) -> bool:
 
 
 def _recorded(record: Any) -> Iterator[tuple[str, FourBitSettings]]:
-    """The weights that a run held in 4 bits. Errors: AdapterError when the record is not as training writes it."""
+    """The weights that a run had in 4 bits. Raises AdapterError for a damaged record."""
     try:
         for group in record["groups"]:
             common = _common(group)
@@ -298,7 +301,7 @@ def _common(group: Mapping[str, Any]) -> FourBitSettings:
 
 
 def _floats(text: str) -> F32:
-    """The 256 values of the map in which scales are coded."""
+    """The 256 values of the map that quantizes the scales."""
     values: NDArray[np.float32] = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     if len(values) != 256 or not np.isfinite(values).all() or np.any(np.diff(values) < 0):
         raise ValueError(f"a nested map of {len(values)} values that do not rise")

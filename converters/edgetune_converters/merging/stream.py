@@ -1,4 +1,4 @@
-"""The stream of merged tensors: base plus adapter in blocks of rows, one block alive at a time."""
+"""The stream of merged tensors: base plus adapter, in blocks of rows; one block is in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, wi
 
 BLOCK_BYTES = 4 * 1024 * 1024
 
-# dtype of stored rows -> the bits of its exponent
+# dtype of stored rows -> mask of its exponent
 _EXPONENTS = {np.dtype(np.uint16): np.uint16(0x7F80), np.dtype(np.float16): np.uint16(0x7C00)}
 
-# makes, for one source, what reads it other than as it is stored (merge_base.py)
+# makes the reader of a source that is not read as it is stored (merge_base.py)
 Reader = Callable[[Checkpoint, TensorInfo], Read]
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of a merged tensor, [n, k], from row `first` of it on.
+    """Rows of a merged tensor, [n, k], from row `first` on.
 
-    They are f32, or as the base stores them (f16, or the bits of bf16 in uint16) where nothing is done to them. `delta`
-    computes the part that the adapter added; `release` is to be called when the rows are no longer needed.
+    Rows are f32, or unchanged in the base's type (f16, or the bits of bf16 in uint16). `delta` computes the part that
+    the adapter added; call `release` when the rows are no longer needed.
     """
 
     rows: NDArray[Any]
@@ -47,13 +47,13 @@ class RowBlock:
         return widened(self.rows)
 
 
-# makes a block on so many threads (0: one per core)
+# makes a block; the argument is the number of threads (0: one per core)
 MakeBlock = Callable[[int], RowBlock]
 
 
 @dataclass(frozen=True)
 class TensorPart:
-    """A piece of a tensor with what the adapter does to its source, and how that is read where not as it is stored."""
+    """A piece of a tensor with the adapter's change of its source, and a reader where it is not read as stored."""
 
     piece: Piece
     change: Change | None = None
@@ -61,15 +61,15 @@ class TensorPart:
 
     @property
     def in_hf_row_order(self) -> TensorPart:
-        """The same without what only llama.cpp's order of rotated rows needs."""
+        """The same part without the row permutation that only llama.cpp needs."""
         view = self.piece.view
         steps = tuple(step for step in view.steps if not isinstance(step, RopePermute))
         return replace(self, piece=replace(self.piece, view=replace(view, steps=steps)))
 
     def pieces(self, checkpoint: Checkpoint, limit: int) -> Iterator[MakeBlock]:
-        """What makes the blocks of its rows, in order; base and delta are seen through the same view."""
+        """Yield the tasks that make the blocks of its rows, in order; base and delta have the same view."""
         count, width = self.piece.shape
-        # a vector is read at once: it is one row of the file
+        # a vector is read at once: it is one row in the file
         step = count if width == 1 else max(1, limit // (4 * width))
         source = _Source(self, checkpoint)
         for first in range(0, count, step):
@@ -77,7 +77,7 @@ class TensorPart:
 
 
 class _Source:
-    """Where the blocks of a part come from; the factors of its change are read once for all of them."""
+    """Makes the blocks of a part; the factors of its change are read once for all blocks."""
 
     def __init__(self, part: TensorPart, checkpoint: Checkpoint) -> None:
         self._piece = part.piece
@@ -104,7 +104,7 @@ class _Source:
         return RowBlock(merged, rows.start, partial(self._delta, rows))
 
     def _bad_in_all(self) -> int:
-        """Weights of the whole tensor that are NaN or infinite, for the message."""
+        """The number of NaN or infinite weights in the whole tensor, for the message."""
         count = math.prod(self._piece.source.shape) // max(1, self._piece.columns)
         blocks = (slice(first, min(first + 4096, count)) for first in range(0, count, 4096))
         return sum(count_bad(self._read(block, ALL)) for block in blocks)
@@ -137,7 +137,7 @@ class _Source:
 
 
 def _product(left: F32, right: F32, rows: RowIndex, columns: RowIndex) -> F32:
-    """Rows and columns of left @ right; for a stack of experts the rows of all are counted through."""
+    """Rows and columns of left @ right; for a stack of experts, rows are numbered through all experts."""
     if left.ndim == 2:
         own, other = np.ascontiguousarray(left[rows]), np.ascontiguousarray(right[:, columns])
         product: F32 = edgetune_native.add_product(np.zeros((len(own), other.shape[1]), np.float16), own, other)
@@ -150,7 +150,7 @@ def _product(left: F32, right: F32, rows: RowIndex, columns: RowIndex) -> F32:
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor of the merged model: `shape` as numpy says it, `dtype` as the base stored it."""
+    """A tensor of the merged model: `shape` in NumPy order, `dtype` that of the base."""
 
     slot: str
     layer: int | None
@@ -162,24 +162,24 @@ class MergedTensor:
 
     @property
     def gguf_name(self) -> str:
-        """Its name in a GGUF file."""
+        """The name in a GGUF file."""
         return slots.gguf_name(self.slot, self.layer, self.part)
 
     @property
     def in_hf_row_order(self) -> MergedTensor:
-        """The same with the rows of rotated heads in the base's own order; itself where they are so anyway."""
+        """The same tensor with rotated heads in the base's row order; itself where that is no change."""
         if not any(isinstance(step, RopePermute) for part in self.parts for step in part.piece.view.steps):
             return self
         return replace(self, parts=tuple(part.in_hf_row_order for part in self.parts))
 
     @property
     def sources(self) -> set[str]:
-        """The base's tensors from which it is made."""
+        """The names of the base tensors from which it is made."""
         return {part.piece.source.name for part in self.parts}
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that are read for it."""
+        """Bytes that are read."""
         read = 0
         for part in self.parts:
             source = part.piece.source
@@ -187,10 +187,9 @@ class MergedTensor:
         return read
 
     def pieces(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[MakeBlock]:
-        """What makes its blocks, in order, of at most `limit` bytes of f32 (at least one row). They may be made on
-        several threads.
+        """Yield the tasks that make its blocks, in order, of at most `limit` bytes of f32 (at least one row).
 
-        Errors, when a block is made: CheckpointError when a weight is NaN or infinite.
+        Tasks may run on several threads. A task raises CheckpointError for NaN or infinity.
         """
         if self.values is not None:
             values = self.values.reshape(1, -1)
@@ -202,11 +201,11 @@ class MergedTensor:
             before += part.piece.shape[0]
 
     def blocks(self, checkpoint: Checkpoint, limit: int = BLOCK_BYTES) -> Iterator[RowBlock]:
-        """The blocks, one after the other."""
+        """Make the blocks one after the other."""
         return (make(0) for make in self.pieces(checkpoint, limit))
 
     def _block(self, make: MakeBlock, before: int, threads: int) -> RowBlock:
-        """Rows of the file: a vector was read as a column, but is a row or several of them."""
+        """Reshape to rows of the file: a vector was read as a column, but is one row or several."""
         block = make(threads)
         rows = block.rows.reshape(1, -1) if len(self.shape) == 1 else block.rows.reshape(-1, self.shape[-1])
         return replace(block, rows=rows, first=before + block.first)
@@ -219,10 +218,11 @@ def merged_tensors(
     bound: Sequence[BoundTensor],
     changes: Mapping[str, Change],
 ) -> list[MergedTensor]:
-    """All tensors of the merged model in the order in which they are written.
+    """Return all tensors of the merged model in the order of the file.
 
-    A head that is, and stays, equal to the embedding is left out where readers then use the embedding.
-    Errors: ArchitectureError when the head differs and the family's readers know only the embedding.
+    A head that equals the embedding, after the merge too, is omitted where readers then use the embedding.
+
+    Raises ArchitectureError when the head differs and the family's readers know only the embedding.
     """
     tensors = [_merged(item, changes) for item in bound if not _left_out(family, item, bound, checkpoint, changes)]
     for row in family.generated:
@@ -240,7 +240,7 @@ def _merged(item: BoundTensor, changes: Mapping[str, Change]) -> MergedTensor:
 
 
 def change_of(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
-    """What the adapter does to a piece, by its own name or as a part of all experts."""
+    """Return the adapter's change of a piece, under its own name or as a part of all experts."""
     own, slab = changes.get(piece.target), piece.part_of
     whole = None if slab is None else changes.get(slab.target)
     if slab is None or whole is None:
@@ -272,7 +272,7 @@ def _left_out(
 def _tied(
     item: BoundTensor, bound: Sequence[BoundTensor], checkpoint: Checkpoint, changes: Mapping[str, Change]
 ) -> bool:
-    """Whether a head holds the same numbers as the embedding, after the adapter."""
+    """Whether a head equals the embedding, after the merge."""
     embedding = next(other for other in bound if other.slot == slots.EMBEDDING)
     (one,), (other,) = item.pieces, embedding.pieces
     changed = [piece.target in changes for piece in (one, other)]
@@ -288,7 +288,7 @@ def _same_numbers(one: MergedTensor, other: MergedTensor, checkpoint: Checkpoint
 
 
 def check_finite(name: str, rows: NDArray[Any], in_all: Callable[[], int] = int) -> None:
-    """Errors: CheckpointError with the number of weights that are NaN or infinite, `in_all` where that gives one."""
+    """Raise CheckpointError with the number of NaN or infinite weights; `in_all` counts in the whole tensor."""
     if _looks_finite(rows):
         return
     bad = count_bad(rows)
@@ -298,12 +298,12 @@ def check_finite(name: str, rows: NDArray[Any], in_all: Callable[[], int] = int)
 
 
 def count_bad(rows: NDArray[Any]) -> int:
-    """How many weights are NaN or infinite."""
+    """Return the number of NaN or infinite weights."""
     return int(np.count_nonzero(~np.isfinite(widened(rows))))
 
 
 def _looks_finite(rows: NDArray[Any]) -> bool:
-    """In 16 bits an exponent of ones says no. A sum of f32 is finite unless a weight is not, or it overflows."""
+    """Check cheaply: 16-bit types by an exponent of ones; f32 by its sum, which may also overflow."""
     if rows.dtype != np.float32:
         ones = _EXPONENTS[rows.dtype]
         return bool(np.bitwise_and(rows.view(np.uint16), ones).max(initial=0) != ones)

@@ -1,4 +1,7 @@
-"""Does what was trained survive quantization? For each tensor <Q(W+D)-Q(W), D>/|D|^2: 1 whole, 0 vanished."""
+"""Delta survival: the share of the trained delta that survives quantization.
+
+For each tensor <Q(W+D)-Q(W), D>/|D|^2: 1 means whole, 0 vanished.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.tensors import F32
 
 Store = Callable[[F32], NDArray[Any]]
-"""Rows in f32 -> as they would lie in the file: the same type, and the same importance of each column."""
+"""Encodes f32 rows as in the file: the same storage type and the same importance weights."""
 
 
 class DeltaSurvival:
@@ -24,9 +27,9 @@ class DeltaSurvival:
         self._sums: dict[str, dict[int, tuple[float, float]]] = {}
 
     def add(self, name: str, type_name: str, block: RowBlock, stored: NDArray[Any], store: Store) -> None:
-        """Account for one block; `stored` is the block as it was written, and `store` does the same with other rows.
+        """Add one block; `stored` is the block as written, `store` encodes other rows in the same way.
 
-        May be called on several threads.
+        Thread-safe.
         """
         assert block.delta is not None
         change = block.delta().reshape(block.rows.shape)
@@ -41,8 +44,8 @@ class DeltaSurvival:
         self._sums.setdefault(name, {})[block.first] = sums
 
     def ratios(self) -> dict[str, float]:
-        """The measure of each changed tensor."""
-        # added up in the order of the rows, not in that in which they came
+        """Return the survival of each changed tensor."""
+        # sums in the order of the rows, whatever order the blocks came in
         ordered = {name: [sums[first] for first in sorted(sums)] for name, sums in sorted(self._sums.items())}
         added = {name: [math.fsum(each) for each in zip(*sums, strict=True)] for name, sums in ordered.items()}
         return {name: along / norm for name, (along, norm) in added.items() if norm}

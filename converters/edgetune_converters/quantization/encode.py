@@ -1,4 +1,4 @@
-"""A block of rows in its storage type, with the checks that belong to it."""
+"""Encode a block of rows in its storage type."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from edgetune_converters.errors import RecipeError
 from edgetune_converters.tensors import F32, widened
 
 F16_MAX = 65504.0
-# dtype of rows as the base stores them -> the type that they have then
+# dtype of rows -> their storage type
 _STORED = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.uint16): "bf16"}
 
 
 def encode_rows(
     rows: NDArray[Any], type_name: str, tensor: str, threads: int, weights: F32 | None = None
 ) -> NDArray[Any]:
-    """A block in its storage type, bytes in file order; `weights` says how much each column matters.
+    """Return a block in its storage type, bytes in file order; `weights` are importance weights, one per column.
 
-    `rows` are f32, f16 or the bits of bf16; they are returned themselves where they have the type already.
-    Errors: RecipeError where f16 would overflow.
+    `rows` are f32, f16 or the bits of bf16; rows that have the type already are returned as they are.
+
+    Raises RecipeError where f16 would overflow.
     """
     if type_name == _STORED[rows.dtype]:
         return rows
@@ -38,6 +39,6 @@ def encode_rows(
 
 def _largest(rows: NDArray[Any]) -> float:
     """The largest absolute value."""
-    if rows.dtype == np.uint16:  # without their signs, the bits of floats are ordered as the floats are
+    if rows.dtype == np.uint16:  # without the sign, the bits of floats have the order of the floats
         return float(widened(np.bitwise_and(rows, np.uint16(0x7FFF)).max(keepdims=True)).item())
     return max(float(rows.max()), -float(rows.min()))

@@ -1,7 +1,7 @@
-"""llama.cpp's importance matrix (`llama-imatrix`): how much each column of a matrix matters to what the model computes.
+"""Read llama.cpp's importance matrix (`llama-imatrix`): how much each column of a matrix matters.
 
-Two formats are read: the GGUF of today (sums of squared activations and how many went into them, for each expert) and
-the .dat before it. Facts from llama.cpp's common/imatrix-loader.cpp and tools/quantize/quantize.cpp.
+Two formats: GGUF (sums of squared activations and their counts, per expert) and the older .dat. Source: llama.cpp's
+common/imatrix-loader.cpp and tools/quantize/quantize.cpp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgetune_converters.gguf.reader import GgufFile, read
 from edgetune_converters.gguf.values import Value, ValueKind, string
 from edgetune_converters.tensors import F32
 
-# types that are garbage, or cannot be computed at all, without one
+# types that are useless, or cannot be computed, without one
 NEEDED_BY = frozenset(("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"))
 _UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up, not multiplied: entries do not fit
@@ -33,7 +33,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """A matrix that was read: f32 weights by GGUF tensor name, one for each column (and expert)."""
+    """Importance weights, f32, by GGUF tensor name: one per column (and expert)."""
 
     path: Path
     sha256: str
@@ -42,9 +42,9 @@ class ImportanceMatrix:
     chunks: int
 
     def check(self, tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> list[str]:
-        """Compare with (name, shape, type) of what will be written; returns what should be said of it.
+        """Check against (name, shape, type) of the tensors to be written; return notes.
 
-        Errors: RecipeError when it is of another model, or lacks what a type cannot do without.
+        Raises RecipeError when it belongs to another model, or lacks an entry that a type needs.
         """
         quantized = [(name, shape, kind) for name, shape, kind in tensors if kind not in _UNWEIGHTED]
         found = [name for name, _, _ in quantized if name in self.entries]
@@ -60,12 +60,12 @@ class ImportanceMatrix:
         missing = [name for name, _, _ in quantized if name not in self.entries]
         if not missing:
             return []
-        return [f"the importance matrix says nothing of {len(missing)} matrices, such as {missing[0]}"]
+        return [f"the importance matrix has no entry for {len(missing)} matrices, such as {missing[0]}"]
 
     def pieces(
         self, name: str, shape: tuple[int, ...], first: int, rows: NDArray[Any]
     ) -> Iterator[tuple[NDArray[Any], F32 | None]]:
-        """The rows, which begin at row `first` of the tensor, with their weights: a piece for each expert."""
+        """Yield rows, which begin at row `first` of the tensor, with their weights: one piece per expert."""
         entry = self.entries.get(name)
         if entry is None or entry.size != _columns(shape):
             yield rows, None
@@ -80,12 +80,12 @@ class ImportanceMatrix:
 
     @property
     def receipt_entry(self) -> dict[str, str]:
-        """How a receipt speaks of it."""
+        """File name and hash, for receipts."""
         return {"file": self.path.name, "sha256": self.sha256}
 
     @property
     def metadata(self) -> dict[str, Value]:
-        """The keys that llama-quantize writes; the file is named without its folder."""
+        """The keys that llama-quantize writes; the file without its directory."""
         keys = {
             "quantize.imatrix.file": string(self.path.name),
             "quantize.imatrix.entries_count": Value(ValueKind.I32, len(self.entries)),
@@ -95,14 +95,14 @@ class ImportanceMatrix:
 
 
 def check_needed(tensors: Iterable[tuple[str, str]]) -> None:
-    """Errors: RecipeError when a (name, type) without importance matrix has a type that needs one."""
+    """Raise RecipeError when a (name, type) without importance matrix has a type that needs one."""
     for name, kind in tensors:
         if kind in NEEDED_BY:
             raise RecipeError(f"{name} cannot be stored as {kind} without an importance matrix", "Give --imatrix FILE")
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """Read a file of either format. Errors: RecipeError when it is none, or its numbers are not usable."""
+    """Read a file of either format. Raises RecipeError for another file, or unusable numbers."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -120,7 +120,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 
 
 def _columns(shape: tuple[int, ...]) -> int:
-    """Weights of a tensor: one a column, for each of the matrices that are stacked in it."""
+    """The number of weights: one per column, for each of the stacked matrices."""
     return math.prod(shape[:-2]) * shape[-1]
 
 
@@ -144,7 +144,7 @@ def _gguf(file: GgufFile) -> tuple[dict[str, F32], str | None, int]:
 
 
 def _means(sums: F32, counts: F32) -> F32:
-    """Sums over counts; an expert that was never used counts evenly."""
+    """Sums divided by counts; an expert that was never used gets equal weights."""
     whole = np.rint(counts).astype(np.float32)
     means = np.ones_like(sums)
     np.divide(sums, whole[:, None], out=means, where=whole[:, None] > 0)
@@ -168,7 +168,7 @@ def _legacy(path: Path) -> tuple[dict[str, F32], str | None, int]:
 
 
 class _Bytes:
-    """A cursor over a file in memory; every length is checked against what is left."""
+    """A cursor over a file in memory; every length is checked against the remaining bytes."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path = path

@@ -1,8 +1,8 @@
-"""Types that the user sets by hand, with the names and the meaning of llama-quantize.
+"""Storage types set by the user, with llama-quantize's names and meaning.
 
-`--tensor-type REGEX=TYPE` is searched for in tensor names, the first that is found counts; `--output-tensor-type` is
-the output matrix, or the embedding where that serves as the output; `--token-embedding-type` is the embedding and goes
-before both. Tensors of one dimension stay in f32 whatever is asked for.
+`--tensor-type REGEX=TYPE` is searched in tensor names, and the first match counts. `--output-tensor-type` sets the
+output matrix, or the embedding where that serves as output. `--token-embedding-type` sets the embedding and takes
+precedence over both. One-dimensional tensors always stay in f32.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from edgetune_converters.errors import RecipeError
 
 @dataclass(frozen=True)
 class Override:
-    """One choice: `text` is how the user wrote it, `type` what it asks for."""
+    """One override: `text` is the option as the user wrote it, `type` the storage type."""
 
     text: str
     type: str
     pattern: re.Pattern[str] | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether a tensor of this name is meant."""
+        """Whether the pattern matches this tensor name."""
         return self.pattern is not None and self.pattern.search(name) is not None
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """All choices of one export. Made by `overrides_of`, which checks them."""
+    """All overrides of one export. Make them with `overrides_of`, which checks them."""
 
     tensors: tuple[Override, ...] = ()
     output: Override | None = None
@@ -39,11 +39,11 @@ class Overrides:
 
     @property
     def texts(self) -> list[str]:
-        """The choices as they were written."""
+        """The options as the user wrote them."""
         return [item.text for item in (*self.tensors, self.output, self.embedding) if item is not None]
 
     def find(self, slot: str, name: str, tied: bool) -> Override | None:
-        """What was chosen for a tensor, None where the recipe decides. `tied`: the embedding serves as the output."""
+        """Return the override of a tensor, None where the recipe decides. `tied`: the embedding serves as output."""
         if slot == slots.EMBEDDING and self.embedding:
             return self.embedding
         if slot == slots.OUTPUT and self.output:
@@ -52,7 +52,7 @@ class Overrides:
         return named or (self.output if tied and slot == slots.EMBEDDING else None)
 
     def check_matches(self, matrices: Sequence[str], vectors: Sequence[str]) -> None:
-        """Errors: RecipeError when a pattern matches no tensor that could have another type."""
+        """Raise RecipeError when a pattern matches no tensor that could have another type."""
         for item in self.tensors:
             if any(map(item.matches, matrices)):
                 continue
@@ -71,7 +71,7 @@ NONE = Overrides()
 def overrides_of(
     tensor_types: Iterable[str] = (), output_tensor_type: str | None = None, token_embedding_type: str | None = None
 ) -> Overrides:
-    """Overrides as they are written on the command line. Errors: RecipeError naming the one that cannot be used."""
+    """Parse overrides as written on the command line. Raises RecipeError naming the unusable one."""
     return Overrides(
         tuple(_tensor_type(text) for text in tensor_types),
         _named("--output-tensor-type", output_tensor_type),
@@ -85,23 +85,23 @@ def _named(option: str, type_name: str | None) -> Override | None:
 
 def _tensor_type(text: str) -> Override:
     pattern, separator, type_name = text.rpartition("=")
-    said = f"--tensor-type {text}"
+    option = f"--tensor-type {text}"
     if not separator or not pattern or not type_name:
-        raise RecipeError(f"{said} is not of the form REGEX=TYPE", "For instance --tensor-type attn_v=q8_0")
+        raise RecipeError(f"{option} is not of the form REGEX=TYPE", "For instance --tensor-type attn_v=q8_0")
     try:
         compiled = re.compile(pattern, re.IGNORECASE)
     except re.error as error:
-        raise RecipeError(f"{said}: {pattern!r} is not a regular expression: {error}") from error
-    return Override(said, _storage_type(said, type_name), compiled)
+        raise RecipeError(f"{option}: {pattern!r} is not a regular expression: {error}") from error
+    return Override(option, _storage_type(option, type_name), compiled)
 
 
-def _storage_type(said: str, type_name: str) -> str:
+def _storage_type(option: str, type_name: str) -> str:
     lower = type_name.strip().lower()
     known = edgetune_native.types()
     if lower in known:
         return lower
     tensors_only = "a tensor has a storage type such as q4_k, a mix such as q4_k_m is of a whole file; "
     raise RecipeError(
-        f"{said}: {type_name!r} is not a type of a tensor",
+        f"{option}: {type_name!r} is not a type of a tensor",
         (tensors_only if lower.endswith(("_k_s", "_k_m", "_k_l")) else "") + f"known: {', '.join(known)}",
     )

@@ -1,7 +1,7 @@
-"""Which storage type each tensor gets. A recipe is a file type of llama.cpp with the same mix as llama-quantize.
+"""Recipes: the storage type of each tensor. A recipe is a file type of llama.cpp with the mix of llama-quantize.
 
-Facts taken from `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's src/llama-quant.cpp, compared
-with the real quantizer by a test. A mix is a table: slot -> rule. Rules see the number of the tensor among its kind.
+Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's src/llama-quant.cpp; a test compares with
+the real quantizer. A mix is a table: slot -> rule. Rules get the position of a tensor among its kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_FALLBACK = 0.05  # share of the bytes past which an export refuses
 
 @dataclass(frozen=True)
 class MixPosition:
-    """Where a tensor stands: `index` is its number among the `count` of its kind."""
+    """The position of a tensor: `index` among the `count` tensors of its kind."""
 
     index: int
     count: int
@@ -52,12 +52,12 @@ def _first_part_or(share: int, name: str, otherwise: Rule) -> Rule:
 
 
 def _grouped(name: str, otherwise: str | None = None) -> Rule:
-    """For models whose value matrices are small because four or more query heads share one."""
+    """For models with small value matrices, because four or more query heads share one."""
     return lambda place: name if place.heads_per_kv >= 4 else otherwise
 
 
 def _more_bits(name: str) -> Rule:
-    """The first and last eighth of the layers, and every third between."""
+    """The first and last eighth of the layers, and every third in between."""
 
     def rule(place: MixPosition) -> str | None:
         eighth = place.count // 8
@@ -69,20 +69,20 @@ def _more_bits(name: str) -> Rule:
 
 V, K, DOWN, ATTENTION_OUTPUT = "attention_v", "attention_k", "ffn_down", "attention_output"
 
-# slots that a mix treats alike -> the name under which a mix speaks of them
+# slots that a mix treats alike -> their kind
 _KINDS = {
     V: V, "attention_qkv": V, K: K, ATTENTION_OUTPUT: ATTENTION_OUTPUT,
     DOWN: DOWN, "expert_down": DOWN, "shared_down": DOWN,
 }  # fmt: skip
-# matrices that no recipe touches: small, and everything depends on them
+# matrices that no recipe quantizes: small and critical
 _KEPT = ("expert_router", "position_embedding", "convolution")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file type: its number in `general.file_type`, the usual storage type, and the slots that differ.
+    """A file type: its number in `general.file_type`, the base storage type, and the slots that differ.
 
-    `measured` are rules that hold instead where there is an importance matrix.
+    `measured` are rules that apply instead where there is an importance matrix.
     """
 
     name: str
@@ -122,13 +122,13 @@ _RECIPES = (
     _of("iq4_xs", 30, "iq4_xs", measured=_always(None), attention_v=_grouped("q5_k"), ffn_down=_first_part(8, "q5_k")),
 )  # fmt: skip
 
-# llama-quantize gives models with exactly eight experts more bits where they cost little: kind -> recipe -> type
+# llama-quantize spends more bits on small tensors of models with exactly eight experts: kind -> recipe -> type
 _EIGHT_EXPERTS: Mapping[str, Mapping[str, str]] = {
     V: dict.fromkeys([recipe.name for recipe in _RECIPES], "q8_0"),
     K: dict.fromkeys([recipe.name for recipe in _RECIPES], "q8_0"),
     ATTENTION_OUTPUT: dict.fromkeys(["q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"], "q5_k"),
 }
-# architectures whose mixes differ: architecture -> recipe -> kind -> rule
+# architectures with other mixes: architecture -> recipe -> kind -> rule
 _OF_ARCHITECTURE: Mapping[str, Mapping[str, Mapping[str, Rule]]] = {
     "falcon": {
         "q2_k": {ATTENTION_OUTPUT: _never},
@@ -139,14 +139,14 @@ _OF_ARCHITECTURE: Mapping[str, Mapping[str, Mapping[str, Rule]]] = {
     }
 }
 _OUTPUT_OF_ARCHITECTURE = {"falcon": "q8_0"}
-# architectures -> layers of their 70 B, whose small value matrices get more bits
+# architecture -> layers of its 70 B model, whose small value matrices get more bits
 _LAYERS_OF_70B = {"llama": 80, "qwen2": 80}
 
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 ALIASES = {"q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m"}
 
 _NOT_QUANTIZED = ("f32", "f16", "bf16")
-# what llama.cpp takes for rows that are no multiple of 256; then, for rows that are no multiple of 32, f16
+# llama.cpp's fallback for rows that are no multiple of 256; f16 for rows that are no multiple of 32
 _FALLBACK = {
     "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "tq1_0": "q4_0", "tq2_0": "q4_0",
     "q2_0": "q4_0", "iq4_xs": "iq4_nl", "iq3_s": "iq4_nl", "iq3_xxs": "iq4_nl", "iq2_s": "iq4_nl", "iq2_xs": "iq4_nl",
@@ -156,7 +156,7 @@ _FALLBACK = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts about a model on which mixes depend."""
+    """The properties of a model on which mixes depend."""
 
     layers: int
     heads: int
@@ -166,19 +166,19 @@ class ModelFacts:
 
     @property
     def heads_per_kv(self) -> int:
-        """How many query heads share a key head in the first layer; none where that has no attention."""
+        """Query heads per key head in the first layer; 0 where that has no attention."""
         return self.heads // self.kv_heads if self.kv_heads else 0
 
     @property
     def is_70b(self) -> bool:
-        """Llama 2 and 3 of 70 B and their like; Llama 1 of 65 B shares no key heads."""
+        """Whether the model is Llama 2 or 3 of 70 B or alike; Llama 1 of 65 B shares no key heads."""
         same = self.gguf == "llama" and self.heads == self.kv_heads
         return _LAYERS_OF_70B.get(self.gguf) == self.layers and not same
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """A tensor to be planned; `source` is the dtype in the checkpoint."""
+    """A tensor to be planned; `source` is its dtype in the checkpoint."""
 
     slot: str
     part: str
@@ -190,7 +190,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """The decision about one tensor. `wanted` differs from `type` where the rows do not fit the wanted type."""
+    """The planned storage of one tensor. `wanted` differs from `type` where the rows do not fit the wanted type."""
 
     name: str
     shape: tuple[int, ...]
@@ -202,13 +202,13 @@ class PlannedTensor:
 
     @property
     def fallback(self) -> bool:
-        """Whether the recipe's type did not fit."""
+        """Whether the wanted type did not fit."""
         return self.type != self.wanted
 
 
 @dataclass(frozen=True)
 class StoragePlan:
-    """A recipe applied to a model: the real size, known before any weight is read."""
+    """A recipe applied to a model: exact sizes, known before any weight is read."""
 
     recipe: Recipe
     rows: tuple[PlannedTensor, ...]
@@ -220,12 +220,12 @@ class StoragePlan:
 
     @property
     def weights(self) -> int:
-        """Number of weights."""
+        """The number of weights."""
         return sum(math.prod(row.shape) for row in self.rows)
 
     @property
     def bits_per_weight(self) -> float:
-        """Real bits per weight over all tensors."""
+        """Bits per weight, over all tensors."""
         return self.bytes * 8 / self.weights
 
     @property
@@ -238,12 +238,12 @@ class StoragePlan:
 
     @property
     def fallback_share(self) -> float:
-        """Share of the bytes that could not be stored in the type that the recipe asks for."""
+        """The share of the bytes that is not stored in the wanted type."""
         return sum(row.bytes for row in self.rows if row.fallback) / self.bytes
 
 
 def recipe_named(name: str) -> Recipe:
-    """A recipe by name or alias, upper or lower case. Errors: RecipeError listing the names."""
+    """Return a recipe by name or alias, in upper or lower case. Raises RecipeError with the known names."""
     lower = name.lower()
     recipe = RECIPES.get(ALIASES.get(lower, lower))
     if recipe is None:
@@ -258,9 +258,9 @@ def plan_storage(
     overrides: Overrides = NONE,
     measured: bool = False,
 ) -> StoragePlan:
-    """Decide about every tensor; `measured` says that there is an importance matrix.
+    """Choose the storage type of every tensor; `measured`: there is an importance matrix.
 
-    Errors: RecipeError for an override that matches nothing.
+    Raises RecipeError for an override that matches nothing.
     """
     names = [[tensor.name for tensor in tensors if (len(tensor.shape) > 1) is matrix] for matrix in (True, False)]
     overrides.check_matches(*names)
@@ -286,7 +286,7 @@ def check_fallback(
     overrides: Overrides = NONE,
     measured: bool = False,
 ) -> None:
-    """Errors: RecipeError when more than 5 % of the bytes cannot have the type they were meant to have."""
+    """Raise RecipeError when more than 5 % of the bytes cannot have the wanted type."""
     if wanted.fallback_share <= MAX_FALLBACK:
         return
     plans = [plan_storage(recipe, tensors, model, overrides, measured) for recipe in RECIPES.values()]
@@ -309,10 +309,10 @@ def _list(numbers: Iterable[int]) -> str:
 
 
 class _Decider:
-    """Decides about the tensors of a model in the order of the file.
+    """Chooses the types of a model's tensors in the order of the file.
 
-    A mix counts the tensors of a kind that were left to it, as llama-quantize does: with an override on the value
-    matrix of layer 0, that of layer 1 is the mix's first.
+    As in llama-quantize, a mix counts only the tensors left to it: with an override on the value matrix of layer 0,
+    that of layer 1 is the mix's first.
     """
 
     def __init__(
@@ -323,10 +323,10 @@ class _Decider:
         self._overrides = overrides
         self._tied = tied
         self._counts = counts
-        self._seen: Counter[str] = Counter()  # tensors of each kind that were left to the mix
+        self._seen: Counter[str] = Counter()  # tensors of each kind that were left to the mix, so far
 
     def row(self, tensor: TensorFacts) -> PlannedTensor:
-        """The decision about one tensor."""
+        """Return the planned storage of one tensor."""
         wanted, reason = self._wanted(tensor)
         chosen = _fitting(wanted, tensor.shape[-1])
         if chosen != wanted:
@@ -336,7 +336,7 @@ class _Decider:
         return PlannedTensor(tensor.name, tensor.shape, tensor.source, chosen, wanted, reason, size)
 
     def _wanted(self, tensor: TensorFacts) -> tuple[str, str]:
-        """The type that is asked for when all rows fit, and why."""
+        """The type for rows that fit, and why."""
         if len(tensor.shape) < 2 or tensor.part != "weight" or tensor.slot.endswith("_norm"):
             return "f32", "vectors stay in f32"
         if tensor.slot in _KEPT:
@@ -355,7 +355,7 @@ class _Decider:
         return (special, "the mix") if special else (self._recipe.base, "the recipe")
 
     def _special(self, tensor: TensorFacts, kind: str) -> str | None:
-        """The type of the mix, where it has one of its own for this tensor."""
+        """The type that the mix has for this tensor, None for the base type."""
         recipe, model = self._recipe, self._model
         place = self._place(tensor, kind)
         if model.experts == 8 and kind in _EIGHT_EXPERTS:
@@ -366,10 +366,10 @@ class _Decider:
         return special
 
     def _place(self, tensor: TensorFacts, kind: str) -> MixPosition:
-        """Its place among its kind.
+        """The position among its kind.
 
-        Matrices back from the feed-forward layer count as many as there are layers; with experts by the layer's
-        number, because a layer has several.
+        Down matrices count as many as there are layers; with experts, their index is the layer's number, because a
+        layer has several.
         """
         index, count = self._seen[kind], self._counts[kind]
         self._seen[kind] += 1
@@ -380,14 +380,14 @@ class _Decider:
 
 
 def _output_type(recipe: Recipe, width: int) -> tuple[str, str]:
-    """q6_k, or q8_0 where the recipe is of blocks of 32 and promises nothing that needs 256."""
+    """q6_k, or q8_0 where the recipe has blocks of 32 and the rows do not divide by 256."""
     if recipe.base == "q8_0" or (BY_NAME[recipe.base].block == 32 and not _fits("q6_k", width)):
         return "q8_0", "the recipe" if recipe.base == "q8_0" else "the output matrix keeps more bits"
     return "q6_k", "the recipe" if recipe.base == "q6_k" else "the output matrix keeps more bits"
 
 
 def _fitting(wanted: str, width: int) -> str:
-    """`wanted`, or what llama.cpp falls back to for this row length."""
+    """`wanted`, or llama.cpp's fallback for this row length."""
     if _fits(wanted, width):
         return wanted
     replacement = _FALLBACK.get(wanted, wanted)
@@ -399,5 +399,5 @@ def _fits(name: str, width: int) -> bool:
 
 
 def storage_of(row: PlannedTensor) -> StorageType:
-    """The storage type of a planned tensor."""
+    """Return the storage type of a planned tensor."""
     return BY_NAME[row.type]
