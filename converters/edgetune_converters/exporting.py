@@ -22,7 +22,7 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.outputs import stream
-from edgetune_converters.outputs.base import Output, Summary
+from edgetune_converters.outputs.base import Output, StreamedOutput, Summary
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import InputHasher, InputHashes
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
@@ -151,7 +151,8 @@ def _write(
         _check_room(outputs)
         for output in outputs:
             stack.enter_context(output)
-        stream.run(outputs, request.model.checkpoint, threads, advanced)
+        streamed = [output for output in outputs if isinstance(output, StreamedOutput)]
+        stream.run(streamed, request.model.checkpoint, threads, advanced)
         request.check(wait=True)
         identity = request.hashing.result()
         for output in outputs:
@@ -211,6 +212,7 @@ def _receipt(request: Request, identity: InputHashes, made: Summary) -> Receipt:
         "artifact": str(made.artifact),
         "overrides": list(made.overrides),
         "notes": notes + list(made.notes),
+        "versions": tool_versions() | made.versions,
     }
     return Receipt(
         architecture=model.family.gguf,
@@ -218,6 +220,5 @@ def _receipt(request: Request, identity: InputHashes, made: Summary) -> Receipt:
         adapter=None if identity.adapter is None else dict(identity.adapter),
         merge_base=model.merge_base.name,
         tokenizer={"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else {},
-        versions=tool_versions(),
         **own,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
-from edgetune_converters.files.directory import CompanionFiles
+from edgetune_converters.files.companions import CompanionFiles
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Scalar, Value
 from edgetune_converters.model import Model

@@ -52,7 +52,7 @@ def plan_traced(
             looked_up = embedding or len(tensor.shape) > 2
             manner = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
             storage, meant = traced_weights.choose_storage(tensor.name, tensor.shape, manner, wanted, settings, slot)
-            size = sum(form.bytes for form in storage.forms(tensor.shape))
+            size = sum(spec.bytes for spec in storage.specs(tensor.shape))
             why = "as the traced graph is expected to use it"
             dtype = tensor.source.dtype.lower()
             rows.append(PlannedTensor(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))

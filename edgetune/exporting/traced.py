@@ -85,7 +85,7 @@ def prepared(
 ) -> Iterator[Publish]:
     """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
     from edgetune_converters.exporting import write_errors
-    from edgetune_converters.files import directory
+    from edgetune_converters.files import atomic
 
     console.note(
         f"{family} has no graph of edgetune's own: transformers and torch.onnx.export draw it, which needs torch and "
@@ -106,7 +106,7 @@ def prepared(
             with deferred_sigint():
                 for (folder, path, _), receipt in zip(made, receipts, strict=True):
                     receipt_path(path).unlink(missing_ok=True)
-                    directory.replace(folder, path)
+                    atomic.replace_directory(folder, path)
                     published(receipt)
             return receipts
 
@@ -128,7 +128,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
     """Merge, trace, write and compare, in `place`."""
     from edgetune.training import onnx_trace
-    from edgetune_converters.files.directory import CompanionFiles
+    from edgetune_converters.files.companions import CompanionFiles
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
     from edgetune_converters.tokenizers.special import special_token_ids

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from edgetune_converters.files import directory
+from edgetune_converters.files import companions
 
-TOKENIZER_FILES = (*directory.TOKENIZER_FILES, "generation_config.json", "config.json")
+TOKENIZER_FILES = (*companions.TOKENIZER_FILES, "generation_config.json", "config.json")
 """Files of a base that decide token ids, special tokens and stop tokens."""
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE = companions.TEMPLATE_FILE
 
 
 def save_tokenizer(base: Path, chat_template: str, folder: Path) -> None:

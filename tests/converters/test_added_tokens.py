@@ -25,7 +25,7 @@ def _written(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vo
     """The vocabulary of `directory` in a file, and what the runtime would do to a text for it."""
     vocabulary = tokenizers.convert_tokenizer(directory, rows, {}, **options)
     path = directory / "vocab.gguf"
-    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()
     return path, vocabulary, Normalization.from_metadata(gguf.read(path).metadata)
 

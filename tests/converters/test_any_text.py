@@ -94,7 +94,7 @@ def _pair(kind: str, directory: Path) -> Pair:
     tokenizer = KINDS[kind](directory)
     metadata = tokenizers.convert_tokenizer(directory, 3000, {}).metadata
     path = directory / "vocab.gguf"
-    with GgufWriter(path, {"general.architecture": string("llama")} | metadata, []) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | metadata, []) as writer:
         writer.publish()
     return Pair(tokenizer, runtime.Vocabulary(path), Normalization.from_metadata(gguf.read(path).metadata))
 

@@ -123,7 +123,7 @@ def test_what_is_written_is_hashed(tmp_path: Path) -> None:
         try:
             for piece in pieces:
                 file.write(piece)
-            file.settle(beginning)
+            file.fix_header(beginning)
             digest = file.hexdigest()
         finally:
             file.close()

@@ -51,7 +51,7 @@ def _convert(directory: Path) -> None:
     try:
         vocabulary = tokenizers.convert_tokenizer(directory, 600, {"eos_token_id": 2})
         path = directory / "vocab.gguf"
-        with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
+        with GgufWriter.open(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
             writer.publish()
     except EdgetuneError as error:
         assert error.message  # noqa: PT017 - either outcome is right

@@ -59,7 +59,7 @@ def whole(tmp_path: Path) -> bytes:
 
 def written(path: Path) -> Path:
     """A small file with every kind of value."""
-    with GgufWriter(path, METADATA, SPECS) as writer:
+    with GgufWriter.open(path, METADATA, SPECS) as writer:
         for spec in SPECS:
             writer.append(np.arange(spec.bytes, dtype=np.uint8))
         writer.verify()
@@ -99,7 +99,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def _interrupted(path: Path, error: type[BaseException]) -> None:
-    with GgufWriter(path, METADATA, SPECS) as writer:
+    with GgufWriter.open(path, METADATA, SPECS) as writer:
         assert writer.partial.exists()
         raise error
 
@@ -112,7 +112,7 @@ def test_an_exception_removes_the_partial_file(error: type[BaseException], tmp_p
 
 
 def test_missing_rows_are_noticed(tmp_path: Path) -> None:
-    with GgufWriter(tmp_path / "x.gguf", METADATA, SPECS) as writer:
+    with GgufWriter.open(tmp_path / "x.gguf", METADATA, SPECS) as writer:
         writer.append(np.zeros(4, np.uint8))
         with pytest.raises(ArtifactError, match="only 0 of 3 tensors"):
             writer.verify()
@@ -121,12 +121,12 @@ def test_missing_rows_are_noticed(tmp_path: Path) -> None:
 
 def test_too_many_rows_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    with GgufWriter(path, METADATA, SPECS) as writer, pytest.raises(ArtifactError, match="more rows for tensor 0"):
+    with GgufWriter.open(path, METADATA, SPECS) as writer, pytest.raises(ArtifactError, match="more rows for tensor 0"):
         writer.append(np.zeros(61, np.uint8))
 
 
 def test_a_file_that_is_not_what_was_planned_is_noticed(tmp_path: Path) -> None:
-    with GgufWriter(tmp_path / "x.gguf", METADATA, SPECS) as writer:
+    with GgufWriter.open(tmp_path / "x.gguf", METADATA, SPECS) as writer:
         for spec in SPECS:
             writer.append(np.zeros(spec.bytes, np.uint8))
         _damage(writer)
@@ -153,7 +153,7 @@ def test_an_older_file_is_replaced_only_by_a_finished_one(tmp_path: Path) -> Non
 
 def test_a_name_that_llama_cpp_would_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="longer than 63 bytes"):
-        GgufWriter(tmp_path / "x.gguf", {}, [TensorSpec("x" * 64, (1,), BY_NAME["f32"])])
+        GgufWriter.open(tmp_path / "x.gguf", {}, [TensorSpec("x" * 64, (1,), BY_NAME["f32"])])
 
 
 # -- damaged and foreign files -----------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_the_template_can_be_replaced(tmp_path: Path) -> None:
 def written(path: Path, metadata: dict[str, Value]) -> Path:
     """A file of one small tensor."""
     spec = TensorSpec("token_embd.weight", (4, 8), next(kind for kind in BY_ID.values() if kind.name == "f32"))
-    with GgufWriter(path, metadata, [spec]) as writer:
+    with GgufWriter.open(path, metadata, [spec]) as writer:
         writer.append(np.zeros((4, 8), np.float32))
         writer.verify()
         writer.publish()

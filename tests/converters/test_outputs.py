@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.exporting import export
-from edgetune_converters.files import directory
+from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import runtime, tiny, vocabularies
@@ -243,7 +243,7 @@ def test_an_older_directory_gives_way(exchangeable: bool, tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "rename", counted)
     if not exchangeable:
-        monkeypatch.setattr(directory, "exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "exchange_names", lambda one, other: False)
     export(base, {}, safetensors={"bf16": tmp_path / "m"})
     assert not (tmp_path / "m" / "mark").exists()
     assert (tmp_path / "m" / "model.safetensors").is_file()

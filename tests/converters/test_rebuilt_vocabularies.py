@@ -39,7 +39,7 @@ def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
     vocabulary = tokenizers.convert_tokenizer(tmp_path, made.rows, {})
     assert vocabulary.pre == gguf_roundtrip.SOURCES[name].pre
     path = tmp_path / "vocab.gguf"
-    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()
     texts = [text for text, _ in made.stated]
     assert runtime.token_ids(path, texts) == [ids for _, ids in made.stated]

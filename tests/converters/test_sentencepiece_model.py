@@ -24,7 +24,7 @@ def _written(directory: Path, content: bytes, name: str = "tokenizer.model", **c
     (directory / "tokenizer_config.json").write_text(json.dumps(_CONFIG | config))
     vocabulary = tokenizers.convert_tokenizer(directory, 400, {})
     path = directory / "vocab.gguf"
-    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | vocabulary.metadata, []) as writer:
         writer.publish()
     return path
 

@@ -30,7 +30,7 @@ def _file(directory: Path, rows: int = 600, **options: Any) -> tuple[Path, Vocab
     """A GGUF file with the vocabulary of `directory` and no tensors."""
     vocabulary = tokenizers.convert_tokenizer(directory, rows, {}, **options)
     path = directory / "vocab.gguf"
-    with GgufWriter(path, {"general.architecture": string("llama")} | vocabulary.metadata, NONE) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | vocabulary.metadata, NONE) as writer:
         writer.verify()
         writer.publish()
     return path, vocabulary

@@ -6,6 +6,7 @@ so that two processes which write the same file do not disturb each other.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 
 SUFFIX = ".partial"
 """Of everything that is not finished."""
+_REPLACED_SUFFIX = ".replaced"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 @contextmanager
@@ -50,6 +54,34 @@ def temporary_directory(path: Path, suffix: str = SUFFIX) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Rename the directory `new` to `path`; an older directory of that name is removed.
+
+    Where the system can exchange two names, one of the two directories has the name at every moment. Elsewhere the
+    older one is renamed first.
+    """
+    aside = path.with_name(path.name + _REPLACED_SUFFIX)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    if path.is_dir() and exchange_names(new, path):
+        shutil.rmtree(new, ignore_errors=True)  # the older directory has this name now
+        return
+    if path.is_dir():
+        path.rename(aside)
+    new.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def exchange_names(one: Path, other: Path) -> bool:
+    """Exchange two names in one step with Linux's renameat2(2); False where the system or file system cannot."""
+    function = getattr(ctypes.CDLL(None), "renameat2", None)
+    if function is None:
+        return False
+    paths = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    done: int = function(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    return done == 0
 
 
 def sync_directory(directory: Path) -> None:

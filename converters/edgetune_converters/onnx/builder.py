@@ -93,9 +93,9 @@ class Graph:
     def external(self, array: ExternalArray) -> str:
         """An array in the file of weights."""
         if array.name not in self._initializers:
-            tensor = TensorProto(name=array.name, data_type=array.form.dtype, dims=array.form.shape)
+            tensor = TensorProto(name=array.name, data_type=array.spec.dtype, dims=array.spec.shape)
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": self._data_file, "offset": array.offset, "length": array.form.bytes}
+            place = {"location": self._data_file, "offset": array.offset, "length": array.spec.bytes}
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
             self._initializers[array.name] = tensor

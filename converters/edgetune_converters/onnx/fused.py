@@ -39,7 +39,7 @@ class FusedOperators(Operators):
             found = self.graph.one("Gather", self.graph.external(placed.arrays[0]), ids, axis=0)
             return found if placed.storage.name == "f32" else self.graph.one("Cast", found, to=TensorProto.FLOAT)
         codes, *others = placed.arrays
-        n, blocks, blob = codes.form.shape
+        n, blocks, blob = codes.spec.shape
         flat = view_as(codes, ".rows", (n, blocks * blob))
         first, *rest = (self.graph.external(array) for array in (flat, *others))
         sizes = {"bits": placed.storage.bits, "block_size": placed.storage.block}
@@ -113,7 +113,7 @@ class FusedOperators(Operators):
 
     def _codes_of(self, placed: WeightLayout) -> list[str]:
         codes, scales = placed.arrays[:2]
-        *lead, blocks, blob = codes.form.shape
+        *lead, blocks, blob = codes.spec.shape
         flat = view_as(codes, ".rows", (*lead, blocks * blob))
         return [self.graph.external(flat), self.graph.external(scales)]
 

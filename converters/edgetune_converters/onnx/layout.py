@@ -99,10 +99,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class ExternalArray:
-    """An array in the file of weights: `offset` and `form.bytes` in bytes."""
+    """An array in the file of weights: `offset` and `spec.bytes` in bytes."""
 
     name: str
-    form: ArraySpec
+    spec: ArraySpec
     offset: int
 
 
@@ -164,10 +164,10 @@ def lay_out(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterato
     offset = start
     for weight, storage in chosen:
         arrays = []
-        for form in storage.forms(weight.shape):
+        for spec in storage.specs(weight.shape):
             offset = align_to_page(offset)
-            arrays.append(ExternalArray(weight.name + form.suffix, form, offset))
-            offset += form.bytes
+            arrays.append(ExternalArray(weight.name + spec.suffix, spec, offset))
+            offset += spec.bytes
         yield WeightLayout(weight, storage, tuple(arrays))
 
 
@@ -178,5 +178,5 @@ def align_to_page(offset: int) -> int:
 
 def view_as(array: ExternalArray, suffix: str, shape: tuple[int, ...]) -> ExternalArray:
     """The same bytes under another name and shape."""
-    assert math.prod(shape) == math.prod(array.form.shape)
-    return ExternalArray(array.name + suffix, array.form._replace(shape=shape), array.offset)
+    assert math.prod(shape) == math.prod(array.spec.shape)
+    return ExternalArray(array.name + suffix, array.spec._replace(shape=shape), array.offset)

@@ -74,7 +74,7 @@ class DecoderGraph:
     @property
     def size(self) -> int:
         """Bytes of the file of weights."""
-        return max(array.offset + array.form.bytes for array in self.arrays)
+        return max(array.offset + array.spec.bytes for array in self.arrays)
 
     @property
     def arrays(self) -> list[ExternalArray]:
@@ -82,17 +82,17 @@ class DecoderGraph:
         weights = [array for item in self.placed for array in item.arrays]
         return weights + [array for pair in self.tables.values() for array in pair]
 
-    def computed(self) -> Iterator[tuple[ExternalArray, int, F32]]:
+    def table_rows(self) -> Iterator[tuple[ExternalArray, int, F32]]:
         """The tables, some rows at a time: array, first row, values."""
         for name, arrays in self.tables.items():
             rotation = self.decoder.rotations[name]
-            rows, width = arrays[0].form.shape
+            rows, width = arrays[0].spec.shape
             step = max(1, _TABLE_BYTES // (4 * width))
             for first in range(0, rows, step):
                 for array, values in zip(arrays, rotation.tables(first, min(first + step, rows)), strict=True):
                     yield array, first, values
 
-    def graph(self, producer_version: str) -> ModelProto:
+    def proto(self, producer_version: str) -> ModelProto:
         """The graph, which holds none of the weights."""
         graph = Graph(DATA_FILE)
         assemble(self._operators(graph, self.decoder, {item.weight.name: item for item in self.placed}, self.tables))
@@ -109,7 +109,7 @@ class DecoderGraph:
 
 
 def _end(placed: Sequence[WeightLayout]) -> int:
-    return max(array.offset + array.form.bytes for item in placed for array in item.arrays)
+    return max(array.offset + array.spec.bytes for item in placed for array in item.arrays)
 
 
 def _table_shape(decoder: Decoder, name: str) -> tuple[int, int]:
@@ -131,12 +131,12 @@ def _tables(decoder: Decoder, start: int) -> dict[str, tuple[ExternalArray, Exte
     found, offset = {}, start
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)
-        form = ArraySpec("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
+        spec = ArraySpec("", TensorProto.FLOAT, shape, 4 * math.prod(shape))
         pair = []
         for which in ("cos", "sin"):
             offset = layout.align_to_page(offset)
-            pair.append(ExternalArray(f"{which}.{name}", form, offset))
-            offset += form.bytes
+            pair.append(ExternalArray(f"{which}.{name}", spec, offset))
+            offset += spec.bytes
         found[name] = (pair[0], pair[1])
     return found
 

@@ -130,7 +130,7 @@ def _first_look(
     if not isinstance(fit_block(types.first_look, {head.shape[-1]}), NBitsBlocks):
         return []
     copy = replace(head, name=COARSE)
-    size = sum(form.bytes for form in types.first_look.forms(copy.shape))
+    size = sum(spec.bytes for spec in types.first_look.specs(copy.shape))
     kind, dtype = types.first_look.name, head.parts[0].source.dtype.lower()
     why = "a first look over the vocabulary; the best are then computed with the head itself"
     return [(copy, PlannedTensor(COARSE, copy.shape, dtype, kind, kind, why, size), types.first_look)]
@@ -161,7 +161,7 @@ def _decided(
             reason = f"rows of {_either(widths)} are no multiple of {asked.block}, as {why} needs"
         if settings.portable and isinstance(chosen, NBitsBlocks):
             chosen = StandardBlocks(chosen.bits, chosen.block)
-    size = sum(form.bytes for form in chosen.forms(weight.shape))
+    size = sum(spec.bytes for spec in chosen.specs(weight.shape))
     dtype = weight.parts[0].source.dtype.lower()
     wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is no other type
     return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen

@@ -144,10 +144,10 @@ class FusedWithStandardAttention(StandardAttention, FusedOperators):
 
 def _of_expert(array: ExternalArray, number: int) -> ExternalArray:
     """The part of an array that belongs to one expert."""
-    count, *shape = array.form.shape
-    size = array.form.bytes // count
-    form = array.form._replace(shape=tuple(shape), bytes=size)
-    return ExternalArray(f"{array.name}.{number}", form, array.offset + number * size)
+    count, *shape = array.spec.shape
+    size = array.spec.bytes // count
+    spec = array.spec._replace(shape=tuple(shape), bytes=size)
+    return ExternalArray(f"{array.name}.{number}", spec, array.offset + number * size)
 
 
 def operators_for(decoder: Decoder, *, portable: bool) -> type[Operators]:

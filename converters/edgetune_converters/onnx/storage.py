@@ -33,7 +33,7 @@ class Floats:
 
     name: Literal["f32", "f16"] = "f32"
 
-    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
+    def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """The one array."""
         kind, size = (TensorProto.FLOAT, 4) if self.name == "f32" else (TensorProto.FLOAT16, 2)
         return [ArraySpec("", kind, shape, size * math.prod(shape))]
@@ -62,18 +62,18 @@ class NBitsBlocks:
         """As plans and receipts say it: int4/32, int4/32 with zero points."""
         return f"int{self.bits}/{self.block}" + ("" if self.symmetric else "z")
 
-    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
+    def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """Codes [..., n, blocks, bytes], scales f32 [..., n, blocks] and, where asymmetric, zero points."""
         *lead, columns = shape
         blocks, blob = -(-columns // self.block), self.block * self.bits // 8
         packed = -(-blocks * self.bits // 8)
         rows = math.prod(lead)
-        forms = [
+        specs = [
             ArraySpec(".codes", TensorProto.UINT8, (*lead, blocks, blob), rows * blocks * blob),
             ArraySpec(".scales", TensorProto.FLOAT, (*lead, blocks), rows * blocks * 4),
         ]
         zeros = ArraySpec(".zero_points", TensorProto.UINT8, (*lead, packed), rows * packed)
-        return forms if self.symmetric else [*forms, zeros]
+        return specs if self.symmetric else [*specs, zeros]
 
     def store(
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
@@ -102,7 +102,7 @@ class StandardBlocks:
         """As plans and receipts say it."""
         return f"int{self.bits}/{self.block}"
 
-    def forms(self, shape: tuple[int, ...]) -> list[ArraySpec]:
+    def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
         """Codes of the shape of the weight, and scales f32 [..., n, blocks]."""
         *lead, columns = shape
         blocks, count = columns // self.block, math.prod(shape)

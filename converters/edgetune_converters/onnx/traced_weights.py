@@ -148,7 +148,7 @@ def replacement_nodes(
 
 
 def _product(name: str, shape: Sequence[int], node: NodeProto, storage: NBitsBlocks) -> NodeProto:
-    inputs = [node.input[0], *(name + form.suffix for form in storage.forms(tuple(shape)))]
+    inputs = [node.input[0], *(name + spec.suffix for spec in storage.specs(tuple(shape)))]
     sizes = {"K": shape[1], "N": shape[0], "bits": storage.bits, "block_size": storage.block}
     sizes["accuracy_level"] = storage.accuracy
     return helper.make_node("MatMulNBits", inputs, list(node.output), name=node.name, domain=CONTRIB, **sizes)

@@ -1,7 +1,19 @@
-"""What a pass can write: GGUF files, a safetensors directory, a GGUF adapter. Each is an `Output`."""
+"""The interface of everything that an export writes.
+
+An output is staged under a temporary name, verified, and renamed into place when all outputs of the export are
+complete. `exporting.py` drives all of them through the same steps:
+
+    with output:                    stage
+        output.append(...)          while the pass runs (StreamedOutput only)
+        output.finish(inputs)
+        output.verify()
+        output.hash_files()
+        output.publish()            rename; without it nothing is left behind
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +25,7 @@ from edgetune_converters.reading.checkpoint import Checkpoint
 
 
 class Summary(NamedTuple):
-    """What the receipt says of an output alone. `files` maps names to SHA-256 where it is more than one file."""
+    """The entries of a receipt that depend on the output alone; see `Receipt`."""
 
     artifact: Path
     sha256: str
@@ -31,62 +43,86 @@ class Summary(NamedTuple):
     notes: tuple[str, ...] = ()
     imatrix: dict[str, str] | None = None
     type_search: dict[str, Any] | None = None
+    exporter: str | None = None
+    exporter_kld: float | None = None
+    versions: dict[str, str] = {}  # noqa: RUF012 - beside those of `tool_versions`
 
 
 class StreamTensor(Protocol):
-    """A tensor of a pass."""
+    """A tensor of the streaming pass."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As numpy says it."""
+        """Shape as in NumPy."""
 
     @property
     def sources(self) -> set[str]:
-        """The base's tensors from which it is made."""
+        """The base's tensors that it is made of."""
 
     @property
     def source_bytes(self) -> int:
         """Bytes that are read for it."""
 
     def pieces(self, checkpoint: Checkpoint) -> Iterator[MakeBlock]:
-        """Its blocks in order, each to be made on any thread."""
+        """Yield functions that make its blocks of rows in order, each on any thread."""
 
 
-class Output(Protocol):
-    """Something being made. As a context manager it leaves nothing behind unless it was published."""
+class Output(ABC):
+    """One artifact being written. Leaving the `with` block without `publish` removes all traces of it."""
 
     @property
+    @abstractmethod
     def path(self) -> Path:
-        """Where it will be."""
+        """Path of the finished file or directory."""
 
     @property
+    @abstractmethod
     def size(self) -> int:
-        """Bytes it will have."""
+        """Bytes that it will have on disk."""
 
-    @property
-    def tensors(self) -> Sequence[StreamTensor]:
-        """What it takes from the pass, in this order. Outputs that have the same list share each block."""
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Create the temporary file or directory."""
 
-    def __enter__(self) -> Self: ...
-
+    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        """Remove it, unless it has been renamed into place."""
 
-    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
-        """A block of tensor `index` as it is stored. Called on several threads, for blocks in any order."""
+    @abstractmethod
+    def finish(self, inputs: InputHashes) -> None:
+        """Write what is left after the pass, now that the hashes of the inputs are known."""
 
-    def append(self, rows: Any) -> None:
-        """Write what `convert` gave; blocks come in order."""
-
-    def finish(self, identity: InputHashes) -> None:
-        """All blocks have come, and the base's hashes are known: write what is left, and force it to disk."""
-
+    @abstractmethod
     def verify(self) -> None:
-        """Read back what was written. Errors: ArtifactError when it is not what was planned."""
+        """Force the files to disk, read them back and compare them with the plan.
 
+        Raises:
+            ArtifactError: They are not what was planned.
+        """
+
+    @abstractmethod
     def hash_files(self) -> None:
-        """Take the hashes of all files, so that nothing of `publish` takes long."""
+        """Compute the hashes of all files, so that `publish` takes no time."""
 
+    @abstractmethod
     def publish(self) -> Summary:
-        """Give it its name."""
+        """Rename the output into place."""
+
+
+class StreamedOutput(Output):
+    """An output whose tensors come from the streaming pass."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Sequence[StreamTensor]:
+        """The tensors it takes, in this order. Outputs that return the same objects share their blocks."""
+
+    @abstractmethod
+    def convert(self, index: int, block: RowBlock, threads: int) -> Any:
+        """Return a block of tensor `index` as it is stored. Called on several threads, for blocks in any order."""
+
+    @abstractmethod
+    def append(self, rows: Any) -> None:
+        """Write what `convert` returned; blocks come in order."""

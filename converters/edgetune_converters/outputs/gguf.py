@@ -1,21 +1,22 @@
-"""A model as one GGUF file, or as several that llama.cpp loads through the first."""
+"""A merged model as one GGUF file, or as several parts that llama.cpp loads through the first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.layout import TensorSpec
-from edgetune_converters.gguf.split import SplitWriter
+from edgetune_converters.gguf.split import SplitPlan, SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
 from edgetune_converters.merging.stream import RowBlock
-from edgetune_converters.outputs.base import StreamTensor, Summary
-from edgetune_converters.outputs.gguf_files import StagedGguf
+from edgetune_converters.outputs.base import Output, StreamedOutput, StreamTensor, Summary
+from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.delta_survival import DeltaSurvival
 from edgetune_converters.quantization.encode import encode_rows
@@ -25,8 +26,44 @@ from edgetune_converters.quantization.recipes import StoragePlan
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
-class GgufOutput(StagedGguf):
-    """The file or files of one plan. `metadata` are the keys that do not depend on the plan."""
+class StagedGguf(Output):
+    """An output of GGUF files. The hashes in its metadata are placeholders until `finish`."""
+
+    _writer: SplitWriter
+
+    def __init__(self, files: SplitPlan) -> None:
+        self._files = files
+
+    @property
+    def path(self) -> Path:
+        return self._files.path
+
+    @property
+    def size(self) -> int:
+        return self._files.size
+
+    def __enter__(self) -> Self:
+        self._writer = SplitWriter(self._files)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def finish(self, inputs: InputHashes) -> None:
+        hashes = {keys.BASE_HASH: inputs.base_hash, keys.DATA_HASH: self._writer.data_hash()}
+        self._writer.complete_header({key: string(value) for key, value in hashes.items()})
+
+    def verify(self) -> None:
+        self._writer.verify()
+
+    def hash_files(self) -> None:
+        self._writer.hash_files()
+
+
+class GgufOutput(StagedGguf, StreamedOutput):
+    """The file or parts of one plan."""
 
     def __init__(
         self,
@@ -40,6 +77,11 @@ class GgufOutput(StagedGguf):
         measure_survival: bool = False,
         split_max_size: int | None = None,
     ) -> None:
+        """Lay out the file. `metadata` are the keys that do not depend on the plan.
+
+        Raises:
+            RecipeError: The importance matrix does not fit, or the plan needs one.
+        """
         self._plan = plan
         self._tensors = tensors
         self._overrides = overrides
@@ -47,16 +89,14 @@ class GgufOutput(StagedGguf):
         self._notes = _check_importance(plan, importance)
         specs = [TensorSpec(row.name, row.shape, recipes.storage_of(row)) for row in plan.rows]
         complete = _complete(metadata, plan, overrides) | (importance.metadata if importance else {})
-        super().__init__(SplitWriter(path, complete, specs, split_max_size, settled=False))
+        super().__init__(SplitPlan.of(path, complete, specs, split_max_size))
         self._survival = DeltaSurvival() if measure_survival else None
 
     @property
     def tensors(self) -> Sequence[StreamTensor]:
-        """Those of the model, in the order of the plan."""
         return self._tensors
 
     def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
-        """A block of tensor `index` of the plan, quantized."""
         row = self._plan.rows[index]
 
         def stored(rows: NDArray[Any]) -> NDArray[Any]:
@@ -67,6 +107,9 @@ class GgufOutput(StagedGguf):
             self._survival.add(row.name, row.type, block, written, stored)
         return written
 
+    def append(self, rows: NDArray[Any]) -> None:
+        self._writer.append(rows)
+
     def _store(self, index: int, first: int, rows: NDArray[Any], threads: int) -> NDArray[Any]:
         row = self._plan.rows[index]
         if self._importance is None or len(row.shape) < 2:
@@ -76,7 +119,6 @@ class GgufOutput(StagedGguf):
         return stored[0] if len(stored) == 1 else np.concatenate(stored)
 
     def publish(self) -> Summary:
-        """Rename, the first file last."""
         files = self._writer.publish()
         plan = self._plan
         return Summary(
@@ -99,7 +141,7 @@ class GgufOutput(StagedGguf):
 
 
 def _check_importance(plan: StoragePlan, importance: ImportanceMatrix | None) -> list[str]:
-    """What is to be said of the importance matrix. Errors: RecipeError when it does not fit, or is needed."""
+    """Return the notes about the importance matrix."""
     if importance is None:
         check_needed((row.name, row.type) for row in plan.rows)
         return []
@@ -107,7 +149,7 @@ def _check_importance(plan: StoragePlan, importance: ImportanceMatrix | None) ->
 
 
 def _complete(metadata: Mapping[str, Value], plan: StoragePlan, overrides: tuple[str, ...]) -> dict[str, Value]:
-    """The metadata of one file: general keys first, as readers expect the architecture early."""
+    """Return the metadata of the file; the general keys come first, as readers expect the architecture early."""
     own = {
         "general.file_type": u32(plan.recipe.file_type),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),

@@ -9,23 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgetune_converters.adapters.lora import Change
 from edgetune_converters.architectures import BoundTensor, Piece, slots
 from edgetune_converters.architectures.operations import View
 from edgetune_converters.errors import AdapterError, RecipeError
 from edgetune_converters.gguf.layout import TensorSpec
-from edgetune_converters.gguf.split import SplitWriter
+from edgetune_converters.gguf.split import SplitPlan
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
-from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.model import Model
-from edgetune_converters.outputs.base import StreamTensor, Summary
-from edgetune_converters.outputs.gguf_files import StagedGguf
+from edgetune_converters.outputs.base import Summary
+from edgetune_converters.outputs.gguf import StagedGguf
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -146,29 +144,21 @@ def _seen(piece: Piece, left: F32) -> F32:
 
 
 class LoraOutput(StagedGguf):
-    """The file. An adapter is small: it is written at the end of the pass, and takes nothing from the stream."""
-
-    tensors: Sequence[StreamTensor] = ()
+    """A GGUF file of the adapter alone. It is small and takes nothing from the pass: `finish` writes it."""
 
     def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
         self._type = type_name
         self._factors = factors
         specs = [TensorSpec(item.name, item.values.shape, BY_NAME[type_name]) for item in factors]
         own = {"general.type": string("adapter"), "adapter.type": string("lora"), "adapter.lora.alpha": f32(0.0)}
-        super().__init__(SplitWriter(path, {**general, **own}, specs, settled=False))
+        super().__init__(SplitPlan.of(path, {**general, **own}, specs))
 
-    def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
-        """Never asked: the adapter is not part of a stream."""
-        raise AssertionError("an adapter takes nothing from the stream")
-
-    def finish(self, identity: InputHashes) -> None:
-        """Write the factors, then as every GGUF file."""
+    def finish(self, inputs: InputHashes) -> None:
         for item in self._factors:
-            self.append(encode_rows(item.values, self._type, item.name, 0))
-        super().finish(identity)
+            self._writer.append(encode_rows(item.values, self._type, item.name, 0))
+        super().finish(inputs)
 
     def publish(self) -> Summary:
-        """Rename."""
         weights = sum(item.values.size for item in self._factors)
         size = weights * BY_NAME[self._type].bytes
         return Summary(

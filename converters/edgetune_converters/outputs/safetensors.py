@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError, CheckpointError, RecipeError
-from edgetune_converters.files import directory
-from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.files.directory import CompanionFiles, check_tokenizer, copy, copy_tokenizer, write_json
+from edgetune_converters.files.companions import (
+    CompanionFiles,
+    check_tokenizer,
+    copy_if_present,
+    copy_tokenizer,
+    write_json,
+)
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
 from edgetune_converters.merging.stream import RowBlock
-from edgetune_converters.outputs.base import StreamTensor, Summary
+from edgetune_converters.outputs.base import StreamedOutput, StreamTensor, Summary
+from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput
 from edgetune_converters.provenance.hashing import InputHashes
-from edgetune_converters.provenance.receipts import combined_hash, tool_versions
+from edgetune_converters.provenance.receipts import tool_versions
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
@@ -58,67 +61,63 @@ def check_type(name: str) -> str:
     raise RecipeError(f"safetensors cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
 
 
-class SafetensorsOutput:
-    """The directory. `type_name` "base" keeps the type of each tensor."""
+def _is_exported(path: Path) -> bool:
+    try:
+        return any(keys.VERSION in SafetensorsFile(file).metadata for file in sorted(path.glob("*.safetensors"))[:1])
+    except CheckpointError:
+        return False
+
+
+SAFETENSORS_MODEL = DirectoryKind("a safetensors model", _is_exported)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that an export may write to `path`. Raises EdgetuneError."""
+    SAFETENSORS_MODEL.check_replaceable(path)
+
+
+class SafetensorsOutput(DirectoryOutput, StreamedOutput):
+    """The directory. The type "base" keeps the type of each tensor."""
 
     def __init__(
-        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], documents: CompanionFiles, shard: int | None
+        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], companions: CompanionFiles, shard: int | None
     ) -> None:
-        self._path = path
-        self._partial = path.with_name(path.name + ".partial")
+        """Plan the shards, of at most `shard` bytes each. Raises TokenizerError when there is no tokenizer to copy."""
+        super().__init__(path, SAFETENSORS_MODEL)
         self._type = type_name
-        self._documents = documents
-        check_tokenizer(documents.tokenizer)
+        self._companions = companions
+        check_tokenizer(companions.tokenizer)
         self._tensors = tensors
         self._entries = [_Entry(tensor.name, tensor.shape, stored_as(tensor, type_name)) for tensor in tensors]
         self._shards = _shards(self._entries, shard or DEFAULT_SHARD)
         self._names = _shard_names(len(self._shards))
         self._headers = [_header(entries) for entries in self._shards]
-        self._hashes: dict[str, str] = {}
         self._open: list[HashedFile] = []
-        self._left = 0  # what the last of them still expects
-        self._published = False
-
-    @property
-    def path(self) -> Path:
-        """The directory."""
-        return self._path
+        self._left = 0  # bytes that the last open shard still expects
 
     @property
     def tensors(self) -> Sequence[StreamTensor]:
-        """Those of the base."""
         return self._tensors
 
     @property
     def size(self) -> int:
-        """Bytes of the weights."""
         return sum(len(header) for header in self._headers) + sum(entry.bytes for entry in self._entries)
 
-    def __enter__(self) -> Self:
-        if self._partial.is_dir():  # of a pass that was killed
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
+    def _open_files(self) -> None:
         self._next_shard()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _close_files(self) -> None:
         for file in self._open:
             file.close()
-        if not self._published:
-            shutil.rmtree(self._partial, ignore_errors=True)
 
     def convert(self, index: int, block: RowBlock, threads: int) -> NDArray[Any]:
-        """A block of tensor `index` in its type."""
         entry = self._entries[index]
         rows = block.rows if len(entry.shape) > 1 else block.rows.reshape(1, -1)
         return encode_rows(rows, entry.type, entry.name, threads)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows; after a shard that is full the next begins."""
         if rows.nbytes > self._left:
-            raise ArtifactError(f"{self._partial}: more rows than the plan says")
+            raise ArtifactError(f"{self._staged.partial}: more rows than planned")
         self._open[-1].write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
         self._left -= rows.nbytes
         if not self._left:
@@ -126,34 +125,19 @@ class SafetensorsOutput:
             if len(self._open) < len(self._shards):
                 self._next_shard()
 
-    def finish(self, identity: InputHashes) -> None:
-        """Write the documents."""
-        self._write_documents()
+    def finish(self, inputs: InputHashes) -> None:
+        self._write_companions()
 
     def verify(self) -> None:
-        """Force the shards to disk and read their headers back. Errors: ArtifactError."""
         if self._left or len(self._open) != len(self._shards):
-            raise ArtifactError(f"{self._partial}: not all tensors were written")
+            raise ArtifactError(f"{self._staged.partial}: not all tensors were written")
         for file, name, entries in zip(self._open, self._names, self._shards, strict=True):
             file.sync()
-            self._hashes[name] = file.hexdigest()
-            found = SafetensorsFile(self._partial / name).tensors
+            self._staged.hashes[name] = file.hexdigest()
+            found = SafetensorsFile(self._staged.partial / name).tensors
             wanted = {entry.name: (_TAGS[entry.type], entry.shape) for entry in entries}
             if {info.name: (info.dtype, info.shape) for info in found.values()} != wanted:
-                raise ArtifactError(f"{self._partial / name} does not hold what was planned")
-
-    def hash_files(self) -> None:
-        """Of the shards the hashes were taken while they were written."""
-        for path in self._partial.rglob("*"):
-            if path.is_file() and path.name not in self._hashes:
-                self._hashes[path.relative_to(self._partial).as_posix()] = sha256_of(path)
-
-    def publish(self) -> Summary:
-        """Rename the directory; one that was exported before gives way."""
-        check_replaceable(self._path)
-        directory.replace(self._partial, self._path)
-        self._published = True
-        return self._summary()
+                raise ArtifactError(f"{self._staged.partial / name} does not hold what was planned")
 
     def _summary(self) -> Summary:
         weights = sum(math.prod(entry.shape) for entry in self._entries)
@@ -162,8 +146,8 @@ class SafetensorsOutput:
         for entry in self._entries:
             types[entry.type] = types.get(entry.type, 0) + entry.bytes
         return Summary(
-            artifact=self._path,
-            sha256=combined_hash(self._hashes),
+            artifact=self.path,
+            sha256=self._staged.sha256,
             size=self.size,
             format="safetensors",
             recipe=self._type,
@@ -171,38 +155,25 @@ class SafetensorsOutput:
             tensors={entry.name: entry.type for entry in self._entries},
             weights=weights,
             bits_per_weight=round(size * 8 / weights, 4),
-            files=dict(sorted(self._hashes.items())),
+            files=self._staged.hashes,
         )
 
     def _next_shard(self) -> None:
         number = len(self._open)
-        self._open.append(HashedFile(self._partial / self._names[number]))
+        self._open.append(HashedFile(self._staged.partial / self._names[number]))
         self._open[-1].write(self._headers[number])
-        self._open[-1].settle()
+        self._open[-1].fix_header()
         self._left = sum(entry.bytes for entry in self._shards[number])
 
-    def _write_documents(self) -> None:
-        documents = self._documents
-        write_json(self._partial / "config.json", _config(documents, self._type))
-        copy_tokenizer(documents, self._partial)
-        stated = next((d for d in (documents.tokenizer, documents.base) if (d / _GENERATION_FILE).is_file()), None)
+    def _write_companions(self) -> None:
+        companions = self._companions
+        write_json(self._staged.partial / "config.json", _config(companions, self._type))
+        copy_tokenizer(companions, self._staged.partial)
+        stated = next((d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None)
         if stated is not None:
-            copy(stated / _GENERATION_FILE, self._partial / _GENERATION_FILE)
+            copy_if_present(stated / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
         if len(self._shards) > 1:
-            write_json(self._partial / INDEX_FILE, _index(self._names, self._shards))
-
-
-def check_replaceable(path: Path) -> None:
-    """Errors: EdgetuneError when `path` is something that an export must not remove."""
-    directory.check_replaceable(path, "a safetensors model", _is_exported)
-
-
-def _is_exported(path: Path) -> bool:
-    """Whether the weights say so themselves: a pass that was killed may have left no receipt."""
-    try:
-        return any(keys.VERSION in SafetensorsFile(file).metadata for file in sorted(path.glob("*.safetensors"))[:1])
-    except CheckpointError:
-        return False
+            write_json(self._staged.partial / INDEX_FILE, _index(self._names, self._shards))
 
 
 def stored_as(tensor: BaseTensor, wanted: str) -> str:
@@ -247,11 +218,11 @@ def _index(names: Sequence[str], shards: Sequence[Sequence[_Entry]]) -> dict[str
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
-def _config(documents: CompanionFiles, type_name: str) -> dict[str, Any]:
+def _config(companions: CompanionFiles, type_name: str) -> dict[str, Any]:
     """config.json of the merged model: no longer quantized, tied only while the two ends are equal."""
-    config = dict(documents.config)
+    config = dict(companions.config)
     config.pop("quantization_config", None)
     if type_name != BASE_TYPE:
         named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
         config |= dict.fromkeys(named, _TORCH[type_name])
-    return config if documents.tied else config | {"tie_word_embeddings": False}
+    return config if companions.tied else config | {"tie_word_embeddings": False}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from edgetune_converters.files.ordered_pool import run_in_order, split_threads
 from edgetune_converters.merging.stream import MakeBlock, RowBlock
-from edgetune_converters.outputs.base import Output, StreamTensor
+from edgetune_converters.outputs.base import StreamedOutput, StreamTensor
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
@@ -24,7 +24,7 @@ class _Job(NamedTuple):
     """One tensor on its way, and who takes its blocks under which number."""
 
     tensor: StreamTensor
-    takers: list[tuple[int, Output]]
+    takers: list[tuple[int, StreamedOutput]]
 
 
 class _Converted(NamedTuple):
@@ -35,7 +35,7 @@ class _Converted(NamedTuple):
     stored: list[Any]
 
 
-def run(outputs: Sequence[Output], checkpoint: Checkpoint, threads: int, progress: Progress) -> None:
+def run(outputs: Sequence[StreamedOutput], checkpoint: Checkpoint, threads: int, progress: Progress) -> None:
     """Give every output its tensors; `progress` is called with the bytes read so far and in all."""
     jobs = list(_jobs(outputs))
     checkpoint.expect(_reads(jobs, checkpoint))
@@ -64,7 +64,7 @@ def _reads(jobs: Sequence[_Job], checkpoint: Checkpoint) -> dict[str, float]:
     return reads
 
 
-def _jobs(outputs: Sequence[Output]) -> Iterator[_Job]:
+def _jobs(outputs: Sequence[StreamedOutput]) -> Iterator[_Job]:
     """The tensors of the first output, and after each what others make of the same sources.
 
     A tensor that several outputs take is made once for all of them.
@@ -78,7 +78,7 @@ def _jobs(outputs: Sequence[Output]) -> Iterator[_Job]:
                 yield _next(queue[0][1], queues)
 
 
-def _next(tensor: StreamTensor, queues: Sequence[tuple[Output, deque[tuple[int, StreamTensor]]]]) -> _Job:
+def _next(tensor: StreamTensor, queues: Sequence[tuple[StreamedOutput, deque[tuple[int, StreamTensor]]]]) -> _Job:
     """The tensor for all outputs of which it is the next one."""
     takers = [(queue.popleft()[0], output) for output, queue in queues if queue and queue[0][1] is tensor]
     return _Job(tensor, takers)

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.files import directory
+from edgetune_converters.files.companions import CompanionFiles, copy_tokenizer, write_json
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.files.directory import CompanionFiles
 from edgetune_converters.gguf import keys
 from edgetune_converters.onnx import layout
 from edgetune_converters.onnx.builder import CONTRIB
@@ -113,9 +112,9 @@ def write(
     text = json.dumps(receipt, ensure_ascii=False)
     helper.set_model_props(drawn.graph, {**stated, **own, keys.RECEIPT: text})
     (folder / GRAPH_FILE).write_bytes(drawn.graph.SerializeToString())
-    check_graph(folder / GRAPH_FILE, whole=False)
-    directory.copy_tokenizer(documents, folder)
-    directory.write_json(folder / CONFIG_FILE, genai_config(drawn.sizes, ends))
+    check_graph(folder / GRAPH_FILE, infer_shapes=False)
+    copy_tokenizer(documents, folder)
+    write_json(folder / CONFIG_FILE, genai_config(drawn.sizes, ends))
     return stored
 
 
@@ -164,7 +163,7 @@ def _checked_share(drawn: TracedModel, chosen: Mapping[str, tuple[Storage, Stora
 
 
 def _bytes(storage: Storage, shape: tuple[int, ...]) -> int:
-    return sum(form.bytes for form in storage.forms(shape))
+    return sum(spec.bytes for spec in storage.specs(shape))
 
 
 @dataclass
@@ -202,14 +201,14 @@ def _write_weight(
     assert isinstance(storage, NBitsBlocks)
     rows = np.ascontiguousarray(weight).reshape(-1, weight.shape[-1])
     arrays = storage.store(rows, name, 0)
-    forms = storage.forms(weight.shape)
-    for form, array in zip(forms, arrays, strict=True):
+    specs = storage.specs(weight.shape)
+    for spec, array in zip(specs, arrays, strict=True):
         place = _append(file, array)
-        changes.arrays.append(_external(name + form.suffix, form.dtype, form.shape, place, form.bytes))
-        if form.suffix == ".codes" and use.lookups:
-            *lead, blocks, blob = form.shape
+        changes.arrays.append(_external(name + spec.suffix, spec.dtype, spec.shape, place, spec.bytes))
+        if spec.suffix == ".codes" and use.lookups:
+            *lead, blocks, blob = spec.shape
             flat = (*lead, blocks * blob)
-            changes.arrays.append(_external(rows_name(name), form.dtype, flat, place, form.bytes))
+            changes.arrays.append(_external(rows_name(name), spec.dtype, flat, place, spec.bytes))
     weight[...] = storage.restored(arrays, rows.shape).reshape(weight.shape)
     changes.nodes |= {node.output[0]: other for node, other in replacement_nodes(name, weight.shape, use, storage)}
 

@@ -13,7 +13,7 @@ from typing import Any
 from edgetune_converters.architectures import ModelConfig
 from edgetune_converters.errors import ArtifactError, CheckpointError, TokenizerError
 from edgetune_converters.gguf import keys
-from edgetune_converters.gguf.parts import read_joined
+from edgetune_converters.gguf.joined import read_joined
 from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, string, strings, u32, value_of
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgetune_converters.architectures import FAMILIES, Family, ModelConfig, slots
 from edgetune_converters.errors import ArchitectureError, CheckpointError
-from edgetune_converters.gguf.parts import JoinedFile
+from edgetune_converters.gguf.joined import JoinedFile
 from edgetune_converters.gguf.values import Plain, as_read
 
 HINT = "Give the Hugging Face model that the file was made from"

@@ -19,7 +19,7 @@ from edgetune_converters.architectures import Family, ModelConfig, slots
 from edgetune_converters.architectures.operations import Index, View
 from edgetune_converters.architectures.table import TensorRow
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.gguf.parts import JoinedFile
+from edgetune_converters.gguf.joined import JoinedFile
 from edgetune_converters.gguf.reader import TensorEntry
 from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 

@@ -129,7 +129,7 @@ def _vocabulary(library: Any, metadata: Mapping[str, Value]) -> Iterator[Any]:
     """Load the vocabulary in llama.cpp, from a file without tensors."""
     with tempfile.TemporaryDirectory(prefix="edgetune-") as directory:
         path = Path(directory) / "vocabulary.gguf"
-        with GgufWriter(path, {"general.architecture": string("llama")} | dict(metadata), []) as writer:
+        with GgufWriter.open(path, {"general.architecture": string("llama")} | dict(metadata), []) as writer:
             writer.publish()
         parameters = library.llama_model_default_params()
         parameters.vocab_only = True

@@ -59,7 +59,7 @@ def write(path: Path, type_: str) -> Path:
     weights = dict(tensors())
     types = {name: type_ if array.ndim == 2 else "f32" for name, array in weights.items()}
     specs = [TensorSpec(name, array.shape, BY_NAME[types[name]]) for name, array in weights.items()]
-    with GgufWriter(path, METADATA, specs) as writer:
+    with GgufWriter.open(path, METADATA, specs) as writer:
         for name, array in weights.items():
             writer.append(array if types[name] == "f32" else edgetune_native.quantize(array, types[name]))
         writer.verify()

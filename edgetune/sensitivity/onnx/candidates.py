@@ -43,7 +43,7 @@ class Matrix:
 
     def bytes(self, storage: NBitsBlocks) -> int:
         """Their size in a storage."""
-        return sum(form.bytes for form in storage.forms(self.shape))
+        return sum(spec.bytes for spec in storage.specs(self.shape))
 
     def cost(self, storage: NBitsBlocks) -> float:
         """Its time for a token, as bytes that are read at the usual accuracy."""

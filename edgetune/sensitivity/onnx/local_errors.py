@@ -118,11 +118,11 @@ def _products(rows: F32, stored: Mapping[NBitsBlocks, Sequence[NDArray[np.uint8]
     nodes = [helper.make_node("FusedMatMul", ["x", weights[0].name], [_EXACT], domain=CONTRIB, transB=1)]
     names: dict[str, list[str]] = {}
     for codes, arrays in stored.items():
-        forms = codes.forms(rows.shape)
-        names[codes.name] = [codes.name + form.suffix for form in forms]
+        specs = codes.specs(rows.shape)
+        names[codes.name] = [codes.name + spec.suffix for spec in specs]
         weights += [
-            TensorProto(name=codes.name + form.suffix, data_type=form.dtype, dims=form.shape, raw_data=array.tobytes())
-            for form, array in zip(forms, arrays, strict=True)
+            TensorProto(name=codes.name + spec.suffix, data_type=spec.dtype, dims=spec.shape, raw_data=array.tobytes())
+            for spec, array in zip(specs, arrays, strict=True)
         ]
     nodes += [_product(codes, names[codes.name], count, width) for codes in CANDIDATES]
     outputs = [node.output[0] for node in nodes]

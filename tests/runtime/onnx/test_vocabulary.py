@@ -26,7 +26,7 @@ TEXTS = ("dim the lights", "  two  spaces\n\nand lines\t", "把卧室的灯调�
 def converted(directory: Path) -> Iterator[LlamaVocabulary]:
     path = directory / "vocabulary.gguf"
     words = tokenizers.convert_tokenizer(directory, SIZE, {}).metadata
-    with GgufWriter(path, {"general.architecture": string("llama")} | words, []) as writer:
+    with GgufWriter.open(path, {"general.architecture": string("llama")} | words, []) as writer:
         writer.publish()
     parameters = library().llama_model_default_params()
     parameters.vocab_only = True
