@@ -144,7 +144,7 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
         assert began.wait(10)  # the pass has begun by then
         return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])], [])
 
-    monkeypatch.setattr(convert, "prove", failing)
+    monkeypatch.setattr(convert, "verify", failing)
     with pytest.raises(TokenizerError, match="does not cut text as the tokenizer"):
         export(base, {"f32": tmp_path / "x.gguf"}, progress=lambda done, total: began.set())
     assert not list(tmp_path.iterdir())
@@ -161,13 +161,13 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
         kind = next(iter(kinds(*arguments)))
         return iter([replace(kind, pre="gpt-2"), replace(kind, pre="llama-bpe")])
 
-    def prove(files: Any, metadata: Any, *rest: Any) -> Any:
+    def verify(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
         return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
 
     monkeypatch.setattr(convert, "_kinds", two)
-    monkeypatch.setattr(convert, "prove", prove)
+    monkeypatch.setattr(convert, "verify", verify)
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, progress=lambda done, total: began.set())
     assert gguf.read(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
     assert receipt.tokenizer["pre"] == "llama-bpe"
