@@ -21,7 +21,7 @@ from edgetune_converters.errors import ChatTemplateError
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | "tool", "content": text}, and whatever else a template reads."""
 
-# what operations inside a template raise beside Jinja's own errors
+# errors of operations inside a template, other than Jinja's own
 _OPERATION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 

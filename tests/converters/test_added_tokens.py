@@ -50,7 +50,7 @@ def test_added_tokens(make: Any, sides: tuple[str, ...], normalized: bool, speci
     marks_first = normalized and sides and make is vocabularies.sentencepiece
     around = [text for text in _AROUND if not marks_first or not {"\n", "\t", "\u3000"} & set(text)]
     vocabulary = _assert_same(tmp_path, [*corpus.TEXTS, *(text.format("<<x>>") for text in around)])
-    assert any("it leaves the line ends beside" in note for note in vocabulary.notes) == bool(marks_first)
+    assert any("it leaves the line ends next to" in note for note in vocabulary.notes) == bool(marks_first)
     types = vocabulary.metadata["tokenizer.ggml.token_type"].data
     assert isinstance(types, list)
     kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
@@ -183,7 +183,7 @@ def test_a_contradiction_about_bos_is_settled_as_in_training(put: bool, stated: 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     vocabulary = tokenizers.convert_tokenizer(tmp_path, 600, {})
     assert vocabulary.metadata["tokenizer.ggml.add_bos_token"].data is (put if stated is None else stated)
-    assert any("which is followed" in note for note in vocabulary.notes) == (stated not in (None, put))
+    assert any("which takes precedence" in note for note in vocabulary.notes) == (stated not in (None, put))
 
 
 def test_other_tokens_at_the_ends_are_refused(tmp_path: Path) -> None:

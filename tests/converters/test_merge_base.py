@@ -158,7 +158,7 @@ def test_the_file_is_the_model_that_was_trained(name: str, tmp_path: Path) -> No
 def test_without_a_run_the_defaults_are_taken_and_said(tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4")
-    assert any("no run says how it was trained" in note for note in receipt.notes)
+    assert any("there is no record of the training" in note for note in receipt.notes)
     export(
         base,
         {"f32": tmp_path / "y.gguf"},

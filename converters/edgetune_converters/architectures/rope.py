@@ -142,7 +142,7 @@ def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> 
     def check(config: ModelConfig) -> str | None:
         kind = config.rope["rope_type"]
         if kind not in kinds:
-            return f"rope type {kind!r}: only {', '.join(kinds)} can be carried"
+            return f"rope type {kind!r}: only {', '.join(kinds)} can be exported"
         if kind in ("linear", "yarn") and config.rope.get("factor") is None:
             return f"rope type {kind!r} without a factor"
         if kind == "yarn" and config.rope.get("truncate") is False and not untruncated:

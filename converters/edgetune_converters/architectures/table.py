@@ -118,9 +118,9 @@ class Family:
         metadata: GGUF keys without the architecture's prefix, and how each is computed from the config.
         generated: Tensors that are computed from the config.
         requirements: Why a setting of the config cannot be exported, None where it can.
-        notes: What the receipt should say of a model of this config.
+        notes: Remarks for the receipt on a model of this config.
         renames: Bring names of checkpoints and adapters to those of the rows: (pattern, replacement), applied in order.
-        defaults: What transformers assumes where config.json says nothing.
+        defaults: Values of fields that config.json omits, as in transformers.
         head: What GGUF readers do with an output matrix that equals the embedding.
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
         onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.

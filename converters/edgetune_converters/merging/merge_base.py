@@ -115,11 +115,11 @@ class Nf4MergeBase:
                 return list(tensors)  # the base is stored in 4 bits: the adapter was trained against these values
             self._notes.append(
                 "merged into the base rounded as bitsandbytes does it by default (nf4, blocks of 64, nested scales, in "
-                "the dtype of the file, all linear layers of the blocks), because no run says how it was trained"
+                "the dtype of the file, all linear layers of the blocks), because there is no record of the training"
             )
         elif not found:
             raise AdapterError(
-                "the run held no weight in 4 bits (quantization.bits: 16, or layers that bitsandbytes does not know): "
+                "the run held no weight in 4 bits (quantization.bits: 16, or layers without 4-bit support): "
                 "there is no rounded base to merge into",
                 "Use --merge-base original",
             )

@@ -115,7 +115,7 @@ def _check_directory(path: Path) -> None:
         raise CheckpointError(f"the model directory {path} is empty", "Was the download interrupted?")
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{path} has no config.json", "A Hugging Face model directory holds config.json beside its weights"
+            f"{path} has no config.json", "A Hugging Face model directory holds config.json and the weights"
         )
 
 
@@ -168,8 +168,8 @@ def _collect(path: Path, files: Mapping[Path, SafetensorsFile]) -> dict[str, Ten
 
 def _index_differences(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
     for name in sorted(weight_map.keys() | tensors.keys()):
-        said, found = weight_map.get(name), tensors.get(name)
+        stated, found = weight_map.get(name), tensors.get(name)
         if found is None:
-            yield f"the index places {name} in {said}, which does not hold it"
-        elif said != found.file.name:
-            yield f"{name} is in {found.file.name}, the index has {said or 'no entry for it'}"
+            yield f"the index places {name} in {stated}, which does not hold it"
+        elif stated != found.file.name:
+            yield f"{name} is in {found.file.name}, the index has {stated or 'no entry for it'}"

@@ -183,10 +183,10 @@ def _limits(files: TokenizerFiles, colliding: list[str]) -> tuple[str, ...]:
     `colliding`: plain tokens that llama.cpp takes for special ones.
     """
     words = [entry["content"] for entry in files.added.values() if entry.get("single_word")]
-    beside = [text for side in _SIDES for text in _stripping(files, side, among_marks=True)]
+    stripping = [text for side in _SIDES for text in _stripping(files, side, among_marks=True)]
     reasons = {
         "it takes {} inside of words too": words,
-        "it leaves the line ends beside {}": beside,
+        "it leaves the line ends next to {}": stripping,
         "it takes the text {} for a special token": colliding,
     }
     return tuple(reason.format(_some(texts)) for reason, texts in reasons.items() if texts)

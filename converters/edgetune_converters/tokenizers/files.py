@@ -89,7 +89,7 @@ def _check_kind(directory: Path, model: Any) -> None:
         )
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise TokenizerError(f"the tokenizer in {directory} uses {name}, which llama.cpp does not know")
+            raise TokenizerError(f"the tokenizer in {directory} uses {name}, which llama.cpp does not support")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def _rotated_by_layers(config: ModelConfig) -> str | None:
     """Require 32 layers (RoPE) or 40 (ALiBi): llama.cpp chooses by their number."""
     if config.layers in (_LAYERS_OF_7B, _LAYERS_OF_13B):
         return None
-    return f"{config.layers} layers: only the 7 B of Baichuan, with 32, and the 13 B, with 40, can be carried"
+    return f"{config.layers} layers: only the 7 B of Baichuan, with 32, and the 13 B, with 40, can be exported"
 
 
 def _only_with_rope(config: ModelConfig) -> str | None:

@@ -250,7 +250,7 @@ def only(field: str, *values: Any) -> Requirement:
         found = config.get(field)
         if found is None or found in values:
             return None
-        return f"{field} {found!r}: only {' or '.join(repr(value) for value in values)} can be carried"
+        return f"{field} {found!r}: only {' or '.join(repr(value) for value in values)} can be exported"
 
     return check
 
@@ -268,7 +268,7 @@ def even_heads(config: ModelConfig) -> str | None:
     """Require heads that divide the hidden size evenly, the only width that llama.cpp has for this family."""
     if config.heads * config.head_dim == config.hidden:
         return None
-    return f"{config.heads} heads of {config.head_dim} for a hidden size of {config.hidden}: only equal can be carried"
+    return f"{config.heads} heads of {config.head_dim} for a hidden size of {config.hidden}: only equal can be exported"
 
 
 # -- traits of the decoder, for ONNX -----------------------------------------------------------------------------------

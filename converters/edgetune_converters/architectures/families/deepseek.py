@@ -206,7 +206,7 @@ def _one_mscale(config: ModelConfig) -> str | None:
         return "rope attention_factor: llama.cpp has its own for DeepSeek"
     if scales[0] == scales[1] and scales[0]:
         return None
-    return f"mscale {scales[0]} and mscale_all_dim {scales[1]}: only two that are equal can be carried"
+    return f"mscale {scales[0]} and mscale_all_dim {scales[1]}: only two that are equal can be exported"
 
 
 _DEEPSEEK_CHECKS = (

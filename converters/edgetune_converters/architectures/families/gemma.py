@@ -49,7 +49,7 @@ def _scaled_like(layers_of_27b: int) -> Requirement:
     def check(config: ModelConfig) -> str | None:
         known = config.hidden // config.heads if config.layers == layers_of_27b else config.head_dim
         found = config.get("query_pre_attn_scalar", known)
-        return None if found == known else f"query_pre_attn_scalar {found!r}: only {known} can be carried"
+        return None if found == known else f"query_pre_attn_scalar {found!r}: only {known} can be exported"
 
     return check
 
