@@ -78,13 +78,7 @@ ROOMS = {
 KNOWN_ARROWS: set[tuple[str, str]] = {
     ("edgetune.validation", "edgetune.sensitivity"),
 }
-KNOWN_CIRCLES: set[frozenset[str]] = {
-    frozenset({"edgetune.sensitivity.knapsack", "edgetune.sensitivity.onnx"}),
-    frozenset(
-        f"edgetune.runtime.{name}"
-        for name in ("artifacts", "batching", "causal", "llama", "loading", "onnx", "sampling")
-    ),
-}
+KNOWN_CIRCLES: set[str] = {"edgetune.runtime", "edgetune.sensitivity"}  # packages whose parts import each other
 KNOWN_LONG_FUNCTIONS: set[str] = {
     "native/edgetune_native/faces/bitsandbytes.py:dequantize_4bit",
     "native/edgetune_native/faces/nbits.py:quantize_blocks",
