@@ -1,6 +1,7 @@
-"""What both implementations offer: the C extension (`_native`) and the numpy twin (`_twin`).
+"""The interface of the kernels, which the C extension (`_native`) and the NumPy reference backend (`_numpy`) implement.
 
-Buffers are given as contiguous arrays of the stated type and size; the face has checked them. Outputs are written into.
+Inputs and outputs are contiguous arrays of the stated dtype and shape, which the public functions have checked. A
+kernel writes its result into the output arrays. Parameters are positional; their names are those of the C functions.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from numpy.typing import NDArray
 Buffer = NDArray[Any]
 
 F32, F16, BF16 = range(3)
-"""The element types of rows to be quantized, as the kernels count them (`enum et_dtype`)."""
+"""The element types of rows, as the kernels number them (`enum et_dtype`)."""
 
 
 class Kernels(Protocol):
-    """The low-level functions; `face.Face` checks what goes into them."""
+    """The functions of a backend. `threads`: 0 means one per core; the reference backend ignores it."""
 
     def open_ggml(self, path: str, /) -> str:
         """Open libggml-base and return its version."""
         ...
 
     def ggml_types(self) -> list[tuple[str, int, int, int, bool]]:
-        """(name, id, block size, bytes per block, requires weights) of each type that can be quantized to."""
+        """Return (name, id, block size, bytes per block, requires weights) of each type that can be quantized to."""
         ...
 
     def quantize(
@@ -144,7 +145,7 @@ class Kernels(Protocol):
         ...
 
     def torch_mean(self, values: Buffer, count: int, torch_threads: int, /) -> float:
-        """values[count] f32 -> their mean in f32, in PyTorch's order on that many threads."""
+        """Return the f32 mean of values[count] f32, added in PyTorch's order on that many threads."""
         ...
 
     def nest_absmax(
@@ -233,9 +234,9 @@ class Kernels(Protocol):
         ...
 
     def cpu(self) -> tuple[str, str, str]:
-        """(isa, reason, features separated by spaces)."""
+        """Return (instruction set, reason, features separated by spaces)."""
         ...
 
     def probe_amx(self, force: bool, /) -> tuple[bool, bool, str]:
-        """(advertised, usable, reason)."""
+        """Return (advertised, usable, reason)."""
         ...

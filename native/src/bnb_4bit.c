@@ -3,24 +3,11 @@
  * A block is scaled by its absmax to -1..1 and each weight becomes the code of the nearest of 16 values, the even one
  * of a pair in the high half of a byte. Back, value * absmax is rounded to the dtype wanted: 16 products a block.
  */
-#include "bnb_blocks.h"
+#include "bnb_kernel.h"
+#include "dispatch.h"
 #include "half.h"
 
 enum { PIECE_ELEMENTS = 64 * 1024 };
-
-const struct et_block_kernels *et_block_kernels(void) {
-#ifdef __x86_64__
-    if (et_isa_in_use == ET_AVX512)
-        return &et_blocks_avx512;
-    if (et_isa_in_use == ET_AVX2)
-        return &et_blocks_avx2;
-#endif
-#ifdef __aarch64__
-    if (et_isa_in_use == ET_NEON)
-        return &et_blocks_neon;
-#endif
-    return &et_blocks_scalar;
-}
 
 /* Codes of equal value (the two zeros of FP4) keep their order. */
 void et_four_bit_of(const float *values, struct et_four_bit *type) {
@@ -41,7 +28,7 @@ void et_four_bit_of(const float *values, struct et_four_bit *type) {
 
 /* A whole block is multiplied by 1/absmax, a last one that is not whole is divided by absmax: their roundings differ. */
 static void encode_block(const struct et_quantize_4bit_job *job, int64_t block, uint8_t *packed) {
-    const struct et_block_kernels *kernels = et_block_kernels();
+    const struct et_bnb_kernels *kernels = et_kernels()->bnb;
     int64_t first = block * job->blocksize, length = block_length(job->count, job->blocksize, block);
     float tile[ET_LARGEST_BLOCK], absmax = job->absmax[block];
     const float *x = tile;
@@ -62,7 +49,7 @@ static void decode_block(const struct et_dequantize_4bit_job *job, int64_t block
     float table[16], absmax = job->absmax[block];
     for (int code = 0; code < 16; code++)
         table[code] = round_to(job->dtype, job->type->values[code] * absmax);
-    et_block_kernels()->expand(packed, block_length(job->count, job->blocksize, block), table,
+    et_kernels()->bnb->expand(packed, block_length(job->count, job->blocksize, block), table,
                                job->out + block * job->blocksize);
 }
 

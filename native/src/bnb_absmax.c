@@ -1,14 +1,11 @@
 /* The scales of bitsandbytes' 4-bit blocks: the largest |weight| of each, their mean, and their own 8-bit blocks. */
-#include "bnb_blocks.h"
+#include "bnb_kernel.h"
+#include "dispatch.h"
 #include "half.h"
 
 #include <math.h>
 
 enum { PIECE_ELEMENTS = 64 * 1024 };
-
-int64_t et_blocks(int64_t count, int64_t blocksize) {
-    return count / blocksize + (count % blocksize != 0);
-}
 
 /* --- the largest of each block ------------------------------------------------------------------------------------ */
 
@@ -21,7 +18,7 @@ static int64_t first_not_finite(const float *x /* [count] */, int64_t count) {
 
 static enum et_status absmax_blocks(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
     const struct et_absmax_job *job = argument;
-    const struct et_block_kernels *kernels = et_block_kernels();
+    const struct et_bnb_kernels *kernels = et_kernels()->bnb;
     float tile[ET_LARGEST_BLOCK];
     for (int64_t block = begin; block < end; block++) {
         int64_t first = block * job->blocksize, length = block_length(job->count, job->blocksize, block);

@@ -1,5 +1,6 @@
 /* LLM.int8 weights: int8 codes with one scale per row. */
-#include "bnb_blocks.h"
+#include "bnb_kernel.h"
+#include "dispatch.h"
 
 enum { PIECE_ELEMENTS = 64 * 1024 };
 
@@ -7,7 +8,7 @@ static enum et_status scale_rows(const void *argument, int64_t begin, int64_t en
     const struct et_dequantize_int8_job *job = argument;
     (void)bad_row;
     for (int64_t row = begin; row < end; row++)
-        et_block_kernels()->scale_int8(job->codes + row * job->k, job->k, job->scb[row], job->dtype,
+        et_kernels()->bnb->scale_int8(job->codes + row * job->k, job->k, job->scb[row], job->dtype,
                                        job->out + row * job->k);
     return ET_OK;
 }

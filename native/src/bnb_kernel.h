@@ -1,203 +1,26 @@
-/* The inner loops of bnb_*.c, written once and compiled once per instruction set: bnb_<isa>.c includes this file with
- * its own flags. Only what works on tables is spelled out per instruction set. Every element is computed by itself, so
- * the results are the same bits everywhere.
- */
+/* The inner loops of the 4-bit and 8-bit formats of bitsandbytes: what bnb_kernel.c gives for each instruction set. */
 #ifndef EDGETUNE_BNB_KERNEL_H
 #define EDGETUNE_BNB_KERNEL_H
 
-#include "bnb_blocks.h"
-#include "half.h"
+#include "edgetune.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(EDGETUNE_NEON)
-#include <arm_neon.h>
-#endif
-
-static void widen(const uint16_t *source, enum et_dtype dtype, float *out, int64_t count) {
-    if (dtype == ET_F16)
-        for (int64_t i = 0; i < count; i++)
-            out[i] = float_of_f16(source[i]);
-    else
-        for (int64_t i = 0; i < count; i++)
-            out[i] = float_of_bf16(source[i]);
-}
-
-/* Sizes of floats are ordered as their bits are, with infinity and NaN above all, so integers do. */
-static uint32_t absmax(const float *x, int64_t count) {
-    int32_t largest = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t size = (int32_t)(bits_of_float(x[i]) & 0x7fffffff);
-        largest = size > largest ? size : largest;
-    }
-    return (uint32_t)largest;
-}
-
-/* --- to codes ----------------------------------------------------------------------------------------------------- */
-
-enum { TILE = 64 };
-
-#if defined(__AVX512F__)
-
-/* The rank of a value is the number of bounds below it, found by halving: at bound 7, then 3 or 11, and so on. Table s
- * holds the bounds `s` places on, so that the ranks found so far are the indices of the bounds to compare with. */
-struct search {
-    __m512 next3, next1, next0, middle;
-    __m512i codes;
+struct et_bnb_kernels {
+    /* source[count] of dtype (f16 or bf16) -> out[count] */
+    void (*widen)(const uint16_t *source, enum et_dtype dtype, float *out, int64_t count);
+    /* The largest |x|, as bits: from 0x7f800000 on one of them is not finite. */
+    uint32_t (*absmax)(const float *x, int64_t count);
+    /* x[count] * factor -> packed[(count + 1) / 2], the code of the even element in the high half of a byte */
+    void (*encode)(const float *x, int64_t count, float factor, const struct et_four_bit *type, uint8_t *packed);
+    /* packed[(count + 1) / 2] -> out[count] = table[code] */
+    void (*expand)(const uint8_t *packed, int64_t count, const float *table /* [16] */, float *out);
+    /* out[count] = code * scale / 127 in bitsandbytes' order, rounded to dtype */
+    void (*scale_int8)(const int8_t *codes, int64_t count, float scale, enum et_dtype dtype, float *out);
 };
 
-static inline struct search prepare(const struct et_four_bit *type) {
-    const float *bounds = type->bounds; /* read up to 19: the places past the 15 are never compared with */
-    return (struct search){_mm512_loadu_ps(bounds + 3), _mm512_loadu_ps(bounds + 1), _mm512_loadu_ps(bounds),
-                           _mm512_set1_ps(bounds[7]), _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)type->codes))};
+/* The last block may be short. */
+static inline int64_t block_length(int64_t count, int64_t blocksize, int64_t block) {
+    int64_t left = count - block * blocksize;
+    return left < blocksize ? left : blocksize;
 }
-
-static inline __m512i above(__m512i rank, __m512 value, __m512 table, int more) {
-    __mmask16 is_above = _mm512_cmp_ps_mask(value, _mm512_permutexvar_ps(rank, table), _CMP_GT_OQ);
-    return _mm512_mask_add_epi32(rank, is_above, rank, _mm512_set1_epi32(more));
-}
-
-static inline void encode_tile(const float *x, float factor, const struct et_four_bit *type, uint8_t *packed) {
-    const struct search search = prepare(type);
-    for (int i = 0; i < TILE; i += 16) {
-        __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(factor));
-        __m512i rank = _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(value, search.middle, _CMP_GT_OQ), 8);
-        rank = above(rank, value, search.next3, 4);
-        rank = above(rank, value, search.next1, 2);
-        rank = above(rank, value, search.next0, 1);
-        __m128i codes = _mm512_cvtepi32_epi8(_mm512_permutexvar_epi32(rank, search.codes));
-        __m128i pairs = _mm_maddubs_epi16(codes, _mm_set1_epi16(0x0110)); /* 16 * even + odd */
-        _mm_storel_epi64((__m128i *)(packed + i / 2), _mm_cvtepi16_epi8(pairs));
-    }
-}
-
-#else
-
-/* The rank of a value is the number of bounds below it: one compare and one add per bound, and no branch. */
-static inline void rank_tile(const float *x, float factor, const float *bounds /* [15] */, uint8_t *rank /* [TILE] */) {
-    int32_t count[TILE];
-    for (int i = 0; i < TILE; i++) {
-        float value = x[i] * factor;
-        int32_t below = 0;
-        for (int r = 0; r < 15; r++)
-            below += value > bounds[r];
-        count[i] = below;
-    }
-    for (int i = 0; i < TILE; i++)
-        rank[i] = (uint8_t)count[i];
-}
-
-static inline void encode_tile(const float *x, float factor, const struct et_four_bit *type, uint8_t *packed) {
-    uint8_t code[TILE];
-    rank_tile(x, factor, type->bounds, code);
-    if (!type->ascending)
-        for (int i = 0; i < TILE; i++)
-            code[i] = type->codes[code[i]];
-    for (int i = 0; i < TILE / 2; i++)
-        packed[i] = (uint8_t)(code[2 * i] << 4 | code[2 * i + 1]);
-}
-
-#endif
-
-static void encode(const float *x, int64_t count, float factor, const struct et_four_bit *type, uint8_t *packed) {
-    int64_t i = 0;
-    for (; i + TILE <= count; i += TILE)
-        encode_tile(x + i, factor, type, packed + i / 2);
-    if (i < count) { /* the rest, filled up with zeros, as bitsandbytes fills up an odd count */
-        float rest[TILE] = {0};
-        uint8_t bytes[TILE / 2];
-        memcpy(rest, x + i, (size_t)(count - i) * sizeof *x);
-        encode_tile(rest, factor, type, bytes);
-        memcpy(packed + i / 2, bytes, (size_t)(count - i + 1) / 2);
-    }
-}
-
-/* --- from codes --------------------------------------------------------------------------------------------------- */
-
-/* 8 bytes -> 16 values. */
-#if defined(__AVX512F__)
-
-static inline void expand_16(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
-    __m128i bytes = _mm_loadl_epi64((const __m128i *)packed);
-    __m128i codes = _mm_unpacklo_epi8(_mm_srli_epi16(bytes, 4), bytes); /* the permutation reads the low 4 bits only */
-    _mm512_storeu_ps(out, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), _mm512_loadu_ps(table)));
-}
-
-#elif defined(__AVX2__)
-
-static inline __m256 look_up_8(__m256i codes, __m256 low, __m256 high) {
-    __m256 from_low = _mm256_permutevar8x32_ps(low, codes), from_high = _mm256_permutevar8x32_ps(high, codes);
-    return _mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28))); /* by bit 3 */
-}
-
-static inline void expand_16(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
-    __m128i bytes = _mm_loadl_epi64((const __m128i *)packed);
-    __m128i codes = _mm_unpacklo_epi8(_mm_srli_epi16(bytes, 4), bytes);
-    __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
-    _mm256_storeu_ps(out, look_up_8(_mm256_cvtepu8_epi32(codes), low, high));
-    _mm256_storeu_ps(out + 8, look_up_8(_mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8)), low, high));
-}
-
-#elif defined(EDGETUNE_NEON)
-
-/* Four values: the code in each 32-bit lane becomes the indices of the four bytes of its value. */
-static inline void look_up_4(uint32x4_t codes, uint8x16x4_t table, float *out /* [4] */) {
-    uint32x4_t indices = vmlaq_u32(vdupq_n_u32(0x03020100), codes, vdupq_n_u32(0x04040404));
-    vst1q_u8((uint8_t *)out, vqtbl4q_u8(table, vreinterpretq_u8_u32(indices)));
-}
-
-static inline void expand_16(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
-    const uint8_t *bytes_of_table = (const uint8_t *)table;
-    uint8x16x4_t wide = {{vld1q_u8(bytes_of_table), vld1q_u8(bytes_of_table + 16), vld1q_u8(bytes_of_table + 32),
-                          vld1q_u8(bytes_of_table + 48)}};
-    uint8x8_t bytes = vld1_u8(packed);
-    uint8x8x2_t codes = vzip_u8(vshr_n_u8(bytes, 4), vand_u8(bytes, vdup_n_u8(15)));
-    for (int half = 0; half < 2; half++) {
-        uint16x8_t shorts = vmovl_u8(codes.val[half]);
-        look_up_4(vmovl_u16(vget_low_u16(shorts)), wide, out + 8 * half);
-        look_up_4(vmovl_u16(vget_high_u16(shorts)), wide, out + 8 * half + 4);
-    }
-}
-
-#else
-
-static inline void expand_16(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
-    for (int i = 0; i < 8; i++) {
-        out[2 * i] = table[packed[i] >> 4];
-        out[2 * i + 1] = table[packed[i] & 15];
-    }
-}
-
-#endif
-
-static void expand(const uint8_t *packed, int64_t count, const float *table /* [16] */, float *out) {
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16)
-        expand_16(packed + i / 2, table, out + i);
-    for (; i < count; i++)
-        out[i] = table[i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4];
-}
-
-/* --- int8 --------------------------------------------------------------------------------------------------------- */
-
-/* Two products in f32, each rounded, and 1/127 rounded to f32: not a division, and not scale/127 once per row. */
-static inline float scaled(int8_t code, float scale) {
-    return (float)code * scale * 7.874015718698502e-3f;
-}
-
-static void scale_int8(const int8_t *codes, int64_t count, float scale, enum et_dtype dtype, float *out) {
-    if (dtype == ET_F32)
-        for (int64_t i = 0; i < count; i++)
-            out[i] = scaled(codes[i], scale);
-    else if (dtype == ET_F16)
-        for (int64_t i = 0; i < count; i++)
-            out[i] = round_f16(scaled(codes[i], scale));
-    else
-        for (int64_t i = 0; i < count; i++)
-            out[i] = round_bf16(scaled(codes[i], scale));
-}
-
-/* What bnb_<isa>.c defines: the table of this instruction set. */
-#define ET_BLOCK_KERNELS {widen, absmax, encode, expand, scale_int8}
 
 #endif

@@ -8,7 +8,8 @@
  * All of it in f32 except the sum, in llama.cpp's order of operations.
  */
 #include "compare_math.h"
-#include "compare_rows.h"
+#include "compare_kernel.h"
+#include "dispatch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 enum { PIECE_ELEMENTS = 128 * 1024 };
 
 static enum et_status encode_one(const struct et_encode_job *job, const float *logits /* [v] */, int64_t row) {
-    const struct et_row_kernels *kernels = et_row_kernels();
+    const struct et_compare_kernels *kernels = et_kernels()->compare;
     uint16_t *codes = job->codes + row * job->v;      /* [v] */
     struct et_extremes range = kernels->extremes(logits, job->v);
     enum et_status status = et_check_logits(range);
@@ -55,7 +56,7 @@ static enum et_status decode_rows(const void *argument, int64_t begin, int64_t e
     const struct et_decode_job *job = argument;
     (void)bad_row;
     for (int64_t row = begin; row < end; row++)
-        et_row_kernels()->decode(job->codes + row * job->v, job->v, job->scale[row], job->min_log_prob[row],
+        et_kernels()->compare->decode(job->codes + row * job->v, job->v, job->scale[row], job->min_log_prob[row],
                                  job->out + row * job->v);
     return ET_OK;
 }

@@ -15,8 +15,9 @@
  * The errors are derived in compare_kernel.h.
  */
 #include "compare_math.h"
-#include "compare_rows.h"
+#include "compare_kernel.h"
 #include "compare_top.h"
+#include "dispatch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -31,20 +32,6 @@ static const float HEADROOM = 8.0f, HEADROOM_OTHER = 40.0f;
 /* |B - max b| at most: with E = F it is below log v, 24 is that of 2^34. */
 static const float OFFSET = 24.0f;
 
-const struct et_row_kernels *et_row_kernels(void) {
-#ifdef __x86_64__
-    if (et_isa_in_use == ET_AVX512)
-        return &et_rows_avx512;
-    if (et_isa_in_use == ET_AVX2)
-        return &et_rows_avx2;
-#endif
-#ifdef __aarch64__
-    if (et_isa_in_use == ET_NEON)
-        return &et_rows_neon;
-#endif
-    return &et_rows_scalar;
-}
-
 enum et_status et_check_logits(struct et_extremes row) {
     if (row.has_nan || row.high == INFINITY)
         return ET_NOT_A_NUMBER;
@@ -54,7 +41,7 @@ enum et_status et_check_logits(struct et_extremes row) {
 const float *et_as_floats(const void *row, enum et_dtype dtype, int64_t begin, int64_t count, float *scratch) {
     if (dtype == ET_F32)
         return (const float *)row + begin;
-    et_row_kernels()->widen((const uint16_t *)row + begin, dtype, count, scratch);
+    et_kernels()->compare->widen((const uint16_t *)row + begin, dtype, count, scratch);
     return scratch;
 }
 
@@ -161,7 +148,7 @@ static enum et_pair_kind kind_needed(const struct progress *row, const struct et
 /* The sums of a block, of the kind that they need. */
 static void sum_block(struct progress *row, const float *a, const float *b, int64_t count,
                       struct et_pair_block *block) {
-    const struct et_row_kernels *kernels = et_row_kernels();
+    const struct et_compare_kernels *kernels = et_kernels()->compare;
     kernels->pair_block(a, b, count, row->a0, row->b0, row->kind, block);
     while (origins_fit(row, block) && kind_needed(row, block) > row->kind) {
         row->kind = kind_needed(row, block);
@@ -172,7 +159,7 @@ static void sum_block(struct progress *row, const float *a, const float *b, int6
 /* What an entry of -inf in one row means is decided here: it has no mass and no logarithm. */
 static void note_denials(struct progress *row, const float *a, const float *b, int64_t count,
                          const struct et_pair_block *block) {
-    const struct et_row_kernels *kernels = et_row_kernels();
+    const struct et_compare_kernels *kernels = et_kernels()->compare;
     if (block->other.low == -INFINITY && !row->other_denies)
         row->other_denies = kernels->denies(a, b, count);
     if (block->reference.low == -INFINITY && !row->reference_denies)
@@ -181,7 +168,7 @@ static void note_denials(struct progress *row, const float *a, const float *b, i
 
 /* First origins and a first guess of the kind, from the beginning of the rows. */
 static enum et_status start_row(struct progress *row, const float *a, const float *b, int64_t count) {
-    const struct et_row_kernels *kernels = et_row_kernels();
+    const struct et_compare_kernels *kernels = et_kernels()->compare;
     int64_t sample = count < SAMPLE ? count : SAMPLE;
     float high_a = kernels->extremes(a, sample).high, high_b = kernels->extremes(b, sample).high;
     *row = (struct progress){.high_a = -INFINITY, .high_b = -INFINITY};

@@ -3,6 +3,7 @@
  * thousand values of a row almost none is, which the kernel that reads the row notes for each chunk.
  */
 #include "compare_top.h"
+#include "dispatch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -39,7 +40,7 @@ float et_top_limit(const struct et_top *top) {
 }
 
 void et_top_add(struct et_top *top, const float *values, int64_t begin, int64_t count, uint32_t above) {
-    const struct et_row_kernels *kernels = et_row_kernels();
+    const struct et_compare_kernels *kernels = et_kernels()->compare;
     int64_t filled = 0;
     for (; filled < count && top->count < top->k; filled++)
         sift_up(top, top->count++, (struct et_ranked){values[filled], begin + filled});

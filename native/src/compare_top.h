@@ -2,7 +2,7 @@
 #ifndef EDGETUNE_COMPARE_TOP_H
 #define EDGETUNE_COMPARE_TOP_H
 
-#include "compare_rows.h"
+#include "compare_kernel.h"
 
 struct et_ranked {
     float value;

@@ -81,7 +81,7 @@ static bool choose_wanted(const char *wanted, struct et_cpu *cpu) {
     for (int isa = 0; isa < ET_ISA_COUNT; isa++)
         if (strcmp(wanted, ISA_NAMES[isa]) == 0 && et_isa_runs_here((enum et_isa)isa)) {
             cpu->isa = (enum et_isa)isa;
-            snprintf(cpu->reason, sizeof cpu->reason, "EDGETUNE_ISA=%s asks for it", ISA_NAMES[isa]);
+            snprintf(cpu->reason, sizeof cpu->reason, "selected by EDGETUNE_ISA=%s", ISA_NAMES[isa]);
             return true;
         }
     size_t used = (size_t)snprintf(cpu->reason, sizeof cpu->reason,

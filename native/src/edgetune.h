@@ -123,7 +123,7 @@ size_t et_dtype_bytes(enum et_dtype dtype);
 struct et_outcome et_quantize(const struct et_quantize_job *job, int threads);
 struct et_outcome et_dequantize(const struct et_dequantize_job *job, int threads);
 
-/* ---- product.c, product_<isa>.c ----------------------------------------------------------------------------------- */
+/* ---- product.c ----------------------------------------------------------------------------------- */
 
 struct et_product_job {
     enum et_dtype dtype;
@@ -137,7 +137,7 @@ struct et_product_job {
 /* out = rows + left right. ET_NOT_FINITE: the first row with a sum that is not finite. */
 struct et_outcome et_add_product(const struct et_product_job *job, int threads);
 
-/* ---- nbits.c, nbits_<isa>.c -------------------------------------------------------------------------------------- */
+/* ---- nbits.c -------------------------------------------------------------------------------------- */
 
 /* Blocks along k as com.microsoft.MatMulNBits reads them. The last block of a row may be short: its codes are filled up
  * with the zero point. k_blocks = ceil(k / block_size). */
@@ -172,7 +172,7 @@ struct et_nbits_dequantize_job {
 struct et_outcome et_nbits_quantize(const struct et_nbits_quantize_job *job, int threads);
 struct et_outcome et_nbits_dequantize(const struct et_nbits_dequantize_job *job, int threads);
 
-/* ---- compare.c, compare_<isa>.c ----------------------------------------------------------------------------------- */
+/* ---- compare.c ----------------------------------------------------------------------------------- */
 
 struct et_compare_job {
     const void *reference; /* [n, v] logits or log-probabilities */
@@ -287,7 +287,10 @@ struct et_dequantize_int8_job {
 };
 
 void et_four_bit_of(const float *values /* [16] */, struct et_four_bit *type);
-int64_t et_blocks(int64_t count, int64_t blocksize);
+
+static inline int64_t et_blocks(int64_t count, int64_t blocksize) {
+    return count / blocksize + (count % blocksize != 0);
+}
 
 /* The mean as PyTorch's CPU kernel takes it with that many threads: its order of additions decides the last bits. */
 float et_torch_mean(const float *values /* [count] */, int64_t count, int threads);

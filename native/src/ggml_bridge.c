@@ -1,43 +1,37 @@
 /* The only file that speaks to libggml. It is opened at run time from the path that Python gives (llama-cpp-python's own
  * library): nothing is linked, so the extension loads on a machine without it and says what is missing. */
 #include "edgetune.h"
+#include "ggml_abi.h"
 
 #include <dlfcn.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
-#include <ggml.h>
-
-/* Every type that ggml_quantize_chunk of the pinned version writes. It stops the process on any other, and there is no
- * way to ask it, so the list stands here. */
-static const enum ggml_type QUANTIZABLE[] = {
-    GGML_TYPE_F32,     GGML_TYPE_F16,    GGML_TYPE_BF16,    GGML_TYPE_Q4_0,  GGML_TYPE_Q4_1,    GGML_TYPE_Q5_0,
-    GGML_TYPE_Q5_1,    GGML_TYPE_Q8_0,   GGML_TYPE_Q2_K,    GGML_TYPE_Q3_K,  GGML_TYPE_Q4_K,    GGML_TYPE_Q5_K,
-    GGML_TYPE_Q6_K,    GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,  GGML_TYPE_IQ3_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S,
-    GGML_TYPE_IQ2_XS,  GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ1_M,  GGML_TYPE_IQ1_S, GGML_TYPE_TQ1_0,   GGML_TYPE_TQ2_0,
-    GGML_TYPE_MXFP4,   GGML_TYPE_NVFP4,  GGML_TYPE_Q1_0,    GGML_TYPE_Q2_0,
+static const struct {
+    int id;
+    const char *name;
+} QUANTIZABLE[] = {
+#define ET_GGML_ID(name, id) {id, #name},
+    ET_GGML_TYPES(ET_GGML_ID)
+#undef ET_GGML_ID
 };
 enum { QUANTIZABLE_COUNT = sizeof QUANTIZABLE / sizeof QUANTIZABLE[0] };
 
-/* Declared with the types of ggml.h, so that a changed signature is a compile error and not a crash. */
+/* What resolve_symbols found in the library. */
 static struct {
     void *handle;
-    __typeof__(&ggml_quantize_chunk) quantize_chunk;
-    __typeof__(&ggml_quantize_init) quantize_init;
-    __typeof__(&ggml_quantize_requires_imatrix) requires_imatrix;
-    __typeof__(&ggml_row_size) row_size;
-    __typeof__(&ggml_blck_size) block_size;
-    __typeof__(&ggml_get_type_traits) type_traits;
-    __typeof__(&ggml_version) version;
-    __typeof__(&ggml_set_abort_callback) set_abort_callback;
+#define ET_GGML_MEMBER(returned, name, parameters) returned(*name) parameters;
+    ET_GGML_FUNCTIONS(ET_GGML_MEMBER, int, struct et_ggml_traits)
+#undef ET_GGML_MEMBER
 } ggml;
 
 /* On rows that are not finite, and on some that are (tiny, or 1e30), the IQ1 to IQ3 quantizers fail an assertion, and
  * libggml then calls abort(). An export must not die of that, so the callback which libggml runs before jumps back into
  * our call, if this thread is in one. Those quantizers are plain C that holds no lock and no memory at that point. */
 static _Thread_local jmp_buf *way_back = NULL;
-static ggml_abort_callback_t callback_before = NULL;
+static et_ggml_abort_fn callback_before = NULL;
 
 static void on_abort(const char *message) {
     if (way_back)
@@ -53,14 +47,9 @@ static bool resolve_symbols(char *message, size_t size) {
         const char *name;
         void *slot;
     } symbols[] = {
-        {"ggml_quantize_chunk", &ggml.quantize_chunk},
-        {"ggml_quantize_init", &ggml.quantize_init},
-        {"ggml_quantize_requires_imatrix", &ggml.requires_imatrix},
-        {"ggml_row_size", &ggml.row_size},
-        {"ggml_blck_size", &ggml.block_size},
-        {"ggml_get_type_traits", &ggml.type_traits},
-        {"ggml_version", &ggml.version},
-        {"ggml_set_abort_callback", &ggml.set_abort_callback},
+#define ET_GGML_SYMBOL(returned, name, parameters) {"ggml_" #name, &ggml.name},
+        ET_GGML_FUNCTIONS(ET_GGML_SYMBOL, int, struct et_ggml_traits)
+#undef ET_GGML_SYMBOL
     };
     for (size_t i = 0; i < sizeof symbols / sizeof symbols[0]; i++) {
         void *symbol = dlsym(ggml.handle, symbols[i].name);
@@ -73,14 +62,16 @@ static bool resolve_symbols(char *message, size_t size) {
     return true;
 }
 
-/* The struct of type traits is read by the layout of our headers; the library's functions tell whether that is right. */
-static bool layout_fits(char *message, size_t size) {
+/* Whether the library's types are those that ggml_abi.h declares: names, and sizes as the library's functions give them. */
+static bool types_fit(char *message, size_t size) {
     for (size_t i = 0; i < QUANTIZABLE_COUNT; i++) {
-        const struct ggml_type_traits *traits = ggml.type_traits(QUANTIZABLE[i]);
-        int64_t block = ggml.block_size(QUANTIZABLE[i]);
-        if (block <= 0 || traits->blck_size != block || ggml.row_size(QUANTIZABLE[i], block) != traits->type_size) {
-            snprintf(message, size, "its types are not those of the headers that edgetune was built with (type %d)",
-                     (int)QUANTIZABLE[i]);
+        const struct et_ggml_traits *traits = ggml.get_type_traits(QUANTIZABLE[i].id);
+        int64_t block = ggml.blck_size(QUANTIZABLE[i].id);
+        if (block <= 0 || traits->block_size != block ||
+            ggml.row_size(QUANTIZABLE[i].id, block) != traits->block_bytes ||
+            strcasecmp(traits->name, QUANTIZABLE[i].name) != 0) {
+            snprintf(message, size, "its types are not those that edgetune knows (type %d, %s)", QUANTIZABLE[i].id,
+                     QUANTIZABLE[i].name);
             return false;
         }
     }
@@ -95,7 +86,7 @@ bool et_ggml_open(const char *path, char *message, size_t size) {
         snprintf(message, size, "%s", dlerror());
         return false;
     }
-    if (resolve_symbols(message, size) && layout_fits(message, size)) {
+    if (resolve_symbols(message, size) && types_fit(message, size)) {
         callback_before = ggml.set_abort_callback(on_abort);
         return true;
     }
@@ -111,14 +102,14 @@ const char *et_ggml_version(void) {
 bool et_ggml_type_at(size_t i, struct et_ggml_type *type) {
     if (i >= QUANTIZABLE_COUNT)
         return false;
-    enum ggml_type id = QUANTIZABLE[i];
-    const struct ggml_type_traits *traits = ggml.type_traits(id);
+    int id = QUANTIZABLE[i].id;
+    const struct et_ggml_traits *traits = ggml.get_type_traits(id);
     *type = (struct et_ggml_type){
-        .id = (int)id,
-        .name = traits->type_name,
-        .block_size = traits->blck_size,
-        .block_bytes = traits->type_size,
-        .requires_weights = ggml.requires_imatrix(id),
+        .id = id,
+        .name = traits->name,
+        .block_size = traits->block_size,
+        .block_bytes = traits->block_bytes,
+        .requires_weights = ggml.quantize_requires_imatrix(id),
     };
     return true;
 }
@@ -131,7 +122,7 @@ bool et_ggml_type_by_id(int id, struct et_ggml_type *type) {
 }
 
 void et_ggml_prepare(int id) {
-    ggml.quantize_init((enum ggml_type)id);
+    ggml.quantize_init(id);
 }
 
 enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n, int64_t k, size_t row_bytes,
@@ -144,13 +135,13 @@ enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n,
         return ET_GGML_REFUSED;
     }
     way_back = &here;
-    size_t written = ggml.quantize_chunk((enum ggml_type)id, rows, out, 0, n, k, weights);
+    size_t written = ggml.quantize_chunk(id, rows, out, 0, n, k, weights);
     way_back = NULL;
     return written == (size_t)n * row_bytes ? ET_OK : ET_GGML_SIZE;
 }
 
 void et_ggml_dequantize_row(int id, const void *blocks, float *out, int64_t k) {
-    const struct ggml_type_traits *traits = ggml.type_traits((enum ggml_type)id);
+    const struct et_ggml_traits *traits = ggml.get_type_traits(id);
     if (traits->to_float)
         traits->to_float(blocks, out, k);
     else

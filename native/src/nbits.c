@@ -1,6 +1,7 @@
 /* Rows of weights -> blocks of 4- or 8-bit codes for com.microsoft.MatMulNBits, and back. Here: tiles, packing,
  * threads; the arithmetic is in nbits_kernel.h. Layout: ONNX Runtime, docs/ContribOperators.md, MatMulNBits. */
-#include "nbits_rows.h"
+#include "nbits_kernel.h"
+#include "dispatch.h"
 #include "half.h"
 
 #include <float.h>
@@ -9,20 +10,6 @@
 #include <string.h>
 
 enum { PIECE_ELEMENTS = 32 * 1024, BLOCKS = ET_NBITS_BLOCKS, MAX_BLOCK = ET_NBITS_MAX_BLOCK };
-
-static const struct et_nbits_kernels *nbits_kernels(void) {
-#ifdef __x86_64__
-    if (et_isa_in_use == ET_AVX512)
-        return &et_nbits_avx512;
-    if (et_isa_in_use == ET_AVX2)
-        return &et_nbits_avx2;
-#endif
-#ifdef __aarch64__
-    if (et_isa_in_use == ET_NEON)
-        return &et_nbits_neon;
-#endif
-    return &et_nbits_scalar;
-}
 
 static int64_t blocks_per_row(const struct et_nbits_format *format, int64_t k) {
     return (k - 1) / format->block_size + 1;
@@ -115,7 +102,7 @@ static enum et_status quantize_blocks(const struct et_nbits_quantize_job *job, s
         set_block(job, work, b, each);
     for (int b = count; b < BLOCKS; b++)
         set_nothing(work, b);
-    nbits_kernels()->quantize(&work->tile, job->dtype, &job->format, job->weights != NULL, job->search);
+    et_kernels()->nbits->quantize(&work->tile, job->dtype, &job->format, job->weights != NULL, job->search);
     for (int b = 0; b < count; b++, *place = next_block(*place, k_blocks)) {
         if (work->tile.not_finite >> b & 1)
             return ET_NOT_FINITE;
@@ -197,7 +184,7 @@ static enum et_status dequantize_rows(const void *argument, int64_t begin, int64
     (void)bad_row;
     for (int64_t row = begin; row < end; row++)
         for (int64_t block = 0; block < k_blocks; block++)
-            nbits_kernels()->dequantize(job->codes + (row * k_blocks + block) * block_bytes, format->bits,
+            et_kernels()->nbits->dequantize(job->codes + (row * k_blocks + block) * block_bytes, format->bits,
                                         load_scale(job, row * k_blocks + block), load_zero(job, row, block),
                                         job->out + row * job->k + block * format->block_size,
                                         weights_in_block(format, job->k, block));

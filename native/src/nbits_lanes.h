@@ -2,28 +2,19 @@
 #ifndef EDGETUNE_NBITS_LANES_H
 #define EDGETUNE_NBITS_LANES_H
 
-#include "nbits_rows.h"
+#include "nbits_kernel.h"
+#include "simd.h"
 
 #include <float.h>
 
 enum { BLOCKS = ET_NBITS_BLOCKS };
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: added and taken away it rounds |x| < 2^22 to a whole number, half to even */
-
-ALWAYS_INLINE vf vf_clamp(vf x, vf low, vf high) {
+INLINE vf vf_clamp(vf x, vf low, vf high) {
     return vf_min(vf_max(x, low), high);
 }
 
-ALWAYS_INLINE vf vf_load_weights(enum et_dtype dtype, const void *block, int i) {
-    if (dtype == ET_F32)
-        return vf_load((const float *)block + i);
-    const uint16_t *halves = (const uint16_t *)block + i;
-    return dtype == ET_F16 ? vf_load_f16(halves) : vf_load_bf16(halves);
-}
-
 /* tile->x and tile->not_finite, and the smallest and largest value of each block, 0 included. */
-ALWAYS_INLINE void load_as(struct et_nbits_tile *tile, enum et_dtype dtype, int size, float *low, float *high) {
+INLINE void load_as(struct et_nbits_tile *tile, enum et_dtype dtype, int size, float *low, float *high) {
     tile->not_finite = 0;
     for (int first = 0; first < BLOCKS; first += LANES) {
         vf smallest = vf_set(0), largest = vf_set(0);
@@ -31,7 +22,7 @@ ALWAYS_INLINE void load_as(struct et_nbits_tile *tile, enum et_dtype dtype, int 
         for (int i = 0; i < size; i += LANES) {
             vf rows[LANES], columns[LANES];
             for (int l = 0; l < LANES; l++)
-                rows[l] = vf_load_weights(dtype, tile->from[first + l], i);
+                rows[l] = vf_load_as(dtype, tile->from[first + l], i);
             vf_transpose(rows, columns);
             for (int j = 0; j < LANES; j++) {
                 vf_store(&tile->x[i + j][first], columns[j]);
@@ -56,19 +47,19 @@ static void load_tile(struct et_nbits_tile *tile, enum et_dtype dtype, int size,
         load_as(tile, ET_BF16, size, low, high);
 }
 
-ALWAYS_INLINE vf vf_inverse(vf scale) {
+INLINE vf vf_inverse(vf scale) {
     vm none = vf_eq(scale, vf_set(0));
     return vf_select(none, vf_set(0), vf_div(vf_set(1), vf_select(none, vf_set(1), scale)));
 }
 
 /* Half away from zero, as roundf, for 0 <= x < 2^22. The difference is exact, so ties are seen for what they are. */
-ALWAYS_INLINE vf vf_round_half_up(vf x) {
-    vf even = vf_sub(vf_add(x, vf_set(ROUNDER)), vf_set(ROUNDER));
+INLINE vf vf_round_half_up(vf x) {
+    vf even = vf_sub(vf_add(x, vf_set(ROUNDING)), vf_set(ROUNDING));
     return vf_select(vf_eq(vf_sub(x, even), vf_set(0.5f)), vf_add(even, vf_set(1)), even);
 }
 
 /* The codes of the scales and zero points found, to where they belong. */
-ALWAYS_INLINE void encode_bits(const struct et_nbits_tile *tile, int size, int bits) {
+INLINE void encode_bits(const struct et_nbits_tile *tile, int size, int bits) {
     const int in_word = 32 / bits, words = size / in_word;
     const vf top = vf_set((float)((1 << bits) - 1));
     for (int first = 0; first < BLOCKS; first += LANES) {

@@ -35,14 +35,14 @@ struct trial {
 };
 
 /* Both halves of a word are the whole number of at most 32767 in size: the magic number leaves it in the low bits. */
-ALWAYS_INLINE vi vi_twice(vf whole) {
-    vi bits = vi_and(vi_bits_of(vf_add(whole, vf_set(ROUNDER))), vi_set(0xffff));
+INLINE vi vi_twice(vf whole) {
+    vi bits = vi_and(vi_bits_of(vf_add(whole, vf_set(ROUNDING))), vi_set(0xffff));
     return vi_or(bits, vi_shl(bits, 16));
 }
 
 /* tile->pairs: the values in whole numbers. */
-ALWAYS_INLINE void make_whole(struct et_nbits_tile *tile, int first, int size, vf factor) {
-    const vf rounder = vf_set(ROUNDER);
+INLINE void make_whole(struct et_nbits_tile *tile, int first, int size, vf factor) {
+    const vf rounder = vf_set(ROUNDING);
     for (int i = 0; i < size / 2; i++) {
         vi low = vi_bits_of(vf_add(vf_mul(vf_load(&tile->x[2 * i][first]), factor), rounder));
         vi high = vi_bits_of(vf_add(vf_mul(vf_load(&tile->x[2 * i + 1][first]), factor), rounder));
@@ -51,13 +51,13 @@ ALWAYS_INLINE void make_whole(struct et_nbits_tile *tile, int first, int size, v
 }
 
 /* `steps`: how many STEPs the largest value is. */
-ALWAYS_INLINE struct trial trial_of(vf steps, vf zero) {
+INLINE struct trial trial_of(vf steps, vf zero) {
     vf multiplier = vf_clamp(steps, vf_set(-PEAK), vf_set(PEAK));
     return (struct trial){vi_twice(multiplier), vi_twice(vf_neg(zero)), vi_twice(vf_sub(vf_set(15), zero)), zero};
 }
 
 /* Takes the trial's codes with their best scale if that is better than what there is. */
-ALWAYS_INLINE void weigh(struct search *search, vi products, vi squares, vf zero) {
+INLINE void weigh(struct search *search, vi products, vi squares, vf zero) {
     vf product = vf_of_vi(products), square = vf_of_vi(squares);
     vf scale = vf_div(product, vf_max(square, vf_set(1))); /* without any d there is no product either */
     if (search->half) {
@@ -74,7 +74,7 @@ ALWAYS_INLINE void weigh(struct search *search, vi products, vi squares, vf zero
     search->zero = vf_select(better, zero, search->zero);
 }
 
-ALWAYS_INLINE void try_all(struct search *search, const struct trial *trials) {
+INLINE void try_all(struct search *search, const struct trial *trials) {
     vi products[TRIALS], squares[TRIALS];
     const vi to_steps = vi_set((32768 / STEP) * 0x10001);
 #pragma GCC unroll 3
@@ -100,7 +100,7 @@ ALWAYS_INLINE void try_all(struct search *search, const struct trial *trials) {
 enum { GRID = 9, ROUNDS = 2 };
 static const float GRID_FIRST = -1.25f, GRID_STEP = 0.6875f, GRID_SYMMETRIC_STEP = 0.71875f;
 
-ALWAYS_INLINE void search_grid(struct search *search, vf low, vf high, vf peak) {
+INLINE void search_grid(struct search *search, vf low, vf high, vf peak) {
     const float full = search->symmetric ? 8 : 15, step = search->symmetric ? GRID_SYMMETRIC_STEP : GRID_STEP;
     vf whole = vf_mul(vf_mul(search->unit, peak), vf_set(STEP));
     vf middle = vf_mul(vf_add(vf_mul(high, vf_set(0.5f)), vf_mul(low, vf_set(0.5f))), search->unit);
@@ -111,7 +111,7 @@ ALWAYS_INLINE void search_grid(struct search *search, vf low, vf high, vf peak) 
             vf factor = vf_set((full + more) / full), side = vf_set((float)(t - 1) * (more * 0.5f));
             vf centre = vf_add(vf_sub(vf_set(7.5f), vf_mul(middle, factor)), side);
             vf zero = vf_clamp(centre, vf_set(0), vf_set(15));
-            zero = vf_sub(vf_add(zero, vf_set(ROUNDER)), vf_set(ROUNDER));
+            zero = vf_sub(vf_add(zero, vf_set(ROUNDING)), vf_set(ROUNDING));
             trials[t] = trial_of(vf_mul(whole, factor), search->symmetric ? vf_set(8) : zero);
         }
         try_all(search, trials);
@@ -119,7 +119,7 @@ ALWAYS_INLINE void search_grid(struct search *search, vf low, vf high, vf peak) 
 }
 
 /* From the best so far: its own scale with the zero point as it is and one less and more; symmetric, the other sign. */
-ALWAYS_INLINE void search_near(struct search *search) {
+INLINE void search_near(struct search *search) {
     static const float signs[TRIALS] = {-1, 1, 0.96875f}, moves[TRIALS] = {-1, 0, 1};
     for (int round = 0; round < ROUNDS; round++) {
         struct trial trials[TRIALS];
@@ -133,12 +133,12 @@ ALWAYS_INLINE void search_near(struct search *search) {
 }
 
 /* sum (x - scale d)^2 in units of the square of 1 / unit. */
-ALWAYS_INLINE vf error_left(const struct search *search, vf scale, vf zero) {
-    const vf inverse = vf_inverse(scale), shift = vf_add(zero, vf_set(ROUNDER)), unit = search->unit;
+INLINE vf error_left(const struct search *search, vf scale, vf zero) {
+    const vf inverse = vf_inverse(scale), shift = vf_add(zero, vf_set(ROUNDING)), unit = search->unit;
     vf sum = vf_set(0);
     for (int i = 0; i < search->size; i++) {
         vf x = vf_load(&search->tile->x[i][search->first]);
-        vf code = vf_clamp(vf_add(vf_mul(x, inverse), shift), vf_set(ROUNDER), vf_set(ROUNDER + 15));
+        vf code = vf_clamp(vf_add(vf_mul(x, inverse), shift), vf_set(ROUNDING), vf_set(ROUNDING + 15));
         vf r = vf_mul(vf_sub(x, vf_mul(scale, vf_sub(code, shift))), unit);
         sum = vf_add(sum, vf_mul(r, r));
     }
@@ -147,7 +147,7 @@ ALWAYS_INLINE vf error_left(const struct search *search, vf scale, vf zero) {
 
 /* Is what is found better than `scale` and `zero`? By more than these sums can be wrong: a term by 2^-22 of a step
  * times its root, an addition by 2^-24 of the sum, and near a tie the code may be the other one. */
-ALWAYS_INLINE vm is_better(const struct search *search, vf found, vf scale, vf zero) {
+INLINE vm is_better(const struct search *search, vf found, vf scale, vf zero) {
     vf before = error_left(search, scale, zero), after = error_left(search, found, search->zero);
     vf step = vf_mul(found, search->unit), slack = vf_mul(vf_mul(step, step), vf_set((float)search->size * 0x1p-25f));
     vf most = vf_add(vf_mul(after, vf_set(1 + 0x1p-12f)), slack);

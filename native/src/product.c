@@ -7,23 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "product_panel.h"
+#include "dispatch.h"
+#include "product_kernel.h"
 
 enum { PIECE_ELEMENTS = 256 * 1024 };
-
-static et_add_panel_fn add_panel_of_isa(void) {
-#ifdef __x86_64__
-    if (et_isa_in_use == ET_AVX512)
-        return et_add_panel_avx512;
-    if (et_isa_in_use == ET_AVX2)
-        return et_add_panel_avx2;
-#endif
-#ifdef __aarch64__
-    if (et_isa_in_use == ET_NEON)
-        return et_add_panel_neon;
-#endif
-    return et_add_panel_scalar;
-}
 
 /* Columns first .. first + width - 1 of a matrix -> panel[count, ET_PANEL], filled up with zeros. */
 static void copy_columns(const char *matrix, size_t item, int64_t count, int64_t k, int64_t first, int64_t width,
@@ -47,7 +34,7 @@ static bool add_narrow(const struct et_product_job *job, struct et_panel *panel,
         panel->left = job->left + row * job->r;
         copy_columns((const char *)job->rows + (size_t)(row * job->k) * item, item, 1, job->k, first, width,
                      rows);
-        finite = add_panel_of_isa()(panel) && finite;
+        finite = et_kernels()->product->add_panel(panel) && finite;
         memcpy(job->out + row * job->k + first, out, (size_t)width * sizeof *out);
     }
     return finite;
@@ -87,7 +74,7 @@ static enum et_status add_rows(const void *argument, int64_t begin, int64_t end,
             .n = end - begin, .r = job->r, .stride = job->k,
         };
         bool whole = width == ET_PANEL;
-        finite = (whole ? add_panel_of_isa()(&panel) : add_narrow(job, &panel, begin, first, width)) && finite;
+        finite = (whole ? et_kernels()->product->add_panel(&panel) : add_narrow(job, &panel, begin, first, width)) && finite;
     }
     free(right);
     if (finite)

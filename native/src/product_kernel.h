@@ -1,59 +1,23 @@
-/* rows + left right for one panel of columns. Included by product_<isa>.c after simd_<isa>.h. */
+/* rows + left right for one panel of columns: what product_kernel.c gives for each instruction set. */
 #ifndef EDGETUNE_PRODUCT_KERNEL_H
 #define EDGETUNE_PRODUCT_KERNEL_H
 
-#include <float.h>
+#include "edgetune.h"
 
-#include "half.h"
-#include "product_panel.h"
+enum { ET_PANEL = 64 }; /* columns that are worked on at once, so that their part of `right` stays in the first cache */
 
-enum {
-    TILE_ROWS = 4,
-    TILE_VECTORS = LANES == 8 ? 2 : 4, /* sums and one row of the panel fill the registers */
-    TILE_COLUMNS = TILE_VECTORS * LANES
+struct et_panel {
+    enum et_dtype dtype;
+    const void *rows;   /* [n, ET_PANEL] of dtype in rows of `stride` */
+    const float *left;  /* [n, r] */
+    const float *right; /* [r, ET_PANEL], contiguous */
+    float *out;         /* like rows */
+    int64_t n, r, stride;
 };
 
-static vf load_weights(enum et_dtype dtype, const void *rows, int64_t element) {
-    if (dtype == ET_F32)
-        return vf_load((const float *)rows + element);
-    const uint16_t *halves = (const uint16_t *)rows + element;
-    return dtype == ET_F16 ? vf_load_f16(halves) : vf_load_bf16(halves);
-}
-
-/* Adds to `count` rows from `row` on, columns c .. c + TILE_COLUMNS - 1 of the panel. */
-static inline vm add_tile(const struct et_panel *panel, int64_t row, int count, int c) {
-    vf sum[TILE_ROWS][TILE_VECTORS];
-    const float *left[TILE_ROWS];
-    vm finite = vm_all();
-    for (int i = 0; i < TILE_ROWS; i++) {
-        left[i] = panel->left + (row + (i < count ? i : 0)) * panel->r;
-        for (int v = 0; v < TILE_VECTORS; v++)
-            sum[i][v] = vf_set(0);
-    }
-    for (int64_t q = 0; q < panel->r; q++)
-        for (int v = 0; v < TILE_VECTORS; v++) {
-            vf right = vf_load(panel->right + q * ET_PANEL + c + v * LANES);
-            for (int i = 0; i < TILE_ROWS; i++)
-                sum[i][v] = vf_fma(vf_set(left[i][q]), right, sum[i][v]);
-        }
-    for (int i = 0; i < count; i++)
-        for (int v = 0; v < TILE_VECTORS; v++) {
-            int64_t at = (row + i) * panel->stride + c + v * LANES;
-            vf merged = vf_add(load_weights(panel->dtype, panel->rows, at), sum[i][v]);
-            finite = vm_and(finite, vf_le(vf_abs(merged), vf_set(FLT_MAX)));
-            vf_store(panel->out + at, merged);
-        }
-    return finite;
-}
-
-static bool add_panel(const struct et_panel *panel) {
-    vm finite = vm_all();
-    for (int64_t row = 0; row < panel->n; row += TILE_ROWS)
-        for (int c = 0; c < ET_PANEL; c += TILE_COLUMNS) {
-            int count = (int)(panel->n - row < TILE_ROWS ? panel->n - row : TILE_ROWS);
-            finite = vm_and(finite, add_tile(panel, row, count, c));
-        }
-    return vm_bits(vm_not(finite)) == 0;
-}
+struct et_product_kernels {
+    /* out = rows + left right; false if something of it is not finite. */
+    bool (*add_panel)(const struct et_panel *panel);
+};
 
 #endif

@@ -1,7 +1,8 @@
 /* Rows of weights -> GGUF blocks: our own kernels where there are some, else libggml; on many threads, from any element type. */
 #include "edgetune.h"
+#include "dispatch.h"
 #include "half.h"
-#include "quantize_lanes.h"
+#include "quantize_kernel.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -59,25 +60,11 @@ static enum et_status ggml_rows(const void *argument, int64_t begin, int64_t end
 
 /* --- our own kernels ------------------------------------------------------------------------------------------------- */
 
-static const struct et_quantizers *quantizers(void) {
-#ifdef __x86_64__
-    if (et_isa_in_use == ET_AVX512)
-        return &et_quantizers_avx512;
-    if (et_isa_in_use == ET_AVX2)
-        return &et_quantizers_avx2;
-#endif
-#ifdef __aarch64__
-    if (et_isa_in_use == ET_NEON)
-        return &et_quantizers_neon;
-#endif
-    return &et_quantizers_scalar;
-}
-
 static const struct et_group_kernels *kernels_of(int type) {
-    const struct et_quantizers *table = quantizers();
+    const struct et_quantize_kernels *table = et_kernels()->quantize;
     for (int i = 0; i < table->count; i++)
-        if (table->kernels[i].type == type)
-            return &table->kernels[i];
+        if (table->types[i].type == type)
+            return &table->types[i];
     return NULL;
 }
 

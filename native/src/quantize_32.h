@@ -1,4 +1,4 @@
-/* Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights, STREAMS x LANES of them at once. Included by quantize_kernel.h.
+/* Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights, STREAMS x LANES of them at once. Included by quantize_kernel.c.
  *
  * Without weights the scale follows from the extremes; with them it is searched, and the weights depend on the mean square
  * of the whole row.

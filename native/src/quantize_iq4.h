@@ -1,5 +1,5 @@
 /* IQ4_NL (blocks of 32) and IQ4_XS (super-blocks of 8 x 32): sixteen levels that are not equally far apart. Included by
- * quantize_kernel.h. The result is that of libggml's quantize_row_iq4_nl_impl with its 15 tries. */
+ * quantize_kernel.c. The result is that of libggml's quantize_row_iq4_nl_impl with its 15 tries. */
 #ifndef EDGETUNE_QUANTIZE_IQ4_H
 #define EDGETUNE_QUANTIZE_IQ4_H
 

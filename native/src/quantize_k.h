@@ -1,4 +1,4 @@
-/* Q2_K to Q6_K: super-blocks of 256 weights, one per lane. Included by quantize_kernel.h.
+/* Q2_K to Q6_K: super-blocks of 256 weights, one per lane. Included by quantize_kernel.c.
  *
  * In each: the search per sub-block, LANES super-blocks at once; then the scales of each super-block, lane by lane in
  * integers as libggml has them; then the levels for the scales as they will be read from the file.

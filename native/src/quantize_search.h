@@ -1,5 +1,5 @@
 /* The searches for the scale (and the minimum) of sub-blocks, lane-wise and STREAMS sub-blocks at a time. Included by
- * quantize_kernel.h after one of simd_<isa>.h. Named after what they search; the comment tells the function of libggml's
+ * quantize_kernel.c. Named after what they search; the comment tells the function of libggml's
  * ggml-quants.c whose result each has, bit for bit.
  *
  * The levels themselves are not kept: of the best try its inverse scale is, from which they follow again.
@@ -7,15 +7,13 @@
 #ifndef EDGETUNE_QUANTIZE_SEARCH_H
 #define EDGETUNE_QUANTIZE_SEARCH_H
 
-#define INLINE static inline __attribute__((always_inline))
+#include "simd.h"
 
 /* Within these bounds no inverse scale overflows and every level that is rounded the short way is below 2^22. */
 #define PROVEN_MAX 0x1p60f    /* of |x| */
 #define PROVEN_RANGE 0x1p-100f /* of max - min in a sub-block, where it is not 0 */
 
 #define GROUP_MAX_EPS 1e-15f /* a sub-block below counts as zero */
-
-#define ROUNDING 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
 
 /* nearest_int for |a| < 2^22. */
 INLINE vf round_small(vf a) {

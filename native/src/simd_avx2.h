@@ -1,6 +1,6 @@
 /* Eight lanes of AVX2. What each function does: simd_scalar.h. */
-#ifndef EDGETUNE_SIMD_H
-#define EDGETUNE_SIMD_H
+#ifndef EDGETUNE_SIMD_AVX2_H
+#define EDGETUNE_SIMD_AVX2_H
 
 #include <immintrin.h>
 #include <math.h>
@@ -34,9 +34,7 @@ static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-#ifdef __FMA__
 static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-#endif
 static inline vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 static inline vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 static inline vf vf_neg(vf a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
@@ -75,6 +73,24 @@ static inline vi vi_trunc(vf a) { return _mm256_cvttps_epi32(a); }
 
 static inline vi vi_select(vm m, vi a, vi b) {
     return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(b), _mm256_castsi256_ps(a), m));
+}
+static inline bool vm_any(vm a) { return _mm256_movemask_ps(a) != 0; }
+
+static inline vf vf_times_power(vf p, vf s) {
+    return p * _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(s), 23));
+}
+
+static inline __m256 look_up_8(__m256i codes, __m256 low, __m256 high) {
+    __m256 from_low = _mm256_permutevar8x32_ps(low, codes), from_high = _mm256_permutevar8x32_ps(high, codes);
+    return _mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28))); /* by bit 3 */
+}
+
+static inline void vf_expand_codes(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)packed);
+    __m128i codes = _mm_unpacklo_epi8(_mm_srli_epi16(bytes, 4), bytes);
+    __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+    _mm256_storeu_ps(out, look_up_8(_mm256_cvtepu8_epi32(codes), low, high));
+    _mm256_storeu_ps(out + 8, look_up_8(_mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8)), low, high));
 }
 
 /* 8 x 8: pairs and quads within 128 bits, then the two halves. */

@@ -1,6 +1,6 @@
 /* Sixteen lanes of AVX-512 (F, BW, DQ, VL). What each function does: simd_scalar.h. */
-#ifndef EDGETUNE_SIMD_H
-#define EDGETUNE_SIMD_H
+#ifndef EDGETUNE_SIMD_AVX512_H
+#define EDGETUNE_SIMD_AVX512_H
 
 #include <immintrin.h>
 #include <math.h>
@@ -66,6 +66,16 @@ static inline vi vi_halves_min(vi a, vi b) { return _mm512_min_epi16(a, b); }
 static inline vi vi_halves_max(vi a, vi b) { return _mm512_max_epi16(a, b); }
 static inline vi vi_halves_dot(vi a, vi b) { return _mm512_madd_epi16(a, b); }
 
+static inline vf vf_times_power(vf p, vf s) {
+    return p * _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(s), 23));
+}
+
+static inline void vf_expand_codes(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)packed);
+    __m128i codes = _mm_unpacklo_epi8(_mm_srli_epi16(bytes, 4), bytes); /* the permutation reads the low 4 bits only */
+    _mm512_storeu_ps(out, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), _mm512_loadu_ps(table)));
+}
+
 /* 16 x 16 in four steps: pairs and quads within 128 bits, then the 128-bit quarters. */
 static inline void transpose(const __m512i *in, __m512i *out) {
     __m512i pairs[16], quads[16], halves[16];
@@ -96,6 +106,7 @@ static inline void transpose(const __m512i *in, __m512i *out) {
         out[i + 12] = _mm512_shuffle_i32x4(halves[i + 4], halves[i + 12], 0xdd);
     }
 }
+static inline bool vm_any(vm a) { return a != 0; }
 
 static inline void vf_transpose(const vf *in, vf *out) {
     __m512i bits[16], result[16];

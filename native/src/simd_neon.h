@@ -1,6 +1,6 @@
 /* Four lanes of NEON on AArch64. What each function does: simd_scalar.h. */
-#ifndef EDGETUNE_SIMD_H
-#define EDGETUNE_SIMD_H
+#ifndef EDGETUNE_SIMD_NEON_H
+#define EDGETUNE_SIMD_NEON_H
 
 #include <arm_neon.h>
 #include <math.h>
@@ -43,6 +43,7 @@ static inline uint32_t vm_bits(vm a) {
     const uint32_t weights[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(a, vld1q_u32(weights)));
 }
+static inline bool vm_any(vm a) { return vmaxvq_u32(a) != 0; }
 
 static inline vi vi_load(const int32_t *p) { return vld1q_s32(p); }
 static inline void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
@@ -71,6 +72,29 @@ static inline vi vi_halves_max(vi a, vi b) { return vreinterpretq_s32_s16(vmaxq_
 static inline vi vi_halves_dot(vi a, vi b) {
     vi low = vmull_s16(vget_low_s16(HALVES(a)), vget_low_s16(HALVES(b)));
     return vpaddq_s32(low, vmull_high_s16(HALVES(a), HALVES(b)));
+}
+
+static inline vf vf_times_power(vf p, vf s) {
+    return p * vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(s), 23));
+}
+
+/* Four values: the code in each 32-bit lane becomes the indices of the four bytes of its value. */
+static inline void look_up_4(uint32x4_t codes, uint8x16x4_t table, float *out /* [4] */) {
+    uint32x4_t indices = vmlaq_u32(vdupq_n_u32(0x03020100), codes, vdupq_n_u32(0x04040404));
+    vst1q_u8((uint8_t *)out, vqtbl4q_u8(table, vreinterpretq_u8_u32(indices)));
+}
+
+static inline void vf_expand_codes(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
+    const uint8_t *bytes_of_table = (const uint8_t *)table;
+    uint8x16x4_t wide = {{vld1q_u8(bytes_of_table), vld1q_u8(bytes_of_table + 16), vld1q_u8(bytes_of_table + 32),
+                          vld1q_u8(bytes_of_table + 48)}};
+    uint8x8_t bytes = vld1_u8(packed);
+    uint8x8x2_t codes = vzip_u8(vshr_n_u8(bytes, 4), vand_u8(bytes, vdup_n_u8(15)));
+    for (int half = 0; half < 2; half++) {
+        uint16x8_t shorts = vmovl_u8(codes.val[half]);
+        look_up_4(vmovl_u16(vget_low_u16(shorts)), wide, out + 8 * half);
+        look_up_4(vmovl_u16(vget_high_u16(shorts)), wide, out + 8 * half + 4);
+    }
 }
 
 static inline void vf_transpose(const vf *in, vf *out) {

@@ -1,6 +1,6 @@
 /* One lane: the plain C that the vectors of simd_<isa>.h must equal, bit for bit. What each function does is said here. */
-#ifndef EDGETUNE_SIMD_H
-#define EDGETUNE_SIMD_H
+#ifndef EDGETUNE_SIMD_SCALAR_H
+#define EDGETUNE_SIMD_SCALAR_H
 
 #include <math.h>
 #include <stdbool.h>
@@ -69,6 +69,7 @@ static inline vi vi_halves_mul(vi a, vi b) {
     int32_t low = vi_half(a, 0) * vi_half(b, 0) + (1 << 14), high = vi_half(a, 1) * vi_half(b, 1) + (1 << 14);
     return vi_of_halves(low >> 15, high >> 15);
 }
+static inline bool vm_any(vm a) { return a; }
 
 static inline vi vi_halves_min(vi a, vi b) {
     int32_t low = vi_half(a, 0) < vi_half(b, 0) ? vi_half(a, 0) : vi_half(b, 0);
@@ -93,6 +94,17 @@ static inline vi vi_bits_of(vf a) { /* by representation */
     return b;
 }
 
+/* p * 2^n for s = n + 127 + 1.5 * 2^23: the low bits of s become the exponent of a factor. */
+static inline vf vf_times_power(vf p, vf s) { return p * float_of_bits(bits_of_float(s) << 23); }
+
+/* 8 bytes -> 16 values: out[2 i] = table[high half of packed[i]], out[2 i + 1] = table[low half]. */
+static inline void vf_expand_codes(const uint8_t *packed, const float *table /* [16] */, float *out /* [16] */) {
+    for (int i = 0; i < 8; i++) {
+        out[2 * i] = table[packed[i] >> 4];
+        out[2 * i + 1] = table[packed[i] & 15];
+    }
+}
+
 /* out[i] lane l = in[l] lane i. */
 static inline void vf_transpose(const vf *in /* [LANES] */, vf *out /* [LANES] */) { out[0] = in[0]; }
 
@@ -108,7 +120,7 @@ static inline void vi_transpose_store(const vi *words, int count, uint8_t *const
 static inline vi vi_iq4_index(vf a) { /* its index, 0 to 15 */
     uint32_t index = 0;
     for (int i = 0; i < 15; i++)
-        index += !(a < IQ4_MIDPOINTS[i]);
+        index += (uint32_t) !(a < IQ4_MIDPOINTS[i]);
     return index;
 }
 

@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dispatch.h"
 #include "edgetune.h"
 #include "half.h"
-#include "quantize_lanes.h"
 
 enum { ROWS = 37, BLOCKS = 3, MAX_K = BLOCKS * ET_MAX_BLOCK };
 
@@ -110,23 +110,6 @@ static bool agrees(uint64_t digest, uint64_t *first, bool is_first, const char *
 
 /* --- quantizers ------------------------------------------------------------------------------------------------------- */
 
-static const struct et_quantizers *table_of(enum et_isa isa) {
-    switch (isa) {
-#ifdef __x86_64__
-    case ET_AVX2:
-        return &et_quantizers_avx2;
-    case ET_AVX512:
-        return &et_quantizers_avx512;
-#endif
-#ifdef __aarch64__
-    case ET_NEON:
-        return &et_quantizers_neon;
-#endif
-    default:
-        return &et_quantizers_scalar;
-    }
-}
-
 /* All blocks through one kernel, group by group. A block that is left to libggml counts as that and no more. */
 static uint64_t digest_blocks(const struct et_group_kernels *kernels, const float *x, const float *w, bool hostile) {
     static uint8_t out[ROWS * BLOCKS * ET_MAX_BLOCK_BYTES], nowhere[ET_MAX_BLOCK_BYTES];
@@ -170,10 +153,10 @@ static void test_blocks(int type, int pattern, bool weighted) {
         if (!et_isa_runs_here((enum et_isa)isa))
             continue;
         et_isa_in_use = (enum et_isa)isa;
-        const struct et_quantizers *table = table_of((enum et_isa)isa);
+        const struct et_quantize_kernels *table = et_kernel_table[isa].quantize;
         for (int i = 0; i < table->count; i++)
-            if (table->kernels[i].type == type)
-                agrees(digest_blocks(&table->kernels[i], x, weighted ? w : NULL, PATTERNS[pattern].hostile), &first,
+            if (table->types[i].type == type)
+                agrees(digest_blocks(&table->types[i], x, weighted ? w : NULL, PATTERNS[pattern].hostile), &first,
                        seen++ == 0, what);
     }
     printf("%s: %016" PRIx64 "\n", what, first);
@@ -366,12 +349,12 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
-    for (int i = 0; i < et_quantizers_scalar.count; i++)
+    for (int i = 0; i < et_kernel_table[ET_SCALAR].quantize->count; i++)
         for (int weighted = 0; weighted < 2; weighted++) {
             for (int pattern = 0; pattern < PATTERN_COUNT; pattern++)
-                test_blocks(et_quantizers_scalar.kernels[i].type, pattern, weighted);
+                test_blocks(et_kernel_table[ET_SCALAR].quantize->types[i].type, pattern, weighted);
             for (int dtype = ET_F32; dtype <= ET_BF16; dtype++)
-                test_rows(&et_quantizers_scalar.kernels[i], (enum et_dtype)dtype, weighted);
+                test_rows(&et_kernel_table[ET_SCALAR].quantize->types[i], (enum et_dtype)dtype, weighted);
         }
     test_concern("blocks for ONNX", 30, digest_nbits);
     test_concern("4 bits", 9, digest_4bit);

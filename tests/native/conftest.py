@@ -1,4 +1,4 @@
-"""Both implementations of the kernels, behind the same checked face; every typed test runs for each."""
+"""Both implementations of the kernels behind the same public functions; every typed test runs for each."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgetune_native import _native, _twin
-from edgetune_native.face import Face
+from tests.native.backends import COMPILED, REFERENCE, Backend, native
 
 ISAS = ("scalar", "avx2", "avx512", "neon")
 
 
-@pytest.fixture(scope="session", params=["c", "twin"])
-def face(request: pytest.FixtureRequest) -> Face:
-    return Face(_native if request.param == "c" else _twin)
+@pytest.fixture(scope="session", params=["c", "numpy"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return COMPILED if request.param == "c" else REFERENCE
 
 
 @pytest.fixture(scope="session")
-def compiled() -> Face:
-    return Face(_native)
+def compiled() -> Backend:
+    return COMPILED
 
 
 @pytest.fixture
 def isas() -> Iterator[tuple[str, ...]]:
     """The instruction sets that this machine runs; the one in use is put back afterwards."""
-    before = _native.cpu()[0]
+    before = native.cpu()[0]
     here = []
     for isa in ISAS:
         try:
-            _native.use_isa(isa)
+            native.use_isa(isa)
         except ValueError:
             continue
         here.append(isa)
     yield tuple(here)
-    _native.use_isa(before)
+    native.use_isa(before)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The twin runs these types in a child process that builds libggml's search tables each time: seconds per call."""
+    """The reference backend quantizes these types in a child process, which builds libggml's search tables: seconds."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        if parameters.get("face") == "twin" and str(parameters.get("name")).startswith(("iq1_", "iq2_")):
+        if parameters.get("backend") == "numpy" and str(parameters.get("name")).startswith(("iq1_", "iq2_")):
             item.add_marker(pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""The formats of bitsandbytes without bitsandbytes: instruction sets, threads, pieces, refusals, the twin."""
+"""NF4, FP4 and int8 without bitsandbytes: instruction sets, threads, pieces, refusals, the reference backend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune_native import NestedAbsmax, _native, _twin
-from edgetune_native.face import Face
+from edgetune_native import NestedAbsmax
+from tests.native.backends import REFERENCE, Backend, native
 from tests.native.golden import GOLDEN, digest, golden_weights
 from tests.profiles import scaled
 
@@ -40,18 +40,18 @@ def in_dtype(rows: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_recorded_results_of_bitsandbytes(face: Face, case: tuple[str, str, int, bool]) -> None:
+def test_recorded_results_of_bitsandbytes(backend: Backend, case: tuple[str, str, int, bool]) -> None:
     dtype, quant_type, blocksize, double_quant = case
     weights = golden_weights(dtype)
     options: dict[str, Any] = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": double_quant}
-    stored = face.quantize_4bit(weights, **options)
-    assert digest(stored.packed, face.nf4_roundtrip(weights, **options)) == GOLDEN[case]
+    stored = backend.quantize_4bit(weights, **options)
+    assert digest(stored.packed, backend.nf4_roundtrip(weights, **options)) == GOLDEN[case]
 
 
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_every_instruction_set_and_thread_count(
-    compiled: Face, isas: tuple[str, ...], dtype: str, quant_type: str
+    compiled: Backend, isas: tuple[str, ...], dtype: str, quant_type: str
 ) -> None:
     codes = np.random.default_rng(1).integers(-128, 128, (37, 1001), dtype=np.int8)
     scb = np.abs(ROWS.ravel()[:37])
@@ -59,7 +59,7 @@ def test_every_instruction_set_and_thread_count(
         rows = in_dtype(np.ascontiguousarray(ROWS[:, :k]), dtype)
         results: set[tuple[Any, ...]] = set()
         for isa in isas:
-            _native.use_isa(isa)
+            native.use_isa(isa)
             for threads in (1, 2, 5, 0):
                 stored = compiled.quantize_4bit(rows, quant_type=quant_type, threads=threads)
                 assert stored.nested is not None
@@ -90,68 +90,67 @@ def test_every_instruction_set_and_thread_count(
     quant_type=st.sampled_from(["nf4", "fp4"]),
     double_quant=st.booleans(),
 )
-def test_the_twin_gives_the_same(
-    compiled: Face, n: int, k: int, seed: int, dtype: str, to: str | None, quant_type: str, double_quant: bool
+def test_both_backends_give_the_same(
+    compiled: Backend, n: int, k: int, seed: int, dtype: str, to: str | None, quant_type: str, double_quant: bool
 ) -> None:
     rows = in_dtype(np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32), dtype)
     options: dict[str, Any] = {"quant_type": quant_type, "double_quant": double_quant}
-    twin = Face(_twin)
     assert bits(compiled.nf4_roundtrip(rows, dtype=to, **options)) == bits(
-        twin.nf4_roundtrip(rows, dtype=to, **options)
+        REFERENCE.nf4_roundtrip(rows, dtype=to, **options)
     )
-    ours, theirs = compiled.quantize_4bit(rows, **options), twin.quantize_4bit(rows, **options)
+    ours, theirs = compiled.quantize_4bit(rows, **options), REFERENCE.quantize_4bit(rows, **options)
     assert ours.packed.tobytes() == theirs.packed.tobytes()
     assert ours.absmax.tobytes() == theirs.absmax.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_rounding_of_any_product(compiled: Face, dtype: str) -> None:
+def test_rounding_of_any_product(compiled: Backend, dtype: str) -> None:
     """The largest code is 1, so the absmax themselves are rounded: every exponent, ties, infinity and NaN."""
     edges = np.arange(0, 2**32, 2**12 - 1, dtype=np.uint64).astype(np.uint32)
     around = np.array([0x8000, 0x7FFF, 0x8001, 0x1000, 0x0FFF, 0x1001], np.uint32)
     ties = (np.arange(65536, dtype=np.uint32) << 16)[:, None] + around
     absmax = np.concatenate([edges, ties.ravel()]).view(np.float32)
     packed = np.full(absmax.size * 16, 0xFF, np.uint8)
-    ours, twins = (
-        face.dequantize_4bit(packed, absmax, (absmax.size, 32), blocksize=32, dtype=dtype)[:, 0]
-        for face in (compiled, Face(_twin))
+    ours, theirs = (
+        backend.dequantize_4bit(packed, absmax, (absmax.size, 32), blocksize=32, dtype=dtype)[:, 0]
+        for backend in (compiled, REFERENCE)
     )
     assert np.array_equal(np.isnan(ours), np.isnan(absmax))
-    assert np.array_equal(ours, twins, equal_nan=True)
+    assert np.array_equal(ours, theirs, equal_nan=True)
     number = ~np.isnan(absmax)
-    assert ours[number].tobytes() == twins[number].tobytes()
+    assert ours[number].tobytes() == theirs[number].tobytes()
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_pieces_of_a_tensor(face: Face, double_quant: bool) -> None:
+def test_pieces_of_a_tensor(backend: Backend, double_quant: bool) -> None:
     """As the merge streams: the absmax of all pieces first, then each piece with its scales, in any order."""
     rows = np.concatenate([ROWS, ROWS[::-1] * 2, ROWS * 3])[:811]
-    whole = face.nf4_roundtrip(rows, double_quant=double_quant)
+    whole = backend.nf4_roundtrip(rows, double_quant=double_quant)
     pieces = [slice(first, first + 100) for first in range(0, len(rows), 100)]
-    scales = np.concatenate([face.block_absmax(rows[piece]) for piece in pieces])
+    scales = np.concatenate([backend.block_absmax(rows[piece]) for piece in pieces])
     if double_quant:
-        scales = face.nested_scales(scales)
+        scales = backend.nested_scales(scales)
     per_row = 192 // 64
     out = np.empty((100, 192), np.float32)
     for piece in reversed(pieces):
         target = out[: len(rows[piece])]
         part = scales[piece.start * per_row : piece.stop * per_row]
-        assert face.nf4_roundtrip(rows[piece], scales=part, out=target) is target
+        assert backend.nf4_roundtrip(rows[piece], scales=part, out=target) is target
         assert bits(target) == bits(np.ascontiguousarray(whole[piece]))
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("shape", [(300, 192), (300, 96), (100, 3, 192), (57600,), (640, 90)])
-def test_some_rows_only(face: Face, shape: tuple[int, ...], double_quant: bool) -> None:
-    stored = face.quantize_4bit(ROWS, double_quant=double_quant)
+def test_some_rows_only(backend: Backend, shape: tuple[int, ...], double_quant: bool) -> None:
+    stored = backend.quantize_4bit(ROWS, double_quant=double_quant)
     count = int(np.prod(shape))
     packed, absmax, nested = stored.packed[: count // 2], stored.absmax[: count // 64], stored.nested
     if nested is not None:
         nested = nested._replace(absmax=nested.absmax[: -(-absmax.size // 256)])
-    whole = face.dequantize_4bit(packed, absmax, shape, nested=nested)
+    whole = backend.dequantize_4bit(packed, absmax, shape, nested=nested)
     n = shape[0]
     for rows in ((0, n), (0, 1), (1, 2), (n - 1, n), (n // 3, n // 2), (7, 7), (n, n)):
-        part = face.dequantize_4bit(packed, absmax, shape, nested=nested, rows=rows)
+        part = backend.dequantize_4bit(packed, absmax, shape, nested=nested, rows=rows)
         assert part.shape == whole[slice(*rows)].shape
         assert bits(part) == bits(np.ascontiguousarray(whole[slice(*rows)]))
 
@@ -173,8 +172,8 @@ def saved(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_saved_state(face: Face) -> None:
-    stored = face.saved_4bit("w", saved())
+def test_a_saved_state(backend: Backend) -> None:
+    stored = backend.saved_4bit("w", saved())
     assert (stored.shape, stored.quant_type, stored.blocksize, stored.dtype) == ((3, 64), "nf4", 64, "bf16")
     assert stored.nested is not None
     assert (stored.nested.offset, stored.nested.blocksize) == (0.5, 256)
@@ -193,59 +192,63 @@ def test_a_saved_state(face: Face) -> None:
         ({**saved(), "w.quant_state.bitsandbytes__nf4": np.frombuffer(b"{", np.uint8)}, ValueError, "cannot be read"),
     ],
 )
-def test_a_saved_state_that_is_wrong(face: Face, tensors: Any, kind: type[Exception], message: str) -> None:
+def test_a_saved_state_that_is_wrong(backend: Backend, tensors: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        face.saved_4bit("w", tensors)
+        backend.saved_4bit("w", tensors)
 
 
-def test_a_recorded_offset_and_map_change_the_result(face: Face) -> None:
-    stored = face.quantize_4bit(ROWS)
+def test_a_recorded_offset_and_map_change_the_result(backend: Backend) -> None:
+    stored = backend.quantize_4bit(ROWS)
     assert stored.nested is not None
-    again = face.nf4_roundtrip(ROWS, offset=stored.nested.offset, nested_quant_map=stored.nested.quant_map)
-    assert bits(again) == bits(face.nf4_roundtrip(ROWS))
-    assert bits(face.nf4_roundtrip(ROWS, offset=stored.nested.offset * 1.1)) != bits(again)
+    again = backend.nf4_roundtrip(ROWS, offset=stored.nested.offset, nested_quant_map=stored.nested.quant_map)
+    assert bits(again) == bits(backend.nf4_roundtrip(ROWS))
+    assert bits(backend.nf4_roundtrip(ROWS, offset=stored.nested.offset * 1.1)) != bits(again)
     linear = np.linspace(-1, 1, 256).astype(np.float32)
-    assert bits(face.nf4_roundtrip(ROWS, nested_quant_map=linear)) != bits(again)
+    assert bits(backend.nf4_roundtrip(ROWS, nested_quant_map=linear)) != bits(again)
 
 
-def test_it_is_near_the_weights(face: Face) -> None:
-    error = np.abs(face.nf4_roundtrip(ROWS) - ROWS).mean() / np.abs(ROWS).mean()
+def test_it_is_near_the_weights(backend: Backend) -> None:
+    error = np.abs(backend.nf4_roundtrip(ROWS) - ROWS).mean() / np.abs(ROWS).mean()
     assert 0.05 < error < 0.12
 
 
-def test_nothing_to_dequantize(face: Face) -> None:
-    assert face.dequantize_4bit(np.empty(0, np.uint8), np.empty(0, np.float32), (0, 64)).shape == (0, 64)
-    assert face.dequantize_int8(np.empty((0, 64), np.int8), np.empty(0, np.float32)).shape == (0, 64)
+def test_nothing_to_dequantize(backend: Backend) -> None:
+    assert backend.dequantize_4bit(np.empty(0, np.uint8), np.empty(0, np.float32), (0, 64)).shape == (0, 64)
+    assert backend.dequantize_int8(np.empty((0, 64), np.int8), np.empty(0, np.float32)).shape == (0, 64)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_weights_that_are_not_finite_name_their_row(face: Face, dtype: str, wrong: float) -> None:
+def test_weights_that_are_not_finite_name_their_row(backend: Backend, dtype: str, wrong: float) -> None:
     rows = ROWS.copy()
     rows[[177, 201], [191, 0]] = wrong
     out = np.full(rows.shape, 7, np.float32)
-    for call in (face.block_absmax, face.quantize_4bit, lambda rows: face.nf4_roundtrip(rows, threads=2, out=out)):
+    for call in (
+        backend.block_absmax,
+        backend.quantize_4bit,
+        lambda rows: backend.nf4_roundtrip(rows, threads=2, out=out),
+    ):
         with pytest.raises(ValueError, match="row 177 holds a NaN or an infinity"):
             call(in_dtype(rows, dtype))
     assert (out == 7).all()
 
 
-def roundtrip_with(**changes: Any) -> Callable[[Face], object]:
+def roundtrip_with(**changes: Any) -> Callable[[Backend], object]:
     arguments = {"rows": np.ones((3, 64), np.float32), **changes}
-    return lambda face: face.nf4_roundtrip(**arguments)
+    return lambda backend: backend.nf4_roundtrip(**arguments)
 
 
-def dequantize_with(**changes: Any) -> Callable[[Face], object]:
+def dequantize_with(**changes: Any) -> Callable[[Backend], object]:
     arguments = {"packed": PACKED, "absmax": ABSMAX, "shape": (3, 64), **changes}
-    return lambda face: face.dequantize_4bit(**arguments)
+    return lambda backend: backend.dequantize_4bit(**arguments)
 
 
-def int8_with(**changes: Any) -> Callable[[Face], object]:
+def int8_with(**changes: Any) -> Callable[[Backend], object]:
     arguments = {"codes": CODES, "scb": np.ones(4, np.float32), **changes}
-    return lambda face: face.dequantize_int8(**arguments)
+    return lambda backend: backend.dequantize_int8(**arguments)
 
 
-REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
+REFUSALS: list[tuple[Callable[[Backend], object], type[Exception], str]] = [
     (roundtrip_with(rows=np.ones((3, 64))), TypeError, "rows has dtype float64, expected .*float32"),
     (roundtrip_with(rows=[[1.0]]), TypeError, "rows has type list"),
     (roundtrip_with(rows=np.ones(64, np.float32)), ValueError, r"rows has shape \(64,\)"),
@@ -257,12 +260,12 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (roundtrip_with(offset=np.nan), ValueError, "offset is nan, expected a finite float32"),
     (roundtrip_with(offset=1e40), ValueError, "offset is 1e.40, expected a finite"),
     (roundtrip_with(offset="1"), TypeError, "offset must be a number, not str"),
-    (roundtrip_with(offset=1.0, double_quant=False), ValueError, "with double_quant and without scales only"),
+    (roundtrip_with(offset=1.0, double_quant=False), ValueError, "need double_quant and exclude scales"),
     (roundtrip_with(nested_quant_map=np.zeros(255, np.float32)), ValueError, r"expected \(256\)"),
     (roundtrip_with(nested_quant_map=-np.arange(256, dtype=np.float32)), ValueError, "not finite and ascending"),
     (roundtrip_with(scales=ABSMAX[:2]), ValueError, r"scales has shape \(2,\), expected \(3\)"),
-    (roundtrip_with(scales=ABSMAX, offset=1.0), ValueError, "without scales only"),
-    (lambda face: face.nested_scales(np.full(3, np.nan, np.float32)), ValueError, r"absmax\[0\] is not finite"),
+    (roundtrip_with(scales=ABSMAX, offset=1.0), ValueError, "exclude scales"),
+    (lambda backend: backend.nested_scales(np.full(3, np.nan, np.float32)), ValueError, r"absmax\[0\] is not finite"),
     (roundtrip_with(torch_threads=0), ValueError, "torch_threads is 0"),
     (roundtrip_with(threads=-1), ValueError, "threads is -1"),
     (roundtrip_with(rows=np.full((4, 64), 3e38, np.float32)), ValueError, "the mean of the absmax is inf"),
@@ -298,17 +301,17 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (int8_with(scb=np.ones(3, np.float32)), ValueError, r"scb has shape \(3,\), expected \(4\)"),
     (int8_with(scb=np.ones(4, np.float16)), TypeError, "scb has dtype float16"),
     (int8_with(dtype="bfloat16"), ValueError, "dtype is 'bfloat16'"),
-    (lambda face: face.absmax_mean(ABSMAX[:0]), ValueError, "absmax is empty"),
+    (lambda backend: backend.absmax_mean(ABSMAX[:0]), ValueError, "absmax is empty"),
 ]
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
-def test_refused(face: Face, call: Callable[[Face], object], kind: type[Exception], message: str) -> None:
+def test_refused(backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        call(face)
+        call(backend)
 
 
-# The door of the extension itself, past the face.
+# The door of the extension itself, past the backend.
 X = np.ones(64, np.float32)
 VALUES = np.linspace(-1, 1, 16).astype(np.float32)
 OUT = np.zeros(64, np.float32)
@@ -339,8 +342,8 @@ ONE = np.ones(1, np.float32)
         ("dequantize_int8", (BYTES, ONE, 2, 16, 0, OUT[:32], 1), "scb holds 4 bytes, expected 8"),
     ],
 )
-def test_the_door(compiled: Face, name: str, arguments: tuple[Any, ...], message: str) -> None:
+def test_the_door(compiled: Backend, name: str, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        getattr(_native, name)(*arguments)
+        getattr(native, name)(*arguments)
     assert not OUT.any()
     assert not BYTES.any()

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune_native import _native
-from edgetune_native.face import Face
 from edgetune_native.results import Comparison
+from tests.native.backends import Backend, native
 from tests.profiles import scaled
 
 SETTINGS = settings(max_examples=scaled(0.5))
@@ -68,7 +67,7 @@ def spread(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def assert_close(found: Comparison, wanted: Comparison, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    """Hold the kernel to the bounds that native/src/compare_kernel.h derives; the twin is far inside them.
+    """Hold the kernel to the bounds that native/src/compare_kernel.c derives; the reference backend is far inside them.
 
     With h = 2^-24, M the spread of the row and X that of both under the one whose divergence it is: log-sum-exp within
     2.2e-6 + 1.35e-7 M (its own rounding, f32 sums of 32 terms); entropy that times 1 + 2 M; a divergence K within
@@ -133,7 +132,7 @@ def floats(rows: NDArray[Any]) -> NDArray[np.float32]:
     seed=st.integers(0, 1000),
 )
 def test_compare(
-    face: Face,
+    backend: Backend,
     n: int,
     v: int,
     scale: float,
@@ -145,7 +144,7 @@ def test_compare(
 ) -> None:
     a, b = (DTYPES[dtype](rows) for dtype, rows in zip(dtypes, pair(n, v, scale, distance, seed), strict=True))
     targets = np.random.default_rng(seed).integers(0, v, n)
-    found = face.compare(a, b, targets, top_k=k, threads=threads)
+    found = backend.compare(a, b, targets, top_k=k, threads=threads)
     assert_close(found, expected(floats(a), floats(b), targets, k), floats(a), floats(b))
     assert (found.kld >= 0).all()
     assert (found.reverse_kld >= 0).all()
@@ -159,20 +158,20 @@ def test_compare(
     k=st.integers(1, 40),
     seed=st.integers(0, 10_000),
 )
-def test_ties_and_minus_infinity(face: Face, v: int, masked: float, levels: int, k: int, seed: int) -> None:
+def test_ties_and_minus_infinity(backend: Backend, v: int, masked: float, levels: int, k: int, seed: int) -> None:
     """Few values, so that most are equal, and -inf in either row: the definitions hold to the letter."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, levels, (2, 3, v)).astype(np.float32)
     rows[rng.random(rows.shape) < masked] = -np.inf
     rows[:, :, rng.integers(0, v)] = 1.0
     targets = rng.integers(0, v, 3)
-    found = face.compare(rows[0], rows[1], targets, top_k=k)
+    found = backend.compare(rows[0], rows[1], targets, top_k=k)
     assert_close(found, expected(rows[0], rows[1], targets, k), rows[0], rows[1])
 
 
 @SETTINGS
 @given(v=st.integers(1, 200), dtype=st.sampled_from(["f32", "f16", "bf16"]), seed=st.integers(0, 10_000))
-def test_any_bits(face: Face, v: int, dtype: str, seed: int) -> None:
+def test_any_bits(backend: Backend, v: int, dtype: str, seed: int) -> None:
     """Whatever the bits: refused as a NaN or infinity, or numbers that are not negative."""
     bits = np.random.default_rng(seed).integers(0, 1 << (32 if dtype == "f32" else 16), (2, 2, v))
     kind = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[dtype]
@@ -183,9 +182,9 @@ def test_any_bits(face: Face, v: int, dtype: str, seed: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         if not legal:
             with pytest.raises(ValueError, match=r"row [01] h"):
-                face.compare(a, b, np.zeros(2, np.int64))
+                backend.compare(a, b, np.zeros(2, np.int64))
             return
-        found = face.compare(a, b, np.zeros(2, np.int64))
+        found = backend.compare(a, b, np.zeros(2, np.int64))
     for field in ("kld", "reverse_kld", "nll", "nll_reference", "entropy", "entropy_reference", "top_k_overlap"):
         assert (getattr(found, field) >= 0).all(), field
     assert np.array_equal(found.same_top, values[0].argmax(axis=1) == values[1].argmax(axis=1))
@@ -193,14 +192,14 @@ def test_any_bits(face: Face, v: int, dtype: str, seed: int) -> None:
 
 @pytest.mark.parametrize("distance", [3e-6, 4.5e-5, 1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("offset", [0.0, 17.3])
-def test_small_divergences_do_not_cancel(face: Face, distance: float, offset: float) -> None:
+def test_small_divergences_do_not_cancel(backend: Backend, distance: float, offset: float) -> None:
     """A KLD of some 1e-11, 1e-9, ... of a real vocabulary is right to 1e-3 of itself, whatever the rows' offset."""
     rng = np.random.default_rng(5)
     a = (3 * rng.standard_normal((4, 50_000))).astype(np.float32)
     b = (a + distance * rng.standard_normal(a.shape) - offset).astype(np.float32)
     ids = np.zeros(4, np.int64)
     wanted = expected(a, b, ids)
-    found = face.compare(a, b, ids)
+    found = backend.compare(a, b, ids)
     tolerance = 1e-3 if distance > 1e-5 else 5e-3
     np.testing.assert_allclose(found.kld, wanted.kld, rtol=tolerance)
     np.testing.assert_allclose(found.reverse_kld, wanted.reverse_kld, rtol=tolerance)
@@ -208,7 +207,7 @@ def test_small_divergences_do_not_cancel(face: Face, distance: float, offset: fl
         np.testing.assert_allclose(found.kld, wanted.kld, rtol=3e-6)
 
 
-def test_a_row_whose_largest_come_last(face: Face) -> None:
+def test_a_row_whose_largest_come_last(backend: Backend) -> None:
     """Ascending logits move the origins at every block, by much and by little; so do two humps far apart."""
     v = 30_000
     for top in (1.0, 50.0, 5000.0):
@@ -217,10 +216,10 @@ def test_a_row_whose_largest_come_last(face: Face) -> None:
         a[2] = np.where(np.arange(v) < v // 2, -a[0], a[0] - 0.25)
         b = np.ascontiguousarray((a * np.float32(0.99))[:, ::-1] if top == 50.0 else a * np.float32(0.99))
         ids = np.array([0, v - 1, v // 2])
-        assert_close(face.compare(a, b, ids), expected(a, b, ids), a, b)
+        assert_close(backend.compare(a, b, ids), expected(a, b, ids), a, b)
 
 
-def test_what_a_late_block_brings(face: Face) -> None:
+def test_what_a_late_block_brings(backend: Backend) -> None:
     """Rows near each other at first, and then not; -inf, large logits and what is no logit only in the last block."""
     a, b = pair(6, 20_000, 2.0, 0.01)
     late = 19_990
@@ -230,7 +229,7 @@ def test_what_a_late_block_brings(face: Face) -> None:
     a[3, late] = b[4, late] = -np.inf
     a[5, late], b[5, late] = -1e30, 20
     ids = np.full(6, late)
-    found = face.compare(a, b, ids)
+    found = backend.compare(a, b, ids)
     kept = [0, 1, 2, 3, 4]
     assert_close(
         Comparison._make(part[kept] for part in found), expected(a[kept], b[kept], ids[kept]), a[kept], b[kept]
@@ -240,32 +239,32 @@ def test_what_a_late_block_brings(face: Face) -> None:
         a[2, late] = value
         for pair_ in ((a, b), (b, a)):
             with pytest.raises(ValueError, match="row 2 holds a NaN"):
-                face.compare(*pair_, ids)
+                backend.compare(*pair_, ids)
 
 
-def test_a_real_vocabulary(face: Face) -> None:
+def test_a_real_vocabulary(backend: Backend) -> None:
     a, b = pair(3, 151_936)
     targets = np.array([0, 77, 151_935], np.int32)
-    assert_close(face.compare(a, b, targets), expected(a, b, targets.astype(np.int64)), a, b)
+    assert_close(backend.compare(a, b, targets), expected(a, b, targets.astype(np.int64)), a, b)
 
 
-def test_equal_rows_and_offsets(face: Face) -> None:
+def test_equal_rows_and_offsets(backend: Backend) -> None:
     a, b = pair(4, 1000)
     ids = np.arange(4)
     for far in (a, a * np.float32(1000), a + np.float32(0.1)):
-        found = face.compare(far, far, ids)
+        found = backend.compare(far, far, ids)
         assert not found.kld.any()
         assert not found.reverse_kld.any()
         assert (found.top_k_overlap == 1).all()
         assert np.array_equal(found.entropy, found.entropy_reference)
     log_probs = log_softmax(b).astype(np.float32)
-    np.testing.assert_allclose(face.compare(a, log_probs, ids).kld, face.compare(a, b, ids).kld, atol=1e-6)
+    np.testing.assert_allclose(backend.compare(a, log_probs, ids).kld, backend.compare(a, b, ids).kld, atol=1e-6)
     # an offset that f32 holds exactly changes nothing but rounding
     coarse = (np.round(a * 64) / 64).astype(np.float32)
-    assert face.compare(coarse + np.float32(1024), coarse, ids).kld.max() < 1e-12
+    assert backend.compare(coarse + np.float32(1024), coarse, ids).kld.max() < 1e-12
 
 
-def test_minus_infinity(face: Face) -> None:
+def test_minus_infinity(backend: Backend) -> None:
     a, b = pair(4, 50)
     a[0, 3] = -np.inf  # no mass in the reference: contributes nothing, whatever the other says
     a[1, 3] = b[1, 3] = -np.inf
@@ -273,7 +272,7 @@ def test_minus_infinity(face: Face) -> None:
     a[3, :], b[3, :] = -np.inf, -np.inf
     a[3, 7], b[3, 7] = 2.0, 5.0
     ids = np.array([3, 3, 3, 7])
-    found = face.compare(a, b, ids)
+    found = backend.compare(a, b, ids)
     wanted = expected(a[:2], b[:2], ids[:2])
     np.testing.assert_allclose(found.kld[:2], wanted.kld, rtol=1e-5)
     assert found.kld[2] == np.inf
@@ -285,14 +284,14 @@ def test_minus_infinity(face: Face) -> None:
     assert found.nll_reference[3] == found.nll[3] == 0
 
 
-def test_the_lowest_of_equal_logits_is_the_top(face: Face) -> None:
+def test_the_lowest_of_equal_logits_is_the_top(backend: Backend) -> None:
     a = np.zeros((3, 600), np.float32)
     b = np.zeros((3, 600), np.float32)
     a[:, [5, 599]] = 1
     b[0, [5, 20]] = 1
     b[1, [4, 5]] = 1
     b[2, 599] = 1
-    assert face.compare(a, b, np.zeros(3, np.int64)).same_top.tolist() == [True, False, False]
+    assert backend.compare(a, b, np.zeros(3, np.int64)).same_top.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -300,28 +299,25 @@ def test_the_lowest_of_equal_logits_is_the_top(face: Face) -> None:
     ("value", "message"),
     [(np.nan, "row 33 holds a NaN or"), (np.inf, "row 33 holds a NaN or"), (None, "row 33 has no finite")],
 )
-def test_rows_that_are_no_distribution(face: Face, threads: int, value: float | None, message: str) -> None:
+def test_rows_that_are_no_distribution(backend: Backend, threads: int, value: float | None, message: str) -> None:
     good, bad = pair(64, 37)
     for row in (33, 34, 60):
         bad[row, 36 if value is not None else slice(None)] = -np.inf if value is None else value
     ids = np.zeros(64, np.int64)
-    for call in (
-        lambda: face.compare(good, bad, ids, threads=threads),
-        lambda: face.compare(bad, good, ids, threads=threads),
-        lambda: face.encode_log_probs(bad, threads=threads),
-    ):
+    arguments = {"compare": (good, bad, ids), "encode_log_probs": (bad,)}
+    for name, rows in [*arguments.items(), ("compare", (bad, good, ids))]:
         with pytest.raises(ValueError, match=message):
-            call()
+            getattr(backend, name)(*rows, threads=threads)
 
 
-def test_no_rows(face: Face) -> None:
+def test_no_rows(backend: Backend) -> None:
     empty = np.empty((0, 5), np.float32)
-    assert all(len(part) == 0 for part in face.compare(empty, empty, np.empty(0, np.int64)))
-    assert all(len(part) == 0 for part in face.encode_log_probs(empty))
-    assert face.decode_log_probs(*face.encode_log_probs(empty)).shape == (0, 5)
+    assert all(len(part) == 0 for part in backend.compare(empty, empty, np.empty(0, np.int64)))
+    assert all(len(part) == 0 for part in backend.encode_log_probs(empty))
+    assert backend.decode_log_probs(*backend.encode_log_probs(empty)).shape == (0, 5)
 
 
-def test_every_instruction_set_and_thread_count_gives_the_same_bits(compiled: Face, isas: tuple[str, ...]) -> None:
+def test_every_instruction_set_and_thread_count_gives_the_same_bits(compiled: Backend, isas: tuple[str, ...]) -> None:
     a, b = pair(70, 3001)
     a[3, 5] = b[4, 6] = -np.inf
     a[5] *= 1000
@@ -330,7 +326,7 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(compiled: Fa
     long_a, long_b = pair(2, 40_000, 8.0)
     results = []
     for isa in isas:
-        _native.use_isa(isa)
+        native.use_isa(isa)
         assert compiled.cpu().isa == isa
         for threads in (1, 2, 5):
             parts = (
@@ -344,8 +340,8 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(compiled: Fa
     assert len(set(results)) == 1
 
 
-def test_the_exponential_over_its_whole_range(compiled: Face) -> None:
-    """Row (0, x): nll of the first is log1p(exp(x)), which shows exp(x): the bound of e in compare_kernel.h, times e,
+def test_the_exponential_over_its_whole_range(compiled: Backend) -> None:
+    """Row (0, x): nll of the first is log1p(exp(x)), which shows exp(x): the bound of e in compare_kernel.c, times e,
     and the rounding of 1 + e in f32."""
     x = -np.concatenate([np.linspace(0, 40, 200_001), np.geomspace(1e-30, 700, 20_001)]).astype(np.float32)
     rows = np.stack([np.zeros_like(x), x], axis=1)
@@ -380,11 +376,11 @@ def llama_row(logits: NDArray[np.float32]) -> tuple[bytes, NDArray[np.uint16]]:
 
 @SETTINGS
 @given(v=st.integers(1, 200), scale=st.sampled_from([0.0, 1e-3, 1.0, 8.0, 100.0]), seed=st.integers(0, 1000))
-def test_encode_is_the_formula(face: Face, v: int, scale: float, seed: int) -> None:
+def test_encode_is_the_formula(backend: Backend, v: int, scale: float, seed: int) -> None:
     logits, _ = pair(2, v, scale, seed=seed)
     if v > 3:
         logits[0, 1] = -np.inf
-    stored = face.encode_log_probs(logits)
+    stored = backend.encode_log_probs(logits)
     for row in range(2):
         head, codes = llama_row(logits[row])
         wanted_scale, wanted_min = struct.unpack("<ff", head)
@@ -395,18 +391,18 @@ def test_encode_is_the_formula(face: Face, v: int, scale: float, seed: int) -> N
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_encode_of_halves_is_that_of_their_values(face: Face, dtype: str) -> None:
+def test_encode_of_halves_is_that_of_their_values(backend: Backend, dtype: str) -> None:
     rows = DTYPES[dtype](pair(5, 777, scale=6.0)[0])
-    found, wanted = face.encode_log_probs(rows), face.encode_log_probs(floats(rows))
+    found, wanted = backend.encode_log_probs(rows), backend.encode_log_probs(floats(rows))
     assert np.array_equal(found.scale, wanted.scale)
     assert np.array_equal(found.min_log_prob, wanted.min_log_prob)
     assert np.array_equal(found.codes, wanted.codes)
 
 
-def test_round_trip(face: Face) -> None:
+def test_round_trip(backend: Backend) -> None:
     logits, _ = pair(20, 5000, scale=4.0)
-    stored = face.encode_log_probs(logits)
-    decoded = face.decode_log_probs(*stored)
+    stored = backend.encode_log_probs(logits)
+    decoded = backend.decode_log_probs(*stored)
     assert np.array_equal(
         decoded, stored.scale[:, None] * stored.codes.astype(np.float32) + stored.min_log_prob[:, None]
     )
@@ -417,15 +413,15 @@ def test_round_trip(face: Face) -> None:
     assert stored.codes.max() == 65535
     # What the coding alone costs: the floor of 16 nats gives mass exp(-16) times the largest to each entry below it.
     ids = np.zeros(20, np.int64)
-    assert face.compare(logits, decoded, ids).kld.max() < 5000 * np.exp(-16.0)
+    assert backend.compare(logits, decoded, ids).kld.max() < 5000 * np.exp(-16.0)
     flatter = logits / np.float32(3)  # within 16 nats: only the rounding is left
-    assert face.compare(flatter, face.decode_log_probs(*face.encode_log_probs(flatter)), ids).kld.max() < 1e-8
+    assert backend.compare(flatter, backend.decode_log_probs(*backend.encode_log_probs(flatter)), ids).kld.max() < 1e-8
 
 
 @pytest.mark.parametrize("difference", [0.0, 1e-45, 1e-40, 1e-36])
-def test_flat_rows(face: Face, difference: float) -> None:
+def test_flat_rows(backend: Backend, difference: float) -> None:
     logits = np.zeros((2, 9), np.float32)
     logits[:, 4] = difference
-    stored = face.encode_log_probs(logits)
+    stored = backend.encode_log_probs(logits)
     assert np.isfinite(stored.scale).all()
-    np.testing.assert_allclose(face.decode_log_probs(*stored), np.full((2, 9), -np.log(9)), rtol=1e-6)
+    np.testing.assert_allclose(backend.decode_log_probs(*stored), np.full((2, 9), -np.log(9)), rtol=1e-6)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetune_native.face import Face
 from tests.native import ggml
+from tests.native.backends import Backend
 from tests.profiles import scaled
 
 K = 512
@@ -29,12 +29,12 @@ def importance(k: int = K) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ggml.ALL_TYPES)
-def test_bytes_are_those_of_ggml(face: Face, name: str, weighted: bool) -> None:
+def test_bytes_are_those_of_ggml(backend: Backend, name: str, weighted: bool) -> None:
     weights = importance() if weighted or name in ggml.NEEDS_WEIGHTS else None
     rows = gaussian(9)
     expected = ggml.quantize(rows, name, weights)
     for threads in (0, 1, 2, 5):
-        assert np.array_equal(face.quantize(rows, name, weights=weights, threads=threads), expected)
+        assert np.array_equal(backend.quantize(rows, name, weights=weights, threads=threads), expected)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_k", "q6_k", "iq4_nl"])
@@ -47,22 +47,22 @@ def test_bytes_are_those_of_ggml(face: Face, name: str, weighted: bool) -> None:
     weighted=st.booleans(),
 )
 def test_any_row_and_thread_count(
-    face: Face, name: str, n: int, blocks: int, threads: int, seed: int, weighted: bool
+    backend: Backend, name: str, n: int, blocks: int, threads: int, seed: int, weighted: bool
 ) -> None:
     k = 256 * blocks
     rows = gaussian(n, k, seed)
     weights = importance(k) if weighted else None
     assert np.array_equal(
-        face.quantize(rows, name, weights=weights, threads=threads), ggml.quantize(rows, name, weights)
+        backend.quantize(rows, name, weights=weights, threads=threads), ggml.quantize(rows, name, weights)
     )
 
 
 @pytest.mark.parametrize("name", FAST_TYPES)
 @SETTINGS
 @given(bits=arrays.arrays(np.uint32, (3, 256), elements=st.integers(0, 2**32 - 1), fill=st.integers(0, 2**32 - 1)))
-def test_any_bit_pattern(face: Face, name: str, bits: NDArray[np.uint32]) -> None:
+def test_any_bit_pattern(backend: Backend, name: str, bits: NDArray[np.uint32]) -> None:
     rows = bits.view(np.float32)
-    assert np.array_equal(face.quantize(rows, name), ggml.quantize(rows, name))
+    assert np.array_equal(backend.quantize(rows, name), ggml.quantize(rows, name))
 
 
 def hostile_rows() -> dict[str, NDArray[np.float32]]:
@@ -79,24 +79,24 @@ def hostile_rows() -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("name", FAST_TYPES)
-def test_hostile_rows_give_the_bytes_of_ggml(face: Face, name: str) -> None:
+def test_hostile_rows_give_the_bytes_of_ggml(backend: Backend, name: str) -> None:
     for what, rows in hostile_rows().items():
-        assert np.array_equal(face.quantize(rows, name, threads=2), ggml.quantize(rows, name)), what
+        assert np.array_equal(backend.quantize(rows, name, threads=2), ggml.quantize(rows, name)), what
 
 
 @pytest.mark.parametrize("name", ggml.MAY_REFUSE)
-def test_rows_that_stop_ggml_are_an_error_that_names_the_row(face: Face, name: str) -> None:
+def test_rows_that_stop_ggml_are_an_error_that_names_the_row(backend: Backend, name: str) -> None:
     rows = gaussian(40)
     rows[17] = 3e38 if name in ("iq2_xxs", "iq1_m", "iq1_s") else rows[17] * 1e30
     with pytest.raises(ValueError, match="libggml cannot quantize row 17 "):
-        face.quantize(rows, name, weights=importance(), threads=2)
+        backend.quantize(rows, name, weights=importance(), threads=2)
     # and libggml still works in this process
     expected = ggml.quantize(gaussian(2), name, importance())
-    assert np.array_equal(face.quantize(gaussian(2), name, weights=importance()), expected)
+    assert np.array_equal(backend.quantize(gaussian(2), name, weights=importance()), expected)
 
 
 @pytest.mark.parametrize("name", ggml.MAY_REFUSE)
-def test_hostile_rows_never_kill_the_process(compiled: Face, name: str) -> None:
+def test_hostile_rows_never_kill_the_process(compiled: Backend, name: str) -> None:
     refused = 0
     for rows in hostile_rows().values():
         try:
@@ -107,33 +107,33 @@ def test_hostile_rows_never_kill_the_process(compiled: Face, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAST_TYPES)
-def test_f16_and_bf16_rows(face: Face, name: str) -> None:
+def test_f16_and_bf16_rows(backend: Backend, name: str) -> None:
     half = gaussian(70).astype(np.float16)
     half[0, :8] = [0, -0.0, 6e-8, -6e-5, 65504, 1e-4, 2048.5, -1]
-    assert np.array_equal(face.quantize(half, name), ggml.quantize(half.astype(np.float32), name))
+    assert np.array_equal(backend.quantize(half, name), ggml.quantize(half.astype(np.float32), name))
     brain = (gaussian(70).view(np.uint32) >> 16).astype(np.uint16)
     wide = (brain.astype(np.uint32) << 16).view(np.float32)
-    assert np.array_equal(face.quantize(brain, name), ggml.quantize(wide, name))
+    assert np.array_equal(backend.quantize(brain, name), ggml.quantize(wide, name))
 
 
-def test_every_half_is_widened_exactly(face: Face) -> None:
+def test_every_half_is_widened_exactly(backend: Backend) -> None:
     patterns = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for threads in (1, 3):
         halves = patterns.view(np.float16)
         assert np.array_equal(
-            face.quantize(halves, "f32", threads=threads).view(np.uint32)[~np.isnan(halves)],
+            backend.quantize(halves, "f32", threads=threads).view(np.uint32)[~np.isnan(halves)],
             halves.astype(np.float32).view(np.uint32)[~np.isnan(halves)],
         )
-        assert np.isnan(face.quantize(halves, "f32").view(np.float32)[np.isnan(halves)]).all()
-        assert np.array_equal(face.quantize(patterns, "f32").view(np.uint32), patterns.astype(np.uint32) << 16)
+        assert np.isnan(backend.quantize(halves, "f32").view(np.float32)[np.isnan(halves)]).all()
+        assert np.array_equal(backend.quantize(patterns, "f32").view(np.uint32), patterns.astype(np.uint32) << 16)
 
 
 @pytest.mark.parametrize("name", ggml.ALL_TYPES)
-def test_dequantize_is_that_of_gguf(face: Face, name: str) -> None:
+def test_dequantize_is_that_of_gguf(backend: Backend, name: str) -> None:
     weights = importance() if name in ggml.NEEDS_WEIGHTS else None
     blocks = ggml.quantize(gaussian(11), name, weights)
-    number = gguf.GGMLQuantizationType(face.ggml_type_id(name)) if face.ggml_type_id(name) <= 40 else None
-    values = face.dequantize(blocks, name, K, threads=2)
+    number = gguf.GGMLQuantizationType(backend.ggml_type_id(name)) if backend.ggml_type_id(name) <= 40 else None
+    values = backend.dequantize(blocks, name, K, threads=2)
     assert values.shape == (11, K)
     try:
         expected = None if number is None else gguf.quants.dequantize(blocks, number)
@@ -146,39 +146,39 @@ def test_dequantize_is_that_of_gguf(face: Face, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ggml.ALL_TYPES)
-def test_dequantize_of_random_bytes_does_not_crash(face: Face, name: str) -> None:
-    blocks = np.random.default_rng(3).integers(0, 256, (5, face.row_bytes(name, K)), dtype=np.uint8)
-    assert face.dequantize(blocks, name, K).shape == (5, K)
+def test_dequantize_of_random_bytes_does_not_crash(backend: Backend, name: str) -> None:
+    blocks = np.random.default_rng(3).integers(0, 256, (5, backend.row_bytes(name, K)), dtype=np.uint8)
+    assert backend.dequantize(blocks, name, K).shape == (5, K)
 
 
-def test_sizes(face: Face) -> None:
-    assert len(face.types()) == 28
-    for name in face.types():
-        k = 3 * face.block_size(name)
-        assert face.row_bytes(name, k) == ggml.row_size(name, k) == 3 * face.type_bytes(name)
-    assert {name for name in face.types() if face.requires_weights(name)} == {"iq2_xxs", "iq2_xs", "iq1_s"}
+def test_sizes(backend: Backend) -> None:
+    assert len(backend.types()) == 28
+    for name in backend.types():
+        k = 3 * backend.block_size(name)
+        assert backend.row_bytes(name, k) == ggml.row_size(name, k) == 3 * backend.type_bytes(name)
+    assert {name for name in backend.types() if backend.requires_weights(name)} == {"iq2_xxs", "iq2_xs", "iq1_s"}
     for member in gguf.GGMLQuantizationType:
-        if member.name.lower() in face.types():
-            assert face.ggml_type_id(member.name.lower()) == member.value
+        if member.name.lower() in backend.types():
+            assert backend.ggml_type_id(member.name.lower()) == member.value
             assert gguf.GGML_QUANT_SIZES[member] == (
-                face.block_size(member.name.lower()),
-                face.type_bytes(member.name.lower()),
+                backend.block_size(member.name.lower()),
+                backend.type_bytes(member.name.lower()),
             )
 
 
-def test_no_rows(face: Face) -> None:
-    assert face.quantize(np.empty((0, 256), np.float32), "q4_k").shape == (0, 144)
-    assert face.dequantize(np.empty((0, 144), np.uint8), "q4_k", 256).shape == (0, 256)
+def test_no_rows(backend: Backend) -> None:
+    assert backend.quantize(np.empty((0, 256), np.float32), "q4_k").shape == (0, 144)
+    assert backend.dequantize(np.empty((0, 144), np.uint8), "q4_k", 256).shape == (0, 256)
 
 
-def test_callers_buffer(face: Face) -> None:
-    out = np.zeros((4, face.row_bytes("q6_k", K)), np.uint8)
-    assert face.quantize(gaussian(4), "q6_k", out=out) is out
+def test_callers_buffer(backend: Backend) -> None:
+    out = np.zeros((4, backend.row_bytes("q6_k", K)), np.uint8)
+    assert backend.quantize(gaussian(4), "q6_k", out=out) is out
     assert np.array_equal(out, ggml.quantize(gaussian(4), "q6_k"))
 
 
-def test_unaligned_rows_are_copied(face: Face) -> None:
+def test_unaligned_rows_are_copied(backend: Backend) -> None:
     raw = np.zeros(4 * K * 2 + 1, np.uint8)
     raw[1:] = gaussian(2).view(np.uint8).ravel()
     unaligned = np.frombuffer(raw, np.float32, offset=1).reshape(2, K)
-    assert np.array_equal(face.quantize(unaligned, "q8_0"), ggml.quantize(gaussian(2), "q8_0"))
+    assert np.array_equal(backend.quantize(unaligned, "q8_0"), ggml.quantize(gaussian(2), "q8_0"))

@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_native import _native
-from edgetune_native.face import Face
 from tests.native import ggml
+from tests.native.backends import Backend, native
 from tests.profiles import scaled
 
 OWN_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
@@ -99,12 +98,12 @@ def importances() -> dict[str, Rows | None]:
 
 @pytest.mark.parametrize("name", OWN_TYPES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the patterns divide by zero and overflow on purpose
-def test_every_pattern_on_every_instruction_set(compiled: Face, isas: tuple[str, ...], name: str) -> None:
+def test_every_pattern_on_every_instruction_set(compiled: Backend, isas: tuple[str, ...], name: str) -> None:
     for weights_name, weights in importances().items():
         for rows_name, rows in patterns().items():
             expected = ggml.quantize(rows, name, weights)
             for isa in isas:
-                _native.use_isa(isa)
+                native.use_isa(isa)
                 found = compiled.quantize(rows, name, weights=weights, threads=1)
                 assert np.array_equal(found, expected), f"{isa}: {rows_name}, weights {weights_name}"
 
@@ -117,7 +116,7 @@ def test_every_pattern_on_every_instruction_set(compiled: Face, isas: tuple[str,
     weighted=st.booleans(),
 )
 def test_any_bits_on_every_instruction_set(
-    compiled: Face,
+    compiled: Backend,
     isas: tuple[str, ...],
     name: str,
     bits: NDArray[np.uint32],
@@ -128,7 +127,7 @@ def test_any_bits_on_every_instruction_set(
     weights = importance_bits.view(np.float32) if weighted else None
     expected = ggml.quantize(rows, name, weights)
     for isa in isas:
-        _native.use_isa(isa)
+        native.use_isa(isa)
         assert np.array_equal(compiled.quantize(rows, name, weights=weights), expected), isa
 
 
@@ -141,7 +140,7 @@ def test_any_bits_on_every_instruction_set(
     weighted=st.booleans(),
 )
 def test_near_ties(
-    compiled: Face,
+    compiled: Backend,
     isas: tuple[str, ...],
     name: str,
     base: float,
@@ -155,44 +154,44 @@ def test_near_ties(
     weights = importance(256) if weighted else None
     expected = ggml.quantize(rows, name, weights)
     for isa in isas:
-        _native.use_isa(isa)
+        native.use_isa(isa)
         assert np.array_equal(compiled.quantize(rows, name, weights=weights), expected), isa
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", OWN_TYPES)
-def test_every_row_count(compiled: Face, isas: tuple[str, ...], name: str, weighted: bool) -> None:
+def test_every_row_count(compiled: Backend, isas: tuple[str, ...], name: str, weighted: bool) -> None:
     """Groups that are not full, and rows that begin in the middle of one."""
     for blocks in (1, 3, 7):
         k = blocks * compiled.block_size(name)
         rows, weights = gaussian(70, k), importance(k) if weighted else None
         expected = ggml.quantize(rows, name, weights)
         for isa in isas:
-            _native.use_isa(isa)
+            native.use_isa(isa)
             for n in range(1, 71):
                 assert np.array_equal(compiled.quantize(rows[:n], name, weights=weights), expected[:n]), (isa, n)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", OWN_TYPES)
-def test_half_rows(compiled: Face, isas: tuple[str, ...], name: str, weighted: bool) -> None:
+def test_half_rows(compiled: Backend, isas: tuple[str, ...], name: str, weighted: bool) -> None:
     rng = np.random.default_rng(8)
     weights = importance() if weighted else None
     for bits in (bf16_bits(gaussian(40)), rng.integers(0, 1 << 16, (40, K), np.uint16)):
         for isa in isas:
-            _native.use_isa(isa)
+            native.use_isa(isa)
             from_bf16 = compiled.quantize(bits, name, weights=weights, threads=2)
             assert np.array_equal(from_bf16, ggml.quantize(widened(bits), name, weights)), isa
     half = gaussian(40).astype(np.float16)
     half[3, 3], half[9, 300] = np.inf, 6e-8
     for isa in isas:
-        _native.use_isa(isa)
+        native.use_isa(isa)
         from_f16 = compiled.quantize(half, name, weights=weights, threads=2)
         assert np.array_equal(from_f16, ggml.quantize(half.astype(np.float32), name, weights)), isa
 
 
 @pytest.mark.parametrize("name", OWN_TYPES)
-def test_a_trained_model(compiled: Face, isas: tuple[str, ...], name: str) -> None:
+def test_a_trained_model(compiled: Backend, isas: tuple[str, ...], name: str) -> None:
     """Every matrix of the sample's base."""
     seen = 0
     checkpoint = Checkpoint(SAMPLE)
@@ -202,7 +201,7 @@ def test_a_trained_model(compiled: Face, isas: tuple[str, ...], name: str) -> No
         rows = checkpoint.rows(tensor_name, slice(0, min(300, info.shape[0])))
         expected = ggml.quantize(rows, name)
         for isa in isas:
-            _native.use_isa(isa)
+            native.use_isa(isa)
             assert np.array_equal(compiled.quantize(rows, name), expected), (isa, tensor_name)
         seen += 1
     assert seen
@@ -211,7 +210,7 @@ def test_a_trained_model(compiled: Face, isas: tuple[str, ...], name: str) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", OWN_TYPES)
-def test_many_blocks(compiled: Face, isas: tuple[str, ...], name: str, weighted: bool) -> None:
+def test_many_blocks(compiled: Backend, isas: tuple[str, ...], name: str, weighted: bool) -> None:
     """About three million weights a type from distributions of several shapes."""
     rng = np.random.default_rng(11)
     k = 2048
@@ -222,5 +221,5 @@ def test_many_blocks(compiled: Face, isas: tuple[str, ...], name: str, weighted:
         weights = importance(k, seed=part) if weighted else None
         expected = ggml.quantize(rows, name, weights)
         for isa in isas:
-            _native.use_isa(isa)
+            native.use_isa(isa)
             assert np.array_equal(compiled.quantize(rows, name, weights=weights), expected), (isa, part)

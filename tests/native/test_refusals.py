@@ -8,33 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune_native import _native
-from edgetune_native.face import Face
 from edgetune_native.results import Comparison
+from tests.native.backends import Backend, native
 
 ROWS = np.ones((4, 512), np.float32)
 LOGITS = np.zeros((4, 10), np.float32)
 IDS = np.zeros(4, np.int64)
 
 
-def quantize_with(**changes: Any) -> Callable[[Face], object]:
+def quantize_with(**changes: Any) -> Callable[[Backend], object]:
     arguments = {"rows": ROWS, "type": "q4_k", **changes}
-    return lambda face: face.quantize(**arguments)
+    return lambda backend: backend.quantize(**arguments)
 
 
-def compare_with(**changes: Any) -> Callable[[Face], object]:
+def compare_with(**changes: Any) -> Callable[[Backend], object]:
     arguments = {"reference": LOGITS, "other": LOGITS, "targets": IDS, **changes}
-    return lambda face: face.compare(**arguments)
+    return lambda backend: backend.compare(**arguments)
 
 
-def encode_with(logits: Any) -> Callable[[Face], object]:
-    return lambda face: face.encode_log_probs(logits)
+def encode_with(logits: Any) -> Callable[[Backend], object]:
+    return lambda backend: backend.encode_log_probs(logits)
 
 
 READ_ONLY = np.zeros((4, 288), np.uint8)
 READ_ONLY.flags.writeable = False
 
-REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
+REFUSALS: list[tuple[Callable[[Backend], object], type[Exception], str]] = [
     (quantize_with(rows=ROWS.astype(np.float64)), TypeError, "rows has dtype float64, expected .*float32"),
     (quantize_with(rows=ROWS.astype(">f4")), TypeError, "rows has dtype >f4"),
     (quantize_with(rows=[[1.0]]), TypeError, "rows has type list"),
@@ -43,8 +42,8 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (quantize_with(rows=ROWS.T), ValueError, "does not divide|not C-contiguous"),
     (quantize_with(rows=np.ones((4, 300), np.float32)), ValueError, "300 weights does not divide into blocks of 256"),
     (quantize_with(rows=np.ones((4, 0), np.float32)), ValueError, "0 weights"),
-    (quantize_with(type="q9_k"), ValueError, "'q9_k' is not known; known are f32, .*q4_k"),
-    (quantize_with(type="Q4_K"), ValueError, "'Q4_K' is not known"),
+    (quantize_with(type="q9_k"), ValueError, "'q9_k' is unknown, expected one of f32, .*q4_k"),
+    (quantize_with(type="Q4_K"), ValueError, "'Q4_K' is unknown"),
     (quantize_with(type=12), TypeError, "must be a name"),
     (quantize_with(weights=np.ones(511, np.float32)), ValueError, r"weights has shape \(511,\), expected \(512\)"),
     (quantize_with(weights=np.ones(512)), TypeError, "weights has dtype float64, expected float32"),
@@ -59,10 +58,14 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (quantize_with(out=np.zeros((4, 288), np.int8)), TypeError, "out has dtype int8, expected uint8"),
     (quantize_with(out=READ_ONLY), ValueError, "read-only"),
     (quantize_with(out=ROWS.view(np.uint8)[:, :288].copy().T.copy().T), ValueError, "out is not C-contiguous"),
-    (lambda face: face.dequantize(np.zeros((2, 143), np.uint8), "q4_k", 256), ValueError, r"expected \(any, 144\)"),
-    (lambda face: face.dequantize(np.zeros((2, 144), np.int8), "q4_k", 256), TypeError, "blocks has dtype int8"),
-    (lambda face: face.dequantize(np.zeros((2, 144), np.uint8), "q4_k", 255), ValueError, "blocks of 256"),
-    (lambda face: face.row_bytes("q8_0", -32), ValueError, "-32 weights"),
+    (
+        lambda native: native.dequantize(np.zeros((2, 143), np.uint8), "q4_k", 256),
+        ValueError,
+        r"expected \(any, 144\)",
+    ),
+    (lambda native: native.dequantize(np.zeros((2, 144), np.int8), "q4_k", 256), TypeError, "blocks has dtype int8"),
+    (lambda native: native.dequantize(np.zeros((2, 144), np.uint8), "q4_k", 255), ValueError, "blocks of 256"),
+    (lambda backend: backend.row_bytes("q8_0", -32), ValueError, "-32 weights"),
     (compare_with(reference=LOGITS.astype(np.float64)), TypeError, "reference has dtype float64, expected .*float16"),
     (compare_with(other=LOGITS.astype(np.int16)), TypeError, "other has dtype int16"),
     (compare_with(other=[[0.0]]), TypeError, "other has type list"),
@@ -78,12 +81,14 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
     (compare_with(targets=[0, 0, 0, 0]), TypeError, "targets has type list"),
     (encode_with(LOGITS.astype(np.float64)), TypeError, "logits has dtype float64"),
     (
-        lambda face: face.decode_log_probs(np.ones(3, np.float32), np.ones(4, np.float32), LOGITS.astype(np.uint16)),
+        lambda native: native.decode_log_probs(
+            np.ones(3, np.float32), np.ones(4, np.float32), LOGITS.astype(np.uint16)
+        ),
         ValueError,
         r"scale has shape \(3,\), expected \(4\)",
     ),
     (
-        lambda face: face.decode_log_probs(np.ones(4, np.float32), np.ones(4, np.float32), LOGITS.astype(np.int16)),
+        lambda native: native.decode_log_probs(np.ones(4, np.float32), np.ones(4, np.float32), LOGITS.astype(np.int16)),
         TypeError,
         "codes has dtype int16",
     ),
@@ -91,27 +96,27 @@ REFUSALS: list[tuple[Callable[[Face], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
-def test_refused(face: Face, call: Callable[[Face], object], kind: type[Exception], message: str) -> None:
+def test_refused(backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        call(face)
+        call(backend)
 
 
-def test_nothing_is_written(face: Face) -> None:
+def test_nothing_is_written(backend: Backend) -> None:
     out = np.full((4, 288), 7, np.uint8)
     for wrong in ({"weights": np.full(512, np.nan, np.float32)}, {"threads": -1}, {"rows": ROWS[:3]}):
         with pytest.raises(ValueError):
-            quantize_with(out=out, **wrong)(face)
+            quantize_with(out=out, **wrong)(backend)
     assert (out == 7).all()
 
 
-def test_overlapping_output(face: Face) -> None:
+def test_overlapping_output(backend: Backend) -> None:
     memory = np.zeros(4 * 512 * 4, np.uint8)
     rows = memory.view(np.float32).reshape(4, 512)
-    with pytest.raises(ValueError, match="out overlaps rows"):
-        face.quantize(rows, "q4_k", out=memory[: 4 * 288].reshape(4, 288))
+    with pytest.raises(ValueError, match="out overlaps an input"):
+        backend.quantize(rows, "q4_k", out=memory[: 4 * 288].reshape(4, 288))
 
 
-# The door of the extension itself, past the face: what could corrupt memory is checked there once more.
+# The door of the extension itself, past the backend: what could corrupt memory is checked there once more.
 F4 = np.ones(512, np.float32)
 OUT = np.zeros(288, np.uint8)
 
@@ -133,27 +138,27 @@ OUT = np.zeros(288, np.uint8)
         ((np.frombuffer(bytes(2049), np.float32, offset=1, count=512), 0, 12, 1, 512, None, OUT, 1), "not aligned"),
     ],
 )
-def test_the_door(compiled: Face, arguments: tuple[Any, ...], message: str) -> None:
+def test_the_door(compiled: Backend, arguments: tuple[Any, ...], message: str) -> None:
     compiled.ggml_library()
     with pytest.raises(ValueError, match=message):
-        _native.quantize(*arguments)
+        native.quantize(*arguments)
     assert not OUT.any()
 
 
-def test_the_door_refuses_what_is_no_buffer(compiled: Face) -> None:
+def test_the_door_refuses_what_is_no_buffer(compiled: Backend) -> None:
     compiled.ggml_library()
     with pytest.raises(TypeError):
-        _native.quantize("rows", 0, 12, 1, 512, None, OUT, 1)  # type: ignore[arg-type]
+        native.quantize("rows", 0, 12, 1, 512, None, OUT, 1)
     with pytest.raises((BufferError, ValueError)):
-        _native.quantize(F4, 0, 12, 1, 512, None, READ_ONLY[0], 1)
+        native.quantize(F4, 0, 12, 1, 512, None, READ_ONLY[0], 1)
     with pytest.raises((BufferError, ValueError)):
-        _native.quantize(np.ones(1024, np.float32)[::2], 0, 12, 1, 512, None, OUT, 1)
+        native.quantize(np.ones(1024, np.float32)[::2], 0, 12, 1, 512, None, OUT, 1)
 
 
-def test_the_door_of_compare(compiled: Face) -> None:
+def test_the_door_of_compare(compiled: Backend) -> None:
     def call(targets: list[int], dtype: int = 0, k: int = 1, short: int = -1) -> None:
         outputs = tuple(np.empty(4 - (i == short), np.uint8 if i == 1 else np.float64) for i in range(8))
-        _native.compare(LOGITS, dtype, LOGITS, 0, np.array(targets), 4, 10, k, outputs, 1)
+        native.compare(LOGITS, dtype, LOGITS, 0, np.array(targets), 4, 10, k, outputs, 1)
 
     with pytest.raises(ValueError, match="row 2: the target"):
         call([0, 9, 10, -1])
