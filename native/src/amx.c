@@ -1,5 +1,5 @@
-/* Does AMX really run here? Some virtual machines advertise it and then fault on the first tile instruction (DESIGN,
- * section 6), and a fault cannot be undone in one's own process. So a child process tries, and its death is the answer.
+/* Finds out whether AMX works. Some virtual machines advertise it and then fault on the first tile instruction, and a
+ * process cannot recover from such a fault. So a child process tries; if it dies, AMX does not work.
  *
  * The child is forked from a process that may have threads: until _exit it only makes system calls. */
 #include "edgetune.h"
@@ -20,10 +20,10 @@
 enum {
     ARCH_REQ_XCOMP_PERM_CODE = 0x1023, /* arch_prctl: ask the kernel for the tile registers */
     XFEATURE_TILE_DATA = 18,
-    PATIENCE_SECONDS = 5,
+    TIMEOUT_SECONDS = 5,
 };
 
-/* How the child ended, besides by a signal. */
+/* Exit codes of the child. */
 enum child_exit { TILES_WORK = 0, NO_PERMISSION = 10, WRONG_RESULT = 11 };
 
 /* The operand of ldtilecfg: palette 1; three tiles of one row and four bytes. */
@@ -45,28 +45,29 @@ static bool advertised(void) {
     return (low >> 17 & 3) == 3; /* the system saves tile configuration and tile data */
 }
 
-/* (1, 2, 3, 4) . (5, 6, 7, 8) = 70 on 1x1 tiles: the instructions that ggml's AMX path uses. */
+/* (1, 2, 3, 4) . (5, 6, 7, 8) = 70 on 1 x 1 tiles, with the instructions that ggml's AMX path uses. */
 static int32_t tile_product(void) {
     const struct tile_config config = {.palette = 1, .column_bytes = {4, 4, 4}, .rows = {1, 1, 1}};
     const int8_t left[4] = {1, 2, 3, 4}, right[4] = {5, 6, 7, 8};
     int32_t result = 0;
     const long stride = 4;
-    __asm__ volatile("ldtilecfg (%[config])\n\t"
-                     "tilezero %%tmm0\n\t"
-                     "tileloadd (%[left], %[stride], 1), %%tmm1\n\t"
-                     "tileloadd (%[right], %[stride], 1), %%tmm2\n\t"
-                     "tdpbssd %%tmm2, %%tmm1, %%tmm0\n\t"
-                     "tilestored %%tmm0, (%[result], %[stride], 1)\n\t"
-                     "tilerelease"
-                     :
-                     : [config] "r"(&config), [left] "r"(left), [right] "r"(right), [result] "r"(&result),
-                       [stride] "r"(stride)
-                     : "memory");
+    __asm__ volatile(
+        "ldtilecfg (%[config])\n\t"
+        "tilezero %%tmm0\n\t"
+        "tileloadd (%[left], %[stride], 1), %%tmm1\n\t"
+        "tileloadd (%[right], %[stride], 1), %%tmm2\n\t"
+        "tdpbssd %%tmm2, %%tmm1, %%tmm0\n\t"
+        "tilestored %%tmm0, (%[result], %[stride], 1)\n\t"
+        "tilerelease"
+        :
+        : [config] "r"(&config), [left] "r"(left), [right] "r"(right), [result] "r"(&result), [stride] "r"(stride)
+        : "memory");
     return result;
 }
 
-/* A fault must end the child silently: no handler of the parent's (faulthandler, say), no core file, no hanging. */
-static void die_quietly(void) {
+/* A fault must end the child silently: no signal handler of the parent (faulthandler), no core file, no endless
+ * wait. */
+static void prepare_for_a_fault(void) {
     const int faults[] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGTRAP, SIGALRM, SIGABRT};
     sigset_t none;
     sigemptyset(&none);
@@ -75,11 +76,11 @@ static void die_quietly(void) {
         signal(faults[i], SIG_DFL);
     const struct rlimit no_core = {0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
-    alarm(PATIENCE_SECONDS);
+    alarm(TIMEOUT_SECONDS);
 }
 
 static void child(void) {
-    die_quietly();
+    prepare_for_a_fault();
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM_CODE, XFEATURE_TILE_DATA) != 0)
         _exit(NO_PERMISSION);
     _exit(tile_product() == 70 ? TILES_WORK : WRONG_RESULT);
@@ -90,9 +91,10 @@ static void explain_exit(int code, struct et_amx *amx) {
     if (code == TILES_WORK)
         snprintf(amx->reason, sizeof amx->reason, "a tile product ran in a child process");
     else if (code == NO_PERMISSION)
-        snprintf(amx->reason, sizeof amx->reason, "the kernel does not grant the tile registers (arch_prctl)");
+        snprintf(amx->reason, sizeof amx->reason,
+                 "the kernel does not grant access to the tile registers (arch_prctl)");
     else
-        snprintf(amx->reason, sizeof amx->reason, "a tile product gave a wrong result in a child process");
+        snprintf(amx->reason, sizeof amx->reason, "a tile product in a child process had a wrong result");
 }
 
 static void try_in_child(struct et_amx *amx) {
@@ -100,7 +102,7 @@ static void try_in_child(struct et_amx *amx) {
     if (pid == 0)
         child();
     if (pid < 0) {
-        snprintf(amx->reason, sizeof amx->reason, "no child process could be started to try it: %s", strerror(errno));
+        snprintf(amx->reason, sizeof amx->reason, "could not start a child process to try it: %s", strerror(errno));
         return;
     }
     int status;
@@ -109,7 +111,8 @@ static void try_in_child(struct et_amx *amx) {
         waited = waitpid(pid, &status, 0);
     while (waited < 0 && errno == EINTR);
     if (waited != pid)
-        snprintf(amx->reason, sizeof amx->reason, "the child process that tried it was lost: %s", strerror(errno));
+        snprintf(amx->reason, sizeof amx->reason, "could not wait for the child process that tried it: %s",
+                 strerror(errno));
     else if (WIFSIGNALED(status))
         snprintf(amx->reason, sizeof amx->reason, "a tile instruction killed a child process: %s",
                  strsignal(WTERMSIG(status)));

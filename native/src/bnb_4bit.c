@@ -1,7 +1,8 @@
 /* NF4 and FP4: rows of weights -> packed codes -> weights, and both at once.
  *
- * A block is scaled by its absmax to -1..1 and each weight becomes the code of the nearest of 16 values, the even one
- * of a pair in the high half of a byte. Back, value * absmax is rounded to the dtype wanted: 16 products a block.
+ * A block is scaled by its absmax to -1..1. Each weight becomes the code of the nearest of 16 values; the even element
+ * of a pair is in the high half of a byte. To dequantize, value * absmax is rounded to the dtype: 16 products per
+ * block.
  */
 #include "bnb_kernel.h"
 #include "dispatch.h"
@@ -26,7 +27,7 @@ void et_four_bit_of(const float *values, struct et_four_bit *type) {
         type->bounds[rank] = (values[type->codes[rank]] + values[type->codes[rank + 1]]) / 2.0f;
 }
 
-/* A whole block is multiplied by 1/absmax, a last one that is not whole is divided by absmax: their roundings differ. */
+/* A full block is multiplied by 1/absmax, a shorter last block is divided by absmax: the roundings differ. */
 static void encode_block(const struct et_quantize_4bit_job *job, int64_t block, uint8_t *packed) {
     const struct et_bnb_kernels *kernels = et_kernels()->bnb;
     int64_t first = block * job->blocksize, length = block_length(job->count, job->blocksize, block);
@@ -50,7 +51,7 @@ static void decode_block(const struct et_dequantize_4bit_job *job, int64_t block
     for (int code = 0; code < 16; code++)
         table[code] = round_to(job->dtype, job->type->values[code] * absmax);
     et_kernels()->bnb->expand(packed, block_length(job->count, job->blocksize, block), table,
-                               job->out + block * job->blocksize);
+                              job->out + block * job->blocksize);
 }
 
 static enum et_status quantize_blocks(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {

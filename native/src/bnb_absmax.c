@@ -1,4 +1,4 @@
-/* The scales of bitsandbytes' 4-bit blocks: the largest |weight| of each, their mean, and their own 8-bit blocks. */
+/* The scales of bitsandbytes' 4-bit blocks: the largest |weight| of each, their mean, and their 8-bit codes. */
 #include "bnb_kernel.h"
 #include "dispatch.h"
 #include "half.h"
@@ -45,9 +45,9 @@ struct et_outcome et_absmax(const struct et_absmax_job *job, int threads) {
 
 /* --- PyTorch's mean ----------------------------------------------------------------------------------------------- */
 
-/* PyTorch adds 8 lanes side by side (on every x86-64), four such vectors a step, and the steps through a cascade: after
- * 2^power steps a partial sum is handed up one level, so that numbers of similar size meet. From GRAIN numbers on every
- * thread sums a contiguous part of its own, and the parts are added up. All of it in f32; the order decides the bits.
+/* PyTorch adds in 8 lanes (on every x86-64), four such vectors per step, and the steps through a cascade: after 2^power
+ * steps a partial sum moves up one level, so that numbers of similar size are added. From GRAIN numbers on, each thread
+ * sums a contiguous part, and the parts are added. All of it is f32; the order determines the bits.
  */
 enum { LANES = 8, VECTORS = 4, LEVELS = 4, WIDTH = LANES * VECTORS, GRAIN = 32768, MOST_THREADS = 4096 };
 
@@ -63,8 +63,8 @@ static int ceil_log2(int64_t value) {
     return power;
 }
 
-/* Adds the sums of level 0 one level up, and on as long as a level is full; `step` steps are done. */
-static void hand_up(float level[LEVELS][WIDTH], int64_t width, int64_t step, int power) {
+/* Adds the sums of level 0 to the level above, and so on while a level is full; `step` steps are done. */
+static void carry(float level[LEVELS][WIDTH], int64_t width, int64_t step, int power) {
     int64_t mask = ((int64_t)1 << power) - 1;
     for (int l = 1; l < LEVELS; l++) {
         add_to(level[l], level[l - 1], width);
@@ -84,7 +84,7 @@ static void cascade(const float *x, int64_t steps, int64_t width, float *sum) {
     while (step + each <= steps) {
         for (int64_t end = step + each; step < end; step++)
             add_to(level[0], x + step * width, width);
-        hand_up(level, width, step, power);
+        carry(level, width, step, power);
     }
     for (; step < steps; step++)
         add_to(level[0], x + step * width, width);
@@ -131,9 +131,9 @@ float et_torch_mean(const float *values, int64_t count, int threads) {
 
 /* --- the scales in 8 bits ----------------------------------------------------------------------------------------- */
 
-/* bitsandbytes divides -1..1 into ET_NEAREST_SIZE - 1 steps and looks the code up by the nearest step. Its compiler
- * fuses the product and the sum; in double both are exact, so that rounding once to f32 gives the same step without such
- * an instruction. */
+/* bitsandbytes divides -1..1 into ET_NEAREST_SIZE - 1 steps and looks up the code of the nearest step. Its compiler
+ * fuses the product and the sum. In double both are exact, so rounding once to f32 gives the same step without that
+ * instruction. */
 static uint8_t nearest_code(const uint8_t *nearest, float value) {
     value = value > -1.0f ? value : -1.0f;
     value = value < 1.0f ? value : 1.0f;

@@ -9,7 +9,7 @@ static enum et_status scale_rows(const void *argument, int64_t begin, int64_t en
     (void)bad_row;
     for (int64_t row = begin; row < end; row++)
         et_kernels()->bnb->scale_int8(job->codes + row * job->k, job->k, job->scb[row], job->dtype,
-                                       job->out + row * job->k);
+                                      job->out + row * job->k);
     return ET_OK;
 }
 

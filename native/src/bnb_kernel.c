@@ -1,12 +1,11 @@
-/* The inner loops of bnb_*.c, compiled once for each instruction set (see dispatch.h). Every element is computed by itself,
- * so the results are the same bits everywhere.
+/* The inner loops of bnb_*.c, compiled once for each instruction set (see dispatch.h). Every element is computed by
+ * itself, so the results are the same bits everywhere.
  */
 #include "bnb_kernel.h"
 
 #include "dispatch.h"
 #include "half.h"
 #include "simd.h"
-
 
 static void widen(const uint16_t *source, enum et_dtype dtype, float *out, int64_t count) {
     if (dtype == ET_F16)
@@ -17,7 +16,7 @@ static void widen(const uint16_t *source, enum et_dtype dtype, float *out, int64
             out[i] = float_of_bf16(source[i]);
 }
 
-/* Sizes of floats are ordered as their bits are, with infinity and NaN above all, so integers do. */
+/* Floats without sign are ordered as their bits, infinity and NaN last, so integers are compared. */
 static uint32_t absmax(const float *x, int64_t count) {
     int32_t largest = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -33,15 +32,15 @@ enum { TILE = 64 };
 
 #if defined(__AVX512F__)
 
-/* The rank of a value is the number of bounds below it, found by halving: at bound 7, then 3 or 11, and so on. Table s
- * holds the bounds `s` places on, so that the ranks found so far are the indices of the bounds to compare with. */
+/* The rank of a value is the number of bounds below it, found by binary search: bound 7, then 3 or 11, and so on. Table
+ * `next<s>` holds the bounds shifted by s, so that the rank so far is the index of the next bound to compare with. */
 struct search {
     __m512 next3, next1, next0, middle;
     __m512i codes;
 };
 
 static inline struct search prepare(const struct et_four_bit *type) {
-    const float *bounds = type->bounds; /* read up to 19: the places past the 15 are never compared with */
+    const float *bounds = type->bounds; /* loads read up to index 19; those past 14 are never compared */
     return (struct search){_mm512_loadu_ps(bounds + 3), _mm512_loadu_ps(bounds + 1), _mm512_loadu_ps(bounds),
                            _mm512_set1_ps(bounds[7]), _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)type->codes))};
 }
@@ -67,7 +66,7 @@ static inline void encode_tile(const float *x, float factor, const struct et_fou
 
 #else
 
-/* The rank of a value is the number of bounds below it: one compare and one add per bound, and no branch. */
+/* The rank of a value is the number of bounds below it: one comparison and one addition per bound, no branch. */
 static inline void rank_tile(const float *x, float factor, const float *bounds /* [15] */, uint8_t *rank /* [TILE] */) {
     int32_t count[TILE];
     for (int i = 0; i < TILE; i++) {
@@ -97,7 +96,7 @@ static void encode(const float *x, int64_t count, float factor, const struct et_
     int64_t i = 0;
     for (; i + TILE <= count; i += TILE)
         encode_tile(x + i, factor, type, packed + i / 2);
-    if (i < count) { /* the rest, filled up with zeros, as bitsandbytes fills up an odd count */
+    if (i < count) { /* the rest, padded with zeros, as bitsandbytes pads an odd count */
         float rest[TILE] = {0};
         uint8_t bytes[TILE / 2];
         memcpy(rest, x + i, (size_t)(count - i) * sizeof *x);
@@ -119,9 +118,7 @@ static void expand(const uint8_t *packed, int64_t count, const float *table /* [
 /* --- int8 --------------------------------------------------------------------------------------------------------- */
 
 /* Two products in f32, each rounded, and 1/127 rounded to f32: not a division, and not scale/127 once per row. */
-static inline float scaled(int8_t code, float scale) {
-    return (float)code * scale * 7.874015718698502e-3f;
-}
+static inline float scaled(int8_t code, float scale) { return (float)code * scale * 7.874015718698502e-3f; }
 
 static void scale_int8(const int8_t *codes, int64_t count, float scale, enum et_dtype dtype, float *out) {
     if (dtype == ET_F32)

@@ -1,14 +1,14 @@
-/* Rows of log-probabilities in 16 bits, as llama.cpp's --kl-divergence-base file holds them (DESIGN, section 3):
+/* Rows of log-probabilities in 16 bits, in the format of llama.cpp's --kl-divergence-base file:
  *
  *   min_logit    = max(min, max - 16)
  *   scale        = (max - min_logit) / 65535
  *   min_log_prob = min_logit - max - log(sum exp(l - max))
  *   code         = l > min_logit ? round((l - min_logit) / scale) : 0
  *
- * All of it in f32 except the sum, in llama.cpp's order of operations.
+ * The arithmetic is f32 except for the sum, in llama.cpp's order of operations.
  */
-#include "compare_math.h"
 #include "compare_kernel.h"
+#include "compare_math.h"
 #include "dispatch.h"
 
 #include <math.h>
@@ -19,7 +19,7 @@ enum { PIECE_ELEMENTS = 128 * 1024 };
 
 static enum et_status encode_one(const struct et_encode_job *job, const float *logits /* [v] */, int64_t row) {
     const struct et_compare_kernels *kernels = et_kernels()->compare;
-    uint16_t *codes = job->codes + row * job->v;      /* [v] */
+    uint16_t *codes = job->codes + row * job->v; /* [v] */
     struct et_extremes range = kernels->extremes(logits, job->v);
     enum et_status status = et_check_logits(range);
     if (status != ET_OK)
@@ -57,7 +57,7 @@ static enum et_status decode_rows(const void *argument, int64_t begin, int64_t e
     (void)bad_row;
     for (int64_t row = begin; row < end; row++)
         et_kernels()->compare->decode(job->codes + row * job->v, job->v, job->scale[row], job->min_log_prob[row],
-                                 job->out + row * job->v);
+                                      job->out + row * job->v);
     return ET_OK;
 }
 

@@ -1,35 +1,36 @@
-/* Logits of two models, row by row: divergences, entropies, negative log-likelihoods, agreement of the likely tokens.
+/* Compares the logits of two models row by row: divergences, entropies, negative log-likelihoods, top-k agreement.
  *
  * With p = softmax(a), q = softmax(b), and e = exp(a - A), f = exp(b - B) for any origins A, B:
  *
  *   KL(p || q) = D / E - (w - log(1 + w)),  D = sum of (f - e + e u),  u = (a - A) - (b - B),  1 + w = F / E
  *
- * where E, F are the sums of e, f. No term of D is negative, and if the origins are such that E = F, then w = 0; so
- * divergences however small come out with a relative error, and those of equal rows as exactly 0. KL(q || p) is the
- * same with the rows exchanged.
+ * where E, F are the sums of e, f. No term of D is negative, and origins with E = F give w = 0. So the error of a
+ * divergence is relative to it, however small it is, and equal rows give exactly 0. KL(q || p) is the same with the
+ * rows exchanged.
  *
- * Each element is read once. The origins are guesses from what has gone by: A about the maximum, B so that E and F are
- * about equal. After each block they are improved and the sums moved to them (move_origins), which is exact algebra. A
- * block that the origins do not fit is done again while it is in the cache.
+ * Each element is read once. The origins are estimated from the elements read so far: A is about the maximum, B such
+ * that E and F are about equal. After each block they are improved, and the sums are moved to them (move_origins),
+ * which is exact algebra. A block that the origins do not fit is summed again while it is in the cache.
  *
- * The errors are derived in compare_kernel.h.
+ * The errors are derived in compare_kernel.c.
  */
-#include "compare_math.h"
 #include "compare_kernel.h"
+#include "compare_math.h"
 #include "compare_top.h"
 #include "dispatch.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* 512 KiB of logits a piece: large enough to hide the queue, small enough to share 2 rows of 150,000 between threads.
- * SAMPLE: what the first origins are from. A block of both rows, 64 KiB, stays in a second-level cache. */
+/* A piece is 512 KiB of logits: large enough to hide the cost of the queue, small enough to share 2 rows of 150,000
+ * between threads. The first origins are estimated from SAMPLE elements. A block of both rows, 64 KiB, fits a
+ * second-level cache. */
 enum { PIECE_ELEMENTS = 128 * 1024, SAMPLE = 256 };
 
-/* How far above its origin a logit may be: exp of it times FARTHEST stays inside f32, and its error small. */
+/* How far a logit may be above its origin: exp of that times FARTHEST stays within f32, with a small error. */
 static const float HEADROOM = 8.0f, HEADROOM_OTHER = 40.0f;
 
-/* |B - max b| at most: with E = F it is below log v, 24 is that of 2^34. */
+/* The largest |B - max b|. With E = F it is below log v, and 24 is the log of 2^34. */
 static const float OFFSET = 24.0f;
 
 enum et_status et_check_logits(struct et_extremes row) {
@@ -45,19 +46,20 @@ const float *et_as_floats(const void *row, enum et_dtype dtype, int64_t begin, i
     return scratch;
 }
 
-/* --- origins ------------------------------------------------------------------------------------------------------- */
+/* --- origins
+ * ------------------------------------------------------------------------------------------------------- */
 
-/* One row pair on its way. */
+/* A row pair in progress. */
 struct progress {
     struct et_pair_sums sums;
-    float a0, b0;            /* the origins A and B that the sums are of */
-    float high_a, high_b;    /* the maxima of what is in the sums */
-    enum et_pair_kind kind;  /* what a block needed, so the next ones get it at once */
-    bool other_denies;       /* b is -inf somewhere where a is not: KL(a || b) is infinite */
-    bool reference_denies;
+    float a0, b0;           /* the origins A and B that the sums are of */
+    float high_a, high_b;   /* the maxima of the elements in the sums */
+    enum et_pair_kind kind; /* what a block needed; the next ones start with it */
+    bool other_excludes;    /* b is -inf somewhere where a is not: KL(a || b) is infinite */
+    bool reference_excludes;
 };
 
-/* Rounded to a multiple of 2^-14, if f32 has finer ones there. The difference of such a number from a logit is mostly
+/* Rounds to a multiple of 2^-14 where f32 is finer than that. The difference of such a number and a logit is mostly
  * exact. */
 static float on_grid(double origin) {
     double scaled = origin * 16384.0;
@@ -67,13 +69,11 @@ static float on_grid(double origin) {
     return (float)((scaled + shifter - shifter) * (1.0 / 16384.0));
 }
 
-/* exp(x), where what is not finite or below the range of doubles counts as none. */
-static double factor(double x) {
-    return x > 0.0 && x <= 700.0 ? exponential(x) : mass(x > 0.0 ? -INFINITY : x);
-}
+/* exp(x), and 0 where it is not finite or below the range of doubles. */
+static double factor(double x) { return x > 0.0 && x <= 700.0 ? exponential(x) : mass(x > 0.0 ? -INFINITY : x); }
 
-/* The divergences when u grows by d, e by alpha, and f by beta = alpha exp(-d), in forms in which a small d cancels
- * nothing. */
+/* Updates the divergences for u + d, alpha e, and beta f with beta = alpha exp(-d), in forms without cancellation for
+ * small d. */
 static void move_near(struct et_pair_sums *sums, double alpha, double d) {
     double gone = exponential_residue(d), shrunk = gone - d; /* exp(-d) - 1 + d and exp(-d) - 1 */
     double beta = alpha * (1.0 + shrunk);
@@ -98,7 +98,7 @@ static void move_origins(struct progress *row, float a0, float b0) {
     row->b0 = b0;
     if (da == 0.0 && db == 0.0)
         return;
-    double alpha = sums->reference > 0.0 ? factor(da) : 0.0; /* an empty sum stays empty, however far it is moved */
+    double alpha = sums->reference > 0.0 ? factor(da) : 0.0; /* an empty sum stays empty */
     double beta = sums->other > 0.0 ? factor(db) : 0.0;
     if (fabs(d) <= 1.0 && alpha > 0.0 && beta > 0.0)
         move_near(sums, alpha, d);
@@ -110,7 +110,7 @@ static void move_origins(struct progress *row, float a0, float b0) {
     sums->other *= beta;
 }
 
-/* Moves the origins to where the sums, and logits up to high_a and high_b, ask for. */
+/* Moves the origins to fit the sums, and logits up to high_a and high_b. */
 static void improve_origins(struct progress *row, float high_a, float high_b) {
     const struct et_pair_sums *sums = &row->sums;
     float a0 = high_a > -INFINITY ? on_grid(high_a) : 0.0f;
@@ -122,7 +122,8 @@ static void improve_origins(struct progress *row, float high_a, float high_b) {
     move_origins(row, a0, on_grid(b0));
 }
 
-/* --- one row pair -------------------------------------------------------------------------------------------------- */
+/* --- one row pair
+ * -------------------------------------------------------------------------------------------------- */
 
 static void add_sums(struct et_pair_sums *sums, const struct et_pair_sums *more) {
     sums->reference += more->reference;
@@ -138,14 +139,14 @@ static bool origins_fit(const struct progress *row, const struct et_pair_block *
     return block->reference.high - row->a0 <= HEADROOM && block->other.high - row->b0 <= HEADROOM_OTHER;
 }
 
-/* The least kind whose sums hold for this block. */
+/* The cheapest kind whose sums are right for this block. */
 static enum et_pair_kind kind_needed(const struct progress *row, const struct et_pair_block *block) {
     if (!(block->reference.low - row->a0 >= ET_LOWEST && block->other.low - row->b0 >= ET_LOWEST))
         return ET_ANY;
     return block->far ? ET_PLAIN : row->kind;
 }
 
-/* The sums of a block, of the kind that they need. */
+/* Sums a block with the kind that it needs. */
 static void sum_block(struct progress *row, const float *a, const float *b, int64_t count,
                       struct et_pair_block *block) {
     const struct et_compare_kernels *kernels = et_kernels()->compare;
@@ -156,17 +157,17 @@ static void sum_block(struct progress *row, const float *a, const float *b, int6
     }
 }
 
-/* What an entry of -inf in one row means is decided here: it has no mass and no logarithm. */
-static void note_denials(struct progress *row, const float *a, const float *b, int64_t count,
-                         const struct et_pair_block *block) {
+/* Notes where one row gives probability 0 (-inf) to what the other allows: that divergence is infinite. */
+static void note_exclusions(struct progress *row, const float *a, const float *b, int64_t count,
+                            const struct et_pair_block *block) {
     const struct et_compare_kernels *kernels = et_kernels()->compare;
-    if (block->other.low == -INFINITY && !row->other_denies)
-        row->other_denies = kernels->denies(a, b, count);
-    if (block->reference.low == -INFINITY && !row->reference_denies)
-        row->reference_denies = kernels->denies(b, a, count);
+    if (block->other.low == -INFINITY && !row->other_excludes)
+        row->other_excludes = kernels->excludes(a, b, count);
+    if (block->reference.low == -INFINITY && !row->reference_excludes)
+        row->reference_excludes = kernels->excludes(b, a, count);
 }
 
-/* First origins and a first guess of the kind, from the beginning of the rows. */
+/* Chooses the first origins and the first kind from the beginning of the rows. */
 static enum et_status start_row(struct progress *row, const float *a, const float *b, int64_t count) {
     const struct et_compare_kernels *kernels = et_kernels()->compare;
     int64_t sample = count < SAMPLE ? count : SAMPLE;
@@ -181,7 +182,7 @@ static enum et_status start_row(struct progress *row, const float *a, const floa
     return ET_OK;
 }
 
-/* Moves the origins to those of `better` and does the block again. */
+/* Moves the origins to those of `better` and sums the block again. */
 static void repeat_block(struct progress *row, const float *a, const float *b, int64_t count, struct progress *better,
                          struct et_pair_block *block) {
     improve_origins(better, row->high_a, row->high_b);
@@ -191,12 +192,12 @@ static void repeat_block(struct progress *row, const float *a, const float *b, i
 
 static double divergence_ratio(const struct et_pair_sums *sums) { /* w */
     double ratio = sums->other / sums->reference;
-    /* near 0 from the sum of the differences, which has not cancelled */
+    /* near 0, the sum of the differences has no cancellation */
     return fabs(ratio - 1.0) < 0.125 ? -sums->difference / sums->reference : ratio - 1.0;
 }
 
-/* Whether, with this block, E and F are so unequal that w - log(1 + w) is most of D / E: then D is known to the
- * precision of f32 and K, their difference, is not. Origins on the grid allow 5e-10. */
+/* Whether, with this block, E and F are so unequal that w - log(1 + w) is most of D / E. Then D has the precision of
+ * f32, but the divergence, which is their difference, has not. Origins on the grid allow 5e-10. */
 static bool cancels(const struct progress *row, const struct et_pair_block *block, struct progress *with_block) {
     *with_block = *row;
     add_sums(&with_block->sums, &block->sums);
@@ -222,13 +223,13 @@ static enum et_status add_pair_block(struct progress *row, const float *a, const
     add_sums(&row->sums, &block->sums);
     if (isnan(row->sums.reference) || isnan(row->sums.other))
         return ET_NOT_A_NUMBER;
-    note_denials(row, a, b, count, block);
+    note_exclusions(row, a, b, count, block);
     improve_origins(row, row->high_a, row->high_b);
     return ET_OK;
 }
 
 static double not_negative(double x) {
-    return x > 0.0 ? x : 0.0; /* rounding may be, by some 1e-7 in a log-likelihood, 1e-16 in a divergence */
+    return x > 0.0 ? x : 0.0; /* rounding may give -1e-7 for a log-likelihood, -1e-16 for a divergence */
 }
 
 static double logit_at(const void *logits, enum et_dtype dtype, int64_t at) {
@@ -242,8 +243,8 @@ static void finish_row(const struct et_compare_job *job, int64_t at, const struc
     double divergence = sums->divergence / sums->reference - logarithm_residue(w);
     double reverse = sums->reverse / sums->other - logarithm_residue(-w / (1.0 + w));
     int64_t target = at * job->v + job->targets[at];
-    job->kld[at] = row->other_denies ? INFINITY : not_negative(divergence);
-    job->reverse_kld[at] = row->reference_denies ? INFINITY : not_negative(reverse);
+    job->kld[at] = row->other_excludes ? INFINITY : not_negative(divergence);
+    job->reverse_kld[at] = row->reference_excludes ? INFINITY : not_negative(reverse);
     job->nll_reference[at] = not_negative(log_a - (logit_at(job->reference, job->reference_dtype, target) - row->a0));
     job->nll[at] = not_negative(log_b - (logit_at(job->other, job->other_dtype, target) - row->b0));
     job->entropy_reference[at] = not_negative(log_a - sums->reference_moment / sums->reference);

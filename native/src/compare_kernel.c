@@ -1,6 +1,6 @@
-/* The inner loops of compare.c and codes.c, compiled once for each instruction set (see dispatch.h). Every sum is kept in
- * sixteen partial sums, each of which sees the same operations in the same order everywhere (and nothing is contracted),
- * so the results are the same bits on every instruction set.
+/* The inner loops of compare.c and codes.c, compiled once for each instruction set (see dispatch.h). Every sum is kept
+ * in sixteen partial sums, each of which sees the same operations in the same order everywhere (and nothing is
+ * contracted), so the results are the same bits on every instruction set.
  *
  * The error of the sums over a row pair, with x = a - A, y = b - B, u = x - y, and one rounding 2^-24 = 6.0e-8 = h:
  *   e, f      power_of_two has 0.92e-7 from its polynomial and below 2 h from rounding; its argument, log2(e) x, and x
@@ -12,13 +12,13 @@
  *   residues  f - e + e u (and e - f - f u) cancel where u is small; there, |u| < 1/2, they are e u^2 P(u), with 2.4e-8
  *             from P and 6 h from rounding. Elsewhere they are at least a twentieth of what e and f contribute to them.
  *             Either way, and with the sums: below (7e-6 + 3e-6 |x|) of themselves.
- *   u         is a - b - const up to the rounding of both differences, h |x| + h |y|. Origins lie on a grid of 2^-14,
- *             so a difference of about |a| or less is exact: of |a| < 2^10 no bit is lost.
- * The last moves a divergence K by sum (p - q) du, at most sqrt(2 K) h X, and by h^2 X^2, with X^2 = E(|x| + |y|)^2.
- * And K is the sum of the residues less what compare.c keeps below 4 K or 1e-9. In full
+ *   u         is a - b - const up to the rounding of both differences, h |x| + h |y|. Origins are on a grid of 2^-14,
+ *             so a difference of about |a| or less is exact: for |a| < 2^10 no bit is lost.
+ * The last changes a divergence K by sum (p - q) du, at most sqrt(2 K) h X, and by h^2 X^2, with X^2 = E(|x| + |y|)^2.
+ * K is the sum of the residues minus a term that compare.c keeps below 4 K or 1e-9. In total
  *   |error of K| <= 5 (7e-6 + 3e-6 X) K + sqrt(2 K) h X + (h X)^2 + 1e-14.
- * That is the worst case. As the roundings are as good as random and a vocabulary has thousands of entries, 1e-6 K is
- * usual where K is above 1e-6, and 1e-3 K where it is 1e-11.
+ * That is the worst case. The roundings behave like random numbers and a vocabulary has thousands of entries, so 1e-6 K
+ * is usual for K above 1e-6, and 1e-3 K for 1e-11.
  */
 #include "compare_kernel.h"
 
@@ -41,16 +41,15 @@ enum { PARTIALS = 16, STEPS = ET_CHUNK / PARTIALS, SUMS = 7 };
 /* The square of the |u| from which f - e + e u no longer cancels. */
 #define NEAR_SQUARE 0.25f
 
-/* Lanes are added up in a fixed tree. */
-static inline double every_fourth(const double *lane) {
-    return (lane[0] + lane[8]) + (lane[4] + lane[12]);
+/* Partial sums are added in a fixed tree. */
+static inline double sum_fourths(const double *lane) { return (lane[0] + lane[8]) + (lane[4] + lane[12]); }
+
+static inline double sum_partials(const double *lane /* [PARTIALS] */) {
+    return (sum_fourths(lane) + sum_fourths(lane + 2)) + (sum_fourths(lane + 1) + sum_fourths(lane + 3));
 }
 
-static inline double sum_lanes(const double *lane /* [PARTIALS] */) {
-    return (every_fourth(lane) + every_fourth(lane + 2)) + (every_fourth(lane + 1) + every_fourth(lane + 3));
-}
-
-/* --- extremes of one row ------------------------------------------------------------------------------------------- */
+/* --- extremes of one row
+ * ------------------------------------------------------------------------------------------- */
 
 static inline void lane_extremes(const float *row, int64_t v, float *low, float *high,
                                  int32_t *nan /* each [PARTIALS] */) {
@@ -88,7 +87,7 @@ static struct et_extremes row_extremes(const float *row /* [v] */, int64_t v) {
     return all;
 }
 
-/* A vector has to be searched one by one only if it holds what is sought. */
+/* Elements are compared one by one only in a vector that has a larger value. */
 static int64_t first_above(const float *row, int64_t begin, int64_t end, float value) {
     int64_t i = begin;
     while (i + LANES <= end && !vm_any(vf_lt(vf_set(value), vf_load(row + i))))
@@ -98,7 +97,7 @@ static int64_t first_above(const float *row, int64_t begin, int64_t end, float v
     return i;
 }
 
-static bool denies(const float *a /* [count] */, const float *b /* [count] */, int64_t count) {
+static bool excludes(const float *a /* [count] */, const float *b /* [count] */, int64_t count) {
     int32_t found = 0;
     for (int64_t i = 0; i < count; i++)
         found |= (a[i] > -INFINITY) & (b[i] == -INFINITY);
@@ -109,13 +108,14 @@ static void widen_row(const uint16_t *row /* [count] */, enum et_dtype dtype, in
     et_widen(dtype, row, out, count);
 }
 
-/* --- sums over one row pair ---------------------------------------------------------------------------------------- */
+/* --- sums over one row pair
+ * ---------------------------------------------------------------------------------------- */
 
-/* What a logit is below its origin at most, so that differences and their products with e and f stay finite in f32. */
+/* Differences from an origin are cut off here, so that they and their products with e and f stay finite in f32. */
 #define FARTHEST (-0x1p64f)
 
 /* 2^t for t in [-126, 127], 0 for -127: t = n + r with |r| <= 1/2, and a polynomial in r that is 1 at 0 and off by
- * 9.2e-8 at most (minimax of degree 5). Evaluated by pairs, which makes the chain of dependent operations short. */
+ * 9.2e-8 at most (minimax of degree 5). Evaluated in pairs, for a short chain of dependent operations. */
 static inline vf power_of_two(vf t) {
     const vf shifter = vf_set(12582912.0f + 127.0f); /* 1.5 * 2^23, which rounds to an integer, and the bias of f32 */
     vf shifted = t + shifter;
@@ -134,13 +134,12 @@ static inline vf residue(vf u, vf u2) {
     return low + u2 * (middle + u2 * high);
 }
 
-/* Adds one vector of a row pair to sum[SUMS]; the square of u goes into *farthest. In ET_ANY, where x is too low for
- * f32, e is 0, and so is e u. */
-static inline void add_pairs(vf *sum, vf *farthest, vf a, vf b, vf a0, vf b0,
-                             enum et_pair_kind kind) {
+/* Adds one vector of a row pair to sum[SUMS], and the square of u to the maximum *farthest. With ET_ANY, e and e u are
+ * 0 where x is too low for f32. */
+static inline void add_pairs(vf *sum, vf *farthest, vf a, vf b, vf a0, vf b0, enum et_pair_kind kind) {
     const vf log2_e = vf_set(1.44269504f), lowest = vf_set(-127.0f);
     vf x = a - a0, y = b - b0;
-    if (kind == ET_ANY) { /* in this order a NaN stays */
+    if (kind == ET_ANY) { /* in this order a NaN is kept */
         x = vf_max(vf_set(FARTHEST), x);
         y = vf_max(vf_set(FARTHEST), y);
     }
@@ -177,25 +176,23 @@ struct pair_extremes {
 };
 
 static inline struct pair_extremes no_extremes(void) {
-    return (struct pair_extremes){vf_set(INFINITY), vf_set(-INFINITY), vf_set(INFINITY), vf_set(-INFINITY), vf_set(0.0f)};
+    return (struct pair_extremes){vf_set(INFINITY), vf_set(-INFINITY), vf_set(INFINITY), vf_set(-INFINITY),
+                                  vf_set(0.0f)};
 }
 
-static inline void widen_extremes(struct pair_extremes *seen, vf low_a, vf high_a, vf low_b,
-                                  vf high_b) {
+static inline void widen_extremes(struct pair_extremes *seen, vf low_a, vf high_a, vf low_b, vf high_b) {
     seen->low_a = vf_min(low_a, seen->low_a);
     seen->high_a = vf_max(high_a, seen->high_a);
     seen->low_b = vf_min(low_b, seen->low_b);
     seen->high_b = vf_max(high_b, seen->high_b);
 }
 
-/* Asks for the line that is read 64 steps later; the processor's own guesses end at each page. Past the end of a row
- * that is the next row, or nothing: a prefetch does not fault, and no pointer is formed. */
-static inline void ask_ahead(const float *line) {
-    __builtin_prefetch((const void *)((uintptr_t)line + 4096));
-}
+/* Prefetches the cache line that is read 64 steps later; the processor's own prefetching ends at each page. Past the
+ * end of a row it may be anything: a prefetch does not fault, and no pointer is formed. */
+static inline void prefetch(const float *line) { __builtin_prefetch((const void *)((uintptr_t)line + 4096)); }
 
-/* STEPS or fewer times PARTIALS pairs into wide[]; a vector's width of the lanes at a time, so that its sums stay in
- * registers. They are added in f32, and only then go into doubles. */
+/* Adds up to STEPS times PARTIALS pairs to wide[], one vector of partial sums at a time, so that its sums stay in
+ * registers. They are added in f32 first, and then to the doubles. */
 static inline struct pair_extremes add_steps(const float *a, const float *b, int64_t steps, float a0, float b0,
                                              enum et_pair_kind kind, double (*wide)[PARTIALS] /* [SUMS] */) {
     struct pair_extremes seen = no_extremes();
@@ -206,8 +203,8 @@ static inline struct pair_extremes add_steps(const float *a, const float *b, int
         for (int64_t step = 0; step < steps; step++) {
             vf va = vf_load(a + step * PARTIALS + lane), vb = vf_load(b + step * PARTIALS + lane);
             if (lane == 0) {
-                ask_ahead(a + step * PARTIALS);
-                ask_ahead(b + step * PARTIALS);
+                prefetch(a + step * PARTIALS);
+                prefetch(b + step * PARTIALS);
             }
             widen_extremes(&seen, va, va, vb, vb);
             add_pairs(sum, &seen.farthest, va, vb, vf_set(a0), vf_set(b0), kind);
@@ -222,7 +219,7 @@ static inline struct pair_extremes add_steps(const float *a, const float *b, int
     return seen;
 }
 
-/* The last pairs, fewer than PARTIALS, filled up with logits that have no mass. */
+/* Adds the last pairs, fewer than PARTIALS, padded with logits of probability 0. */
 static inline struct pair_extremes add_rest(const float *a, const float *b, int64_t count, float a0, float b0,
                                             double (*wide)[PARTIALS] /* [SUMS] */) {
     float rest_a[PARTIALS], rest_b[PARTIALS];
@@ -272,8 +269,9 @@ static inline void add_block(const float *a, const float *b, int64_t count, floa
     i += steps * PARTIALS;
     if (i < count)
         note_chunk(block, &seen, add_rest(a + i, b + i, count - i, a0, b0, wide), chunk);
-    block->sums = (struct et_pair_sums){sum_lanes(wide[0]), sum_lanes(wide[1]), sum_lanes(wide[2]), sum_lanes(wide[3]),
-                                        sum_lanes(wide[4]), sum_lanes(wide[5]), sum_lanes(wide[6])};
+    block->sums = (struct et_pair_sums){sum_partials(wide[0]), sum_partials(wide[1]), sum_partials(wide[2]),
+                                        sum_partials(wide[3]), sum_partials(wide[4]), sum_partials(wide[5]),
+                                        sum_partials(wide[6])};
     block->far = vm_any(vf_lt(vf_set(NEAR_SQUARE), seen.farthest));
     block->reference = extremes_of(seen.low_a, seen.high_a);
     block->other = extremes_of(seen.low_b, seen.high_b);
@@ -290,9 +288,10 @@ static void pair_block(const float *a /* [count] */, const float *b /* [count] *
         add_block(a, b, count, a0, b0, ET_ANY, block);
 }
 
-/* --- coding of one row --------------------------------------------------------------------------------------------- */
+/* --- coding of one row
+ * --------------------------------------------------------------------------------------------- */
 
-/* sum exp(l - max), each term rounded to f32 as llama.cpp's expf gives it, added in double. */
+/* sum exp(l - max): each term rounded to f32, as llama.cpp's expf returns it, and added in double. */
 static double mass_sum(const float *row /* [v] */, int64_t v, float max) {
     double lanes[PARTIALS] = {0};
     int64_t i = 0;
@@ -301,10 +300,10 @@ static double mass_sum(const float *row /* [v] */, int64_t v, float max) {
             lanes[l] += (float)mass((double)(row[i + l] - max));
     for (int l = 0; i + l < v; l++)
         lanes[l] += (float)mass((double)(row[i + l] - max));
-    return sum_lanes(lanes);
+    return sum_partials(lanes);
 }
 
-/* code = l > min ? round-half-even((l - min) * inverse) : 0; the argument is at most 65535.1, far inside the 2^22 for
+/* code = l > min ? round-half-even((l - min) * inverse) : 0. The argument is at most 65535.1, well below the 2^22 up to
  * which adding 1.5 * 2^23 leaves the rounded integer in the low bits. */
 static void encode_row(const float *row /* [v] */, int64_t v, float min, float inverse, uint16_t *codes /* [v] */) {
     for (int64_t i = 0; i < v; i++) {
@@ -321,5 +320,5 @@ static void decode_row(const uint16_t *codes /* [v] */, int64_t v, float scale, 
         out[i] = scale * (float)codes[i] + min;
 }
 
-const struct et_compare_kernels ET_KERNELS(compare) = {pair_block,   first_above, denies,     widen_row,
+const struct et_compare_kernels ET_KERNELS(compare) = {pair_block,   first_above, excludes,   widen_row,
                                                        row_extremes, mass_sum,    encode_row, decode_row};

@@ -1,5 +1,5 @@
-/* exp and log in double from additions and multiplications only: libm's differ in the last bit between processors,
- * and what they give reaches files. Also the two functions in which small divergences do not cancel.
+/* exp and log in double from additions and multiplications only: those of libm differ in the last bit between
+ * processors, and the results reach files. Also the two functions that keep small divergences free of cancellation.
  */
 #ifndef EDGETUNE_COMPARE_MATH_H
 #define EDGETUNE_COMPARE_MATH_H
@@ -7,11 +7,12 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Below this a probability, relative to the largest of its row, counts as none: exp(-708) ends the normal doubles. */
+/* Below this exponent a probability, relative to the largest of its row, counts as 0: exp(-708) is about the smallest
+ * normal double. */
 #define LOWEST_EXPONENT (-708.0)
 
 /* exp(x) for |x| <= 708, relative error below 4e-16 (tested against libm): x = n ln2 + r with |r| <= 0.347, then
- * the Taylor polynomial of degree 13 (its remainder is below 5e-18) and 2^n put into the exponent. */
+ * the Taylor polynomial of degree 13 (its remainder is below 5e-18), and 2^n as the exponent. */
 static inline double exponential(double x) {
     const double shifter = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer, kept in the low bits */
     double shifted = x * 1.4426950408889634 + shifter;
@@ -46,7 +47,7 @@ static inline double mass(double x) {
 }
 
 /* log(x) for normal x > 0: x = 2^n m with m in [0.7, 1.4], and log m = 2 artanh s with s = (m - 1) / (m + 1), |s| below
- * 0.1765; the series to s^21 leaves less than 1e-18. */
+ * 0.1765; the remainder after s^21 is below 1e-18. */
 static inline double logarithm(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -74,7 +75,7 @@ static inline double exponential_residue(double x) {
 static inline double logarithm_residue(double x) {
     if (x > 0.125 || x < -0.125)
         return x - logarithm(1.0 + x);
-    double sum = 0.0; /* x^2 (1/2 - x/3 + x^2/4 - ...): 16 terms leave 1e-15 of it */
+    double sum = 0.0; /* x^2 (1/2 - x/3 + x^2/4 - ...): the remainder after 16 terms is 1e-15 of it */
     for (int k = 17; k >= 2; k--)
         sum = 1.0 / k - x * sum;
     return x * x * sum;

@@ -1,6 +1,7 @@
-/* A heap of the k largest, in the order of a stable sort: of equal values the lower index is the larger. Values come in
- * the order of their indices, so one that only equals the worst of those kept is never better. After the first few
- * thousand values of a row almost none is, which the kernel that reads the row notes for each chunk.
+/* A heap of the k largest values, in the order of a stable sort: of equal values, the one with the lower index is
+ * larger. Values arrive in the order of their indices, so a value that equals the smallest kept one never replaces it.
+ * After the first few thousand values of a row hardly any does; the kernel that reads the row notes for each chunk
+ * whether one might.
  */
 #include "compare_top.h"
 #include "dispatch.h"
@@ -12,7 +13,7 @@ static bool is_worse(struct et_ranked a, struct et_ranked b) {
     return a.value < b.value || (a.value == b.value && a.index > b.index);
 }
 
-/* Puts `item` into the hole at `at`, moving what is worse up towards the root. */
+/* Inserts `item` at the free position `at`, moving items that are not worse away from the root. */
 static void sift_up(struct et_top *top, int64_t at, struct et_ranked item) {
     while (at > 0 && is_worse(item, top->heap[(at - 1) / 2])) {
         top->heap[at] = top->heap[(at - 1) / 2];
@@ -35,9 +36,7 @@ static void replace_worst(struct et_top *top, struct et_ranked item) {
     top->heap[at] = item;
 }
 
-float et_top_limit(const struct et_top *top) {
-    return top->count < top->k ? -INFINITY : top->heap[0].value;
-}
+float et_top_limit(const struct et_top *top) { return top->count < top->k ? -INFINITY : top->heap[0].value; }
 
 void et_top_add(struct et_top *top, const float *values, int64_t begin, int64_t count, uint32_t above) {
     const struct et_compare_kernels *kernels = et_kernels()->compare;

@@ -1,4 +1,4 @@
-/* The k largest of a row, kept while the row goes by. */
+/* The k largest values of a row, collected while the row is read. */
 #ifndef EDGETUNE_COMPARE_TOP_H
 #define EDGETUNE_COMPARE_TOP_H
 
@@ -10,21 +10,21 @@ struct et_ranked {
 };
 
 struct et_top {
-    struct et_ranked *heap; /* [k] the worst of those kept at heap[0]; caller's memory */
+    struct et_ranked *heap; /* [k] the smallest of those kept is heap[0]; the caller's memory */
     int64_t count, k;
 };
 
-/* What a value must be above to belong to the k largest so far. */
+/* A value must be above this to be among the k largest so far. */
 float et_top_limit(const struct et_top *top);
 
-/* Takes in values[count], whose first one has the index `begin` in the row. Bit i of `above` tells whether chunk i of
- * them has any above et_top_limit as it was before. */
+/* Adds values[count], the first of which has the index `begin` in the row. Bit i of `above`: chunk i has a value above
+ * et_top_limit before the call. */
 void et_top_add(struct et_top *top, const float *values, int64_t begin, int64_t count, uint32_t above);
 
-/* The index of the largest; of equals the lowest. */
+/* The index of the largest value, the lowest index of equal ones. */
 int64_t et_top_first(const struct et_top *top);
 
-/* How many indices both have; leaves the heaps in another order. */
+/* The number of indices that both have. Reorders the heaps. */
 int64_t et_top_common(struct et_top *a, struct et_top *b);
 
 #endif

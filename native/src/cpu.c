@@ -1,4 +1,4 @@
-/* What this CPU can do, and which kernels that selects. The choice always comes with its reason. */
+/* The features of this CPU and the choice of kernels, with its reason. */
 #include "edgetune.h"
 
 #include <stdio.h>
@@ -8,23 +8,22 @@ enum et_isa et_isa_in_use = ET_SCALAR;
 
 static const char *const ISA_NAMES[ET_ISA_COUNT] = {"scalar", "avx2", "avx512", "neon"};
 
-const char *et_isa_name(enum et_isa isa) {
-    return ISA_NAMES[isa];
-}
+const char *et_isa_name(enum et_isa isa) { return ISA_NAMES[isa]; }
 
 #ifdef __x86_64__
 
-/* __builtin_cpu_supports takes literals only; it also asks the operating system whether it saves the registers. */
-#define X86_FEATURES(X)                                                                                               \
-    X("sse4.2") X("avx") X("avx2") X("fma") X("bmi2") X("avx512f") X("avx512bw") X("avx512dq") X("avx512vl")          \
-    X("avx512vnni") X("avx512vbmi") X("avx512vbmi2") X("avx512bitalg") X("avx512vpopcntdq") X("gfni")
+/* __builtin_cpu_supports takes literals only. It also checks that the operating system saves the registers. */
+#define X86_FEATURES(X)                                                                                                \
+    X("sse4.2")                                                                                                        \
+    X("avx") X("avx2") X("fma") X("bmi2") X("avx512f") X("avx512bw") X("avx512dq") X("avx512vl") X("avx512vnni")       \
+        X("avx512vbmi") X("avx512vbmi2") X("avx512bitalg") X("avx512vpopcntdq") X("gfni")
 
 static void list_features(char *out, size_t size) {
     __builtin_cpu_init();
     size_t used = 0;
     out[0] = '\0';
-#define ADD(name)                                                                                                     \
-    if (__builtin_cpu_supports(name) && used < size)                                                                  \
+#define ADD(name)                                                                                                      \
+    if (__builtin_cpu_supports(name) && used < size)                                                                   \
         used += (size_t)snprintf(out + used, size - used, "%s%s", used ? " " : "", name);
     X86_FEATURES(ADD)
 #undef ADD
@@ -84,8 +83,8 @@ static bool choose_wanted(const char *wanted, struct et_cpu *cpu) {
             snprintf(cpu->reason, sizeof cpu->reason, "selected by EDGETUNE_ISA=%s", ISA_NAMES[isa]);
             return true;
         }
-    size_t used = (size_t)snprintf(cpu->reason, sizeof cpu->reason,
-                                   "EDGETUNE_ISA=%.32s cannot be used; this CPU runs", wanted);
+    size_t used =
+        (size_t)snprintf(cpu->reason, sizeof cpu->reason, "EDGETUNE_ISA=%.32s cannot be used; this CPU runs", wanted);
     for (int isa = 0; isa < ET_ISA_COUNT; isa++)
         if (et_isa_runs_here((enum et_isa)isa) && used < sizeof cpu->reason)
             used += (size_t)snprintf(cpu->reason + used, sizeof cpu->reason - used, " %s", ISA_NAMES[isa]);

@@ -1,4 +1,4 @@
-/* GGUF blocks -> rows of f32, through the converters of libggml, one row at a time on many threads. */
+/* GGUF blocks -> rows of f32 with the conversions of libggml, row by row on several threads. */
 #include "edgetune.h"
 
 enum { PIECE_ELEMENTS = 64 * 1024 };

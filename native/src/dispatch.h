@@ -1,8 +1,8 @@
 /* The kernels of each instruction set, and the choice between them.
  *
- * CMake compiles every *_kernel.c once for each instruction set, with that set's flags and with ET_ISA defined as its name
- * (scalar, avx2, avx512 or neon). Such a file ends with the definition of one table, ET_KERNELS(its name); dispatch.c
- * collects the tables.
+ * CMake compiles every *_kernel.c once for each instruction set, with that set's flags and with ET_ISA defined as its
+ * name (scalar, avx2, avx512 or neon). Such a file ends with the definition of one table, ET_KERNELS(its name);
+ * dispatch.c collects the tables.
  */
 #ifndef EDGETUNE_DISPATCH_H
 #define EDGETUNE_DISPATCH_H
@@ -26,9 +26,7 @@ struct et_kernels {
 extern const struct et_kernels et_kernel_table[ET_ISA_COUNT];
 
 /* The kernels of the instruction set in use. */
-static inline const struct et_kernels *et_kernels(void) {
-    return &et_kernel_table[et_isa_in_use];
-}
+static inline const struct et_kernels *et_kernels(void) { return &et_kernel_table[et_isa_in_use]; }
 
 #ifdef ET_ISA
 #define ET_JOIN(left, right) left##right

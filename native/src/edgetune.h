@@ -1,7 +1,8 @@
-/* The kernels of edgetune_native: plain C that knows nothing of Python and returns codes.
+/* The kernels of edgetune_native: plain C without Python. A kernel returns a status.
  *
- * Laws (DESIGN, section 5): bytes that reach a file are the same on every instruction set and for any number of threads,
- * and for the GGUF types the same as ggml_quantize_chunk writes. Sizes and pointers are checked by the caller (module.c).
+ * Laws (docs/native.md): bytes that reach a file are the same on every instruction set and for any number of threads.
+ * For the GGUF types they are also those that ggml_quantize_chunk writes. The caller (py_*.c) checks sizes and
+ * pointers.
  */
 #ifndef EDGETUNE_H
 #define EDGETUNE_H
@@ -10,56 +11,60 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a kernel can report. module.c turns each into one Python exception. */
+/* The status of a call. module.c turns each into one Python exception. */
 enum et_status {
     ET_OK = 0,
     ET_NO_MEMORY,
-    ET_NOT_A_NUMBER,   /* a NaN or +inf where a logit is expected */
-    ET_NO_MASS,        /* a row of logits that are all -inf: not a distribution */
-    ET_BAD_TARGET,     /* a target id outside 0..V-1 */
-    ET_GGML_REFUSED,   /* libggml stopped on an assertion while quantizing */
-    ET_GGML_SIZE,      /* libggml wrote another number of bytes than its own row size promises */
-    ET_NOT_FINITE,     /* a NaN or an infinity where a weight is expected */
-    ET_SCALE_TOO_LARGE, /* a block that needs a scale beyond float16 */
+    ET_NOT_A_NUMBER,    /* a NaN or +inf where a logit is expected */
+    ET_NO_MASS,         /* all logits of a row are -inf: it is not a distribution */
+    ET_BAD_TARGET,      /* a target id outside 0..V-1 */
+    ET_GGML_REFUSED,    /* an assertion of libggml failed while it quantized */
+    ET_GGML_SIZE,       /* libggml wrote a number of bytes that differs from its row size */
+    ET_NOT_FINITE,      /* a NaN or an infinity where a weight is expected */
+    ET_SCALE_TOO_LARGE, /* a block needs a scale that float16 cannot hold */
 };
 
-/* How a call over rows ended; row is the first row that failed, for any number of threads. */
+/* The result of a call over rows. `row` is the first row that failed, for any number of threads. */
 struct et_outcome {
     enum et_status status;
     int64_t row;
 };
 
-/* ---- threads.c ---------------------------------------------------------------------------------------------------- */
+/* ---- threads.c
+ * ---------------------------------------------------------------------------------------------------- */
 
-/* Works on rows begin..end-1. On failure stores the row that failed. Runs on several threads at once. */
+/* Processes rows begin .. end-1. On failure it stores the row that failed. It runs on several threads at once. */
 typedef enum et_status (*et_rows_fn)(const void *job, int64_t begin, int64_t end, int64_t *bad_row);
 
-/* Calls fn over rows 0..n_rows-1 in pieces of `grain` rows, on up to `threads` threads (0: one per core). */
+/* Calls fn for rows 0 .. n_rows-1 in pieces of `grain` rows, on up to `threads` threads (0: one per core). */
 struct et_outcome et_parallel_rows(int64_t n_rows, int64_t grain, int threads, et_rows_fn fn, const void *job);
 
-/* Rows per piece so that a piece has about `elements` elements; at least 1. */
+/* Rows in a piece of about `elements` elements; at least 1. */
 int64_t et_grain(int64_t row_length, int64_t elements);
 
-/* ---- cpu.c -------------------------------------------------------------------------------------------------------- */
+/* ---- cpu.c
+ * -------------------------------------------------------------------------------------------------------- */
 
 enum et_isa { ET_SCALAR = 0, ET_AVX2, ET_AVX512, ET_NEON, ET_ISA_COUNT };
 
 struct et_cpu {
     enum et_isa isa;
-    char reason[160];   /* why this isa, in words */
+    char reason[160];   /* why it was chosen */
     char features[256]; /* space separated, as /proc/cpuinfo spells them */
 };
 
-/* The isa in use. et_cpu_choose must have succeeded before any kernel is called. */
+/* The instruction set in use. et_cpu_choose must succeed before a kernel is called. */
 extern enum et_isa et_isa_in_use;
 
 const char *et_isa_name(enum et_isa isa);
 bool et_isa_runs_here(enum et_isa isa);
 
-/* Chooses the isa; `wanted` (EDGETUNE_ISA, may be NULL or empty) overrides. False: cpu->reason says what is wrong. */
+/* Chooses the instruction set; `wanted` (EDGETUNE_ISA; may be NULL or empty) overrides. False: cpu->reason is the
+ * error. */
 bool et_cpu_choose(const char *wanted, struct et_cpu *cpu);
 
-/* ---- amx.c -------------------------------------------------------------------------------------------------------- */
+/* ---- amx.c
+ * -------------------------------------------------------------------------------------------------------- */
 
 struct et_amx {
     bool advertised; /* by the CPU and enabled by the operating system */
@@ -67,20 +72,21 @@ struct et_amx {
     char reason[200];
 };
 
-/* Tries AMX in a child process, so that a fault kills the child only. `force` tries even if it is not advertised. */
+/* Tries AMX in a child process, so that a fault ends only the child. `force`: also where AMX is not advertised. */
 void et_amx_probe(bool force, struct et_amx *amx);
 
-/* ---- ggml_bridge.c ------------------------------------------------------------------------------------------------ */
+/* ---- ggml_bridge.c
+ * ------------------------------------------------------------------------------------------------ */
 
 struct et_ggml_type {
-    int id;               /* enum ggml_type, as it stands in a GGUF file */
-    const char *name;     /* libggml's own spelling (q4_K) */
-    int64_t block_size;   /* weights per block */
-    size_t block_bytes;   /* bytes per block */
+    int id;             /* enum ggml_type, as it stands in a GGUF file */
+    const char *name;   /* libggml's own spelling (q4_K) */
+    int64_t block_size; /* weights per block */
+    size_t block_bytes; /* bytes per block */
     bool requires_weights;
 };
 
-/* Opens libggml-base. False: message says why. Idempotent for the first library that could be opened. */
+/* Opens libggml-base. False: `message` is the error. Once a library is open, further calls do nothing. */
 bool et_ggml_open(const char *path, char *message, size_t message_size);
 const char *et_ggml_version(void);
 
@@ -89,20 +95,22 @@ bool et_ggml_type_at(size_t i, struct et_ggml_type *type);
 bool et_ggml_type_by_id(int id, struct et_ggml_type *type);
 
 /* Quantizes f32 rows[n, k] into out[n, row_bytes]; weights[k] or NULL. */
-enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n, int64_t k, size_t row_bytes, const float *weights);
+enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n, int64_t k, size_t row_bytes,
+                                const float *weights);
 
-/* Allocates the tables that some types need, so that the threads do not race to do it. */
+/* Allocates the tables that some types need, before threads would do so at the same time. */
 void et_ggml_prepare(int id);
 
 /* One row: blocks[row_bytes] -> out[k]. */
 void et_ggml_dequantize_row(int id, const void *blocks, float *out, int64_t k);
 
-/* ---- quantize.c, dequantize.c ------------------------------------------------------------------------------------- */
+/* ---- quantize.c, dequantize.c
+ * ------------------------------------------------------------------------------------- */
 
 enum et_dtype { ET_F32 = 0, ET_F16 = 1, ET_BF16 = 2 };
 
 struct et_quantize_job {
-    int type;             /* enum ggml_type */
+    int type; /* enum ggml_type */
     enum et_dtype dtype;
     const void *rows;     /* [n, k] of dtype, contiguous */
     const float *weights; /* [k] or NULL */
@@ -139,7 +147,7 @@ struct et_outcome et_add_product(const struct et_product_job *job, int threads);
 
 /* ---- nbits.c -------------------------------------------------------------------------------------- */
 
-/* Blocks along k as com.microsoft.MatMulNBits reads them. The last block of a row may be short: its codes are filled up
+/* Blocks along k as com.microsoft.MatMulNBits reads them. If the last block of a row is short, its codes are padded
  * with the zero point. k_blocks = ceil(k / block_size). */
 struct et_nbits_format {
     int bits;         /* 4 or 8 */
@@ -150,7 +158,7 @@ struct et_nbits_format {
 
 struct et_nbits_quantize_job {
     struct et_nbits_format format;
-    bool search; /* for the scale of the least error; otherwise the scale that takes in the whole block */
+    bool search; /* for the scale of the least error; otherwise the range of the block determines the scale */
     enum et_dtype dtype;
     const void *rows;     /* [n, k] of dtype, contiguous */
     const float *weights; /* [k], finite and not negative, or NULL */
@@ -186,13 +194,14 @@ struct et_compare_job {
     double *reverse_kld;       /* [n] nats, KL(other || reference) */
     double *entropy_reference; /* [n] nats */
     double *entropy;           /* [n] nats */
-    double *top_k_overlap;     /* [n] share of the k largest of the reference that are among those of the other */
-    int64_t n, v, top_k;       /* 1 <= top_k <= v */
+    double *top_k_overlap; /* [n] share of the reference's k largest that are also among the k largest of the other */
+    int64_t n, v, top_k;   /* 1 <= top_k <= v */
 };
 
 struct et_outcome et_compare(const struct et_compare_job *job, int threads);
 
-/* ---- codes.c ------------------------------------------------------------------------------------------------------ */
+/* ---- codes.c
+ * ------------------------------------------------------------------------------------------------------ */
 
 struct et_encode_job {
     const void *logits; /* [n, v] */
@@ -214,28 +223,30 @@ struct et_decode_job {
 struct et_outcome et_encode(const struct et_encode_job *job, int threads);
 struct et_outcome et_decode(const struct et_decode_job *job, int threads);
 
-/* ---- bnb_absmax.c, bnb_4bit.c, bnb_int8.c: the formats of bitsandbytes, with its CPU arithmetic ------------------- */
+/* ---- bnb_absmax.c, bnb_4bit.c, bnb_int8.c: the formats of bitsandbytes, with its CPU arithmetic
+ * ------------------- */
 
 enum { ET_LARGEST_BLOCK = 4096, ET_NEAREST_SIZE = 65536 };
 
-/* A 4-bit data type: what the codes stand for. The rank of a value is the number of bounds below it. */
+/* A 4-bit data type: the values of its codes. The rank of a value is the number of bounds below it. */
 struct et_four_bit {
-    float values[16];  /* by code */
-    float bounds[20];  /* 15 ascending, halfway between the values of neighbouring ranks; the rest is there to be read */
+    float values[16]; /* by code */
+    float bounds
+        [20]; /* 15 ascending, halfway between the values of neighboring ranks; then padding that vector loads read */
     uint8_t codes[16]; /* by rank */
     bool ascending;    /* codes[rank] == rank */
 };
 
-/* Weights in blocks of `blocksize` (even, at most ET_LARGEST_BLOCK) that run on over the ends of rows. */
+/* Weights in blocks of `blocksize` (even, at most ET_LARGEST_BLOCK), which continue across the ends of rows. */
 struct et_absmax_job {
     enum et_dtype dtype;
     const void *rows; /* [count] of dtype */
     float *absmax;    /* [blocks] the largest |weight|; at least 1e-38 in a last block that is not whole */
     int64_t count, blocksize;
-    int64_t k; /* weights per row, to name the row at fault */
+    int64_t k; /* weights per row, to report the row that fails */
 };
 
-/* Numbers around `offset` to 8-bit codes of a 256-entry map, in blocks with an absmax of their own. */
+/* Encodes numbers around `offset` as 8-bit codes of a 256-entry map, in blocks with their own absmax. */
 struct et_nest_job {
     const float *absmax;    /* [count] */
     const uint8_t *nearest; /* [ET_NEAREST_SIZE] the code for each step from -1 to 1 */
@@ -267,12 +278,12 @@ struct et_dequantize_4bit_job {
     const struct et_four_bit *type;
     const uint8_t *packed; /* [(count + 1) / 2] */
     const float *absmax;   /* [blocks] */
-    enum et_dtype dtype;   /* what the products are rounded to */
+    enum et_dtype dtype;   /* to which the products are rounded */
     float *out;            /* [count] */
     int64_t count, blocksize;
 };
 
-/* Both at once, without packed codes in between: `from` may have other absmax than `to`. Their packed are not used. */
+/* Quantizes and dequantizes in one pass. `from` and `to` may have different absmax; their `packed` is not used. */
 struct et_roundtrip_4bit_job {
     struct et_quantize_4bit_job from;
     struct et_dequantize_4bit_job to;
@@ -281,7 +292,7 @@ struct et_roundtrip_4bit_job {
 struct et_dequantize_int8_job {
     const int8_t *codes; /* [n, k] */
     const float *scb;    /* [n] the largest |weight| of each row */
-    enum et_dtype dtype; /* what the weights are rounded to */
+    enum et_dtype dtype; /* to which the weights are rounded */
     float *out;          /* [n, k] */
     int64_t n, k;
 };
@@ -292,7 +303,7 @@ static inline int64_t et_blocks(int64_t count, int64_t blocksize) {
     return count / blocksize + (count % blocksize != 0);
 }
 
-/* The mean as PyTorch's CPU kernel takes it with that many threads: its order of additions decides the last bits. */
+/* The mean, added in the order of PyTorch's CPU kernel on that many threads, which determines the last bits. */
 float et_torch_mean(const float *values /* [count] */, int64_t count, int threads);
 
 struct et_outcome et_absmax(const struct et_absmax_job *job, int threads);

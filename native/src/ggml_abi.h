@@ -9,8 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The storage types that ggml_quantize_chunk can write, X(name, id): `enum ggml_type`, as the ids stand in GGUF files. On
- * any other type that function ends the process, and there is no way to ask it. */
+/* The storage types that ggml_quantize_chunk can write, X(name, id): `enum ggml_type`, as the ids stand in GGUF files.
+ * On any other type that function ends the process, and there is no way to ask it. */
 #define ET_GGML_TYPES(X)                                                                                               \
     X(F32, 0)                                                                                                          \
     X(F16, 1)                                                                                                          \
@@ -53,7 +53,7 @@ struct et_ggml_traits {
     int64_t block_size;
     int64_t interleave; /* not used */
     size_t block_bytes;
-    bool quantized;                                          /* not used */
+    bool quantized;                                              /* not used */
     void (*to_float)(const void *blocks, float *out, int64_t k); /* NULL for f32 */
     void (*from_float)(const float *rows, void *out, int64_t k); /* not used */
 };
@@ -61,8 +61,8 @@ struct et_ggml_traits {
 /* Called with a message before libggml ends the process. */
 typedef void (*et_ggml_abort_fn)(const char *message);
 
-/* The functions, X(returned type, name after "ggml_", parameters). `id` is the C type of a storage type's id: in libggml
- * an enumeration, which GCC and Clang pass as they pass an int. */
+/* The functions, X(returned type, name after "ggml_", parameters). `id` is the C type of a storage type's id: in
+ * libggml an enumeration, which GCC and Clang pass as they pass an int. */
 #define ET_GGML_FUNCTIONS(X, id, traits)                                                                               \
     X(size_t, quantize_chunk,                                                                                          \
       (id type, const float *rows, void *out, int64_t start, int64_t n, int64_t k, const float *weights))              \

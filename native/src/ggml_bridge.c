@@ -1,5 +1,5 @@
-/* The only file that speaks to libggml. It is opened at run time from the path that Python gives (llama-cpp-python's own
- * library): nothing is linked, so the extension loads on a machine without it and says what is missing. */
+/* The only file that calls libggml. The library (that of llama-cpp-python; Python passes its path) is opened at run
+ * time. Nothing is linked, so the extension loads without it, and an error reports what is missing. */
 #include "edgetune.h"
 #include "ggml_abi.h"
 
@@ -27,9 +27,9 @@ static struct {
 #undef ET_GGML_MEMBER
 } ggml;
 
-/* On rows that are not finite, and on some that are (tiny, or 1e30), the IQ1 to IQ3 quantizers fail an assertion, and
- * libggml then calls abort(). An export must not die of that, so the callback which libggml runs before jumps back into
- * our call, if this thread is in one. Those quantizers are plain C that holds no lock and no memory at that point. */
+/* On rows that are not finite, and on some that are (tiny, or 1e30), an assertion of the IQ1 to IQ3 quantizers fails,
+ * and libggml calls abort(). That must not end an export. libggml calls this callback first, which jumps back into our
+ * call, if this thread is in one. Those quantizers are plain C that holds no lock and no memory at that point. */
 static _Thread_local jmp_buf *way_back = NULL;
 static et_ggml_abort_fn callback_before = NULL;
 
@@ -54,15 +54,16 @@ static bool resolve_symbols(char *message, size_t size) {
     for (size_t i = 0; i < sizeof symbols / sizeof symbols[0]; i++) {
         void *symbol = dlsym(ggml.handle, symbols[i].name);
         if (!symbol) {
-            snprintf(message, size, "it has no %s", symbols[i].name);
+            snprintf(message, size, "it has no function %s", symbols[i].name);
             return false;
         }
-        memcpy(symbols[i].slot, &symbol, sizeof symbol); /* ISO C has no cast from object to function pointer */
+        memcpy(symbols[i].slot, &symbol, sizeof symbol); /* ISO C has no cast from object pointer to function pointer */
     }
     return true;
 }
 
-/* Whether the library's types are those that ggml_abi.h declares: names, and sizes as the library's functions give them. */
+/* Whether the library's types are those that ggml_abi.h declares: names, and sizes as the library's functions give
+ * them. */
 static bool types_fit(char *message, size_t size) {
     for (size_t i = 0; i < QUANTIZABLE_COUNT; i++) {
         const struct et_ggml_traits *traits = ggml.get_type_traits(QUANTIZABLE[i].id);
@@ -95,9 +96,7 @@ bool et_ggml_open(const char *path, char *message, size_t size) {
     return false;
 }
 
-const char *et_ggml_version(void) {
-    return ggml.version();
-}
+const char *et_ggml_version(void) { return ggml.version(); }
 
 bool et_ggml_type_at(size_t i, struct et_ggml_type *type) {
     if (i >= QUANTIZABLE_COUNT)
@@ -121,9 +120,7 @@ bool et_ggml_type_by_id(int id, struct et_ggml_type *type) {
     return false;
 }
 
-void et_ggml_prepare(int id) {
-    ggml.quantize_init(id);
-}
+void et_ggml_prepare(int id) { ggml.quantize_init(id); }
 
 enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n, int64_t k, size_t row_bytes,
                                 const float *weights) {
@@ -145,5 +142,5 @@ void et_ggml_dequantize_row(int id, const void *blocks, float *out, int64_t k) {
     if (traits->to_float)
         traits->to_float(blocks, out, k);
     else
-        memcpy(out, blocks, (size_t)k * sizeof *out); /* f32 has no converter: it is one */
+        memcpy(out, blocks, (size_t)k * sizeof *out); /* f32 needs no conversion */
 }

@@ -1,4 +1,5 @@
-/* Conversions between f32 and the 16-bit floats, rounding to nearest even; every f16 pattern is tested against numpy. */
+/* Conversions between f32 and the 16-bit floats, rounding to nearest even; every f16 pattern is tested against
+ * numpy. */
 #ifndef EDGETUNE_HALF_H
 #define EDGETUNE_HALF_H
 
@@ -18,13 +19,11 @@ static inline uint32_t bits_of_float(float value) {
     return bits;
 }
 
-static inline float float_of_bf16(uint16_t half) {
-    return float_of_bits((uint32_t)half << 16);
-}
+static inline float float_of_bf16(uint16_t half) { return float_of_bits((uint32_t)half << 16); }
 
-/* Branch-free, so that the compiler makes a vector loop of it. */
+/* Without branches, so that the compiler can vectorize loops with it. */
 static inline float float_of_f16(uint16_t half) {
-    const float magic = float_of_bits((uint32_t)(254 - 15) << 23); /* 2^112: from the exponent bias of f16 to f32's */
+    const float magic = float_of_bits((uint32_t)(254 - 15) << 23); /* 2^112, the ratio of the exponent biases */
     uint32_t sign = (uint32_t)(half & 0x8000) << 16;
     uint32_t rest = (uint32_t)(half & 0x7fff) << 13;
     float scaled = float_of_bits(rest) * magic; /* also right for denormals: the product is exact */
@@ -32,12 +31,12 @@ static inline float float_of_f16(uint16_t half) {
     return float_of_bits(sign | bits_of_float(scaled) | not_finite);
 }
 
-/* A NaN becomes the quiet NaN of its sign, as libggml has it. */
+/* A NaN becomes the quiet NaN of its sign, as in libggml. */
 static inline uint16_t f16_of_float(float value) {
     uint32_t bits = bits_of_float(value), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
     if (rest > 0x7f800000)
         return (uint16_t)(sign | 0x7e00);
-    if (rest < 0x38800000) /* below 2^-14 f16 counts in steps of 2^-24, as f32 does from 1/2 on */
+    if (rest < 0x38800000) /* below 2^-14, f16 has steps of 2^-24, as f32 has from 1/2 on */
         return (uint16_t)(sign | (bits_of_float(float_of_bits(rest) + 0.5f) - 0x3f000000));
     uint32_t rebiased = rest - ((127 - 15) << 23);
     uint32_t rounded = (rebiased + 0xfff + ((rebiased >> 13) & 1)) >> 13;
@@ -51,12 +50,12 @@ static inline float round_bf16(float value) {
     return float_of_bits((bits & 0x7fffffff) > 0x7f800000 ? (bits | 0x00400000) & 0xffff0000 : rounded);
 }
 
-/* The nearest f16 as f32: infinity from 65520 up, denormals of f16 below 2^-14; a NaN stays one. Branch-free. */
+/* The nearest f16 as f32: infinity from 65520 up, denormals of f16 below 2^-14; a NaN stays one. Without branches. */
 static inline float round_f16(float value) {
     uint32_t bits = bits_of_float(value), sign = bits & 0x80000000, size = bits & 0x7fffffff;
     uint32_t normal = (size + 0xfff + (size >> 13 & 1)) & 0xffffe000;
     normal = normal >= 0x47800000 ? 0x7f800000 : normal;
-    uint32_t denormal = bits_of_float((float_of_bits(size) + 0.5f) - 0.5f); /* f32 counts by 2^-24 there, as f16 does */
+    uint32_t denormal = bits_of_float((float_of_bits(size) + 0.5f) - 0.5f); /* f32 has steps of 2^-24 there, as f16 */
     uint32_t rounded = size < 0x38800000 ? denormal : normal;
     return float_of_bits(sign | (size > 0x7f800000 ? size | 0x00400000 : rounded));
 }

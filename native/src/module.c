@@ -1,10 +1,11 @@
-/* The extension module edgetune_native._native, on the stable ABI of Python 3.11: what py_module.h declares, the choice of
- * the instruction set, and the table of functions. */
+/* The extension module edgetune_native._native, on the stable ABI of Python 3.11: what py_module.h declares, the choice
+ * of the instruction set, and the table of functions. */
 #include "py_module.h"
 
 #include <stdlib.h>
 
-/* --- buffers ------------------------------------------------------------------------------------------------------- */
+/* --- buffers
+ * ------------------------------------------------------------------------------------------------------- */
 
 bool et_byte_count(int64_t rows, int64_t columns, size_t item, Py_ssize_t *bytes) {
     int64_t elements;
@@ -12,8 +13,8 @@ bool et_byte_count(int64_t rows, int64_t columns, size_t item, Py_ssize_t *bytes
            !__builtin_mul_overflow(elements, item, bytes);
 }
 
-static bool hold(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns, size_t item,
-                 int flags, void *pointer_slot) {
+static bool hold(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns,
+                 size_t item, int flags, void *pointer_slot) {
     Py_ssize_t bytes;
     if (!et_byte_count(rows, columns, item, &bytes)) {
         PyErr_Format(PyExc_ValueError, "%s: %lld x %lld elements are not a size", what, (long long)rows,
@@ -38,12 +39,12 @@ static bool hold(struct et_buffers *held, PyObject *object, const char *what, in
 }
 
 bool et_hold_input(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns,
-                       size_t item, void *pointer_slot) {
+                   size_t item, void *pointer_slot) {
     return hold(held, object, what, rows, columns, item, PyBUF_SIMPLE, pointer_slot);
 }
 
 bool et_hold_output(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns,
-                        size_t item, void *pointer_slot) {
+                    size_t item, void *pointer_slot) {
     return hold(held, object, what, rows, columns, item, PyBUF_WRITABLE, pointer_slot);
 }
 
@@ -52,7 +53,8 @@ void et_release(struct et_buffers *held) {
         PyBuffer_Release(&held->view[--held->count]);
 }
 
-/* --- element types and exceptions ---------------------------------------------------------------------------------- */
+/* --- element types and exceptions
+ * ---------------------------------------------------------------------------------- */
 
 bool et_take_dtype(int number, enum et_dtype *dtype) {
     *dtype = (enum et_dtype)number;
@@ -78,7 +80,8 @@ PyObject *et_result_of(struct et_outcome outcome) {
     case ET_GGML_REFUSED:
         return PyErr_Format(PyExc_ValueError,
                             "libggml cannot quantize row %lld to this type: its values are not finite, too large or "
-                            "too small", row);
+                            "too small",
+                            row);
     case ET_GGML_SIZE:
         return PyErr_Format(PyExc_RuntimeError, "libggml wrote a number of bytes that differs from its row size");
     case ET_NOT_FINITE:
@@ -90,7 +93,8 @@ PyObject *et_result_of(struct et_outcome outcome) {
     return PyErr_Format(PyExc_SystemError, "unknown status %d", (int)outcome.status);
 }
 
-/* --- the instruction set --------------------------------------------------------------------------------------------- */
+/* --- the instruction set
+ * --------------------------------------------------------------------------------------------- */
 
 static struct et_cpu chosen; /* what import chose */
 
@@ -115,10 +119,9 @@ static PyObject *py_probe_amx(PyObject *self, PyObject *args) {
     struct et_amx amx;
     if (!PyArg_ParseTuple(args, "p", &force))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    et_amx_probe(force, &amx);
-    Py_END_ALLOW_THREADS
-    return Py_BuildValue("(OOs)", amx.advertised ? Py_True : Py_False, amx.usable ? Py_True : Py_False, amx.reason);
+    Py_BEGIN_ALLOW_THREADS et_amx_probe(force, &amx);
+    Py_END_ALLOW_THREADS return Py_BuildValue("(OOs)", amx.advertised ? Py_True : Py_False,
+                                              amx.usable ? Py_True : Py_False, amx.reason);
 }
 
 static PyMethodDef cpu_methods[] = {
@@ -128,9 +131,10 @@ static PyMethodDef cpu_methods[] = {
     ET_METHODS_END,
 };
 
-/* --- the module ---------------------------------------------------------------------------------------------------- */
+/* --- the module
+ * ---------------------------------------------------------------------------------------------------- */
 
-static PyMethodDef *const METHODS[] = {cpu_methods,    et_gguf_methods, et_lora_methods,
+static PyMethodDef *const METHODS[] = {cpu_methods,       et_gguf_methods, et_lora_methods,
                                        et_logits_methods, et_onnx_methods, et_bnb_methods};
 
 /* An EDGETUNE_ISA that this CPU does not have stops the import: other kernels would falsify what it is set for. */
@@ -157,6 +161,4 @@ static struct PyModuleDef definition = {
     .m_slots = slots,
 };
 
-PyMODINIT_FUNC PyInit__native(void) {
-    return PyModuleDef_Init(&definition);
-}
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

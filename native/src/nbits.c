@@ -1,8 +1,8 @@
-/* Rows of weights -> blocks of 4- or 8-bit codes for com.microsoft.MatMulNBits, and back. Here: tiles, packing,
- * threads; the arithmetic is in nbits_kernel.h. Layout: ONNX Runtime, docs/ContribOperators.md, MatMulNBits. */
-#include "nbits_kernel.h"
+/* Rows of weights -> blocks of 4- or 8-bit codes for com.microsoft.MatMulNBits, and back: tiles, packing, threads. The
+ * arithmetic is in nbits_kernel.c. Layout: ONNX Runtime, docs/ContribOperators.md, MatMulNBits. */
 #include "dispatch.h"
 #include "half.h"
+#include "nbits_kernel.h"
 
 #include <float.h>
 #include <math.h>
@@ -26,14 +26,14 @@ static size_t zero_row_bytes(const struct et_nbits_format *format, int64_t k_blo
 
 /* --- a tile ------------------------------------------------------------------------------------------------------- */
 
-/* What one thread works with: a tile, and for blocks that are short, or not there, whole ones filled up with zeros. */
+/* Memory of one thread: a tile, and full blocks padded with zeros in place of short or absent ones. */
 struct work {
     struct et_nbits_tile tile;
     _Alignas(64) float filled[BLOCKS][MAX_BLOCK]; /* of the job's element type */
-    uint8_t nowhere[MAX_BLOCK];
+    uint8_t discarded[MAX_BLOCK];
 };
 
-/* Block `block` of row `row`, counted through all rows as `index`. */
+/* Block `block` of row `row`; `index` counts the blocks of all rows. */
 struct place {
     int64_t row, block, index;
 };
@@ -63,13 +63,13 @@ static void set_block(const struct et_nbits_quantize_job *job, struct work *work
 static void set_nothing(struct work *work, int b) {
     memset(work->filled[b], 0, sizeof work->filled[b]);
     work->tile.from[b] = work->filled[b];
-    work->tile.to[b] = work->nowhere;
+    work->tile.to[b] = work->discarded;
     for (int i = 0; i < MAX_BLOCK; i++)
         work->tile.w[i][b] = 0.0f;
 }
 
-/* Blocks of a row are stored in ascending order, so the one in the low half comes first; a last high half without a
- * block holds the middle. */
+/* Blocks of a row are stored in ascending order, so the one in the low half of a byte comes first. A last high half
+ * without a block is 8. */
 static void store_zero(uint8_t *row /* [zero_row_bytes] */, int64_t block, int bits, uint8_t zero) {
     if (bits == 8)
         row[block] = zero;
@@ -79,7 +79,7 @@ static void store_zero(uint8_t *row /* [zero_row_bytes] */, int64_t block, int b
         row[block / 2] = (uint8_t)((row[block / 2] & 15) | zero << 4);
 }
 
-/* False if the scale does not fit its type. */
+/* False if the type of the scales cannot hold it. */
 static bool store_scale(const struct et_nbits_quantize_job *job, float scale, float zero, struct place place) {
     const struct et_nbits_format *format = &job->format;
     if (format->half_scales)
@@ -93,7 +93,7 @@ static bool store_scale(const struct et_nbits_quantize_job *job, float scale, fl
     return fabsf(scale) <= FLT_MAX;
 }
 
-/* `count` <= BLOCKS blocks from `*place` on, which moves behind them; at a failure, to the first bad block. */
+/* Quantizes `count` <= BLOCKS blocks from `*place` on, and moves it past them, or to the first block that fails. */
 static enum et_status quantize_blocks(const struct et_nbits_quantize_job *job, struct work *work, int count,
                                       struct place *place) {
     const int64_t k_blocks = blocks_per_row(&job->format, job->k);
@@ -131,7 +131,7 @@ static enum et_status quantize_rows(const void *argument, int64_t begin, int64_t
     return status;
 }
 
-/* Only the proportions of the weights matter: times a power of two, which is exact, so that the largest is below 1 and
+/* Only the proportions of the weights count. A power of two, which is exact, makes the largest less than 1, so that
  * sums do not overflow. */
 static float *scaled_weights(const float *weights /* [k] */, int64_t k) {
     float *scaled = malloc((size_t)k * sizeof *scaled);
@@ -153,14 +153,15 @@ struct et_outcome et_nbits_quantize(const struct et_nbits_quantize_job *job, int
         if (!weights)
             return (struct et_outcome){ET_NO_MEMORY, 0};
     }
-    scaled.weights = weights; /* without a search nothing asks for them */
+    scaled.weights = weights; /* used by the search only */
     struct et_outcome outcome =
         et_parallel_rows(job->n, et_grain(job->k, PIECE_ELEMENTS), threads, quantize_rows, &scaled);
     free(weights);
     return outcome;
 }
 
-/* --- back --------------------------------------------------------------------------------------------------------- */
+/* --- dequantization
+ * --------------------------------------------------------------------------------------------------------- */
 
 static float load_scale(const struct et_nbits_dequantize_job *job, int64_t index) {
     if (!job->format.half_scales)
@@ -185,9 +186,9 @@ static enum et_status dequantize_rows(const void *argument, int64_t begin, int64
     for (int64_t row = begin; row < end; row++)
         for (int64_t block = 0; block < k_blocks; block++)
             et_kernels()->nbits->dequantize(job->codes + (row * k_blocks + block) * block_bytes, format->bits,
-                                        load_scale(job, row * k_blocks + block), load_zero(job, row, block),
-                                        job->out + row * job->k + block * format->block_size,
-                                        weights_in_block(format, job->k, block));
+                                            load_scale(job, row * k_blocks + block), load_zero(job, row, block),
+                                            job->out + row * job->k + block * format->block_size,
+                                            weights_in_block(format, job->k, block));
     return ET_OK;
 }
 

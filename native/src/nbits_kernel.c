@@ -1,14 +1,13 @@
-/* Block quantization to 4 and 8 bits, sixteen blocks at a time, compiled once for each instruction set (see dispatch.h).
- * What takes the time of an export is written
- * in vectors (nbits_lanes.h, nbits_search.h); what is here are short loops over the blocks, without branches, that the
- * compiler turns into vectors. Each block sees the same operations in the same order everywhere (and nothing is
- * contracted), so the bytes are the same on every instruction set.
+/* Block quantization to 4 and 8 bits, sixteen blocks at a time, compiled once for each instruction set (see
+ * dispatch.h). The parts that take most of the time use vectors (nbits_lanes.h, nbits_search.h). The others are short
+ * loops over the blocks without branches, which the compiler vectorizes. Each block sees the same operations in the
+ * same order everywhere (and nothing is contracted), so the bytes are the same on every instruction set.
  *
- * The search here is that of 8 bits and of columns that count differently.
+ * The search in this file is for 8 bits, and for columns with importance weights.
  * A code q stands for scale * (q - zero). With d = q - zero, t = x / scale and r = t - d the error of a block is
- * scale^2 sum w r^2. For given d the scale that minimises it is scale * (1 + delta), delta = sum w r d / sum w d^2, and
- * a scale off by any delta has the error scale^2 (sum w r^2 - 2 delta sum w r d + delta^2 sum w d^2). Working with the
- * remainders r and not with x keeps single precision good enough: nothing large cancels, not even at 8 bits.
+ * scale^2 sum w r^2. For given d, the scale with the least error is scale * (1 + delta), delta = sum w r d / sum w d^2,
+ * and a scale that is off by delta has the error scale^2 (sum w r^2 - 2 delta sum w r d + delta^2 sum w d^2). The
+ * remainders r in place of x make single precision sufficient: nothing large cancels, not even at 8 bits.
  */
 #include "nbits_kernel.h"
 
@@ -21,26 +20,20 @@
 #include <math.h>
 #include <string.h>
 
-INLINE float smaller(float a, float b) {
-    return a < b ? a : b;
-}
+INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
-INLINE float larger(float a, float b) {
-    return a > b ? a : b;
-}
+INLINE float larger(float a, float b) { return a > b ? a : b; }
 
-INLINE float clamp(float x, float low, float high) {
-    return smaller(larger(x, low), high);
-}
+INLINE float clamp(float x, float low, float high) { return smaller(larger(x, low), high); }
 
-/* Half away from zero, as roundf, for 0 <= x < 2^22. The difference is exact, so ties are seen for what they are. */
+/* Half away from zero, as roundf, for 0 <= x < 2^22. The difference is exact, so ties are detected. */
 INLINE float round_half_up(float x) {
     float even = (x + ROUNDING) - ROUNDING;
     return x - even == 0.5f ? even + 1.0f : even;
 }
 
-/* Scales as they will be stored. Below the smallest normal number the reciprocal could overflow, so there it is 0.
- * (Here and below, what is the same for all lanes is decided outside the loop: the compiler needs that for vectors.) */
+/* Scales as they will be stored, and 0 below the smallest normal number, where the reciprocal could overflow. (Here and
+ * below, conditions that are the same for all lanes stand outside the loop, so that the compiler can vectorize it.) */
 INLINE void store_scales(const float *scale, bool half, float *stored) {
     memcpy(stored, scale, BLOCKS * sizeof *stored);
     if (half)
@@ -52,24 +45,24 @@ INLINE void store_scales(const float *scale, bool half, float *stored) {
 
 /* --- the rule without search -------------------------------------------------------------------------------------- */
 
-/* What a format says, as the lanes need it. */
+/* The numbers of a format. */
 struct range {
     float top;    /* the largest code: 15 or 255 */
     float middle; /* the zero point of symmetric blocks: 8 or 128 */
     bool symmetric, half;
 };
 
-/* Each [BLOCKS]; what is known of a block before the search. */
+/* The blocks before the search. */
 struct start {
     float low[BLOCKS], high[BLOCKS]; /* the smallest and largest value, 0 included */
-    float exact[BLOCKS];            /* the scale that takes them in, before it was rounded */
+    float exact[BLOCKS];             /* the scale that covers them, before rounding */
     float scale[BLOCKS], zero[BLOCKS];
 };
 
-/* As ONNX Runtime's own quantizer: symmetric, the value of largest size (of equals the negative one) becomes code 0, so
- * the scale has the opposite sign; otherwise the range from min(x, 0) to max(x, 0) is spread over all codes. The range
- * is halved first, which changes no bit and does not overflow. */
-INLINE void take_in_all(struct range range, struct start *start) {
+/* The rule of ONNX Runtime's quantizer. Symmetric: the value of largest size (of equal ones the negative one) gets code
+ * 0, so the scale has the opposite sign. Otherwise: the range from min(x, 0) to max(x, 0) is spread over all codes. The
+ * range is halved first, which changes no bit and does not overflow. */
+INLINE void cover_range(struct range range, struct start *start) {
     const float *low = start->low, *high = start->high;
     float *exact = start->exact, *zero = start->zero;
     if (range.symmetric)
@@ -89,7 +82,7 @@ INLINE void take_in_all(struct range range, struct start *start) {
             zero[l] = range.middle;
 }
 
-/* Steps of a value in the scale that takes in all; 0 where none is to be searched: no error is then a number. */
+/* The inverse of the scale that covers the range; 0 where there is no search: errors are then not numbers. */
 INLINE void units(const struct start *start, float *unit) {
     for (int l = 0; l < BLOCKS; l++)
         unit[l] = start->scale[l] != 0.0f ? 1.0f / start->exact[l] : 0.0f;
@@ -106,11 +99,10 @@ INLINE void inverses(const float *scale, float *inverse) {
 
 /* --- the search --------------------------------------------------------------------------------------------------- */
 
-/* The grid of scales tried first: scale i is that which takes all in, times top / (top + first + i * step) (symmetric:
- * with middle for top). Above 0 the block is clipped; below 0 it gains only by how its values happen to fall on the
- * steps, which at 8 bits is most of what there is to gain. Counts and bounds are measured: with 400 scales in place of
- * these the error falls by another 0.8 % at 4 bits, most of it with twice as many, and by 1 to 2 % at 8 bits
- * (blocks of 32, no importance). */
+/* The grid of scales to try first: scale i is the one that covers the range, times top / (top + first + i * step)
+ * (symmetric: middle for top). Above 0, the block is clipped. Below 0, it gains only where its values happen to be near
+ * the steps, which is most of the gain at 8 bits. Counts and bounds are measured: with 400 scales the error falls by
+ * another 0.8 % at 4 bits, most of it with twice as many, and by 1 to 2 % at 8 bits (blocks of 32, no importance). */
 struct grid {
     int count;
     float first, step;
@@ -121,7 +113,7 @@ static const struct grid GRID_4 = {9, -1.25f, 0.6875f};
 static const struct grid GRID_8_SYMMETRIC = {32, -20.0f, 0.71875f};
 static const struct grid GRID_8 = {32, -40.0f, 1.34375f};
 
-/* Then, from the best so far: other zero points, or the other sign, each with the best scale for the codes found. */
+/* Then, from the best so far: other zero points, or the other sign, each with the best scale for its codes. */
 enum { MOVES = 4 };
 static const float MOVE_ZERO[MOVES] = {-1.0f, 1.0f, 0.0f, 0.0f};
 static const float MOVE_SIGN[MOVES] = {-1.0f, 1.0f, 1.0f, 1.0f};
@@ -131,7 +123,7 @@ struct sums { /* over a block, each [BLOCKS]: of w r^2, w r d and w d^2 */
 };
 
 INLINE void add_up(const struct et_nbits_tile *tile, int size, bool weighted, float top, const float *inverse,
-                          const float *zero, struct sums *sums) {
+                   const float *zero, struct sums *sums) {
     float rr[BLOCKS] = {0}, rd[BLOCKS] = {0}, dd[BLOCKS] = {0}, low[BLOCKS], high[BLOCKS];
     for (int l = 0; l < BLOCKS; l++) {
         low[l] = -zero[l];
@@ -153,17 +145,17 @@ INLINE void add_up(const struct et_nbits_tile *tile, int size, bool weighted, fl
     memcpy(sums->dd, dd, sizeof dd);
 }
 
-/* The best so far, each [BLOCKS]. Errors are in units of the square of start->exact, so that they neither overflow nor
- * vanish whatever the size of the values. */
+/* The best so far, each [BLOCKS]. Errors are relative to the square of start->exact, so that they neither overflow nor
+ * vanish for values of any size. */
 struct best {
     float error[BLOCKS], scale[BLOCKS], zero[BLOCKS];
 };
 
-/* The best scale for the codes that 1 / inverse gives, and how far from that it is: 1 / inverse * (1 + delta). */
+/* The best scale for the codes of the scale 1 / inverse: 1 / inverse * (1 + delta). */
 INLINE void fit(const struct sums *sums, bool half, const float *inverse, float *scale, float *delta) {
     for (int l = 0; l < BLOCKS; l++) {
         float divisor = sums->dd[l] > 0.0f ? sums->dd[l] : 1.0f;
-        delta[l] = sums->rd[l] / divisor; /* without any d there is no rd either */
+        delta[l] = sums->rd[l] / divisor; /* if all d are 0, so is rd */
         float tried = 1.0f / inverse[l];
         scale[l] = tried + tried * delta[l];
     }
@@ -174,10 +166,10 @@ INLINE void fit(const struct sums *sums, bool half, const float *inverse, float 
         }
 }
 
-/* Tries a scale 1 / inverse with a zero point. A scale that is not finite gives an error that is no number, and is not
- * taken; nor is one below the smallest normal number. */
-INLINE void try_scale(const struct et_nbits_tile *tile, int size, bool weighted, struct range range,
-                             const float *unit, const float *inverse, const float *zero, struct best *best) {
+/* Tries a scale 1 / inverse with a zero point. A scale that is not finite has a NaN as its error and is not used;
+ * neither is one below the smallest normal number. */
+INLINE void try_scale(const struct et_nbits_tile *tile, int size, bool weighted, struct range range, const float *unit,
+                      const float *inverse, const float *zero, struct best *best) {
     struct sums sums;
     float scale[BLOCKS], delta[BLOCKS];
     add_up(tile, size, weighted, range.top, inverse, zero, &sums);
@@ -195,25 +187,25 @@ INLINE void try_scale(const struct et_nbits_tile *tile, int size, bool weighted,
 }
 
 INLINE void try_grid(const struct et_nbits_tile *tile, int size, bool weighted, struct range range,
-                            const struct start *start, const float *unit, struct best *best) {
+                     const struct start *start, const float *unit, struct best *best) {
     const struct grid grid = range.top < 16.0f ? (range.symmetric ? GRID_4_SYMMETRIC : GRID_4)
                                                : (range.symmetric ? GRID_8_SYMMETRIC : GRID_8);
     float full = range.symmetric ? range.middle : range.top;
     for (int i = 0; i < grid.count; i++) {
         float more = grid.first + (float)i * grid.step, factor = (full + more) / full;
-        float side = (float)(i % 3 - 1) * (more * 0.5f); /* in turn the block is clipped below, at both ends, above */
+        float side = (float)(i % 3 - 1) * (more * 0.5f); /* in turn, the block is clipped below, at both ends, above */
         float inverse[BLOCKS], zero[BLOCKS];
         for (int l = 0; l < BLOCKS; l++) {
             inverse[l] = unit[l] * factor;
-            float centre = range.top * 0.5f - (start->high[l] * 0.5f + start->low[l] * 0.5f) * inverse[l];
-            zero[l] = (clamp(centre + side, 0.0f, range.top) + ROUNDING) - ROUNDING;
+            float center = range.top * 0.5f - (start->high[l] * 0.5f + start->low[l] * 0.5f) * inverse[l];
+            zero[l] = (clamp(center + side, 0.0f, range.top) + ROUNDING) - ROUNDING;
         }
         try_scale(tile, size, weighted, range, unit, inverse, range.symmetric ? start->zero : zero, best);
     }
 }
 
-INLINE void try_moves(const struct et_nbits_tile *tile, int size, bool weighted, struct range range,
-                             const float *unit, struct best *best) {
+INLINE void try_moves(const struct et_nbits_tile *tile, int size, bool weighted, struct range range, const float *unit,
+                      struct best *best) {
     for (int i = 0; i < MOVES; i++) {
         float inverse[BLOCKS], zero[BLOCKS];
         float sign = range.symmetric ? MOVE_SIGN[i] : 1.0f, step = range.symmetric ? 0.0f : MOVE_ZERO[i];
@@ -225,9 +217,9 @@ INLINE void try_moves(const struct et_nbits_tile *tile, int size, bool weighted,
     }
 }
 
-/* sum w (x - scale * d)^2 with the codes that encode will write, in double: here a verdict falls. */
+/* sum w (x - scale * d)^2 in double, with the codes that encode will write: the final comparison. */
 INLINE void exact_error(const struct et_nbits_tile *tile, int size, bool weighted, float top, const float *scale,
-                               const float *zero, double *error) {
+                        const float *zero, double *error) {
     float inverse[BLOCKS];
     inverses(scale, inverse);
     double sum[BLOCKS] = {0};
@@ -240,9 +232,9 @@ INLINE void exact_error(const struct et_nbits_tile *tile, int size, bool weighte
     memcpy(error, sum, sizeof sum);
 }
 
-/* The scale of the rule without search stays unless another is better. */
-INLINE void search(struct et_nbits_tile *tile, int size, bool weighted, struct range range,
-                          const struct start *start, const float *unit) {
+/* The scale of the rule without search is kept unless another one is better. */
+INLINE void search(struct et_nbits_tile *tile, int size, bool weighted, struct range range, const struct start *start,
+                   const float *unit) {
     struct best best;
     for (int l = 0; l < BLOCKS; l++) {
         best.error[l] = INFINITY;
@@ -267,7 +259,7 @@ static void quantize_tile(struct et_nbits_tile *tile, enum et_dtype dtype, const
     const int size = format->block_size;
     struct start start;
     load_tile(tile, dtype, size, start.low, start.high);
-    take_in_all(range, &start);
+    cover_range(range, &start);
     memcpy(tile->scale, start.scale, sizeof tile->scale);
     memcpy(tile->zero, start.zero, sizeof tile->zero);
     float unit[BLOCKS];
@@ -281,7 +273,8 @@ static void quantize_tile(struct et_nbits_tile *tile, enum et_dtype dtype, const
     encode(tile, size, format->bits);
 }
 
-/* --- back --------------------------------------------------------------------------------------------------------- */
+/* --- dequantization
+ * --------------------------------------------------------------------------------------------------------- */
 
 static void dequantize_block(const uint8_t *codes, int bits, float scale, float zero, float *out /* [count] */,
                              int64_t count) {

@@ -10,12 +10,12 @@ enum { ET_NBITS_BLOCKS = 16, ET_NBITS_MAX_BLOCK = 256 };
 struct et_nbits_tile {
     const void *from[ET_NBITS_BLOCKS]; /* each [block_size] of the job's element type */
     uint8_t *to[ET_NBITS_BLOCKS];      /* each [block_size * bits / 8]: the codes go here */
-    uint32_t not_finite; /* found: bit b: block b holds a NaN or an infinity, and what else is found means nothing */
-    float scale[ET_NBITS_BLOCKS]; /* found: a number of the scale's type */
-    float zero[ET_NBITS_BLOCKS];  /* found: the zero point, a whole number */
-    /* If weighted: importance, below 1; 0 where a block lacks values. */
+    uint32_t not_finite; /* found: bit b: block b has a NaN or an infinity, and its other results mean nothing */
+    float scale[ET_NBITS_BLOCKS]; /* found: a value of the type of the scales */
+    float zero[ET_NBITS_BLOCKS];  /* found: the zero point, an integer */
+    /* If weighted: importance, less than 1; 0 where a block has no values. */
     _Alignas(64) float w[ET_NBITS_MAX_BLOCK][ET_NBITS_BLOCKS];
-    /* For the kernels alone: column b holds block b, and the same in 16 bits, two values a word. */
+    /* For the kernels only: column b is block b; and the same in 16 bits, two values per word. */
     _Alignas(64) float x[ET_NBITS_MAX_BLOCK][ET_NBITS_BLOCKS];
     _Alignas(64) int32_t pairs[ET_NBITS_MAX_BLOCK / 2][ET_NBITS_BLOCKS];
 };

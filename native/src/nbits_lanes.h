@@ -1,4 +1,4 @@
-/* A tile's way in and out, LANES blocks at a time, one per lane: rows to columns, and codes to packed rows. */
+/* Loading and storing a tile, LANES blocks at a time, one per lane: rows to columns, and codes to packed rows. */
 #ifndef EDGETUNE_NBITS_LANES_H
 #define EDGETUNE_NBITS_LANES_H
 
@@ -9,9 +9,7 @@
 
 enum { BLOCKS = ET_NBITS_BLOCKS };
 
-INLINE vf vf_clamp(vf x, vf low, vf high) {
-    return vf_min(vf_max(x, low), high);
-}
+INLINE vf vf_clamp(vf x, vf low, vf high) { return vf_min(vf_max(x, low), high); }
 
 /* tile->x and tile->not_finite, and the smallest and largest value of each block, 0 included. */
 INLINE void load_as(struct et_nbits_tile *tile, enum et_dtype dtype, int size, float *low, float *high) {
@@ -52,13 +50,13 @@ INLINE vf vf_inverse(vf scale) {
     return vf_select(none, vf_set(0), vf_div(vf_set(1), vf_select(none, vf_set(1), scale)));
 }
 
-/* Half away from zero, as roundf, for 0 <= x < 2^22. The difference is exact, so ties are seen for what they are. */
+/* Half away from zero, as roundf, for 0 <= x < 2^22. The difference is exact, so ties are detected. */
 INLINE vf vf_round_half_up(vf x) {
     vf even = vf_sub(vf_add(x, vf_set(ROUNDING)), vf_set(ROUNDING));
     return vf_select(vf_eq(vf_sub(x, even), vf_set(0.5f)), vf_add(even, vf_set(1)), even);
 }
 
-/* The codes of the scales and zero points found, to where they belong. */
+/* Computes the codes for the scales and zero points of the tile, and stores them. */
 INLINE void encode_bits(const struct et_nbits_tile *tile, int size, int bits) {
     const int in_word = 32 / bits, words = size / in_word;
     const vf top = vf_set((float)((1 << bits) - 1));

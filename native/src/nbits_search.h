@@ -1,11 +1,10 @@
-/* The search for the scale and zero point of blocks of 4-bit codes, all columns alike, in integers of 16 bits: twice as
- * many fit a vector, and their sums are the same in whatever order.
+/* The search for the scale and zero point of blocks of 4-bit codes without importance weights, in 16-bit integers:
+ * twice as many fit a vector, and their sums do not depend on the order.
  *
- * A block is x, whole numbers of at most 32767 in size: its values in steps a thousand times finer than those of its
- * codes. A trial is a scale and a zero point, and so codes d (the zero point taken away). The scale that is best for
- * these codes is sum x d / sum d d, and sum x x - (sum x d)^2 / sum d d the error it leaves: the best trial is that of
- * the largest gain, (sum x d)^2 / sum d d. What it leaves of the values themselves is then compared with what the rule
- * without search leaves.
+ * A block is x, integers from -32767 to 32767: its values in steps about a thousand times finer than the steps of its
+ * codes. A trial is a scale and a zero point, which give codes d (minus the zero point). The best scale for these codes
+ * is sum x d / sum d d, with the error sum x x - (sum x d)^2 / sum d d. So the best trial has the largest gain,
+ * (sum x d)^2 / sum d d. Its error in the values themselves is then compared with that of the rule without search.
  */
 #ifndef EDGETUNE_NBITS_SEARCH_H
 #define EDGETUNE_NBITS_SEARCH_H
@@ -15,8 +14,8 @@
 
 #define PEAK 32767.0f
 enum {
-    STEP = 1024, /* codes are rounded from numbers of which so many are a step: 32 steps fit */
-    TRIALS = 3   /* at once: each value is loaded once for all of them */
+    STEP = 1024, /* codes are rounded from numbers in units of 1 / STEP: 32 steps fit */
+    TRIALS = 3   /* at once, so that each value is loaded once for all of them */
 };
 
 /* LANES blocks from `first` on. */
@@ -24,24 +23,24 @@ struct search {
     const struct et_nbits_tile *tile;
     int first, size;
     bool symmetric, half;
-    vf grain;            /* what 1 of the whole numbers stands for */
-    vf unit;             /* of the rule without search: steps of a value; 0 if nothing is to be searched */
-    vf gain, scale, zero; /* of the best so far; the scale in whole numbers */
+    vf grain;             /* the value of the integer 1 */
+    vf unit;              /* the inverse of the scale of the rule without search; 0: no search */
+    vf gain, scale, zero; /* of the best so far; the scale in units of grain */
 };
 
 struct trial {
-    vi multiplier, low, high; /* of values to STEPs, and the smallest and largest code, less the zero point */
+    vi multiplier, low, high; /* from values to STEPs; the smallest and largest code, minus the zero point */
     vf zero;
 };
 
-/* Both halves of a word are the whole number of at most 32767 in size: the magic number leaves it in the low bits. */
-INLINE vi vi_twice(vf whole) {
-    vi bits = vi_and(vi_bits_of(vf_add(whole, vf_set(ROUNDING))), vi_set(0xffff));
+/* An integer of at most 32767 in both halves of a word: adding ROUNDING leaves it in the low bits. */
+INLINE vi vi_twice(vf number) {
+    vi bits = vi_and(vi_bits_of(vf_add(number, vf_set(ROUNDING))), vi_set(0xffff));
     return vi_or(bits, vi_shl(bits, 16));
 }
 
-/* tile->pairs: the values in whole numbers. */
-INLINE void make_whole(struct et_nbits_tile *tile, int first, int size, vf factor) {
+/* Fills tile->pairs: the values as integers. */
+INLINE void make_integers(struct et_nbits_tile *tile, int first, int size, vf factor) {
     const vf rounder = vf_set(ROUNDING);
     for (int i = 0; i < size / 2; i++) {
         vi low = vi_bits_of(vf_add(vf_mul(vf_load(&tile->x[2 * i][first]), factor), rounder));
@@ -50,16 +49,16 @@ INLINE void make_whole(struct et_nbits_tile *tile, int first, int size, vf facto
     }
 }
 
-/* `steps`: how many STEPs the largest value is. */
+/* `steps`: the largest value in STEPs. */
 INLINE struct trial trial_of(vf steps, vf zero) {
     vf multiplier = vf_clamp(steps, vf_set(-PEAK), vf_set(PEAK));
     return (struct trial){vi_twice(multiplier), vi_twice(vf_neg(zero)), vi_twice(vf_sub(vf_set(15), zero)), zero};
 }
 
-/* Takes the trial's codes with their best scale if that is better than what there is. */
-INLINE void weigh(struct search *search, vi products, vi squares, vf zero) {
+/* Keeps the codes of a trial with their best scale if they are the best so far. */
+INLINE void keep_better(struct search *search, vi products, vi squares, vf zero) {
     vf product = vf_of_vi(products), square = vf_of_vi(squares);
-    vf scale = vf_div(product, vf_max(square, vf_set(1))); /* without any d there is no product either */
+    vf scale = vf_div(product, vf_max(square, vf_set(1))); /* if all d are 0, so is the product */
     if (search->half) {
         float stored[LANES];
         vf_store(stored, vf_mul(scale, search->grain));
@@ -91,12 +90,12 @@ INLINE void try_all(struct search *search, const struct trial *trials) {
         }
     }
     for (int t = 0; t < TRIALS; t++)
-        weigh(search, products[t], squares[t], trials[t].zero);
+        keep_better(search, products[t], squares[t], trials[t].zero);
 }
 
-/* The grid of scales tried first: scale i is that which takes all in, times full / (full + first + i * step), full
- * being 15, or 8 if symmetric. Above 0 the block is clipped, in turn below, at both ends and above; below 0 it gains
- * only by how its values happen to fall on the steps. */
+/* The grid of scales to try first: scale i is the one that covers the range, times full / (full + first + i * step),
+ * where full is 15, or 8 if symmetric. Above 0, the block is clipped, in turn below, at both ends and above. Below 0,
+ * it gains only where its values happen to be near the steps. */
 enum { GRID = 9, ROUNDS = 2 };
 static const float GRID_FIRST = -1.25f, GRID_STEP = 0.6875f, GRID_SYMMETRIC_STEP = 0.71875f;
 
@@ -109,8 +108,8 @@ INLINE void search_grid(struct search *search, vf low, vf high, vf peak) {
         for (int t = 0; t < TRIALS; t++) {
             float more = GRID_FIRST + (float)(i + t) * step;
             vf factor = vf_set((full + more) / full), side = vf_set((float)(t - 1) * (more * 0.5f));
-            vf centre = vf_add(vf_sub(vf_set(7.5f), vf_mul(middle, factor)), side);
-            vf zero = vf_clamp(centre, vf_set(0), vf_set(15));
+            vf center = vf_add(vf_sub(vf_set(7.5f), vf_mul(middle, factor)), side);
+            vf zero = vf_clamp(center, vf_set(0), vf_set(15));
             zero = vf_sub(vf_add(zero, vf_set(ROUNDING)), vf_set(ROUNDING));
             trials[t] = trial_of(vf_mul(whole, factor), search->symmetric ? vf_set(8) : zero);
         }
@@ -118,7 +117,7 @@ INLINE void search_grid(struct search *search, vf low, vf high, vf peak) {
     }
 }
 
-/* From the best so far: its own scale with the zero point as it is and one less and more; symmetric, the other sign. */
+/* Tries, from the best so far, its scale with the zero point, one less and one more; symmetric: the other sign. */
 INLINE void search_near(struct search *search) {
     static const float signs[TRIALS] = {-1, 1, 0.96875f}, moves[TRIALS] = {-1, 0, 1};
     for (int round = 0; round < ROUNDS; round++) {
@@ -132,7 +131,7 @@ INLINE void search_near(struct search *search) {
     }
 }
 
-/* sum (x - scale d)^2 in units of the square of 1 / unit. */
+/* sum (x - scale d)^2, relative to the square of 1 / unit. */
 INLINE vf error_left(const struct search *search, vf scale, vf zero) {
     const vf inverse = vf_inverse(scale), shift = vf_add(zero, vf_set(ROUNDING)), unit = search->unit;
     vf sum = vf_set(0);
@@ -145,8 +144,8 @@ INLINE vf error_left(const struct search *search, vf scale, vf zero) {
     return sum;
 }
 
-/* Is what is found better than `scale` and `zero`? By more than these sums can be wrong: a term by 2^-22 of a step
- * times its root, an addition by 2^-24 of the sum, and near a tie the code may be the other one. */
+/* Whether the result is better than `scale` and `zero` by more than the errors of these sums: of a term 2^-22 of a step
+ * times its root, of an addition 2^-24 of the sum, and near a tie the code may be the other one. */
 INLINE vm is_better(const struct search *search, vf found, vf scale, vf zero) {
     vf before = error_left(search, scale, zero), after = error_left(search, found, search->zero);
     vf step = vf_mul(found, search->unit), slack = vf_mul(vf_mul(step, step), vf_set((float)search->size * 0x1p-25f));
@@ -156,19 +155,26 @@ INLINE vm is_better(const struct search *search, vf found, vf scale, vf zero) {
     return vm_and(vm_and(vf_lt(most, before), vf_le(before, vf_set(FLT_MAX))), storable);
 }
 
-/* tile->scale and tile->zero are those of the rule without search, and stay where nothing better is found. `low` and
- * `high` are the extremes, `unit` the steps of a value in the scale that takes them in; all [BLOCKS]. */
+/* tile->scale and tile->zero are those of the rule without search; the search replaces them where it finds better ones.
+ * `low` and `high` are the extremes, `unit` is the inverse of the scale that covers them; all [BLOCKS]. */
 static void search_integers(struct et_nbits_tile *tile, const struct et_nbits_format *format, const float *low,
                             const float *high, const float *unit) {
     for (int first = 0; first < BLOCKS; first += LANES) {
         vf peak = vf_max(vf_load(high + first), vf_neg(vf_load(low + first)));
         vf before = vf_load(tile->scale + first), zero = vf_load(tile->zero + first), one = vf_set(1);
         vf factor = vf_div(vf_set(PEAK), vf_max(peak, vf_set(FLT_MIN)));
-        vm sought = vf_le(factor, vf_set(FLT_MAX)); /* not of a block of zeros, or nearly */
-        struct search search = {tile, first, format->block_size, format->symmetric, format->half_scales,
+        vm sought = vf_le(factor, vf_set(FLT_MAX)); /* no search for a block that is zero, or nearly */
+        struct search search = {tile,
+                                first,
+                                format->block_size,
+                                format->symmetric,
+                                format->half_scales,
                                 vf_select(sought, vf_div(peak, vf_set(PEAK)), one),
-                                vf_select(sought, vf_load(unit + first), vf_set(0)), vf_set(0), one, zero};
-        make_whole(tile, first, format->block_size, vf_select(sought, factor, vf_set(0)));
+                                vf_select(sought, vf_load(unit + first), vf_set(0)),
+                                vf_set(0),
+                                one,
+                                zero};
+        make_integers(tile, first, format->block_size, vf_select(sought, factor, vf_set(0)));
         search_grid(&search, vf_load(low + first), vf_load(high + first), peak);
         search_near(&search);
         vf found = vf_mul(search.scale, search.grain);
@@ -176,7 +182,7 @@ static void search_integers(struct et_nbits_tile *tile, const struct et_nbits_fo
             float stored[LANES];
             vf_store(stored, found);
             for (int l = 0; l < LANES; l++)
-                stored[l] = round_f16(stored[l]); /* it is one, but for the last bit of the product */
+                stored[l] = round_f16(stored[l]); /* only the last bit of the product may not fit */
             found = vf_load(stored);
         }
         vm better = is_better(&search, found, before, zero);

@@ -1,7 +1,7 @@
-/* Weights with the change of an adapter: out = rows + left right.
+/* Weights with the low-rank change of an adapter: out = rows + left right.
  *
- * Every element is fma(left[0], right[0], 0), then fma(left[1], right[1], that) and so on in the order of r, and then one
- * addition to the weight: the same bits on every instruction set and for any number of threads.
+ * Each element is a chain of fused multiply-adds in the order of r, starting at 0, and one addition to the weight: the
+ * same bits on every instruction set and for any number of threads.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 
 enum { PIECE_ELEMENTS = 256 * 1024 };
 
-/* Columns first .. first + width - 1 of a matrix -> panel[count, ET_PANEL], filled up with zeros. */
+/* Columns first .. first + width - 1 of a matrix -> panel[count, ET_PANEL], padded with zeros. */
 static void copy_columns(const char *matrix, size_t item, int64_t count, int64_t k, int64_t first, int64_t width,
                          char *panel) {
     if (width < ET_PANEL)
@@ -21,7 +21,7 @@ static void copy_columns(const char *matrix, size_t item, int64_t count, int64_t
         memcpy(panel + (size_t)i * ET_PANEL * item, matrix + (size_t)(i * k + first) * item, (size_t)width * item);
 }
 
-/* The last columns, fewer than a panel has, go through panels of their own. */
+/* Adds to the last columns, fewer than a panel has, row by row in a panel on the stack. */
 static bool add_narrow(const struct et_product_job *job, struct et_panel *panel, int64_t begin, int64_t first,
                        int64_t width) {
     bool finite = true;
@@ -32,8 +32,7 @@ static bool add_narrow(const struct et_product_job *job, struct et_panel *panel,
     panel->rows = rows, panel->out = out, panel->stride = ET_PANEL, panel->n = 1;
     for (int64_t row = begin; row < end; row++) {
         panel->left = job->left + row * job->r;
-        copy_columns((const char *)job->rows + (size_t)(row * job->k) * item, item, 1, job->k, first, width,
-                     rows);
+        copy_columns((const char *)job->rows + (size_t)(row * job->k) * item, item, 1, job->k, first, width, rows);
         finite = et_kernels()->product->add_panel(panel) && finite;
         memcpy(job->out + row * job->k + first, out, (size_t)width * sizeof *out);
     }
@@ -47,8 +46,8 @@ static int64_t first_not_finite(const struct et_product_job *job, int64_t begin,
     return element / job->k;
 }
 
-/* Reads a piece once from its beginning to its end, as memory likes it, before it is read column by column. */
-static void bring_near(const char *first, size_t bytes) {
+/* Reads a piece once in order, which is fastest, before it is read column by column. */
+static void prefetch(const char *first, size_t bytes) {
     for (size_t at = 0; at < bytes; at += 64)
         (void)*(const volatile char *)(first + at);
 }
@@ -61,7 +60,7 @@ static enum et_status add_rows(const void *argument, int64_t begin, int64_t end,
     *bad_row = begin;
     if (!right)
         return ET_NO_MEMORY;
-    bring_near((const char *)job->rows + (size_t)(begin * job->k) * item, (size_t)((end - begin) * job->k) * item);
+    prefetch((const char *)job->rows + (size_t)(begin * job->k) * item, (size_t)((end - begin) * job->k) * item);
     for (int64_t first = 0; first < job->k; first += ET_PANEL) {
         int64_t width = job->k - first < ET_PANEL ? job->k - first : ET_PANEL;
         copy_columns((const char *)job->right, sizeof *right, job->r, job->k, first, width, (char *)right);
@@ -71,10 +70,13 @@ static enum et_status add_rows(const void *argument, int64_t begin, int64_t end,
             .left = job->left + begin * job->r,
             .right = right,
             .out = job->out + begin * job->k + first,
-            .n = end - begin, .r = job->r, .stride = job->k,
+            .n = end - begin,
+            .r = job->r,
+            .stride = job->k,
         };
         bool whole = width == ET_PANEL;
-        finite = (whole ? et_kernels()->product->add_panel(&panel) : add_narrow(job, &panel, begin, first, width)) && finite;
+        finite =
+            (whole ? et_kernels()->product->add_panel(&panel) : add_narrow(job, &panel, begin, first, width)) && finite;
     }
     free(right);
     if (finite)

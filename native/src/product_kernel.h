@@ -4,7 +4,7 @@
 
 #include "edgetune.h"
 
-enum { ET_PANEL = 64 }; /* columns that are worked on at once, so that their part of `right` stays in the first cache */
+enum { ET_PANEL = 64 }; /* columns at once, so that their part of `right` stays in the first-level cache */
 
 struct et_panel {
     enum et_dtype dtype;
@@ -16,7 +16,7 @@ struct et_panel {
 };
 
 struct et_product_kernels {
-    /* out = rows + left right; false if something of it is not finite. */
+    /* out = rows + left right; false if an element of it is not finite. */
     bool (*add_panel)(const struct et_panel *panel);
 };
 

@@ -63,10 +63,8 @@ static PyObject *py_torch_mean(PyObject *self, PyObject *args) {
     if (!et_hold_input(&held, values, "values", count, 1, sizeof(float), &x))
         return NULL;
     float mean;
-    Py_BEGIN_ALLOW_THREADS
-    mean = et_torch_mean(x, count, torch_threads);
-    Py_END_ALLOW_THREADS
-    et_release(&held);
+    Py_BEGIN_ALLOW_THREADS mean = et_torch_mean(x, count, torch_threads);
+    Py_END_ALLOW_THREADS et_release(&held);
     return PyFloat_FromDouble(mean);
 }
 
@@ -154,8 +152,8 @@ static PyObject *py_dequantize_4bit(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OLOLOiOi", &packed, &count, &absmax, &blocksize, &values, &dtype, &out, &threads))
         return NULL;
     job.blocksize = blocksize;
-    if (!et_take_dtype(dtype, &job.dtype) || !block_layout(count, 1, blocksize, ET_LARGEST_BLOCK, &job.count, &blocks) ||
-        !hold_type(&held, values, &type) ||
+    if (!et_take_dtype(dtype, &job.dtype) ||
+        !block_layout(count, 1, blocksize, ET_LARGEST_BLOCK, &job.count, &blocks) || !hold_type(&held, values, &type) ||
         !et_hold_input(&held, packed, "packed", et_blocks(job.count, 2), 1, 1, &job.packed) ||
         !et_hold_input(&held, absmax, "absmax", blocks, 1, sizeof(float), &job.absmax) ||
         !et_hold_output(&held, out, "out", count, 1, sizeof(float), &job.out))

@@ -19,8 +19,8 @@ struct et_buffers {
     int count;
 };
 
-/* Holds the memory of `object`, which must be exactly [rows, columns] contiguous elements of `item` bytes, and stores its
- * address in *pointer_slot. False, with an exception set, if it is not. */
+/* Holds the memory of `object`, which must be exactly [rows, columns] contiguous elements of `item` bytes, and stores
+ * its address in *pointer_slot. False, with an exception set, if it is not. */
 bool et_hold_input(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns,
                    size_t item, void *pointer_slot);
 bool et_hold_output(struct et_buffers *held, PyObject *object, const char *what, int64_t rows, int64_t columns,
@@ -40,10 +40,8 @@ PyObject *et_result_of(struct et_outcome outcome);
 #define ET_RUN(result, call)                                                                                           \
     do {                                                                                                               \
         struct et_outcome outcome;                                                                                     \
-        Py_BEGIN_ALLOW_THREADS                                                                                         \
-        outcome = (call);                                                                                              \
-        Py_END_ALLOW_THREADS                                                                                           \
-        result = et_result_of(outcome);                                                                                \
+        Py_BEGIN_ALLOW_THREADS outcome = (call);                                                                       \
+        Py_END_ALLOW_THREADS result = et_result_of(outcome);                                                           \
     } while (0)
 
 /* An entry for the function py_<name>. inspect.signature() reads the parameters; a test compares them with the protocol

@@ -85,7 +85,7 @@ done:
 
 PyMethodDef et_onnx_methods[] = {
     ET_METHOD(quantize_blocks, "rows, dtype, n, k, weights, bits, block_size, symmetric, search, half_scales, codes, "
-              "scales, zero_points, threads"),
+                               "scales, zero_points, threads"),
     ET_METHOD(dequantize_blocks, "codes, scales, half_scales, zero_points, bits, block_size, n, k, out, threads"),
     ET_METHODS_END,
 };

@@ -1,6 +1,6 @@
-/* Rows of weights -> GGUF blocks: our own kernels where there are some, else libggml; on many threads, from any element type. */
-#include "edgetune.h"
+/* Rows of weights -> GGUF blocks, from any element type, on several threads: with our own kernels, or with libggml. */
 #include "dispatch.h"
+#include "edgetune.h"
 #include "half.h"
 #include "quantize_kernel.h"
 
@@ -8,14 +8,13 @@
 #include <string.h>
 
 enum {
-    TILE_ELEMENTS = 32 * 1024,  /* 128 KiB of f32: a converted tile stays in the second-level cache until it is quantized */
-    PIECE_ELEMENTS = 16 * 1024, /* what a thread takes at once from the kernels' work */
-    SIGMA_ROWS = 8              /* rows whose squares are added up side by side */
+    /* 128 KiB of f32: a converted tile stays in the second-level cache until it is quantized */
+    TILE_ELEMENTS = 32 * 1024,
+    PIECE_ELEMENTS = 16 * 1024, /* of one piece for our own kernels */
+    SIGMA_ROWS = 8              /* rows whose squares are added side by side */
 };
 
-size_t et_dtype_bytes(enum et_dtype dtype) {
-    return dtype == ET_F32 ? sizeof(float) : sizeof(uint16_t);
-}
+size_t et_dtype_bytes(enum et_dtype dtype) { return dtype == ET_F32 ? sizeof(float) : sizeof(uint16_t); }
 
 static const float *floats_at(const struct et_quantize_job *job, int64_t element) {
     return (const float *)job->rows + element;
@@ -25,9 +24,11 @@ static const uint16_t *halves_at(const struct et_quantize_job *job, int64_t elem
     return (const uint16_t *)job->rows + element;
 }
 
-/* --- libggml ------------------------------------------------------------------------------------------------------- */
+/* --- libggml
+ * ------------------------------------------------------------------------------------------------------- */
 
-/* f32 rows[count, k], which are rows begin.. of the job. If libggml stops in them, one by one finds the row at fault. */
+/* Quantizes f32 rows[count, k], which are rows begin .. of the job. If libggml fails, row by row finds the one that
+ * fails. */
 static enum et_status ggml_floats(const struct et_quantize_job *job, const float *rows, int64_t begin, int64_t count,
                                   int64_t *bad_row) {
     uint8_t *out = job->out + (size_t)begin * job->row_bytes;
@@ -58,7 +59,8 @@ static enum et_status ggml_rows(const void *argument, int64_t begin, int64_t end
     return status;
 }
 
-/* --- our own kernels ------------------------------------------------------------------------------------------------- */
+/* --- our own kernels
+ * ------------------------------------------------------------------------------------------------- */
 
 static const struct et_group_kernels *kernels_of(int type) {
     const struct et_quantize_kernels *table = et_kernels()->quantize;
@@ -68,14 +70,14 @@ static const struct et_group_kernels *kernels_of(int type) {
     return NULL;
 }
 
-/* What one thread works with. */
+/* The data of one thread. */
 struct work {
     const struct et_quantize_job *job;
     const struct et_group_kernels *kernels;
-    int64_t row_blocks;         /* blocks of a row */
-    const float *sigma2;        /* of rows from sigma_row on; NULL where it is not needed */
+    int64_t row_blocks;  /* blocks of a row */
+    const float *sigma2; /* of rows from sigma_row on; NULL where it is not needed */
     int64_t sigma_row;
-    uint8_t nowhere[ET_MAX_BLOCK_BYTES];
+    uint8_t discarded[ET_MAX_BLOCK_BYTES];
 };
 
 static void start_work(struct work *work, const struct et_quantize_job *job) {
@@ -86,7 +88,7 @@ static void start_work(struct work *work, const struct et_quantize_job *job) {
     work->sigma_row = 0;
 }
 
-/* Points the group at `count` blocks from `first` on, counted through all rows of the job. */
+/* Sets a group to `count` blocks from `first` on, counted over all rows of the job. */
 static void gather(struct work *work, int64_t first, int count, struct et_group *group) {
     const struct et_quantize_job *job = work->job;
     const int64_t size = work->kernels->block_size;
@@ -96,12 +98,13 @@ static void gather(struct work *work, int64_t first, int count, struct et_group 
         group->x[b] = (const char *)job->rows + (size_t)(block * size) * et_dtype_bytes(job->dtype);
         group->w[b] = job->weights ? job->weights + block % work->row_blocks * size : NULL;
         group->sigma2[b] = work->sigma2 ? work->sigma2[row - work->sigma_row] : 0;
-        group->out[b] = b < count ? job->out + block * work->kernels->block_bytes : work->nowhere;
+        group->out[b] = b < count ? job->out + block * work->kernels->block_bytes : work->discarded;
     }
 }
 
-/* What to do with block b of a group, which the kernel could not prove. */
-typedef enum et_status (*redo_fn)(const struct work *work, const struct et_group *group, int b, int64_t row, void *redo);
+/* Handles block b of a group, for which the kernel could not prove its result. */
+typedef enum et_status (*redo_fn)(const struct work *work, const struct et_group *group, int b, int64_t row,
+                                  void *redo);
 
 static enum et_status quantize_blocks(struct work *work, int64_t begin, int64_t end, redo_fn redo, void *redo_data,
                                       int64_t *bad_row) {
@@ -122,10 +125,12 @@ static enum et_status quantize_blocks(struct work *work, int64_t begin, int64_t 
     return ET_OK;
 }
 
-/* --- blocks that do not hang on their row ----------------------------------------------------------------------------- */
+/* --- blocks that do not depend on their row
+ * ----------------------------------------------------------------------------- */
 
-/* Lets libggml write the block. */
-static enum et_status redo_block(const struct work *work, const struct et_group *group, int b, int64_t row, void *data) {
+/* Quantizes the block with libggml. */
+static enum et_status redo_block(const struct work *work, const struct et_group *group, int b, int64_t row,
+                                 void *data) {
     const struct et_quantize_job *job = work->job;
     float converted[ET_MAX_BLOCK];
     const float *x = group->x[b];
@@ -144,9 +149,10 @@ static enum et_status block_range(const void *argument, int64_t begin, int64_t e
     return quantize_blocks(&work, begin, end, redo_block, NULL, bad_row);
 }
 
-/* --- blocks whose weights depend on the mean square of the row --------------------------------------------------------- */
+/* --- blocks whose weights depend on the mean square of the row
+ * --------------------------------------------------------- */
 
-/* Of rows begin .. begin + count - 1: added up from left to right as in libggml, side by side to hide the latency. */
+/* Mean squares of rows begin .. begin + count - 1: added from left to right as in libggml, rows side by side. */
 static void find_sigma2(const struct et_quantize_job *job, int64_t begin, int64_t count, float *sigma2) {
     float sum[SIGMA_ROWS] = {0}, part[SIGMA_ROWS][64];
     for (int64_t i = 0; i < job->k; i += 64) {
@@ -166,13 +172,14 @@ static void find_sigma2(const struct et_quantize_job *job, int64_t begin, int64_
         sigma2[r] = sum[r] / (float)job->k;
 }
 
-static enum et_status mark_row(const struct work *work, const struct et_group *group, int b, int64_t row, void *marked) {
+static enum et_status mark_row(const struct work *work, const struct et_group *group, int b, int64_t row,
+                               void *marked) {
     (void)group, (void)b;
     ((bool *)marked)[row - work->sigma_row] = true;
     return ET_OK;
 }
 
-/* At most SIGMA_ROWS rows; those with a block that is not proven are left to libggml as a whole. */
+/* Quantizes at most SIGMA_ROWS rows; libggml quantizes a row that has an unproven block. */
 static enum et_status row_range(const void *argument, int64_t begin, int64_t end, int64_t *bad_row) {
     struct work work;
     float sigma2[SIGMA_ROWS];
@@ -198,5 +205,6 @@ struct et_outcome et_quantize(const struct et_quantize_job *job, int threads) {
     if (kernels->row_sigma2 && job->weights)
         return et_parallel_rows(job->n, SIGMA_ROWS, threads, row_range, job);
     int64_t groups = et_grain((int64_t)kernels->group * kernels->block_size, PIECE_ELEMENTS);
-    return et_parallel_rows(job->n * (job->k / kernels->block_size), groups * kernels->group, threads, block_range, job);
+    return et_parallel_rows(job->n * (job->k / kernels->block_size), groups * kernels->group, threads, block_range,
+                            job);
 }

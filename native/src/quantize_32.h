@@ -1,19 +1,20 @@
-/* Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights, STREAMS x LANES of them at once. Included by quantize_kernel.c.
+/* Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights, STREAMS x LANES of them at once. Included by
+ * quantize_kernel.c.
  *
- * Without weights the scale follows from the extremes; with them it is searched, and the weights depend on the mean square
- * of the whole row.
+ * Without weights, the scale follows from the extremes. With weights, it is searched, and the weights depend on the
+ * mean square of the whole row.
  */
 #ifndef EDGETUNE_QUANTIZE_32_H
 #define EDGETUNE_QUANTIZE_32_H
 
-/* LANES blocks with what will be written of them. */
+/* The result for LANES blocks. */
 struct block_levels {
-    vf d, m;         /* m is the minimum, in the formats that have one */
+    vf d, m; /* m is the minimum, in the formats that have one */
     vi levels[BLOCK];
     vm proven;
 };
 
-/* Where things stand in a block; -1: the format has none. */
+/* Offsets in a block; -1: the format does not have it. */
 struct block_layout {
     int minimum, fifth_bits, levels;
 };
@@ -42,13 +43,13 @@ INLINE void write_block(const struct block_levels *block, struct block_layout la
     store_words(words, 4, out, layout.levels);
 }
 
-/* Neither too large, nor so small (and not 0) that an inverse overflows. */
+/* Lanes where no value is too large, and the extent is 0 or its inverse does not overflow. */
 INLINE vm is_usual(const vf *x, vf extent) {
     vm usual = vm_or(vf_eq(extent, vf_set(0)), vf_le(vf_set(PROVEN_RANGE), extent));
     return vm_and(are_proven(x, BLOCK), usual);
 }
 
-/* Q4_0, Q5_0: the element of the largest amount gets level 0, which is -half. */
+/* Q4_0, Q5_0: the element of largest size gets level 0, which is -half. */
 INLINE void plain_scale(const vf *x, float half, struct block_levels *block) {
     vf amount, peak = peak_of(x, BLOCK, &amount);
     block->proven = is_usual(x, amount);
@@ -124,7 +125,8 @@ INLINE uint64_t weighted_32(const struct et_group *group, float half, float top,
     return not_proven;
 }
 
-/* roundf for |a| < 2^22: half away from zero. The largest float below 1/2 carries every half over and nothing else. */
+/* roundf for |a| < 2^22: half away from zero. Adding the largest float below 1/2 carries every half, and nothing
+ * else. */
 INLINE vi round_half_away(vf a) {
     vi level = vi_trunc(vf_add(vf_abs(a), vf_set(0x1.fffffep-2f)));
     return vi_select(vf_lt(a, vf_set(0)), vi_sub(vi_set(0), level), level);

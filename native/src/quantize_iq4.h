@@ -1,4 +1,4 @@
-/* IQ4_NL (blocks of 32) and IQ4_XS (super-blocks of 8 x 32): sixteen levels that are not equally far apart. Included by
+/* IQ4_NL (blocks of 32) and IQ4_XS (super-blocks of 8 x 32): sixteen levels at unequal distances. Included by
  * quantize_kernel.c. The result is that of libggml's quantize_row_iq4_nl_impl with its 15 tries. */
 #ifndef EDGETUNE_QUANTIZE_IQ4_H
 #define EDGETUNE_QUANTIZE_IQ4_H
@@ -92,9 +92,10 @@ INLINE uint64_t iq4_nl(const struct et_group *group, bool weighted) {
     return not_proven;
 }
 
-/* d, then eight scales of 6 bits: the high two of each in 16 bits, the low four in 4 bytes. Gives what levels are made with,
- * which is not rounded to f16. */
-static inline void pack_iq4_xs_scales(const struct sub_floats *scales, int lane, uint8_t *out, struct sub_floats *inverse) {
+/* Stores d and eight scales of 6 bits: the high two of each in 16 bits, the low four in 4 bytes. Returns in `inverse`
+ * the factors for the levels, which are not rounded to f16. */
+static inline void pack_iq4_xs_scales(const struct sub_floats *scales, int lane, uint8_t *out,
+                                      struct sub_floats *inverse) {
     float d = -peak_scale(scales, 8, lane) / 32, id = d != 0 ? 1 / d : 0.f;
     uint32_t low = 0, high = 0;
     for (int j = 0; j < 8; j++) {

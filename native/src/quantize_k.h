@@ -1,15 +1,16 @@
 /* Q2_K to Q6_K: super-blocks of 256 weights, one per lane. Included by quantize_kernel.c.
  *
- * In each: the search per sub-block, LANES super-blocks at once; then the scales of each super-block, lane by lane in
- * integers as libggml has them; then the levels for the scales as they will be read from the file.
+ * Each format has three steps: the search per sub-block, for LANES super-blocks at once; the scales of each
+ * super-block, lane by lane in integers as in libggml; the levels for the scales as they will be read from the file.
  */
 #ifndef EDGETUNE_QUANTIZE_K_H
 #define EDGETUNE_QUANTIZE_K_H
 
-/* --- formats with a scale and a minimum per sub-block ------------------------------------------------------------------ */
+/* --- formats with a scale and a minimum per sub-block
+ * ------------------------------------------------------------------ */
 
-/* Nearest level of x for scale d and minimum -m as they are stored; of sub-blocks whose stored scale is 0 what the search
- * had found. */
+/* The nearest level of x for scale d and minimum -m as they are stored; in sub-blocks with a stored scale of 0, the
+ * level that the search found. */
 INLINE void min_levels(const vf *x, int subs, int n, const struct sub_floats *d, const struct sub_floats *m,
                        const struct min_fit *fit, float top, vi *levels) {
     for (int j = 0; j < subs; j++) {
@@ -58,7 +59,7 @@ static inline void pack_k4(const uint8_t *scale /* [8] */, const uint8_t *minimu
     }
 }
 
-/* What a reader of a Q4_K or Q5_K block takes for scale and minimum of each sub-block. */
+/* Scale and minimum of each sub-block, as a reader of a Q4_K or Q5_K block computes them. */
 static inline void read_k4(const uint8_t *block, int lane, struct sub_floats *d, struct sub_floats *m) {
     const uint8_t *q = block + 4;
     float scale = get_f16(block), minimum = get_f16(block + 2);
@@ -182,7 +183,8 @@ INLINE uint64_t q5_k(const struct et_group *group, bool weighted) {
     return lanes_not(proven);
 }
 
-/* --- Q2_K -------------------------------------------------------------------------------------------------------------- */
+/* --- Q2_K
+ * -------------------------------------------------------------------------------------------------------------- */
 
 enum { Q2_K_SCALES = 0, Q2_K_LEVELS = 16, Q2_K_D = 80, Q2_K_MIN = 82 };
 
@@ -277,7 +279,8 @@ INLINE uint64_t q2_k(const struct et_group *group, bool weighted) {
     return lanes_not(proven);
 }
 
-/* --- formats with a signed scale per sub-block ------------------------------------------------------------------------- */
+/* --- formats with a signed scale per sub-block
+ * ------------------------------------------------------------------------- */
 
 INLINE void scale_levels(const vf *x, const struct sub_floats *d, float half, const vi *found, vi *levels) {
     for (int j = 0; j < 16; j++) {
@@ -300,7 +303,8 @@ INLINE void found_levels(const vf *x, const struct scale_fit *fit, float half, v
         found[i] = level_of_scale_fit(x[i], fit[i / 16], half);
 }
 
-/* --- Q3_K -------------------------------------------------------------------------------------------------------------- */
+/* --- Q3_K
+ * -------------------------------------------------------------------------------------------------------------- */
 
 enum { Q3_K_HIGH = 0, Q3_K_LEVELS = 32, Q3_K_SCALES = 96, Q3_K_D = 108 };
 
@@ -384,7 +388,7 @@ INLINE uint64_t q3_k(const struct et_group *group, bool weighted) {
             sum_w[j] = sum_of(w + 16 * j, 16);
         search_all_scales(x, w, 4, fit);
         found_levels(x, fit, 4, found);
-        for (int j = 0; j < 16; j++) { /* sums of huge weights overflow, and the search below takes no NaN */
+        for (int j = 0; j < 16; j++) { /* sums of huge weights overflow, and the search below must not see a NaN */
             scales[j] = fit[j].scale;
             proven = vm_and(proven, vf_le(vf_abs(scales[j]), vf_set(PROVEN_MAX)));
         }
@@ -403,7 +407,8 @@ INLINE uint64_t q3_k(const struct et_group *group, bool weighted) {
     return lanes_not(proven);
 }
 
-/* --- Q6_K -------------------------------------------------------------------------------------------------------------- */
+/* --- Q6_K
+ * -------------------------------------------------------------------------------------------------------------- */
 
 enum { Q6_K_LOW = 0, Q6_K_SCALES = 192, Q6_K_D = 208, Q6_K_BYTES = 210 };
 
@@ -473,7 +478,8 @@ INLINE uint64_t q6_k(const struct et_group *group, bool weighted) {
     return lanes_not(proven);
 }
 
-/* --- the functions of the table ---------------------------------------------------------------------------------------- */
+/* --- the functions of the table
+ * ---------------------------------------------------------------------------------------- */
 
 PLAIN_AND_WEIGHTED(q2_k)
 PLAIN_AND_WEIGHTED(q3_k)

@@ -1,5 +1,5 @@
-/* The quantizers of the GGUF types, compiled once for each instruction set (see dispatch.h). The formats themselves are in
- * quantize_k.h (super-blocks of 256), quantize_iq4.h and quantize_32.h (blocks of 32). */
+/* The quantizers of the GGUF types, compiled once for each instruction set (see dispatch.h). The formats themselves are
+ * in quantize_k.h (super-blocks of 256), quantize_iq4.h and quantize_32.h (blocks of 32). */
 #include "quantize_kernel.h"
 
 #include "dispatch.h"
@@ -12,18 +12,18 @@ enum {
     BLOCK = 32,            /* weights of a block of the older types */
     SUPER = 256,           /* weights of a super-block */
     MAX_SUBS = 16,         /* sub-blocks in it */
-    WIDE = LANES * STREAMS /* blocks of 32 that are worked on at once */
+    WIDE = LANES * STREAMS /* blocks of 32 at once */
 };
 
 typedef float lane_floats[LANES];
 
-#define LOAD_LANES(type, load)                                                                                        \
-    for (int i = 0; i < n; i += LANES) {                                                                              \
-        vf in[LANES];                                                                                                 \
-        for (int l = 0; l < LANES; l++)                                                                               \
-            in[l] = load((const type *)rows[l] + i);                                                                  \
-        vf_transpose(in, out + i);                                                                                    \
-    }                                                                                                                 \
+#define LOAD_LANES(type, load)                                                                                         \
+    for (int i = 0; i < n; i += LANES) {                                                                               \
+        vf in[LANES];                                                                                                  \
+        for (int l = 0; l < LANES; l++)                                                                                \
+            in[l] = load((const type *)rows[l] + i);                                                                   \
+        vf_transpose(in, out + i);                                                                                     \
+    }                                                                                                                  \
     break;
 
 /* Lane l of out[i] is rows[l][i]. */
@@ -60,9 +60,7 @@ INLINE vm are_proven(const vf *x, int n) {
     return proven;
 }
 
-INLINE uint64_t lanes_not(vm proven) {
-    return vm_bits(vm_not(proven));
-}
+INLINE uint64_t lanes_not(vm proven) { return vm_bits(vm_not(proven)); }
 
 INLINE vf sum_of_squares(const vf *x, int n) {
     vf sum = vf_set(0);
@@ -71,7 +69,7 @@ INLINE vf sum_of_squares(const vf *x, int n) {
     return sum;
 }
 
-/* w[i] sqrt(sigma2 + x[i] x[i]): how libggml combines the importance of a column with the size of the value. */
+/* w[i] sqrt(sigma2 + x[i] x[i]): libggml's combination of the importance of a column with the size of the value. */
 INLINE void weigh(const vf *x, vf *w, int n, vf sigma2) {
     for (int i = 0; i < n; i++)
         w[i] = vf_mul(w[i], vf_sqrt(vf_add(sigma2, vf_mul(x[i], x[i]))));
@@ -83,9 +81,7 @@ INLINE void weigh_by_square(const vf *x, vf *w, int n) {
 }
 
 /* 1 / d, or 0 for 0. */
-INLINE vf inverse_of(vf d) {
-    return vf_select(vf_eq(d, vf_set(0)), vf_set(0), vf_div(vf_set(1), d));
-}
+INLINE vf inverse_of(vf d) { return vf_select(vf_eq(d, vf_set(0)), vf_set(0), vf_div(vf_set(1), d)); }
 
 INLINE vf sum_of(const vf *w, int n) {
     vf sum = vf_set(0);
@@ -106,11 +102,9 @@ static inline float get_f16(const uint8_t *in) {
 }
 
 /* Four levels, each below 256, become the bytes of a word. */
-INLINE vi word_of(vi a, vi b, vi c, vi d) {
-    return vi_or(vi_or(a, vi_shl(b, 8)), vi_or(vi_shl(c, 16), vi_shl(d, 24)));
-}
+INLINE vi word_of(vi a, vi b, vi c, vi d) { return vi_or(vi_or(a, vi_shl(b, 8)), vi_or(vi_shl(c, 16), vi_shl(d, 24))); }
 
-/* One number for each sub-block and lane; a row of it is a vector. */
+/* One number per sub-block and lane; a row is a vector. */
 struct sub_floats {
     lane_floats of[MAX_SUBS];
 };
@@ -120,7 +114,7 @@ INLINE void spread(const vf *values, int subs, struct sub_floats *out) {
         vf_store(out->of[j], values[j]);
 }
 
-/* The value of the largest amount, the first of equals. */
+/* The value of largest size, the first of equal ones. */
 static inline float peak_scale(const struct sub_floats *scales, int subs, int lane) {
     float peak = 0, amount = 0;
     for (int j = 0; j < subs; j++)
@@ -148,9 +142,9 @@ INLINE vi nibbles_of(const vi *levels, int half) {
     return word_of(byte[0], byte[1], byte[2], byte[3]);
 }
 
-/* The two functions of a format that the table holds. */
-#define PLAIN_AND_WEIGHTED(format)                                                                                    \
-    static uint64_t format##_plain(const struct et_group *group) { return format(group, false); }                     \
+/* The two functions of a format in the table. */
+#define PLAIN_AND_WEIGHTED(format)                                                                                     \
+    static uint64_t format##_plain(const struct et_group *group) { return format(group, false); }                      \
     static uint64_t format##_weighted(const struct et_group *group) { return format(group, true); }
 
 #include "quantize_32.h"

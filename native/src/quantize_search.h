@@ -1,8 +1,8 @@
 /* The searches for the scale (and the minimum) of sub-blocks, lane-wise and STREAMS sub-blocks at a time. Included by
- * quantize_kernel.c. Named after what they search; the comment tells the function of libggml's
- * ggml-quants.c whose result each has, bit for bit.
+ * quantize_kernel.c. The comment of each names the function of libggml's ggml-quants.c that has the same result, bit
+ * for bit.
  *
- * The levels themselves are not kept: of the best try its inverse scale is, from which they follow again.
+ * The searches do not keep levels. They keep the inverse scale of the best try, from which the levels follow.
  */
 #ifndef EDGETUNE_QUANTIZE_SEARCH_H
 #define EDGETUNE_QUANTIZE_SEARCH_H
@@ -10,17 +10,15 @@
 #include "simd.h"
 
 /* Within these bounds no inverse scale overflows and every level that is rounded the short way is below 2^22. */
-#define PROVEN_MAX 0x1p60f    /* of |x| */
+#define PROVEN_MAX 0x1p60f     /* of |x| */
 #define PROVEN_RANGE 0x1p-100f /* of max - min in a sub-block, where it is not 0 */
 
-#define GROUP_MAX_EPS 1e-15f /* a sub-block below counts as zero */
+#define GROUP_MAX_EPS 1e-15f /* a sub-block with no larger value counts as zero */
 
 /* nearest_int for |a| < 2^22. */
-INLINE vf round_small(vf a) {
-    return vf_sub(vf_add(a, vf_set(ROUNDING)), vf_set(ROUNDING));
-}
+INLINE vf round_small(vf a) { return vf_sub(vf_add(a, vf_set(ROUNDING)), vf_set(ROUNDING)); }
 
-/* nearest_int for everything, also where it makes no sense. */
+/* nearest_int for all numbers, also where its result makes no sense. */
 INLINE vi round_any(vf a) {
     vi bits = vi_bits_of(vf_add(a, vf_set(ROUNDING)));
     return vi_sub(vi_and(bits, vi_set(0x7fffff)), vi_set(0x400000));
@@ -33,20 +31,17 @@ static inline int nearest_int(float value) {
     return (int)(bits & 0x7fffff) - 0x400000;
 }
 
-INLINE vf clamp(vf a, float low, float high) {
-    return vf_max(vf_min(a, vf_set(high)), vf_set(low));
-}
+INLINE vf clamp(vf a, float low, float high) { return vf_max(vf_min(a, vf_set(high)), vf_set(low)); }
 
-INLINE vi clamp_int(vi a, int low, int high) {
-    return vi_max(vi_min(a, vi_set(high)), vi_set(low));
-}
+INLINE vi clamp_int(vi a, int low, int high) { return vi_max(vi_min(a, vi_set(high)), vi_set(low)); }
 
-/* --- scale and minimum: x is about scale * level + minimum ---------------------------------------------------------- */
+/* --- scale and minimum: x is about scale * level + minimum
+ * ---------------------------------------------------------- */
 
 struct min_fit {
     vf scale, minimum;
     vf inverse, low; /* level = nearest(inverse * (x - low)), clamped to 0 .. top */
-    vm proven;       /* all ranges were large enough for this to be what libggml does */
+    vm proven;       /* all ranges were large enough for the result to be that of libggml */
 };
 
 struct min_search {
@@ -54,7 +49,7 @@ struct min_search {
     float top;         /* the highest level, at most 31 */
     float first, step; /* inverse scales tried: (first + step * i + top) / (max - minimum so far), i = 0 .. steps */
     int steps;
-    bool absolute;     /* errors count by their amount, not by their square */
+    bool absolute; /* the error is |difference|, not its square */
 };
 
 struct min_range {
@@ -73,7 +68,7 @@ INLINE struct min_range range_of(const vf *x, const vf *w, int n) {
     return r;
 }
 
-/* Is |inverse * (x - minimum)| at most 32 * 2^16 for all x, and the inverse finite? */
+/* Whether |inverse * (x - minimum)| is at most 32 * 2^16 for all x, and the inverse is finite. */
 INLINE vm range_is_large(struct min_range r, vf minimum, vf range) {
     vm large = vf_le(vf_abs(vf_sub(r.low, minimum)), vf_mul(range, vf_set(0x1p16f)));
     return vm_and(large, vf_le(vf_set(PROVEN_RANGE), range));
@@ -89,7 +84,7 @@ INLINE vf weighted_error(vf scale, vf level, vf minimum, vf x, vf w, bool absolu
     return vf_mul(w, absolute ? vf_abs(difference) : vf_mul(difference, difference));
 }
 
-/* The sub-blocks before the search; the errors of the plain scale from minimum to maximum. */
+/* The state before the search: the scale from minimum to maximum and its error. */
 INLINE void start_min_search(const vf *x, const vf *w, struct min_search how, struct min_range *r, struct min_fit *fit,
                              vf *best) {
     for (int s = 0; s < STREAMS; s++) {
@@ -159,7 +154,7 @@ INLINE void search_scale_and_min(const vf *x, const vf *w, struct min_search how
             fit[s].low = vf_select(better, low[s], fit[s].low);
         }
     }
-    for (int s = 0; s < STREAMS; s++) { /* all elements equal, and not above 0: libggml does not search */
+    for (int s = 0; s < STREAMS; s++) { /* all elements are equal and not above 0: libggml does not search */
         vm flat = vm_and(vf_eq(r[s].high, r[s].low), vf_le(r[s].low, vf_set(0)));
         fit[s].scale = vf_select(flat, vf_set(0), fit[s].scale);
         fit[s].inverse = vf_select(flat, vf_set(0), fit[s].inverse);
@@ -169,20 +164,21 @@ INLINE void search_scale_and_min(const vf *x, const vf *w, struct min_search how
     }
 }
 
-/* The levels that the search had when it found its best. */
+/* The levels of the best try. */
 INLINE vi level_of_min_fit(vf x, struct min_fit fit, float top) {
     return vi_trunc(level_above(x, fit.low, fit.inverse, top));
 }
 
-/* --- scale alone: x is about scale * level, level in -half .. half - 1 ----------------------------------------------- */
+/* --- scale alone: x is about scale * level, level in -half .. half - 1
+ * ----------------------------------------------- */
 
 struct scale_fit {
     vf scale;
     vf inverse; /* level = nearest(inverse * x), clamped */
-    vm zero;    /* too small: scale 0, and the level counted from -half is 0 */
+    vm zero;    /* too small: the scale is 0, and so is the level counted from -half */
 };
 
-/* The element of the largest amount, the first of equals. */
+/* The element of largest size, the first of equal ones. */
 INLINE vf peak_of(const vf *x, int n, vf *amount) {
     vf peak = vf_set(0);
     *amount = vf_set(0);
@@ -268,10 +264,10 @@ INLINE vi level_of_scale_fit(vf x, struct scale_fit fit, float half) {
     return vi_select(fit.zero, vi_set(0), level);
 }
 
-/* --- scale alone, by changing one level after the other --------------------------------------------------------------- */
+/* --- scale alone, by changing one level at a time --------------------------------------------------------------- */
 
 /* make_q3_quants(n, half, x, L, true) of x [LEVEL_STREAMS][n]; levels likewise, counted from -half.
- * Each step waits for a division, so more of them are interleaved than registers would hold. */
+ * Each step waits for a division, so more sub-blocks are interleaved than fit the registers. */
 enum { LEVEL_STREAMS = 4 };
 
 INLINE void search_scale_by_level(const vf *x, int n, float half, vf *scale /* [LEVEL_STREAMS] */, vi *levels) {
@@ -290,7 +286,7 @@ INLINE void search_scale_by_level(const vf *x, int n, float half, vf *scale /* [
             sum_l2[s] = vf_add(sum_l2[s], vf_mul(vf_mul(w, l), l));
         }
     }
-    /* A round that changes nothing in a lane would change nothing in the next ones either, so all lanes may go on. */
+    /* A round that changes nothing in a lane changes nothing in later rounds either, so all lanes may continue. */
     for (int round = 0; round < 5; round++) {
         vm changed = vm_not(vm_all());
         for (int i = 0; i < n; i++)
@@ -300,7 +296,8 @@ INLINE void search_scale_by_level(const vf *x, int n, float half, vf *scale /* [
                 vf lx = vf_sub(sum_lx[s], vf_mul(wx, old)), l2 = vf_sub(sum_l2[s], vf_mul(vf_mul(w, old), old));
                 vf wanted = vf_of_vi(clamp_int(round_any(vf_div(vf_mul(xi, l2), lx)), -(int)half, (int)half - 1));
                 vf new_lx = vf_add(lx, vf_mul(wx, wanted)), new_l2 = vf_add(l2, vf_mul(vf_mul(w, wanted), wanted));
-                vm better = vf_lt(vf_mul(vf_mul(sum_lx[s], sum_lx[s]), new_l2), vf_mul(vf_mul(new_lx, new_lx), sum_l2[s]));
+                vm better =
+                    vf_lt(vf_mul(vf_mul(sum_lx[s], sum_lx[s]), new_l2), vf_mul(vf_mul(new_lx, new_lx), sum_l2[s]));
                 better = vm_and(vm_and(better, vf_lt(vf_set(0), lx)), vf_lt(vf_set(0), new_l2));
                 better = vm_and(better, vm_not(vf_eq(wanted, old)));
                 level[s * n + i] = vf_select(better, wanted, old);
@@ -319,9 +316,11 @@ INLINE void search_scale_by_level(const vf *x, int n, float half, vf *scale /* [
     }
 }
 
-/* --- one scale for the scales (or minima) of a super-block ------------------------------------------------------------- */
+/* --- one scale for the scales (or minima) of a super-block
+ * ------------------------------------------------------------- */
 
-/* make_qp_quants(n, top, x, L, w) of x, w and levels [n]: x is about scale * level, level in 0 .. top and stored in 8 bits. */
+/* make_qp_quants(n, top, x, L, w) of x, w and levels [n]: x is about scale * level, level in 0 .. top and stored in 8
+ * bits. */
 INLINE vf search_positive_scale(const vf *x, const vf *w, int n, int top, vi *levels) {
     const vi byte = vi_set(0xff);
     vf high = vf_set(0);

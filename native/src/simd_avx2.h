@@ -138,13 +138,13 @@ static inline void vi_transpose_store(const vi *words, int count, uint8_t *const
         _mm256_maskstore_epi32((int *)(rows[l] + offset), wanted, result[l]);
 }
 
-/* Four halvings of the sixteen levels. Comparisons give -1 or 0, and a permutation takes the low three bits of its index:
- * so -1 stands at 7, -2 at 6, and the tables are in that order. */
+/* A binary search of the sixteen levels. Comparisons give -1 or 0, and a permutation uses the low three bits of its
+ * index: -1 selects entry 7, -2 entry 6, and the tables are in that order. */
 #include "iq4_levels.h"
 
 struct iq4_halving {
-    vi eighth;  /* minus the number of even-numbered midpoints (of 1, 3, .. 13) that are not above a */
-    vm upper;   /* is it the upper one of the two levels there? */
+    vi eighth; /* minus the number of even-numbered midpoints (of 1, 3, .. 13) that are not above a */
+    vm upper;  /* the upper one of the two levels there */
 };
 
 static inline vf iq4_table(const float *table, vi negative) {
@@ -156,8 +156,8 @@ static inline vi iq4_not_below(vf a, vf midpoint) {
 }
 
 static inline struct iq4_halving iq4_halve(vf a) {
-    static const float quarter[8] = {-57, 0, 0, 0, 0, 0, 0, 45.5f}; /* midpoints 3, 11 */
-    static const float eighth[8] = {-93.5f, 0, 0, 0, 0, 79, 19, -28.5f};                         /* 1, 5, 9, 13 */
+    static const float quarter[8] = {-57, 0, 0, 0, 0, 0, 0, 45.5f};           /* midpoints 3, 11 */
+    static const float eighth[8] = {-93.5f, 0, 0, 0, 0, 79, 19, -28.5f};      /* 1, 5, 9, 13 */
     static const float last[8] = {-115.5f, 101, 61, 31.5f, 7, -16, -42, -74}; /* 0, 2, .. 14 */
     vi n = iq4_not_below(a, _mm256_set1_ps(-4.5f));
     n = _mm256_add_epi32(_mm256_add_epi32(n, n), iq4_not_below(a, iq4_table(quarter, n)));

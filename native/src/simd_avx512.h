@@ -131,11 +131,11 @@ static inline void vi_transpose_store(const vi *words, int count, uint8_t *const
         _mm512_mask_storeu_epi32(rows[l] + offset, wanted, result[l]);
 }
 
-/* Cells of width 8.75 around multiples of it: 31 of them cover what can come, each holds at most one midpoint, and none of
- * their borders is near one. The magic number leaves the cell's number in the low bits, of which the permutation takes
- * five. So one lookup gives the midpoint, and one compare chooses between the levels below and above it. */
-#include "iq4_levels.h"
+/* Cells of width 8.75 around multiples of it: 31 of them cover all values, each has at most one midpoint, and no border
+ * of a cell is near one. Adding 1.5 * 2^23 leaves the index of the cell in the low bits, of which the permutation uses
+ * five. So one lookup finds the midpoint, and one comparison chooses between the levels below and above it. */
 #include "iq4_cells.h"
+#include "iq4_levels.h"
 
 static inline vi iq4_cell(vf a) {
     return _mm512_castps_si512(_mm512_fmadd_ps(a, _mm512_set1_ps(1.0f / 8.75f), _mm512_set1_ps(12582912.0f)));

@@ -115,7 +115,7 @@ static inline void vi_transpose_store(const vi *words, int count, uint8_t *const
         memcpy(rows[l] + offset, &result[l], (size_t)count * 4);
 }
 
-/* Four halvings; a table of sixteen floats is looked up as 64 bytes. */
+/* A binary search; a table of sixteen floats is looked up as 64 bytes. */
 #include "iq4_levels.h"
 
 static inline vf iq4_table(const float *table /* [16] */, vi index) {
@@ -127,9 +127,9 @@ static inline vf iq4_table(const float *table /* [16] */, vi index) {
 }
 
 static inline vi vi_iq4_index(vf a) {
-    static const float midpoints[16] = {-115.5f, -93.5f, -74, -57,   -42,   -28.5f, -16, -4.5f,
-                                        7,       19,     31.5f, 45.5f, 61, 79,     101, INFINITY};
-    vi index = vdupq_n_s32(0); /* as many midpoints are known to be not above a */
+    static const float midpoints[16] = {-115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16, -4.5f,
+                                        7,       19,     31.5f, 45.5f, 61,  79,     101, INFINITY};
+    vi index = vdupq_n_s32(0); /* the number of midpoints known to be not above a */
     for (int step = 8; step > 0; step /= 2) {
         vf midpoint = iq4_table(midpoints, vaddq_s32(index, vdupq_n_s32(step - 1)));
         vm above = vmvnq_u32(vcltq_f32(a, midpoint));

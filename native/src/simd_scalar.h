@@ -1,4 +1,5 @@
-/* One lane: the plain C that the vectors of simd_<isa>.h must equal, bit for bit. What each function does is said here. */
+/* One lane of plain C: the definition of each function, which the vectors of the other simd_*.h must equal bit for
+ * bit. */
 #ifndef EDGETUNE_SIMD_SCALAR_H
 #define EDGETUNE_SIMD_SCALAR_H
 
@@ -11,7 +12,7 @@
 
 enum {
     LANES = 1,  /* floats in a vector */
-    STREAMS = 2 /* independent sums that are interleaved, so that none waits for the latency of its own addition */
+    STREAMS = 2 /* independent sums to interleave, so that none waits for the latency of its own addition */
 };
 
 typedef float vf;    /* LANES floats */
@@ -54,13 +55,13 @@ static inline vi vi_or(vi a, vi b) { return a | b; }
 static inline vi vi_min(vi a, vi b) { return (int32_t)a < (int32_t)b ? a : b; } /* signed */
 static inline vi vi_max(vi a, vi b) { return (int32_t)a > (int32_t)b ? a : b; } /* signed */
 static inline vi vi_shl(vi a, int n) { return a << n; }
-static inline vi vi_shr(vi a, int n) { return a >> n; } /* zeros come in */
+static inline vi vi_shr(vi a, int n) { return a >> n; } /* zeros are shifted in */
 static inline vm vi_eq(vi a, vi b) { return a == b; }
 static inline vi vi_select(vm m, vi a, vi b) { return m ? a : b; }
-static inline vf vf_of_vi(vi a) { return (float)(int32_t)a; } /* by value */
-static inline vi vi_trunc(vf a) { return (uint32_t)(int32_t)a; } /* towards zero; the caller knows that it fits */
+static inline vf vf_of_vi(vi a) { return (float)(int32_t)a; }    /* by value */
+static inline vi vi_trunc(vf a) { return (uint32_t)(int32_t)a; } /* towards zero; the result must fit */
 
-/* A word as two numbers of 16 bits, each by itself. */
+/* A word as two separate numbers of 16 bits. */
 static inline int32_t vi_half(vi a, int n) { return (int16_t)(a >> 16 * n); }
 static inline vi vi_of_halves(int32_t low, int32_t high) { return ((uint32_t)low & 0xffff) | (uint32_t)high << 16; }
 
@@ -108,19 +109,19 @@ static inline void vf_expand_codes(const uint8_t *packed, const float *table /* 
 /* out[i] lane l = in[l] lane i. */
 static inline void vf_transpose(const vf *in /* [LANES] */, vf *out /* [LANES] */) { out[0] = in[0]; }
 
-/* rows[l] + offset + 4 i gets lane l of words[i]; `count` of the LANES words are wanted. */
+/* Stores lane l of words[i] at rows[l] + offset + 4 i, for the first `count` of the LANES words. */
 static inline void vi_transpose_store(const vi *words, int count, uint8_t *const *rows, int64_t offset) {
     if (count)
         memcpy(rows[0] + offset, words, sizeof *words);
 }
 
-/* The level of IQ4 nearest to a, as a float: one of iq4_values. At a midpoint the upper one; the highest for a NaN. */
+/* The level of IQ4 nearest to a: one of IQ4_VALUES. At a midpoint the upper one; the highest for a NaN. */
 #include "iq4_levels.h"
 
 static inline vi vi_iq4_index(vf a) { /* its index, 0 to 15 */
     uint32_t index = 0;
     for (int i = 0; i < 15; i++)
-        index += (uint32_t) !(a < IQ4_MIDPOINTS[i]);
+        index += (uint32_t)!(a < IQ4_MIDPOINTS[i]);
     return index;
 }
 

@@ -1,4 +1,5 @@
-/* A parallel loop over rows. Threads live for one call: starting one costs some 20 microseconds, a row block costs more. */
+/* A parallel loop over rows. Threads live for one call: to start one takes about 20 microseconds, a piece takes
+ * longer. */
 #include "edgetune.h"
 
 #include <pthread.h>
@@ -16,13 +17,13 @@ struct loop {
     int64_t n_rows, grain;
     et_rows_fn fn;
     const void *job;
-    _Atomic int64_t next;   /* first row that nobody has taken */
-    atomic_bool failed;     /* stop taking more rows */
-    pthread_mutex_t lock;   /* guards outcome */
+    _Atomic int64_t next; /* first row that no thread has taken */
+    atomic_bool failed;   /* stop taking more rows */
+    pthread_mutex_t lock; /* guards outcome */
     struct et_outcome outcome;
 };
 
-/* Pieces are taken in ascending order and each taken piece is finished, so the lowest failing row is always found. */
+/* Threads take pieces in ascending order and finish each, so the lowest row that fails is always found. */
 static void record_failure(struct loop *loop, enum et_status status, int64_t row) {
     pthread_mutex_lock(&loop->lock);
     if (loop->outcome.status == ET_OK || row < loop->outcome.row)
@@ -47,7 +48,7 @@ static void *take_pieces(void *argument) {
     return NULL;
 }
 
-/* Cores that this process may use: containers and taskset restrict it below what the machine has. */
+/* Cores that this process may use; containers and taskset may allow fewer than the machine has. */
 static int64_t usable_cores(void) {
 #ifdef __linux__
     cpu_set_t set;
@@ -69,14 +70,14 @@ struct et_outcome et_parallel_rows(int64_t n_rows, int64_t grain, int threads, e
     struct loop loop = {.n_rows = n_rows, .grain = grain, .fn = fn, .job = job, .outcome = {ET_OK, -1}};
     pthread_mutex_init(&loop.lock, NULL);
 
-    /* Signals are Python's business: its main thread must get them, so the workers block them all. */
+    /* The main thread of Python must receive all signals, so the workers block them. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_t workers[MAX_THREADS];
     int64_t helpers = thread_count(threads, (n_rows - 1) / grain + 1) - 1;
     int64_t started = 0;
-    /* If the system gives fewer threads than wanted, fewer do the same work. */
+    /* If the system starts fewer threads, those do all the work. */
     while (started < helpers && pthread_create(&workers[started], NULL, take_pieces, &loop) == 0)
         started++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);

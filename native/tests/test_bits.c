@@ -1,6 +1,6 @@
-/* Prints what the kernels give for inputs that are the same on every machine, as digests; all instruction sets that run
- * here must agree. `make test-neon` runs it on this machine and, built for AArch64, under qemu-user: the outputs must be
- * equal. With the path of libggml-base it also compares each block with what libggml writes.
+/* Prints digests of the kernels' results for inputs that are the same on every machine. All instruction sets of this
+ * machine must agree. `make test-neon` runs it on this machine and, built for AArch64, under qemu-user: the outputs
+ * must be equal. With the path of libggml-base it also compares each block with that of libggml.
  *
  *   test_bits [path/to/libggml-base.so]
  */
@@ -19,7 +19,8 @@ enum { ROWS = 37, BLOCKS = 3, MAX_K = BLOCKS * ET_MAX_BLOCK };
 static int failures = 0;
 static bool have_ggml = false;
 
-/* --- inputs -------------------------------------------------------------------------------------------------------- */
+/* --- inputs
+ * -------------------------------------------------------------------------------------------------------- */
 
 static uint64_t state;
 
@@ -28,25 +29,19 @@ static uint32_t random_bits(void) { /* xorshift64* */
     return (uint32_t)((state * 0x2545F4914F6CDD1DULL) >> 32);
 }
 
-/* In [-1, 1), a multiple of 2^-23: made of integers, so the same everywhere. */
-static float uniform(void) {
-    return (float)((int32_t)(random_bits() >> 8) - (1 << 23)) * 0x1p-23f;
-}
+/* In [-1, 1), a multiple of 2^-23: computed from integers, so the same everywhere. */
+static float uniform(void) { return (float)((int32_t)(random_bits() >> 8) - (1 << 23)) * 0x1p-23f; }
 
 static float bell(void) {
     float sum = 0;
-    for (int i = 0; i < 4; i++) /* in one expression the order of the calls would be the compiler's */
+    for (int i = 0; i < 4; i++) /* in one expression, the order of the calls would be up to the compiler */
         sum += uniform();
     return sum;
 }
 
-static float ties(void) {
-    return (float)((int32_t)(random_bits() % 31) - 15) * 0.5f;
-}
+static float ties(void) { return (float)((int32_t)(random_bits() % 31) - 15) * 0.5f; }
 
-static float sparse(void) {
-    return random_bits() % 16 ? 0 : bell();
-}
+static float sparse(void) { return random_bits() % 16 ? 0 : bell(); }
 
 static float outliers(void) {
     float value = bell();
@@ -58,26 +53,25 @@ static float many_sizes(void) {
     return ldexpf(value, (int)(random_bits() % 60) - 30);
 }
 
-static float positive(void) {
-    return 1 + fabsf(uniform());
-}
+static float positive(void) { return 1 + fabsf(uniform()); }
 
-static float last_bits(void) {
-    return float_of_bits(0xbf800000 + random_bits() % 3);
-}
+static float last_bits(void) { return float_of_bits(0xbf800000 + random_bits() % 3); }
 
-static float any_bits(void) {
-    return float_of_bits(random_bits());
-}
+static float any_bits(void) { return float_of_bits(random_bits()); }
 
 static const struct {
     const char *name;
     float (*next)(void);
-    bool hostile; /* holds what only libggml may quantize */
+    bool hostile; /* has blocks that only libggml may quantize */
 } PATTERNS[] = {
-    {"bell", bell, false},         {"ties", ties, false},         {"sparse", sparse, false},
-    {"outliers", outliers, false}, {"many sizes", many_sizes, false}, {"positive", positive, false},
-    {"last bits", last_bits, false}, {"any bits", any_bits, true},
+    {"bell", bell, false},
+    {"ties", ties, false},
+    {"sparse", sparse, false},
+    {"outliers", outliers, false},
+    {"many sizes", many_sizes, false},
+    {"positive", positive, false},
+    {"last bits", last_bits, false},
+    {"any bits", any_bits, true},
 };
 enum { PATTERN_COUNT = sizeof PATTERNS / sizeof PATTERNS[0] };
 
@@ -87,7 +81,8 @@ static void fill(float *out, int64_t count, int pattern) {
         out[i] = PATTERNS[pattern].next();
 }
 
-/* --- digests -------------------------------------------------------------------------------------------------------- */
+/* --- digests
+ * -------------------------------------------------------------------------------------------------------- */
 
 static uint64_t digest_of(const void *bytes, size_t count, uint64_t digest) { /* FNV-1a */
     const uint8_t *p = bytes;
@@ -108,11 +103,13 @@ static bool agrees(uint64_t digest, uint64_t *first, bool is_first, const char *
     return *first == digest;
 }
 
-/* --- quantizers ------------------------------------------------------------------------------------------------------- */
+/* --- quantizers
+ * ------------------------------------------------------------------------------------------------------- */
 
-/* All blocks through one kernel, group by group. A block that is left to libggml counts as that and no more. */
+/* Quantizes all blocks with one kernel, group by group. Of a block that is left to libggml, only that fact is
+ * counted. */
 static uint64_t digest_blocks(const struct et_group_kernels *kernels, const float *x, const float *w, bool hostile) {
-    static uint8_t out[ROWS * BLOCKS * ET_MAX_BLOCK_BYTES], nowhere[ET_MAX_BLOCK_BYTES];
+    static uint8_t out[ROWS * BLOCKS * ET_MAX_BLOCK_BYTES], discarded[ET_MAX_BLOCK_BYTES];
     uint64_t digest = NOTHING;
     int blocks = ROWS * BLOCKS, left_over = 0;
     for (int first = 0; first < blocks; first += kernels->group) {
@@ -122,7 +119,7 @@ static uint64_t digest_blocks(const struct et_group_kernels *kernels, const floa
             group.x[b] = x + block * kernels->block_size;
             group.w[b] = w ? w + block % BLOCKS * kernels->block_size : NULL;
             group.sigma2[b] = 0.25f;
-            group.out[b] = first + b < blocks ? out + block * kernels->block_bytes : nowhere;
+            group.out[b] = first + b < blocks ? out + block * kernels->block_bytes : discarded;
         }
         uint64_t left = (w ? kernels->weighted : kernels->plain)(&group);
         for (int b = 0; b < kernels->group && first + b < blocks; b++) {
@@ -162,7 +159,7 @@ static void test_blocks(int type, int pattern, bool weighted) {
     printf("%s: %016" PRIx64 "\n", what, first);
 }
 
-/* Whole rows of each element type, through et_quantize. */
+/* Quantizes whole rows of each element type with et_quantize. */
 static void test_rows(const struct et_group_kernels *kernels, enum et_dtype dtype, bool weighted) {
     static float x[ROWS * MAX_K], w[MAX_K];
     static uint16_t halves[ROWS * MAX_K];
@@ -171,7 +168,8 @@ static void test_rows(const struct et_group_kernels *kernels, enum et_dtype dtyp
     size_t row_bytes = (size_t)(BLOCKS * kernels->block_bytes), bytes = ROWS * row_bytes;
     uint64_t first = 0;
     char what[80];
-    snprintf(what, sizeof what, "type %d, rows of dtype %d, %s", kernels->type, (int)dtype, weighted ? "weighted" : "plain");
+    snprintf(what, sizeof what, "type %d, rows of dtype %d, %s", kernels->type, (int)dtype,
+             weighted ? "weighted" : "plain");
     fill(x, ROWS * k, 0);
     for (int64_t i = 0; i < k; i++)
         w[i] = fabsf(uniform());
@@ -180,8 +178,14 @@ static void test_rows(const struct et_group_kernels *kernels, enum et_dtype dtyp
         if (dtype != ET_F32)
             x[i] = dtype == ET_F16 ? float_of_f16(halves[i]) : float_of_bf16(halves[i]);
     }
-    struct et_quantize_job job = {.type = kernels->type, .dtype = dtype, .rows = dtype == ET_F32 ? (void *)x : halves,
-                                  .weights = weighted ? w : NULL, .out = out, .n = ROWS, .k = k, .row_bytes = row_bytes};
+    struct et_quantize_job job = {.type = kernels->type,
+                                  .dtype = dtype,
+                                  .rows = dtype == ET_F32 ? (void *)x : halves,
+                                  .weights = weighted ? w : NULL,
+                                  .out = out,
+                                  .n = ROWS,
+                                  .k = k,
+                                  .row_bytes = row_bytes};
     for (int isa = 0, seen = 0; isa < ET_ISA_COUNT; isa++) {
         if (!et_isa_runs_here((enum et_isa)isa))
             continue;
@@ -199,11 +203,12 @@ static void test_rows(const struct et_group_kernels *kernels, enum et_dtype dtyp
     printf("%s: %016" PRIx64 "\n", what, first);
 }
 
-/* --- the other concerns: a function that gives a digest, called for each instruction set and thread count -------------- */
+/* --- the other kernels: a function that returns a digest, called for each instruction set and thread count
+ * ------------- */
 
 typedef uint64_t (*digest_fn)(int variant, int threads);
 
-static void test_concern(const char *name, int variants, digest_fn digest) {
+static void test_digests(const char *name, int variants, digest_fn digest) {
     for (int variant = 0; variant < variants; variant++) {
         uint64_t first = 0;
         char what[80];
@@ -219,7 +224,7 @@ static void test_concern(const char *name, int variants, digest_fn digest) {
     }
 }
 
-/* Rows of ROWS x k in the element type; the floats are what the halves stand for. */
+/* ROWS x k elements of the type, of the same values. */
 static const void *rows_of(enum et_dtype dtype, int64_t k) {
     static float x[ROWS * MAX_K];
     static uint16_t halves[ROWS * MAX_K];
@@ -239,9 +244,16 @@ static uint64_t digest_nbits(int variant, int threads) {
     enum et_dtype dtype = (enum et_dtype)(variant % 3);
     size_t k_blocks = (size_t)((k - 1) / size + 1);
     size_t scale_bytes = ROWS * k_blocks * (format.half_scales ? 2 : 4);
-    struct et_nbits_quantize_job job = {.format = format, .dtype = dtype, .rows = rows_of(dtype, k), .codes = codes,
-                                        .scales = scales, .zero_points = format.symmetric ? NULL : zeros, .n = ROWS,
-                                        .k = k, .search = true, .weights = variant & 8 ? w : NULL};
+    struct et_nbits_quantize_job job = {.format = format,
+                                        .dtype = dtype,
+                                        .rows = rows_of(dtype, k),
+                                        .codes = codes,
+                                        .scales = scales,
+                                        .zero_points = format.symmetric ? NULL : zeros,
+                                        .n = ROWS,
+                                        .k = k,
+                                        .search = true,
+                                        .weights = variant & 8 ? w : NULL};
     state = 9;
     for (int64_t i = 0; i < k; i++)
         w[i] = fabsf(uniform());
@@ -253,8 +265,8 @@ static uint64_t digest_nbits(int variant, int threads) {
 
 /* variant: element type, blocksize; absmax, nesting, codes, and back */
 static uint64_t digest_4bit(int variant, int threads) {
-    static const float values[16] = {-1, -0.75f, -0.5f, -0.375f, -0.25f, -0.1875f, -0.125f, 0,
-                                     0.0625f, 0.125f, 0.25f, 0.3125f, 0.4375f, 0.5625f, 0.75f, 1};
+    static const float values[16] = {-1,      -0.75f, -0.5f, -0.375f, -0.25f,  -0.1875f, -0.125f, 0,
+                                     0.0625f, 0.125f, 0.25f, 0.3125f, 0.4375f, 0.5625f,  0.75f,   1};
     static float absmax[ROWS * MAX_K], scales[ROWS * MAX_K], nested[ROWS * MAX_K], out[ROWS * MAX_K], map[256];
     static uint8_t codes[ROWS * MAX_K], packed[ROWS * MAX_K], nearest[ET_NEAREST_SIZE];
     const int64_t k = 333, count = ROWS * k, size = 32 << variant / 3, blocks = et_blocks(count, size);
@@ -327,11 +339,22 @@ static uint64_t digest_logits(int variant, int threads) {
     }
     for (int i = 0; i < ROWS; i++)
         targets[i] = i * 53 % V;
-    struct et_compare_job compare = {
-        .reference = dtype_a == ET_F32 ? (void *)a : half_a, .other = dtype_b == ET_F32 ? (void *)b : half_b,
-        .reference_dtype = dtype_a, .other_dtype = dtype_b, .targets = targets, .kld = out[0], .same_top = same,
-        .nll_reference = out[1], .nll = out[2], .reverse_kld = out[3], .entropy_reference = out[4], .entropy = out[5],
-        .top_k_overlap = out[6], .n = ROWS, .v = V, .top_k = 10};
+    struct et_compare_job compare = {.reference = dtype_a == ET_F32 ? (void *)a : half_a,
+                                     .other = dtype_b == ET_F32 ? (void *)b : half_b,
+                                     .reference_dtype = dtype_a,
+                                     .other_dtype = dtype_b,
+                                     .targets = targets,
+                                     .kld = out[0],
+                                     .same_top = same,
+                                     .nll_reference = out[1],
+                                     .nll = out[2],
+                                     .reverse_kld = out[3],
+                                     .entropy_reference = out[4],
+                                     .entropy = out[5],
+                                     .top_k_overlap = out[6],
+                                     .n = ROWS,
+                                     .v = V,
+                                     .top_k = 10};
     struct et_encode_job encode = {compare.reference, dtype_a, scale, low, codes, ROWS, V};
     struct et_decode_job decode = {scale, low, codes, back, ROWS, V};
     failures += et_compare(&compare, threads).status != ET_OK || et_encode(&encode, threads).status != ET_OK;
@@ -356,11 +379,11 @@ int main(int argc, char **argv) {
             for (int dtype = ET_F32; dtype <= ET_BF16; dtype++)
                 test_rows(&et_kernel_table[ET_SCALAR].quantize->types[i], (enum et_dtype)dtype, weighted);
         }
-    test_concern("blocks for ONNX", 30, digest_nbits);
-    test_concern("4 bits", 9, digest_4bit);
-    test_concern("adapters", 6, digest_product);
-    test_concern("int8", 3, digest_int8);
-    test_concern("logits", 18, digest_logits);
+    test_digests("blocks for ONNX", 30, digest_nbits);
+    test_digests("4 bits", 9, digest_4bit);
+    test_digests("adapters", 6, digest_product);
+    test_digests("int8", 3, digest_int8);
+    test_digests("logits", 18, digest_logits);
     printf("%s\n", failures ? "FAILED" : "ok");
     return failures != 0;
 }

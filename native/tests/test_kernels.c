@@ -1,5 +1,5 @@
-/* The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on exactly sized allocations so that a read or write
- * past an end is seen. Values are tested from Python; here it is memory, arithmetic and threads.
+/* Runs the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on allocations of the exact size, so that a
+ * read or write past an end is found. The Python tests check values; this one checks memory, arithmetic and threads.
  *
  *   test_kernels path/to/libggml-base.so
  */
@@ -12,12 +12,12 @@
 
 static int failures = 0;
 
-#define CHECK(condition)                                                                                              \
-    do {                                                                                                              \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                           \
-            failures++;                                                                                               \
-        }                                                                                                             \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            failures++;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
 static uint64_t state = 1;
@@ -39,29 +39,38 @@ static float *random_floats(int64_t count, bool any_bits) {
     return out;
 }
 
-/* libggml itself is not sanitized, but what it reads and writes in our buffers is bounded by their exact size. */
+/* libggml itself is not sanitized, but the exact size of our buffers bounds its reads and writes. */
 static void test_quantize(struct et_ggml_type type, enum et_dtype dtype, int64_t n) {
     const int64_t k = 2 * type.block_size > 64 ? 2 * type.block_size : 64;
     size_t row_bytes = (size_t)(k / type.block_size) * type.block_bytes;
-    float *floats = random_floats(n * k, false), *weights = random_floats(k, false), *back = malloc((size_t)(n * k) * 4);
+    float *floats = random_floats(n * k, false), *weights = random_floats(k, false),
+          *back = malloc((size_t)(n * k) * 4);
     uint16_t *halves = malloc((size_t)(n * k) * sizeof *halves);
     for (int64_t i = 0; i < n * k; i++)
-        halves[i] = dtype == ET_F16 ? (uint16_t)(random_bits() & 0xbbff) : (uint16_t)(0x3f00 | (random_bits() & 0x80ff));
+        halves[i] =
+            dtype == ET_F16 ? (uint16_t)(random_bits() & 0xbbff) : (uint16_t)(0x3f00 | (random_bits() & 0x80ff));
     for (int64_t i = 0; i < k; i++)
         weights[i] = fabsf(weights[i]);
     uint8_t *one = malloc((size_t)n * row_bytes), *many = malloc((size_t)n * row_bytes);
-    struct et_quantize_job job = {.type = type.id, .dtype = dtype, .rows = dtype == ET_F32 ? (void *)floats : halves,
-                                  .weights = weights, .out = one, .n = n, .k = k, .row_bytes = row_bytes};
+    struct et_quantize_job job = {.type = type.id,
+                                  .dtype = dtype,
+                                  .rows = dtype == ET_F32 ? (void *)floats : halves,
+                                  .weights = weights,
+                                  .out = one,
+                                  .n = n,
+                                  .k = k,
+                                  .row_bytes = row_bytes};
     CHECK(et_quantize(&job, 1).status == ET_OK);
     job.out = many;
     CHECK(et_quantize(&job, 4).status == ET_OK);
     CHECK(memcmp(one, many, (size_t)n * row_bytes) == 0);
-    struct et_dequantize_job undo = {.type = type.id, .blocks = one, .out = back, .n = n, .k = k, .row_bytes = row_bytes};
+    struct et_dequantize_job undo = {
+        .type = type.id, .blocks = one, .out = back, .n = n, .k = k, .row_bytes = row_bytes};
     CHECK(et_dequantize(&undo, 3).status == ET_OK);
     free(floats), free(weights), free(back), free(halves), free(one), free(many);
 }
 
-/* [count] of the type: any bits at all, or values within 4 of 0. */
+/* [count] of the type: any bits, or values from -4 to 4. */
 static void *random_logits(int64_t count, enum et_dtype dtype, bool any_bits) {
     if (dtype == ET_F32)
         return random_floats(count, any_bits);
@@ -71,9 +80,7 @@ static void *random_logits(int64_t count, enum et_dtype dtype, bool any_bits) {
     return out;
 }
 
-static double *numbers(int64_t n) {
-    return malloc((size_t)n * sizeof(double));
-}
+static double *numbers(int64_t n) { return malloc((size_t)n * sizeof(double)); }
 
 static void test_compare(int64_t n, int64_t v, enum et_dtype dtype_a, enum et_dtype dtype_b, bool any_bits) {
     void *a = random_logits(n * v, dtype_a, any_bits), *b = random_logits(n * v, dtype_b, any_bits);
@@ -81,13 +88,24 @@ static void test_compare(int64_t n, int64_t v, enum et_dtype dtype_a, enum et_dt
     uint8_t *same = malloc((size_t)n);
     for (int64_t i = 0; i < n; i++)
         targets[i] = random_bits() % v;
-    struct et_compare_job job = {
-        .reference = a, .other = b, .reference_dtype = dtype_a, .other_dtype = dtype_b, .targets = targets,
-        .kld = numbers(n), .same_top = same, .nll_reference = numbers(n), .nll = numbers(n), .reverse_kld = numbers(n),
-        .entropy_reference = numbers(n), .entropy = numbers(n), .top_k_overlap = numbers(n), .n = n, .v = v,
-        .top_k = 1 + random_bits() % v};
-    double *out[] = {job.kld, job.nll_reference, job.nll, job.reverse_kld, job.entropy_reference, job.entropy,
-                     job.top_k_overlap};
+    struct et_compare_job job = {.reference = a,
+                                 .other = b,
+                                 .reference_dtype = dtype_a,
+                                 .other_dtype = dtype_b,
+                                 .targets = targets,
+                                 .kld = numbers(n),
+                                 .same_top = same,
+                                 .nll_reference = numbers(n),
+                                 .nll = numbers(n),
+                                 .reverse_kld = numbers(n),
+                                 .entropy_reference = numbers(n),
+                                 .entropy = numbers(n),
+                                 .top_k_overlap = numbers(n),
+                                 .n = n,
+                                 .v = v,
+                                 .top_k = 1 + random_bits() % v};
+    double *out[] = {job.kld,     job.nll_reference, job.nll, job.reverse_kld, job.entropy_reference,
+                     job.entropy, job.top_k_overlap};
     enum { OUTPUTS = sizeof out / sizeof *out };
     struct et_outcome outcome = et_compare(&job, 3);
     CHECK(any_bits || outcome.status == ET_OK);
@@ -109,8 +127,8 @@ static void test_codes(int64_t n, int64_t v, enum et_dtype dtype, bool any_bits)
     void *logits = random_logits(n * v, dtype, any_bits);
     float *scale = calloc((size_t)n, 4), *low = calloc((size_t)n, 4), *back = malloc((size_t)(n * v) * 4);
     uint16_t *codes = calloc((size_t)(n * v), 2);
-    struct et_encode_job job = {.logits = logits, .dtype = dtype, .scale = scale, .min_log_prob = low, .codes = codes,
-                                .n = n, .v = v};
+    struct et_encode_job job = {
+        .logits = logits, .dtype = dtype, .scale = scale, .min_log_prob = low, .codes = codes, .n = n, .v = v};
     CHECK(et_encode(&job, 2).status == ET_OK || any_bits);
     struct et_decode_job undo = {scale, low, codes, back, n, v};
     CHECK(et_decode(&undo, 2).status == ET_OK);
@@ -121,8 +139,13 @@ static void test_codes(int64_t n, int64_t v, enum et_dtype dtype, bool any_bits)
 
 static void check_nbits_back(const struct et_nbits_quantize_job *job) {
     float *back = malloc((size_t)(job->n * job->k) * sizeof *back);
-    struct et_nbits_dequantize_job undo = {.format = job->format, .codes = job->codes, .scales = job->scales,
-                                           .zero_points = job->zero_points, .out = back, .n = job->n, .k = job->k};
+    struct et_nbits_dequantize_job undo = {.format = job->format,
+                                           .codes = job->codes,
+                                           .scales = job->scales,
+                                           .zero_points = job->zero_points,
+                                           .out = back,
+                                           .n = job->n,
+                                           .k = job->k};
     CHECK(et_nbits_dequantize(&undo, 2).status == ET_OK);
     for (int64_t i = 0; job->dtype == ET_F32 && i < job->n * job->k; i++)
         CHECK(fabsf(back[i] - ((const float *)job->rows)[i]) <= 1.0f); /* values below 4: a step is some 0.5 at most */
@@ -138,7 +161,7 @@ static void test_nbits(struct et_nbits_format format, enum et_dtype dtype, int64
     uint16_t *halves = malloc((size_t)(n * k) * sizeof *halves);
     for (int64_t i = 0; i < n * k; i++)
         halves[i] = (uint16_t)(random_bits() & (any_bits ? 0xffff : 0xbbff));
-    for (int64_t i = 0; i < n * k && n % 2; i++) { /* any size, but finite: an exponent with a bit cleared */
+    for (int64_t i = 0; i < n * k && n % 2; i++) { /* of any size, but finite: a bit of the exponent is cleared */
         uint32_t bits;
         memcpy(&bits, &floats[i], sizeof bits);
         bits &= 0xff7fffff;
@@ -148,8 +171,13 @@ static void test_nbits(struct et_nbits_format format, enum et_dtype dtype, int64
         weights[i] = fabsf(weights[i]);
     uint8_t *codes = malloc(code_bytes), *zeros = malloc(zero_bytes);
     void *scales = malloc(scale_bytes);
-    struct et_nbits_quantize_job job = {.format = format, .dtype = dtype, .codes = codes, .scales = scales, .n = n,
-                                        .k = k, .rows = dtype == ET_F32 ? (void *)floats : halves,
+    struct et_nbits_quantize_job job = {.format = format,
+                                        .dtype = dtype,
+                                        .codes = codes,
+                                        .scales = scales,
+                                        .n = n,
+                                        .k = k,
+                                        .rows = dtype == ET_F32 ? (void *)floats : halves,
                                         .zero_points = format.symmetric ? NULL : zeros};
     for (int i = 0; i < 3; i++) {
         job.search = i > 0;
@@ -252,7 +280,7 @@ static void test_torch_mean(void) {
         for (int64_t i = 0; i < count; i++)
             ones[i] = 1.0f;
         for (int threads = 1; threads < 20; threads += 3)
-            CHECK(et_torch_mean(ones, count, threads) == 1.0f); /* exact in any order, if each is counted once */
+            CHECK(et_torch_mean(ones, count, threads) == 1.0f); /* exact in any order, if each is added once */
         free(ones);
     }
     float *many = calloc(32768, 4);
@@ -291,7 +319,8 @@ int main(int argc, char **argv) {
     struct et_ggml_type type;
     struct et_cpu cpu;
     if (argc != 2 || !et_ggml_open(argv[1], message, sizeof message)) {
-        fprintf(stderr, "usage: test_kernels path/to/libggml-base.so%s%s\n", argc == 2 ? "\n" : "", argc == 2 ? message : "");
+        fprintf(stderr, "usage: test_kernels path/to/libggml-base.so%s%s\n", argc == 2 ? "\n" : "",
+                argc == 2 ? message : "");
         return 2;
     }
     test_threads();

@@ -1,9 +1,9 @@
-"""The comparison of logits beside numpy and beside the memory, in one process, interleaved, median of seven.
+"""Compare logits: the kernel, NumPy and the memory bandwidth, in one process, interleaved, median of seven.
 
     python -m tests.bench.bench_logits
 
-numpy: the twin, which is the definitions in float64, with the same outputs. memory: reading the same bytes, row by row,
-in as many threads, and doing next to nothing with them (`numpy.max` of integers: one vector instruction per 64 bytes).
+numpy: the NumPy reference backend, the definitions in float64 with the same outputs. memory: reading the same bytes,
+row by row, on as many threads, with almost no work (`numpy.max` of integers: one vector instruction per 64 bytes).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native as native
-from edgetune_native import _twin
-from edgetune_native.face import Face
 from tests.bench.timing import medians
+from tests.native.backends import REFERENCE
 
 CASES = {  # distance of the two models' logits (standard deviation), element type, how much of a row is -inf
     "close, f32": (0.1, np.float32, 0.0),
@@ -48,10 +47,10 @@ def bench_case(name: str, n: int, v: int, pool: ThreadPoolExecutor) -> None:
     if masked:
         a[:, rng.random(v) < masked] = -np.inf
     rows = a.astype(dtype), b.astype(dtype)
-    ids, twin, cores = np.zeros(n, np.int64), Face(_twin), len(sched_getaffinity(0))
+    ids, cores = np.zeros(n, np.int64), len(sched_getaffinity(0))
     few = max(1, n // 8)  # numpy needs seconds for all
     slow, one, every, read_one, read_every = medians(
-        lambda: twin.compare(rows[0][:few], rows[1][:few], ids[:few]),
+        lambda: REFERENCE.compare(rows[0][:few], rows[1][:few], ids[:few]),
         lambda: native.compare(*rows, ids, threads=1),
         lambda: native.compare(*rows, ids),
         reader(rows, 1, pool),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native as native
-from edgetune_native import _native
 from tests.bench.timing import Call, medians
 from tests.native import ggml
+from tests.native.backends import native as extension
 
 TYPES = ("q4_k", "q5_k", "q6_k", "q2_k", "q3_k", "iq4_xs", "iq4_nl", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 K = 4096
@@ -28,7 +28,7 @@ def instruction_sets() -> Iterator[str]:
     """Those that run here, the best first, without the plain C one."""
     for isa in ("avx512", "avx2", "neon"):
         try:
-            _native.use_isa(isa)
+            extension.use_isa(isa)
         except ValueError:
             continue
         yield isa
@@ -43,7 +43,7 @@ def _bench(name: str, weights: NDArray[np.float32] | None) -> None:
 
     def ours(isa: str, source: NDArray[np.float32] | NDArray[np.uint16], threads: int) -> Call:
         def call() -> None:
-            _native.use_isa(isa)
+            extension.use_isa(isa)
             native.quantize(source, name, weights=weights, threads=threads, out=out)
 
         return call
@@ -72,7 +72,7 @@ def bench_quantize(types: tuple[str, ...] = TYPES) -> None:
     for name in types:
         for weights in (None,) if name == "q8_0" else (None, importance):
             _bench(name, weights)
-    _native.use_isa(best)
+    extension.use_isa(best)
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def test_the_lowest_of_equal_logits_is_the_top(backend: Backend) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.nan, "row 33 holds a NaN or"), (np.inf, "row 33 holds a NaN or"), (None, "row 33 has no finite")],
+    [(np.nan, "row 33 contains NaN or"), (np.inf, "row 33 contains NaN or"), (None, "row 33 has no finite")],
 )
 def test_rows_that_are_no_distribution(backend: Backend, threads: int, value: float | None, message: str) -> None:
     good, bad = pair(64, 37)

@@ -79,8 +79,5 @@ KNOWN_ARROWS: set[tuple[str, str]] = {
     ("edgetune.validation", "edgetune.sensitivity"),
 }
 KNOWN_CIRCLES: set[str] = {"edgetune.runtime", "edgetune.sensitivity"}  # packages whose parts import each other
-KNOWN_LONG_FUNCTIONS: set[str] = {
-    "native/edgetune_native/faces/bitsandbytes.py:dequantize_4bit",
-    "native/edgetune_native/faces/nbits.py:quantize_blocks",
-}
-KNOWN_LONG_FILES: set[str] = {"native/src/module.c"}
+KNOWN_LONG_FUNCTIONS: set[str] = set()
+KNOWN_LONG_FILES: set[str] = set()
