@@ -181,7 +181,7 @@ def test_any_bits(backend: Backend, v: int, dtype: str, seed: int) -> None:
     legal = all(not np.isnan(rows).any() and (np.isfinite(rows.max(axis=1))).all() for rows in values)
     with np.errstate(over="ignore", invalid="ignore"):
         if not legal:
-            with pytest.raises(ValueError, match=r"row [01] h"):
+            with pytest.raises(ValueError, match=r"row [01] (has|contains) "):
                 backend.compare(a, b, np.zeros(2, np.int64))
             return
         found = backend.compare(a, b, np.zeros(2, np.int64))
@@ -238,7 +238,7 @@ def test_what_a_late_block_brings(backend: Backend) -> None:
     for value in (np.nan, np.inf):
         a[2, late] = value
         for pair_ in ((a, b), (b, a)):
-            with pytest.raises(ValueError, match="row 2 holds a NaN"):
+            with pytest.raises(ValueError, match="row 2 contains NaN"):
                 backend.compare(*pair_, ids)
 
 
