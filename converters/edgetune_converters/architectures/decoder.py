@@ -17,7 +17,7 @@ from edgetune_converters.errors import ArchitectureError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadNorm = Literal["head", "each head", "all heads"]
-Number = Callable[[ModelConfig], float]
+NumberOf = Callable[[ModelConfig], float]
 Slot = tuple[str, int | None, str]  # slot, layer, "weight" or "bias"
 
 # the names that transformers gives the activations
@@ -95,7 +95,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderSpec:
     """A whole model. `slots` lists its weights and biases; a scale of 1 and a cap of 0 mean none."""
 
     hidden: int
@@ -149,21 +149,21 @@ class Traits:
 
     norm: Literal["rms", "layer"] = "rms"
     activation: Callable[[ModelConfig], Any] = lambda config: config.get("hidden_act", "silu")
-    attention_scale: Number = _root
-    attention_cap: Number = _none
+    attention_scale: NumberOf = _root
+    attention_cap: NumberOf = _none
     window: Callable[[ModelConfig, int], int | None] = _everywhere
     rotation: Callable[[ModelConfig, int], str | None] = _global
     interleaved: bool = False
     parallel: Callable[[ModelConfig], bool] = _sequential
-    embedding_scale: Number = _one
-    residual_scale: Number = _one
-    logit_scale: Number = _one
-    logit_cap: Number = _none
+    embedding_scale: NumberOf = _one
+    residual_scale: NumberOf = _one
+    logit_scale: NumberOf = _one
+    logit_cap: NumberOf = _none
     normalized_experts: Callable[[ModelConfig], bool] = lambda config: True
     refusal: Callable[[ModelConfig], str | None] = lambda config: None
 
 
-def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]]) -> Decoder:
+def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[int, ...]]) -> DecoderSpec:
     """Return the description of a model with these tensors (slot -> shape).
 
     Raises ArchitectureError for a model that cannot be described.
@@ -172,7 +172,7 @@ def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[i
         raise ArchitectureError(problem)
     blocks = tuple(_block(traits, config, tensors, layer) for layer in range(config.layers))
     epsilon = "rms_norm_eps" if traits.norm == "rms" else "layer_norm_eps"
-    return Decoder(
+    return DecoderSpec(
         hidden=config.hidden,
         vocabulary=config.vocab_size,
         context=config.integer("max_position_embeddings"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto
 
 from edgetune_converters.architectures import FAMILIES, Family, ModelConfig
-from edgetune_converters.architectures.decoder import Decoder, describe
+from edgetune_converters.architectures.decoder import DecoderSpec, describe
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.merging.stream import MergedTensor
 from edgetune_converters.onnx import layout
@@ -41,7 +41,7 @@ def _shape(tensor: MergedTensor) -> tuple[int, ...]:
     return (1, *tensor.shape) if tensor.slot == "shared_router" else tensor.shape
 
 
-def describe_model(family: Family, config: ModelConfig, sources: Sequence[SourceTensor]) -> Decoder:
+def describe_model(family: Family, config: ModelConfig, sources: Sequence[SourceTensor]) -> DecoderSpec:
     """The description of a model. Errors: ArchitectureError for a family that has none."""
     if family.onnx is None:
         described = ", ".join(other.name for other in FAMILIES if other.onnx)
@@ -56,7 +56,7 @@ def describe_model(family: Family, config: ModelConfig, sources: Sequence[Source
 class DecoderGraph:
     """A model in one file type: the plan, where each array lies, and the graph."""
 
-    decoder: Decoder
+    decoder: DecoderSpec
     plan: OnnxPlan
     placed: tuple[WeightLayout, ...]
     tables: dict[str, tuple[ExternalArray, ExternalArray]]
@@ -64,7 +64,7 @@ class DecoderGraph:
 
     @classmethod
     def of(
-        cls, decoder: Decoder, sources: Sequence[SourceTensor], types: OnnxRecipe, settings: OnnxSettings
+        cls, decoder: DecoderSpec, sources: Sequence[SourceTensor], types: OnnxRecipe, settings: OnnxSettings
     ) -> DecoderGraph:
         """Choose storages and give everything its place: weights first, tables behind them."""
         chosen = plan(types, sources, _table_rows(decoder), settings)
@@ -112,12 +112,12 @@ def _end(placed: Sequence[WeightLayout]) -> int:
     return max(array.offset + array.spec.bytes for item in placed for array in item.arrays)
 
 
-def _table_shape(decoder: Decoder, name: str) -> tuple[int, int]:
+def _table_shape(decoder: DecoderSpec, name: str) -> tuple[int, int]:
     rotation = decoder.rotations[name]
     return rotation.rows(decoder.context), rotation.dim // 2
 
 
-def _table_rows(decoder: Decoder) -> list[PlannedTensor]:
+def _table_rows(decoder: DecoderSpec) -> list[PlannedTensor]:
     rows = []
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)
@@ -127,7 +127,7 @@ def _table_rows(decoder: Decoder) -> list[PlannedTensor]:
     return rows
 
 
-def _tables(decoder: Decoder, start: int) -> dict[str, tuple[ExternalArray, ExternalArray]]:
+def _tables(decoder: DecoderSpec, start: int) -> dict[str, tuple[ExternalArray, ExternalArray]]:
     found, offset = {}, start
     for name in decoder.rotations:
         shape = _table_shape(decoder, name)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import TensorProto
 
-from edgetune_converters.architectures.decoder import Activation, Attention, Decoder, Experts, Norm
+from edgetune_converters.architectures.decoder import Activation, Attention, DecoderSpec, Experts, Norm
 from edgetune_converters.onnx.builder import Graph
 from edgetune_converters.onnx.layout import ExternalArray, WeightLayout
 
@@ -24,7 +24,7 @@ class Operators(ABC):
     def __init__(
         self,
         graph: Graph,
-        decoder: Decoder,
+        decoder: DecoderSpec,
         weights: Mapping[str, WeightLayout],
         tables: Mapping[str, tuple[ExternalArray, ExternalArray]],
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from edgetune_converters.architectures.decoder import Attention, Decoder, Experts, Norm
+from edgetune_converters.architectures.decoder import Attention, DecoderSpec, Experts, Norm
 from edgetune_converters.onnx.fused import HEAD_MULTIPLE, FusedOperators
 from edgetune_converters.onnx.layout import ExternalArray, WeightLayout
 from edgetune_converters.onnx.operators import Operators
@@ -150,7 +150,7 @@ def _of_expert(array: ExternalArray, number: int) -> ExternalArray:
     return ExternalArray(f"{array.name}.{number}", spec, array.offset + number * size)
 
 
-def operators_for(decoder: Decoder, *, portable: bool) -> type[Operators]:
+def operators_for(decoder: DecoderSpec, *, portable: bool) -> type[Operators]:
     """The fast operators, or those that every runtime has."""
     if portable:
         return StandardOperators

@@ -22,7 +22,7 @@ from edgetune_converters.errors import CheckpointError
 from edgetune_converters.tensors import F32, FLOAT8, TensorInfo
 
 ViewTensor = Callable[[TensorInfo], NDArray[Any]]
-Config = Mapping[str, Any]
+ConfigJson = Mapping[str, Any]
 
 # quant_method of config.json -> a further key with its supported values, None: any
 _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
@@ -73,7 +73,7 @@ def check_method(path: object, config: Mapping[str, Any]) -> None:
     )
 
 
-def decoders(tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> dict[str, WeightDecoder]:
+def decoders(tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> dict[str, WeightDecoder]:
     """Return the quantized weights of a checkpoint by name; `view` returns the elements of a tensor without a copy.
 
     Raises CheckpointError with every weight of which a part is missing or does not fit.
@@ -113,7 +113,7 @@ class _Misfit(Exception):
     """What is wrong with one weight, as a sentence with its name."""
 
 
-MakeDecoder = Callable[[str, Mapping[str, TensorInfo], Config, ViewTensor], WeightDecoder]
+MakeDecoder = Callable[[str, Mapping[str, TensorInfo], ConfigJson, ViewTensor], WeightDecoder]
 
 
 def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_quantized: bool) -> MakeDecoder | None:
@@ -152,7 +152,7 @@ def _scale(module: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 class _FourBit:
     """A weight of bitsandbytes' Linear4bit, decoded to its original dtype."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> None:
         own = [part for part in tensors if part.startswith(name + ".")]
         missing = [part for part in ("absmax", "quant_map") if f"{name}.{part}" not in tensors]
         missing += ["quant_state"] if not any(state in tensors for state in _state_names(name)) else []
@@ -187,7 +187,7 @@ class _FourBit:
 class _Int8:
     """A weight of bitsandbytes' Linear8bitLt: integers, and the largest weight of each row."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
         info = tensors[name]
         scb, layout = tensors.get(f"{module}.SCB"), tensors.get(f"{module}.weight_format")
@@ -223,7 +223,7 @@ _UNUSED = ("input_scale", "output_scale", "activation_scale", "input_zero_point"
 class _Scaled:
     """Small floats or integers times scales: one per tensor, row, or block of rows and columns."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> None:
         module = name.removesuffix(".weight")
         info = tensors[name]
         scale_name = _scale(module, tensors)
@@ -264,7 +264,7 @@ class _Grid:
         return np.repeat(rows, self.block[1], axis=1)[:, : self.columns]
 
 
-def _scale_grid(scale: TensorInfo, weight: TensorInfo, config: Config, view: ViewTensor) -> _Grid:
+def _scale_grid(scale: TensorInfo, weight: TensorInfo, config: ConfigJson, view: ViewTensor) -> _Grid:
     shape = scale.shape if len(scale.shape) == 2 else (math.prod(scale.shape), 1)
     if scale.dtype not in _FLOATS or len(scale.shape) > 2 or math.prod(shape) > _MAX_SCALES:
         raise _Misfit(f"{scale.name} is {scale.dtype} {list(scale.shape)}; scales are matrices of {', '.join(_FLOATS)}")
@@ -322,7 +322,7 @@ def _scales_of(name: str) -> str:
 class _Mxfp4:
     """The matrices of all experts in blocks of 32 four-bit floats with one power of two each (OCP MX, 2023)."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: Config, view: ViewTensor) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> None:
         info, scales = tensors[name], tensors[_scales_of(name)]
         if info.dtype != "U8" or len(info.shape) != 4 or info.shape[-1] * 2 != _WEIGHTS_OF_A_BLOCK:
             raise _Misfit(f"{name} is {info.dtype} {list(info.shape)}, not blocks of 16 bytes")

@@ -22,7 +22,7 @@ from edgetune_converters.tokenizers.chat_files import DEFAULT, chat_templates, t
 from edgetune_converters.tokenizers.end_of_turn import end_of_turn
 from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
 from edgetune_converters.tokenizers.normalization import Normalization
-from edgetune_converters.tokenizers.verify_ids import Verification, verify
+from edgetune_converters.tokenizers.verify_ids import IdComparison, verify
 from edgetune_converters.tokenizers.vocabulary import TokenTable, TokenType, read_tokens
 
 __all__ = ["Conversion", "TokenType", "Vocabulary", "convert_tokenizer"]
@@ -45,10 +45,10 @@ class _Trial:
 
     kind: Candidate
     metadata: dict[str, Value]
-    verify: Callable[[], Verification | None]
+    verify: Callable[[], IdComparison | None]
 
     @cached_property
-    def result(self) -> Verification | None:
+    def result(self) -> IdComparison | None:
         """The comparison with llama.cpp's ids; None without llama.cpp."""
         return self.verify()
 

@@ -54,7 +54,7 @@ TEXTS = (
 )
 
 
-class Difference(NamedTuple):
+class IdDifference(NamedTuple):
     """A text with different ids in the tokenizer and in llama.cpp."""
 
     text: str
@@ -70,17 +70,17 @@ class Difference(NamedTuple):
         return f"{self.text!r}: from token {here.start} {self.expected[here]} against {self.found[here]} in llama.cpp"
 
 
-class Verification(NamedTuple):
+class IdComparison(NamedTuple):
     """The result of a comparison. `stops_missed` are stop tokens at which llama.cpp would not stop."""
 
     compared: int
-    differences: list[Difference]
+    differences: list[IdDifference]
     stops_missed: list[int]
 
 
 def verify(
     files: TokenizerFiles, metadata: Mapping[str, Value], normalization: Normalization, stops: Sequence[int]
-) -> Verification | None:
+) -> IdComparison | None:
     """Compare ids on a corpus and on text with each added token. Return None where llama.cpp cannot be loaded."""
     library = _library()
     if library is None:
@@ -88,11 +88,11 @@ def verify(
     texts = [*TEXTS, *_with_added_tokens(files)]
     with _vocabulary(library, metadata) as vocabulary:
         compared = [
-            Difference(text, expected, _ids(library, vocabulary, normalization.apply(text)))
+            IdDifference(text, expected, _ids(library, vocabulary, normalization.apply(text)))
             for text, expected in zip(texts, files.encode(texts), strict=True)
         ]
         missed = [number for number in stops if not library.llama_vocab_is_eog(vocabulary, number)]
-    return Verification(len(texts), [each for each in compared if each.expected != each.found], missed)
+    return IdComparison(len(texts), [each for each in compared if each.expected != each.found], missed)
 
 
 def _with_added_tokens(files: TokenizerFiles) -> Iterator[str]:

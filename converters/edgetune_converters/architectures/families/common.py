@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetune_converters.architectures import rope, slots
 from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.architectures.decoder import Number
+from edgetune_converters.architectures.decoder import NumberOf
 from edgetune_converters.architectures.operations import RopePermute, Take, View
 from edgetune_converters.architectures.table import MetadataRow, Requirement, Shape, TensorRow, Views, When, copied
 from edgetune_converters.gguf.values import Value, boolean, booleans, f32, u32
@@ -274,7 +274,7 @@ def even_heads(config: ModelConfig) -> str | None:
 # -- traits of the decoder, for ONNX -----------------------------------------------------------------------------------
 
 
-def stated(field: str) -> Number:
+def stated(field: str) -> NumberOf:
     """Return a number that config.json must have."""
     return lambda config: config.number(field)
 

@@ -1,4 +1,4 @@
-"""What goes on while the weights are streamed: hashing of the base, proof of the vocabulary, several blocks at once."""
+"""Background work during the streaming pass: hashing the base, verifying the vocabulary, several blocks at once."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
 
     def failing(*arguments: Any) -> Any:
         assert began.wait(10)  # the pass has begun by then
-        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])], [])
+        return verify_ids.IdComparison(1, [verify_ids.IdDifference("text", [1], [2])], [])
 
     monkeypatch.setattr(convert, "verify", failing)
     with pytest.raises(TokenizerError, match="does not cut text as the tokenizer"):
@@ -164,7 +164,7 @@ def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
     def verify(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
-        return verify_ids.Verification(1, [verify_ids.Difference("text", [1], [2])] if wrong else [], [])
+        return verify_ids.IdComparison(1, [verify_ids.IdDifference("text", [1], [2])] if wrong else [], [])
 
     monkeypatch.setattr(convert, "_kinds", two)
     monkeypatch.setattr(convert, "verify", verify)
