@@ -14,10 +14,10 @@ NOT_FAST = {
     # torch or transformers: as the subject, as the oracle, or to make the tiny models of tests/converters/tiny.py
     *("training", "planning", "end_to_end", "samples", "runtime", "validation", "report", "sensitivity", "commands"),
     *("converters/onnx", "converters/test_added_tokens.py", "converters/test_converter.py"),
-    *("converters/test_beside_the_pass.py", "converters/test_export.py", "converters/test_page_cache.py"),
+    *("converters/test_background_work.py", "converters/test_export.py", "converters/test_page_cache.py"),
     *("converters/test_families.py", "converters/test_family_options.py", "converters/test_merge_base.py"),
     *("converters/test_mxfp4.py", "converters/test_outputs.py", "converters/test_outputs_of_families.py"),
-    *("converters/test_quantized.py", "converters/test_rotation.py", "converters/test_tokenizers.py"),
+    *("converters/test_prequantized.py", "converters/test_rotation.py", "converters/test_tokenizers.py"),
     *("converters/test_damaged_models.py", "converters/test_gguf_base.py", "converters/test_flagship.py"),
     *(
         "data/test_chat.py",
