@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from edgetune import console
-from edgetune.runs.directory import RunDirectory
 
 
 @click.command(name="inspect")
@@ -29,21 +28,13 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
       edgetune inspect runs/mine/artifacts/mine-int4
       edgetune inspect runs/mine
     """
-    facts = describe(path, tensors)
+    from edgetune.inspect.describe import describe
+
+    facts = describe(path, all_tensors=tensors)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         print_facts(facts)
-
-
-def describe(path: Path, tensors: bool) -> Mapping[str, Any]:
-    """Return section -> fact -> value for a file, an ONNX folder or a run directory."""
-    from edgetune.inspect.gguf import describe_file, describe_run
-    from edgetune.inspect.onnx import describe_folder
-    from edgetune.runtime.artifacts import artifact_format
-
-    describe_model = {"gguf": describe_file, "onnx": describe_folder}.get(artifact_format(path) or "")
-    return describe_model(path, tensors) if describe_model else describe_run(RunDirectory.open(path))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -64,7 +64,9 @@ def test_bad_files_are_one_sentence(bad: Path) -> None:
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
     result = edgetune("inspect", tmp_path)
     assert result.returncode == 1
-    assert "not a run directory" in sentence(result)
+    assert "there is no run in" in sentence(result)
+    (tmp_path / "thesis.txt").touch()
+    assert "is not a run directory" in sentence(edgetune("inspect", tmp_path))
 
 
 def test_a_receipt_that_is_none_is_said(file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""The facts of whatever a path holds: the table of readers, one for each format of a model, and one for runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgetune.inspect import gguf, onnx, run
+from edgetune.inspect.facts import Facts
+from edgetune.runs.directory import RunDirectory
+from edgetune.runtime.artifacts import artifact_format
+
+READERS: Mapping[str, Callable[[Path, bool], Facts]] = {"gguf": gguf.describe, "onnx": onnx.describe}
+
+
+def describe(path: Path, *, all_tensors: bool = False) -> Facts:
+    """Return section -> fact -> value of a model file, an ONNX folder or a run directory.
+
+    Raises:
+        ArtifactError: If a model is damaged.
+        RunDirectoryError: If the path is neither a model nor a finished run.
+    """
+    reader = READERS.get(artifact_format(path) or "")
+    return reader(path, all_tensors) if reader else run.describe(RunDirectory.open(path))
