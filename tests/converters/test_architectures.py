@@ -32,7 +32,7 @@ def test_the_page_lists_every_family() -> None:
         f"| {family.name} | {', '.join(f'`{name}`' for name in family.hf)} | `{family.gguf}` |" for family in FAMILIES
     ]
     page = DOCS.read_text("utf-8").splitlines()
-    first = page.index("| --- | --- | --- |") + 1
+    first = page.index("| Family | `architectures` in config.json | in llama.cpp |") + 2
     assert page[first : first + len(rows) + 1] == [*rows, ""]
 
 

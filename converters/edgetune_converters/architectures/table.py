@@ -121,6 +121,7 @@ class Family:
         notes: Remarks for the receipt on a model of this config.
         renames: Bring names of checkpoints and adapters to those of the rows: (pattern, replacement), applied in order.
         defaults: Values of fields that config.json omits, as in transformers.
+        implied: Fields of config.json that llama.cpp assumes for the architecture, for a GGUF file as the base.
         head: What GGUF readers do with an output matrix that equals the embedding.
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
         onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.
@@ -137,6 +138,7 @@ class Family:
     notes: tuple[Requirement, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)
     head: Head = Head.OPTIONAL
     extra_layers: bool = False
     onnx: Traits | None = None

@@ -66,12 +66,6 @@ _ROPE_FIELDS: Mapping[str, str] = {
 }
 _FACTORS: Mapping[str, str] = {slots.ROPE_FACTORS_LONG: "long_factor", slots.ROPE_FACTORS_SHORT: "short_factor"}
 _TOKEN_FIELDS = {"tokenizer.ggml.bos_token_id": "bos_token_id", "tokenizer.ggml.eos_token_id": "eos_token_id"}
-# what llama.cpp always does for an architecture, as fields of config.json
-_ALWAYS: Mapping[str, dict[str, Any]] = {
-    "qwen3moe": {"norm_topk_prob": True},
-    "falcon": {"new_decoder_architecture": True},
-    "lfm2": {"block_auto_adjust_ff_dim": False},
-}
 # what the table raises for invalid or missing values
 _UNREADABLE = (ArchitectureError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error)
 
@@ -87,10 +81,10 @@ def config_of(file: JoinedFile) -> tuple[dict[str, Any], Family]:
         for key, value in file.metadata.items()
         if key.startswith(f"{arch}.")
     }
-    plain = _plain_config(file, own) | _ALWAYS.get(str(arch), {})
+    plain = _plain_config(file, own)
     reasons = []
     for family in families:
-        config = plain | {"architectures": [family.hf[0]]}
+        config = {**plain, **family.implied, "architectures": [family.hf[0]]}
         problems = list(_unlike(family, ModelConfig(config).completed(family.defaults), own))
         if not problems:
             return config, family

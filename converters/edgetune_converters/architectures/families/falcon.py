@@ -66,5 +66,6 @@ FALCON = Family(
         only("parallel_attn", True),
     ),
     renames=WITHOUT_HEAD,
+    implied={"new_decoder_architecture": True},
     defaults={"tie_word_embeddings": True, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5},
 )

@@ -93,5 +93,6 @@ LFM2 = Family(
         ("shortconv.l_cache", integer("conv_L_cache")),
     ),
     requirements=(even_heads, only("conv_bias", False), rope.supported("default", "linear", "yarn")),
+    implied={"block_auto_adjust_ff_dim": False},
     defaults={"tie_word_embeddings": True},
 )

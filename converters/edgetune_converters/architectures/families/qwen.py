@@ -98,5 +98,6 @@ QWEN3_MOE = Family(
     requirements=(SILU, YARN_ROPES, only("norm_topk_prob", True), *_ROUTED),
     notes=(window_note,),
     defaults={"norm_topk_prob": False},
+    implied={"norm_topk_prob": True},
     onnx=Traits(window=window_in_later_layers, normalized_experts=_normalized),
 )
