@@ -44,7 +44,7 @@ def package_of(module: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """`edgetune.runtime` of `edgetune.runtime.llama.library`; edgetune_native is one room."""
+    """`edgetune.runtime` of `edgetune.runtime.llama.context`; edgetune_native is one room."""
     return ".".join(module.split(".")[: 1 if package_of(module) == "edgetune_native" else 2])
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.interrupts import InterruptFlag
-from edgetune.runtime.llama.library import collecting_errors, library
+from edgetune.runtime.llama_library import collecting_errors, library
 
 BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h

@@ -23,9 +23,9 @@ from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, round_up_cells
-from edgetune.runtime.llama.library import collecting_errors, library
 from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
+from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import check_data

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune.runtime.loading import load
+from edgetune.runtime.llama.runtime import LlamaRuntime
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, f32s, i32s, string, strings, u32
@@ -70,7 +70,7 @@ def write(path: Path, type_: str) -> Path:
 def logits(path: Path) -> NDArray[np.float32]:
     """Return the logits [31, V] for a fixed text."""
     ids = np.arange(40, 72, dtype=np.int32)
-    with load(path) as runtime:
+    with LlamaRuntime(path) as runtime:
         return np.concatenate([block.copy() for block in runtime.score(ids, np.arange(1, len(ids)))])
 
 

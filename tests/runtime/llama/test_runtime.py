@@ -17,7 +17,7 @@ import edgetune_native
 from edgetune import cli
 from edgetune.runtime import RuntimeNotice, RuntimeProblem, load
 from edgetune.runtime.llama import runtime as implementation
-from edgetune.runtime.llama.library import library
+from edgetune.runtime.llama_library import library
 from edgetune_converters.errors import ArtifactError
 from tests.converters import tiny
 from tests.runtime import models

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgetune.runtime.llama.library import library
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
+from edgetune.runtime.llama_library import library
 from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
