@@ -1,1 +1,1 @@
-"""File work that survives crashes: hash while reading, write by region, rename with Ctrl-C held back."""
+"""File work that survives crashes: hash while writing, write by region, rename atomically."""

@@ -1,4 +1,4 @@
-"""Ctrl-C held back for the moment in which finished files take their names."""
+"""Defer Ctrl-C during the final renames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import FrameType
 
 @contextmanager
 def deferred_sigint() -> Iterator[None]:
-    """SIGINT waits until the block is over. Outside the main thread signals cannot be handled, and are left alone."""
-    came: list[tuple[int, FrameType | None]] = []
+    """Defer SIGINT until the block ends. Outside the main thread, where no handler can be set, nothing is deferred."""
+    received: list[tuple[int, FrameType | None]] = []
     try:
-        before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+        before = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
     except ValueError:
         yield
         return
@@ -21,5 +21,5 @@ def deferred_sigint() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[0])
+        if received and callable(before):
+            before(*received[0])

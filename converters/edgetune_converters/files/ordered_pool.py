@@ -1,7 +1,7 @@
-"""Several things at the same time, their results in order, and no more of them alive than fit the memory.
+"""Run calls on several threads with the results in order and a bounded number of them in memory.
 
-Almost all of the work releases the interpreter lock (mapped reads, merging, quantization, hashing, writing), so threads
-really run side by side. Each carries one block through all of its stages: nobody waits for anybody in between.
+Almost all of the work releases the interpreter lock: mapped reads, merging, quantization, hashing, writing. Each thread
+carries one block through all of its stages, so that no stage waits for another.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_MAX_WORKERS = 4  # blocks in work at once; further threads work together on a block
-_AHEAD = 3  # blocks that may wait for a slower one before them: with one an export took 6 to 10 % longer
+_MAX_WORKERS = 4  # blocks processed at once; further threads share the work on a block
+_AHEAD = 3  # blocks that may wait for a slower one before them; with one, an export took 6 to 10 % longer
 
 
 def run_in_order(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
-    """The results of the calls, made on so many threads; an error arrives where its result would have.
+    """Yield the results of the calls in order; an error is raised in place of its result.
 
-    At most `workers` + 3 calls are begun or done and not yet taken. Leaving early waits for those that have begun.
+    At most `workers` + 3 calls are running or finished and not yet consumed. Leaving early waits for the running calls.
     """
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers, "edgetune-block")
@@ -37,12 +37,12 @@ def run_in_order(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
 
 
 def split_threads(threads: int) -> tuple[int, int]:
-    """Blocks in work at once, and threads for each; 0 `threads` are as many as this process has cores."""
+    """Return the number of blocks to process at once, and the threads for each. 0 `threads` means all cores."""
     total = threads or _usable_cores()
     workers = min(total, _MAX_WORKERS)
     return workers, -(-total // workers)
 
 
 def _usable_cores() -> int:
-    """Containers and taskset restrict it below what the machine has."""
+    """Return the cores that this process may use; containers and taskset allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

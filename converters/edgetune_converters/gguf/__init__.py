@@ -1,4 +1,4 @@
-"""GGUF version 3: what is written, and the reader that checks it."""
+"""GGUF version 3: writer, and a reader that checks files before they are used."""
 
 from edgetune_converters.gguf.reader import GgufFile, TensorEntry, read
 

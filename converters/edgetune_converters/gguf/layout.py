@@ -1,4 +1,4 @@
-"""The header of a GGUF file and the offset of everything in it, known before the first weight is read."""
+"""Header and tensor offsets of a GGUF file, computed before the first weight is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NAME_BYTES = 63  # llama.cpp keeps tensor names in 64 bytes, the last one ze
 
 
 class TensorSpec(NamedTuple):
-    """A tensor to be written: `shape` is (rows, columns) or (columns,), as numpy and torch say it."""
+    """A tensor to be written; `shape` is (rows, columns) or (columns,), as in NumPy."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class TensorSpec(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """`header` up to and including its padding; `offsets[i]` is where tensor i starts in the file."""
+    """`header` includes its padding; `offsets[i]` is the start of tensor i in the file."""
 
     header: bytes
     offsets: tuple[int, ...]
@@ -39,22 +39,22 @@ class Layout(NamedTuple):
 
 
 def align(position: int) -> int:
-    """The next multiple of the alignment."""
+    """Return the next multiple of the alignment."""
     return -(-position // ALIGNMENT) * ALIGNMENT
 
 
 def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> Layout:
-    """Build the header and place the tensors in the order given."""
+    """Build the header and place the tensors in the given order."""
     return lay_out_encoded(encode_metadata(metadata), tensors)
 
 
 def encode_metadata(metadata: Mapping[str, Value]) -> dict[str, bytes]:
-    """Each key with its value as they stand in the file; a vocabulary takes a while."""
+    """Return the bytes of each key with its value. A large vocabulary takes a while."""
     return {key: encode_string(key) + encode(value) for key, value in metadata.items()}
 
 
 def lay_out_encoded(metadata: Mapping[str, bytes], tensors: Sequence[TensorSpec]) -> Layout:
-    """As `lay_out`, of metadata that is encoded already."""
+    """Return the layout for metadata that `encode_metadata` returned."""
     relative, end = _place(tensors)
     header = b"".join(
         [
@@ -69,7 +69,7 @@ def lay_out_encoded(metadata: Mapping[str, bytes], tensors: Sequence[TensorSpec]
 
 
 def _place(tensors: Sequence[TensorSpec]) -> tuple[list[int], int]:
-    """Offsets relative to the data section, and the end of the data; every tensor is padded, the last one too."""
+    """Return offsets relative to the data section, and the end of the data. Every tensor is padded, even the last."""
     offsets, position = [], 0
     for spec in tensors:
         offsets.append(position)
@@ -80,7 +80,7 @@ def _place(tensors: Sequence[TensorSpec]) -> tuple[list[int], int]:
 def _info(spec: TensorSpec, offset: int) -> bytes:
     if len(spec.name.encode()) > MAX_NAME_BYTES:
         raise ArtifactError(f"the tensor name {spec.name!r} is longer than {MAX_NAME_BYTES} bytes, which GGUF forbids")
-    dimensions = spec.shape[::-1]  # the file says the fastest dimension first
+    dimensions = spec.shape[::-1]  # GGUF stores the fastest dimension first
     return encode_string(spec.name) + struct.pack(
         f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, spec.type.id, offset
     )

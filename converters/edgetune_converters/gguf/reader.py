@@ -27,7 +27,7 @@ _HINT = "the file is damaged or was not written completely: export it again"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in the file: `shape` as numpy says it, `offset` from the start of the file, `bytes` without padding."""
+    """A tensor in the file: `shape` as in NumPy, `offset` from the start of the file, `bytes` without padding."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file says about itself. `tensor(name)` gives the stored bytes, mapped and not copied."""
+    """The header of a GGUF file. `tensor(name)` maps the stored bytes without copying them."""
 
     path: Path
     size: int
@@ -47,7 +47,7 @@ class GgufFile:
     tensors: list[TensorEntry]
 
     def tensor(self, name: str) -> NDArray[np.uint8]:
-        """The raw rows of one tensor, uint8 [rows, bytes of a row]; KeyError when there is none of that name."""
+        """Return the stored rows of a tensor, uint8 [rows, bytes of a row]. Raises KeyError."""
         entry = next((entry for entry in self.tensors if entry.name == name), None)
         if entry is None:
             raise KeyError(name)
@@ -59,7 +59,11 @@ class GgufFile:
 
 
 def read(path: Path) -> GgufFile:
-    """Read and check the header of `path`. Errors: ArtifactError for anything that is not a whole GGUF file."""
+    """Read and check the header of a file.
+
+    Raises:
+        ArtifactError: The file is not a complete GGUF file.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """Storage types of GGUF tensors: number in the file, weights per block, bytes per block.
 
-Source of the numbers: `GGMLQuantizationType` and `GGML_QUANT_SIZES` of the gguf package, compared by a test. They are
-restated because importing that package costs a tenth of a second and brings mutable tables along.
+Source of the numbers: `GGMLQuantizationType` and `GGML_QUANT_SIZES` of the gguf package. A test compares them;
+importing that package would take a tenth of a second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class StorageType(NamedTuple):
-    """One storage type; `block` weights are held in `bytes` bytes."""
+    """A storage type: `block` weights take `bytes` bytes."""
 
     name: str
     id: int
@@ -18,12 +18,12 @@ class StorageType(NamedTuple):
     bytes: int
 
     def row_bytes(self, width: int) -> int:
-        """Bytes of one row of `width` weights; `width` is a multiple of `block`."""
+        """Return the bytes of a row of `width` weights, a multiple of `block`."""
         return width // self.block * self.bytes
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that one weight takes, scales included."""
+        """Bits per weight, scales included."""
         return self.bytes * 8 / self.block
 
 

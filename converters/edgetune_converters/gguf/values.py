@@ -1,4 +1,4 @@
-"""Typed values of GGUF metadata and their bytes. Python has one int; the file has eight, so each value says which."""
+"""Typed values of GGUF metadata and their bytes. GGUF has eight integer types, so each value states its type."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ValueKind(IntEnum):
     F64 = 12
 
 
-# struct codes of the kinds of fixed width, little-endian
+# struct codes of the types of fixed width, little-endian
 STRUCT_CODES = {
     ValueKind.U8: "B",
     ValueKind.I8: "b",
@@ -97,7 +97,7 @@ def booleans(flags: Sequence[bool]) -> Value:
 
 
 def value_of(value: Scalar) -> Value:
-    """The widest value that holds a Python scalar: text, bool, 64-bit integer or 64-bit float."""
+    """Return the value of the widest type for a Python scalar: string, bool, 64-bit integer or 64-bit float."""
     if isinstance(value, bool):
         return boolean(value)
     if isinstance(value, int):
@@ -108,7 +108,7 @@ def value_of(value: Scalar) -> Value:
 
 
 def encode_string(text: str) -> bytes:
-    """Length as u64, then UTF-8."""
+    """Return the length as u64, followed by the text as UTF-8."""
     try:
         raw = text.encode()
     except UnicodeEncodeError as error:
@@ -117,7 +117,7 @@ def encode_string(text: str) -> bytes:
 
 
 def encode(value: Value) -> bytes:
-    """Kind and payload as they stand in the file."""
+    """Return the bytes of a value: type, then payload."""
     try:
         return struct.pack("<I", value.kind) + _payload(value)
     except (struct.error, OverflowError) as error:
@@ -138,7 +138,7 @@ def _payload(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[object]) -> bytes:
-    """As `encode_string` of each; a vocabulary has hundreds of thousands."""
+    """Return `encode_string` of each text, faster: a vocabulary has hundreds of thousands."""
     try:
         raw = [str(text).encode() for text in texts]
     except UnicodeEncodeError:
@@ -148,7 +148,7 @@ def _strings(texts: Sequence[object]) -> bytes:
 
 
 def as_read(value: Value) -> Plain:
-    """What a reader gives back for `value`: floats of 32 bits come back rounded."""
+    """Return what a reader returns for `value`: 32-bit floats are rounded."""
     if ValueKind.F32 not in (value.kind, value.element):
         return value.data
     if isinstance(value.data, list):

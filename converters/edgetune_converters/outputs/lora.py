@@ -1,7 +1,7 @@
-"""An adapter as a GGUF file that llama.cpp lays over a base (`llama-cli -m base.gguf --lora adapter.gguf`).
+"""An adapter as a GGUF file that llama.cpp applies to a base (`llama-cli -m base.gguf --lora adapter.gguf`).
 
-The scale is folded into B and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": its own
-alpha/rank knows neither rsLoRA nor an alpha of single modules. Facts from llama.cpp's src/llama-adapter.cpp.
+The scale is folded into B and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": alpha/rank
+supports neither rsLoRA nor an alpha per module. Source: llama.cpp, src/llama-adapter.cpp.
 """
 
 from __future__ import annotations
@@ -42,21 +42,29 @@ class Factor(NamedTuple):
 
 
 def check_type(name: str) -> str:
-    """A type that an adapter can have, in lower case. Errors: RecipeError."""
+    """Return a storage type of a GGUF adapter in lower case. Raises RecipeError."""
     if name.lower() in TYPES:
         return name.lower()
     raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
 
 
 def lora_factors_of_model(model: Model) -> list[Factor]:
-    """A and B of every tensor that the adapter of a model changes. Errors: AdapterError, also when there is none."""
+    """Return A and B of every tensor that the adapter of a model changes.
+
+    Raises:
+        AdapterError: There is no adapter, or llama.cpp's adapters cannot express it.
+    """
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
     return lora_factors(model.bound, model.changes, model.checkpoint)
 
 
 def lora_factors(bound: Sequence[BoundTensor], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
-    """A and B of every changed tensor. Errors: AdapterError listing what llama.cpp's adapters have no place for."""
+    """Return A and B of every changed tensor.
+
+    Raises:
+        AdapterError: Changes that llama.cpp's adapters cannot express; all are listed.
+    """
     tied = _tied(bound, checkpoint)
     factors: list[Factor] = []
     problems: list[str] = []
@@ -73,12 +81,12 @@ def lora_factors(bound: Sequence[BoundTensor], changes: Mapping[str, Change], ch
 
 
 def _change(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
-    """What the adapter does to a piece, or to the parameter of which it is a part."""
+    """Return the change of a piece, or of the parameter that it is a part of."""
     return changes.get(piece.target) or (changes.get(piece.part_of.target) if piece.part_of else None)
 
 
 def _tied(bound: Sequence[BoundTensor], checkpoint: Checkpoint) -> bool:
-    """Whether the base's GGUF file has one matrix for both ends."""
+    """Whether the base's GGUF file has one matrix for embedding and output."""
     ends = [item.pieces[0].source.name for item in bound if item.slot in (slots.EMBEDDING, slots.OUTPUT)]
     return len(ends) == 1 or ends[0] == ends[1] or checkpoint.equal(ends[0], ends[1])
 
@@ -98,12 +106,12 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
 
 
 def _is_stack(change: Change) -> bool:
-    """Whether A and B are there for each of several experts."""
+    """Whether there is a pair A, B for each of several experts."""
     return change.factors is not None and change.factors()[0].ndim > 2
 
 
 def _replaces(piece: Piece, change: Change, checkpoint: Checkpoint) -> bool:
-    """Whether the adapter holds other weights than the base: PEFT also saves ends that it did not train."""
+    """Whether the adapter holds other weights than the base: PEFT also saves embeddings that it did not train."""
     if change.replacement is None:
         return False
     count = math.prod(piece.source.shape) // piece.columns
@@ -115,8 +123,10 @@ def _replaces(piece: Piece, change: Change, checkpoint: Checkpoint) -> bool:
 
 
 def _pair(item: BoundTensor, changes: Mapping[str, Change]) -> list[Factor]:
-    """A [r, k] and B [n, r]; B follows the rows of its tensor. An embedding is looked up, so its pair is the other way
-    round: A [n, r] is looked up and B [k, r] multiplied."""
+    """Return A [r, k] and B [n, r]; B has the row order of its tensor.
+
+    An embedding is looked up, so its pair is reversed: A [n, r] is looked up and B [k, r] multiplied.
+    """
     change = changes[item.pieces[0].target]
     if change.factors is None:
         return []
@@ -133,7 +143,7 @@ def _pair(item: BoundTensor, changes: Mapping[str, Change]) -> list[Factor]:
 
 
 def _seen(piece: Piece, left: F32) -> F32:
-    """B through the view that is laid over the rows of its matrix."""
+    """Return B in the row order of the GGUF tensor."""
 
     def read(rows: RowIndex, columns: RowIndex) -> F32:
         found: F32 = left[rows][:, columns]

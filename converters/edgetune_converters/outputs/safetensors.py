@@ -1,7 +1,4 @@
-"""A merged model as a Hugging Face directory that transformers loads: weights in shards, index, config, tokenizer.
-
-The directory is written under another name beside its place and renamed when it is whole, so it is there or it is not.
-"""
+"""A merged model as a Hugging Face directory that transformers loads: weights in shards, index, config, tokenizer."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ class _Entry(NamedTuple):
 
 
 def check_type(name: str) -> str:
-    """A type that a safetensors directory can have, in lower case. Errors: RecipeError."""
+    """Return a storage type of safetensors in lower case. Raises RecipeError."""
     if name.lower() in (*TYPES, BASE_TYPE):
         return name.lower()
     raise RecipeError(f"safetensors cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
@@ -177,12 +174,12 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
 
 
 def stored_as(tensor: BaseTensor, wanted: str) -> str:
-    """The type of a tensor in a directory of the type `wanted`."""
+    """Return the storage type of a tensor in a directory of the type `wanted`."""
     return _OF_BASE.get(tensor.source.dtype, "bf16") if wanted == BASE_TYPE else wanted
 
 
 def _shards(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
-    """The tensors of each file: as many as fit into `limit` bytes, at least one."""
+    """Return the tensors of each shard: as many as fit into `limit` bytes, at least one."""
     shards: list[list[_Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -219,7 +216,7 @@ def _index(names: Sequence[str], shards: Sequence[Sequence[_Entry]]) -> dict[str
 
 
 def _config(companions: CompanionFiles, type_name: str) -> dict[str, Any]:
-    """config.json of the merged model: no longer quantized, tied only while the two ends are equal."""
+    """Return config.json of the merged model: unquantized, and tied only if embedding and output are still equal."""
     config = dict(companions.config)
     config.pop("quantization_config", None)
     if type_name != BASE_TYPE:

@@ -1,7 +1,7 @@
-"""The pass itself: read and merge a block, convert it for each output that takes it, write it.
+"""The streaming pass: read and merge a block, convert it for each output, write it.
 
-Outputs may take different tensors: those of GGUF, or those of the base. Such streams are interleaved, so that what both
-read comes from the disk once and the second time from the system's cache.
+Outputs may take different tensors: those of GGUF, or those of the base. The two sequences are interleaved, so that
+bytes which both need are read from disk once and from the page cache the second time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Progress = Callable[[int, int], None]
 
 
 class _Job(NamedTuple):
-    """One tensor on its way, and who takes its blocks under which number."""
+    """A tensor, and the outputs that take its blocks, each with its index there."""
 
     tensor: StreamTensor
     takers: list[tuple[int, StreamedOutput]]
 
 
 class _Converted(NamedTuple):
-    """One block, and as each taker stores it."""
+    """A block, and its rows as each output stores them."""
 
     job: _Job
     block: RowBlock
@@ -36,7 +36,7 @@ class _Converted(NamedTuple):
 
 
 def run(outputs: Sequence[StreamedOutput], checkpoint: Checkpoint, threads: int, progress: Progress) -> None:
-    """Give every output its tensors; `progress` is called with the bytes read so far and in all."""
+    """Feed every output its tensors. `progress` is called with the bytes read so far and in all."""
     jobs = list(_jobs(outputs))
     checkpoint.expect(_reads(jobs, checkpoint))
     total = sum(job.tensor.source_bytes for job in jobs)
@@ -45,7 +45,7 @@ def run(outputs: Sequence[StreamedOutput], checkpoint: Checkpoint, threads: int,
     for job, block, stored in run_in_order(_calls(jobs, checkpoint, threads), workers):
         for (_, output), rows in zip(job.takers, stored, strict=True):
             output.append(rows)
-        block.release()  # only now: what is stored may be the rows themselves
+        block.release()  # only now: the stored rows may be those of the block
         done += block.rows.size
         whole = math.prod(job.tensor.shape)
         progress(before + job.tensor.source_bytes * done // whole, total)
@@ -54,7 +54,7 @@ def run(outputs: Sequence[StreamedOutput], checkpoint: Checkpoint, threads: int,
 
 
 def _reads(jobs: Sequence[_Job], checkpoint: Checkpoint) -> dict[str, float]:
-    """How often each of the base's tensors will be read; parts of one count as parts."""
+    """Return how often each of the base's tensors will be read; a part counts as a fraction."""
     reads: dict[str, float] = {}
     for job in jobs:
         sources = [checkpoint.tensors[name] for name in job.tensor.sources if name in checkpoint.tensors]
@@ -65,9 +65,9 @@ def _reads(jobs: Sequence[_Job], checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def _jobs(outputs: Sequence[StreamedOutput]) -> Iterator[_Job]:
-    """The tensors of the first output, and after each what others make of the same sources.
+    """Yield the tensors of the first output, each followed by those that others make of the same sources.
 
-    A tensor that several outputs take is made once for all of them.
+    A tensor that several outputs take is made once.
     """
     queues = [(output, deque(enumerate(output.tensors))) for output in outputs]
     while leading := next((queue for _, queue in queues if queue), None):
@@ -79,7 +79,7 @@ def _jobs(outputs: Sequence[StreamedOutput]) -> Iterator[_Job]:
 
 
 def _next(tensor: StreamTensor, queues: Sequence[tuple[StreamedOutput, deque[tuple[int, StreamTensor]]]]) -> _Job:
-    """The tensor for all outputs of which it is the next one."""
+    """Return the job of a tensor for all outputs that take it next."""
     takers = [(queue.popleft()[0], output) for output, queue in queues if queue and queue[0][1] is tensor]
     return _Job(tensor, takers)
 

@@ -1,7 +1,7 @@
-"""What went into an artifact, by SHA-256: computed in the background, while the same bytes are merged.
+"""SHA-256 of the inputs of an export, computed in the background while the same bytes are merged.
 
-Hashing reads each file from its beginning to its end, so it is also what brings a cold file into the system's cache
-ahead of the pass, but no more of it than fits there: behind both the file leaves the cache again.
+Hashing reads each file from beginning to end, and so brings a cold file into the page cache ahead of the pass. It stays
+at most 256 MB ahead, and the pages that both have read are dropped from the cache.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edgetune_converters.provenance.receipts import combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 _PIECE_BYTES = 4 * 1024 * 1024
-_AHEAD_BYTES = 256 * 1024 * 1024  # what may be in the cache for the pass; enough for disk and processor not to wait
-_LOOK_SECONDS = 0.005  # how often to look how far the pass has come: time for 10 MB
+_AHEAD_BYTES = 256 * 1024 * 1024  # enough for neither disk nor processor to wait
+_LOOK_SECONDS = 0.005  # polling interval: the time to hash 10 MB
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,12 @@ class InputHashes:
 
     @property
     def base_hash(self) -> str:
-        """One hash for the base."""
+        """One hash for all files of the base."""
         return combined_hash(self.base)
 
 
 class InputHasher:
-    """Hashes the files of base and adapter on a thread of its own. Leaving the `with` block stops it.
-
-    `expected` maps file names of the base to the hashes that they must have, `expected_adapter` those of the adapter.
-    """
+    """Hashes the files of base and adapter on a thread of its own. Leaving the `with` block stops the thread."""
 
     def __init__(
         self,
@@ -51,13 +48,14 @@ class InputHasher:
         expected: Mapping[str, str] | None,
         expected_adapter: Mapping[str, str] | None = None,
     ) -> None:
+        """Start hashing. `expected` and `expected_adapter` map file names to the hashes that they must have."""
         self._path = checkpoint.path
         self._adapter_path = adapter.path if adapter else None
         self._expected_adapter = expected_adapter or {}
         self._files = checkpoint.identity_files
         self._expected = expected or {}
         self._stop = threading.Event()
-        self._hurry = threading.Event()  # nobody is to be waited for any more
+        self._hurry = threading.Event()  # hash on without waiting for the pass
         self._pages = {path: pages for path in self._files if (pages := checkpoint.pages(path))}
         self._hashed = 0
         self._pool = ThreadPoolExecutor(1, "edgetune-hash")
@@ -78,13 +76,17 @@ class InputHasher:
 
     @property
     def promised(self) -> str | None:
-        """The hash of the base, if it is known what it has to be."""
+        """The expected hash of the base, where the hash of each of its files is expected; otherwise None."""
         names = {path.name for path in self._files}
         return combined_hash(self._expected) if names == self._expected.keys() else None
 
     @property
     def adapter(self) -> dict[str, str] | None:
-        """Hashes of the adapter's files. Errors: AdapterError when it is not the one that was expected."""
+        """Hashes of the adapter's files by name. Waits for them.
+
+        Raises:
+            AdapterError: It is not the adapter that was expected.
+        """
         if self._adapter is None:
             return None
         found = self._adapter.result()
@@ -97,14 +99,18 @@ class InputHasher:
         return found
 
     def check(self) -> None:
-        """Errors: AdapterError when by now base or adapter are known not to be those that were expected."""
+        """Raise AdapterError if the hashes known so far differ from the expected ones."""
         if self._adapter is not None and self._adapter.done():
             _ = self.adapter
         if self._base.done():
             self.result()
 
     def result(self) -> InputHashes:
-        """All hashes. Errors: AdapterError when base or adapter are not those that were expected."""
+        """Wait for all hashes and return them.
+
+        Raises:
+            AdapterError: Base or adapter are not those that were expected.
+        """
         self._hurry.set()
         found = self._base.result()
         differing = [name for name, digest in self._expected.items() if found.get(name) != digest]
@@ -138,14 +144,14 @@ class InputHasher:
         return digest.hexdigest()
 
     def _wait(self) -> None:
-        """Until the pass is near enough, or over."""
+        """Wait until the pass has come near enough, or is over."""
         while self._hashed - sum(pages.passed_bytes for pages in self._pages.values()) > _AHEAD_BYTES:
             if self._hurry.wait(_LOOK_SECONDS):
                 return
 
 
 def changed_files(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Names of the files whose hash is known and another one now."""
+    """Return the names of the files whose hash differs from the expected one."""
     return sorted(name for name, digest in found.items() if expected.get(name, digest) != digest)
 
 

@@ -1,4 +1,4 @@
-"""What artifacts say of themselves whatever their types: what they are, what went into them, and the model's sizes."""
+"""Metadata that do not depend on storage types: name and size of the model, provenance, hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgetune_converters.provenance.size_label import size_label
 
 
 def general_keys(model: Model, name: str | None) -> dict[str, Value]:
-    """What every GGUF file says first, for readers expect the architecture early."""
+    """Return the keys that begin every GGUF file; readers expect the architecture early."""
     return {
         "general.architecture": string(model.family.gguf),
         "general.type": string("model"),
@@ -21,7 +21,7 @@ def general_keys(model: Model, name: str | None) -> dict[str, Value]:
 
 
 def size_keys(model: Model, name: str | None) -> dict[str, Value]:
-    """How large the model is, in a word."""
+    """Return the size label, such as 1.2B."""
     shapes = [(tensor.gguf_name, tensor.shape) for tensor in model.tensors]
     return {"general.size_label": string(size_label(_title(model, name), shapes))}
 
@@ -31,7 +31,7 @@ def _title(model: Model, name: str | None) -> str:
 
 
 def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
-    """What an artifact of any format says of its origin; `adapter` are the hashes of the files of one."""
+    """Return the keys for the inputs of the export; `adapter` maps the files of the adapter to their hashes."""
     stated = {
         keys.VERSION: tool_versions()["edgetune"],
         keys.MERGE_BASE: model.merge_base.name,
@@ -41,11 +41,11 @@ def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | N
 
 
 def hyperparameter_keys(model: Model) -> dict[str, Value]:
-    """Sizes, norms, RoPE: the rows of the family's table."""
+    """Return sizes, norms and RoPE, as the table of the family gives them."""
     found = {key: value for key, make in model.family.metadata if (value := make(model.config)) is not None}
     return {f"{model.family.gguf}.{key}": value for key, value in found.items()}
 
 
 def plain_keys(extra: Mapping[str, Scalar]) -> dict[str, Value]:
-    """Keys with plain values."""
+    """Return GGUF values for Python scalars."""
     return {key: value_of(value) for key, value in extra.items()}

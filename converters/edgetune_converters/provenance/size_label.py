@@ -1,7 +1,7 @@
-"""How large a model says it is: `general.size_label`, such as 1.2B or 8x7B, by the rules of llama.cpp's converter.
+"""`general.size_label`, such as 1.2B or 8x7B, by the rules of llama.cpp's converter.
 
-A size in the model's name is taken where it can be meant (docs/gguf.md of ggml, "Naming Convention"); else the
-parameters are counted, of a mixture of experts those of one expert and all that is shared.
+A plausible size in the model's name is used (docs/gguf.md of ggml, "Naming Convention"). Otherwise the parameters are
+counted; of a mixture of experts, those of one expert and the shared ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ _EXPERTS = "_exps."
 
 
 def size_label(name: str, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """The label of a model called `name`; `tensors` are their GGUF names and shapes [experts, rows, columns]."""
+    """Return the size label of a model.
+
+    Args:
+        name: Name of the model, or its repository.
+        tensors: GGUF names and shapes, ([experts,] rows, columns).
+    """
     total, each, counts = 0, 0, []
     for tensor, shape in tensors:
         size = math.prod(shape)
@@ -30,7 +35,7 @@ def size_label(name: str, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str
 
 
 def format_count(count: int) -> str:
-    """1235814400 -> 1.2B: two digits at least."""
+    """Return a parameter count with at least two digits: 1235814400 -> 1.2B."""
     power = next((power for power in (4, 3, 2) if count > 1000**power), 1)
     scaled = count / 1000**power
     digits = max(0, 2 - len(str(round(scaled)).lstrip("0")))
@@ -38,9 +43,9 @@ def format_count(count: int) -> str:
 
 
 def _named(name: str, total: int) -> str:
-    """The sizes in a name, "" for none."""
+    """Return the sizes in a name; "" for none."""
     parts = [part for part in name.rpartition("/")[2].split("-") if part]
-    found = dict.fromkeys(_labels(parts[1:], total))  # each once
+    found = dict.fromkeys(_labels(parts[1:], total))  # without repetitions
     with_numbers = [label for label in found if not label.isalpha()]
     return "-".join(with_numbers or found)
 
@@ -56,5 +61,5 @@ def _labels(parts: Iterable[str], total: int) -> Iterator[str]:
         number, unit = match["number"].replace("_", "."), match["unit"].upper()
         number += f".{match['after']}" if match["after"] else ""  # 7b1 of BLOOM
         stated = float(number) * 1000 ** (1 + _UNITS.index(unit)) if number.count(".") < 2 else total
-        if match["before"] or abs(stated - total) <= 7 * total // 8:  # another is the length of a context
+        if match["before"] or abs(stated - total) <= 7 * total // 8:  # other numbers are context lengths
             yield f"{match['before'] or ''}{number}{unit}"
