@@ -37,7 +37,6 @@ SOURCES = sorted(
 KNOWN_CITATIONS: set[str] = {
     *("edgetune/data/masks.py", "edgetune/data/text_tokenizer.py", "edgetune/reference/codecs.py"),
     *("edgetune/reference/merged.py", "edgetune/training/trainer.py", "edgetune/validation/metrics.py"),
-    *("native/src/amx.c", "native/src/codes.c", "native/src/edgetune.h", "native/CMakeLists.txt"),
 }
 # Pages and options that the texts name before they exist; a line goes when they do.
 KNOWN_MISSING_PAGES: set[str] = {"docs/tutorial.md"}

@@ -8,6 +8,7 @@ It uses the base model of the sample, but no code of this repository, no torch a
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -48,13 +49,13 @@ def check_installation() -> None:
 
 
 def check_commands(folder: Path) -> None:
-    check("--version", json.dumps(edgetune("--version")) != "")
+    check("--version", edgetune("--version").split()[-1] == importlib.metadata.version("edgetune"))
     edgetune("--help")
-    edgetune("doctor", "--json")
+    check("doctor --json", bool(json.loads(edgetune("doctor", "--json"))))
     file = folder / "base-q8_0.gguf"
     edgetune("merge-export", "--base", BASE, "-q", "q8_0", "-o", file)
     check("a GGUF file and its receipt", file.is_file() and file.with_name(f"{file.name}.receipt.json").is_file())
-    check("inspect", json.loads(edgetune("inspect", file, "--json"))["model"]["architecture"] == "llama")
+    check("inspect", '"llama"' in edgetune("inspect", file, "--json"))
     check("an answer", bool(edgetune("run", file, "-p", "turn on the light", "--max-tokens", "8").strip()))
     edgetune("merge-export", "--base", BASE, "--format", "onnx", "-q", "int4", "-o", folder / "onnx")
     edgetune("run", folder / "onnx", "-p", "turn on the light", "--max-tokens", "8")
