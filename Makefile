@@ -14,7 +14,7 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-validate clean distclean env
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
@@ -24,7 +24,8 @@ help:
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
 	@echo '               (the report is looked at in a browser: apt-get install chromium; left out where there is none)'
 	@echo 'make test-neon run the NEON kernels under qemu-user (needs a cross compiler)'
-	@echo 'make lint      ruff, mypy --strict, codespell, structure of the packages, documentation'
+	@echo 'make lint      ruff, mypy --strict, clang-format, codespell, structure of the packages, documentation'
+	@echo 'make format-c  format the C of native/ with clang-format'
 	@echo 'make docs      write the generated pages of docs/ again'
 	@echo 'make clean     remove runs and build products; distclean removes .venv too'
 
@@ -102,7 +103,7 @@ test-slow: $(VENV)/.ready
 
 test-all: test test-slow
 
-# The C kernels by themselves, under AddressSanitizer and UndefinedBehaviorSanitizer, beside libggml.
+# The C kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer, and compared with libggml.
 C_TESTS = $(BIN)/cmake -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEDGETUNE_C_TESTS=ON \
   -DPython_EXECUTABLE=$(abspath $(BIN))/python
 LIBGGML = $$($(BIN)/python -c 'import edgetune_native; print(edgetune_native.ggml_library().path)')
@@ -113,8 +114,8 @@ test-c: $(VENV)/.ready
 	build/test-c/test_kernels $(LIBGGML)
 	build/test-c/test_bits $(LIBGGML) > build/test-c/bits.txt || { cat build/test-c/bits.txt; exit 1; }
 
-# The NEON kernels, which cannot run here: built with Debian's cross compiler and run under qemu-user. They must give the
-# bits that the kernels of this machine give.
+# The NEON kernels, built with Debian's cross compiler and run under qemu-user. They must give the same bits as the kernels
+# of this machine.
 CROSS := aarch64-linux-gnu
 test-neon: $(VENV)/.ready
 	@command -v $(CROSS)-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || \
@@ -135,16 +136,22 @@ test-neon: $(VENV)/.ready
 bench-native bench-startup bench-export bench-onnx bench-validate: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$*
 
+C_FILES = $(wildcard native/src/*.[ch] native/tests/*.c)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/codespell
 	$(BIN)/python -m pytest -q tests/project/test_structure.py tests/project/test_cli.py
 	$(MAKE) lint-docs
 
 # Generated pages are up to date, links and anchors resolve, code samples run.
-lint-docs: $(VENV)/.ready
+lint-format-c: $(VENV)/.ready
+	$(BIN)/clang-format -i $(C_FILES)
+
+docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m pytest -q tests/project/test_docs.py
 

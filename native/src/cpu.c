@@ -15,8 +15,20 @@ const char *et_isa_name(enum et_isa isa) { return ISA_NAMES[isa]; }
 /* __builtin_cpu_supports takes literals only. It also checks that the operating system saves the registers. */
 #define X86_FEATURES(X)                                                                                                \
     X("sse4.2")                                                                                                        \
-    X("avx") X("avx2") X("fma") X("bmi2") X("avx512f") X("avx512bw") X("avx512dq") X("avx512vl") X("avx512vnni")       \
-        X("avx512vbmi") X("avx512vbmi2") X("avx512bitalg") X("avx512vpopcntdq") X("gfni")
+    X("avx")                                                                                                           \
+    X("avx2")                                                                                                          \
+    X("fma")                                                                                                           \
+    X("bmi2")                                                                                                          \
+    X("avx512f")                                                                                                       \
+    X("avx512bw")                                                                                                      \
+    X("avx512dq")                                                                                                      \
+    X("avx512vl")                                                                                                      \
+    X("avx512vnni")                                                                                                    \
+    X("avx512vbmi")                                                                                                    \
+    X("avx512vbmi2")                                                                                                   \
+    X("avx512bitalg")                                                                                                  \
+    X("avx512vpopcntdq")                                                                                               \
+    X("gfni")
 
 static void list_features(char *out, size_t size) {
     __builtin_cpu_init();
