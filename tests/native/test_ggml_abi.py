@@ -1,4 +1,4 @@
-"""What native/src/ggml_abi.h declares of ggml, against the installed library and, where they are installed, its headers."""
+"""The declarations of native/src/ggml_abi.h against the installed library and, if installed, its headers."""
 
 from __future__ import annotations
 
