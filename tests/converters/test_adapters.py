@@ -57,7 +57,7 @@ def delta(directory: Path, target: str = "m.q.weight") -> NDArray[np.float32]:
         ({"r": 99, "rank_pattern": {"q": 2}, "use_rslora": True}, 8 / 2**0.5),
     ],
 )
-def test_the_scale(config: dict[str, Any], scale: float, tmp_path: Path) -> None:
+def test_the_scale_follows_rank_alpha_and_patterns(config: dict[str, Any], scale: float, tmp_path: Path) -> None:
     assert np.allclose(delta(write(tmp_path, **config)), scale * B @ A, rtol=1e-6)
 
 
@@ -74,13 +74,13 @@ def test_an_embedding_is_transposed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("infix", ["", ".default"])
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
-def test_names_with_and_without_their_wrappings(prefix: str, infix: str, tmp_path: Path) -> None:
+def test_tensor_names_are_read_with_and_without_peft_prefixes(prefix: str, infix: str, tmp_path: Path) -> None:
     tensors = {f"{prefix}m.q.lora_A{infix}.weight": A, f"{prefix}m.q.lora_B{infix}.weight": B}
     assert np.allclose(delta(write(tmp_path, tensors)), 4 * B @ A, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["m.v.weight", "m.v.base_layer.weight", "m.v.modules_to_save.default.weight"])
-def test_a_replacement(name: str, tmp_path: Path) -> None:
+def test_modules_to_save_replace_the_tensor(name: str, tmp_path: Path) -> None:
     value = _RANDOM.normal(size=(3, 4)).astype(np.float32)
     change = Adapter(write(tmp_path, {f"base_model.model.{name}": value})).changes(TARGETS)["m.v.weight"]
     assert change.replacement is not None
@@ -121,12 +121,12 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")
-def test_tensors_that_do_not_fit(tensors: Tensors, message: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_the_base_are_refused(tensors: Tensors, message: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=message):
         Adapter(write(tmp_path, tensors)).changes(TARGETS)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     tensors = pair("m.nothing") | {"m.q.lora_A.weight": A} | {"odd": B}
     with pytest.raises(AdapterError, match=r"(?s)3 problems.*odd is not.*m.nothing is not.*m.q has no lora_B"):
         Adapter(write(tmp_path, tensors)).changes(TARGETS)
@@ -161,7 +161,7 @@ def test_kinds_that_cannot_be_merged_are_named(config: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
-def test_initialisations_that_leave_the_base_alone(start: object, tmp_path: Path) -> None:
+def test_initializations_that_keep_the_base_are_accepted(start: object, tmp_path: Path) -> None:
     assert Adapter(write(tmp_path, init_lora_weights=start)).changes(TARGETS)
 
 
@@ -175,7 +175,7 @@ def test_initialisations_that_leave_the_base_alone(start: object, tmp_path: Path
         (lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"), "pickled adapter_model.bin"),
     ],
 )
-def test_damaged_directories(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_damaged_directories_are_refused(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     damage(write(tmp_path))
     with pytest.raises(AdapterError, match=message):
         Adapter(tmp_path)

@@ -42,7 +42,9 @@ def _assert_same(directory: Path, texts: list[str]) -> Vocabulary:
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("sides", [(), ("lstrip",), ("rstrip",), ("lstrip", "rstrip")])
 @pytest.mark.parametrize("make", [vocabularies.byte_level, vocabularies.sentencepiece], ids=["bytes", "pieces"])
-def test_added_tokens(make: Any, sides: tuple[str, ...], normalized: bool, special: bool, tmp_path: Path) -> None:
+def test_added_tokens_give_the_ids_of_the_tokenizer(
+    make: Any, sides: tuple[str, ...], normalized: bool, special: bool, tmp_path: Path
+) -> None:
     tokenizer = make(tmp_path)
     added = AddedToken("<<x>>", normalized=normalized, special=special, **dict.fromkeys(sides, True))
     (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
@@ -67,7 +69,7 @@ def test_a_token_that_is_a_single_word_is_noted_with_an_example(tmp_path: Path) 
     assert any("it takes 'wxyz' inside of words too; the first 'onewxyztwo" in note for note in notes)
 
 
-def test_runs_of_spaces_as_added_tokens(tmp_path: Path) -> None:
+def test_runs_of_spaces_as_added_tokens_give_the_ids_of_the_tokenizer(tmp_path: Path) -> None:
     """GPT-NeoX and MPT have runs of spaces as added tokens that are not special."""
     tokenizer = vocabularies.byte_level(tmp_path, "gpt-2")
     tokenizer.add_tokens([AddedToken(" " * width, normalized=True) for width in range(2, 9)])
@@ -101,7 +103,7 @@ def test_one_id_with_two_texts_is_the_byte(tmp_path: Path) -> None:
     _assert_same(tmp_path, list(corpus.TEXTS))
 
 
-def test_a_plain_token_that_llama_cpp_takes_for_special_is_hidden(tmp_path: Path) -> None:
+def test_a_plain_token_that_llama_cpp_treats_as_special_is_renamed(tmp_path: Path) -> None:
     """Qwen has </s> as a token that no text is ever cut into; llama.cpp would cut HTML at it and stop there."""
     tokenizer = vocabularies.byte_level(tmp_path)
     path = tmp_path / "tokenizer.json"
@@ -122,7 +124,7 @@ def test_a_plain_token_that_llama_cpp_takes_for_special_is_hidden(tmp_path: Path
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 @pytest.mark.parametrize("bos", [False, True])
-def test_metaspace(scheme: str, bos: bool, tmp_path: Path) -> None:
+def test_metaspace_gives_the_ids_of_the_tokenizer(scheme: str, bos: bool, tmp_path: Path) -> None:
     """As transformers 5 saves Llama's tokenizers."""
     tokenizer = vocabularies.sentencepiece(tmp_path, bos=bos)
     tokenizer.normalizer = normalizers.Sequence([])
@@ -133,7 +135,7 @@ def test_metaspace(scheme: str, bos: bool, tmp_path: Path) -> None:
     assert any("no single space" in note for note in vocabulary.notes) == (scheme == "always")
 
 
-def test_a_byte_level_space_before_a_text(tmp_path: Path) -> None:
+def test_a_byte_level_prefix_space_gives_the_ids_of_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = vocabularies.byte_level(tmp_path, "gpt-2")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -155,7 +157,7 @@ def test_the_end_of_a_turn_is_taken_from_the_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% broken", "{{ messages[0].content }}", "{{ raise('no') }}", ""])
-def test_a_template_that_tells_nothing_changes_nothing(template: str, tmp_path: Path) -> None:
+def test_a_template_without_an_end_of_turn_changes_nothing(template: str, tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, chat_template=template)
     assert "tokenizer.ggml.eot_token_id" not in tokenizers.convert_tokenizer(tmp_path, 600, {}).metadata
 
@@ -176,7 +178,7 @@ def test_every_stop_token_stops_or_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("put", [False, True])
 @pytest.mark.parametrize("stated", [None, False, True])
-def test_a_contradiction_about_bos_is_settled_as_in_training(put: bool, stated: bool | None, tmp_path: Path) -> None:
+def test_a_contradiction_about_bos_is_resolved_as_in_training(put: bool, stated: bool | None, tmp_path: Path) -> None:
     """tokenizer_config.json has the last word in transformers, and so in edgetune's training."""
     vocabularies.sentencepiece(tmp_path, bos=put)
     config = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if stated is None else {"add_bos_token": stated})
@@ -196,7 +198,7 @@ def test_other_tokens_at_the_ends_are_refused(tmp_path: Path) -> None:
         tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
-def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
+def test_an_unknown_pre_tokenizer_is_shown_in_the_message(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("abc+"), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]

@@ -109,7 +109,7 @@ _EXAMPLES = [pytest.param(scaled(1), id="few"), pytest.param(scaled(25), id="man
 
 @pytest.mark.parametrize("examples", _EXAMPLES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_of_any_text(kind: str, examples: int, directory: Path) -> None:
+def test_ids_of_any_text_are_those_of_the_tokenizer(kind: str, examples: int, directory: Path) -> None:
     pair = _pair(kind, directory / kind)
 
     @settings(max_examples=examples)
@@ -132,7 +132,7 @@ def test_the_bytes_of_the_ids_are_the_text(kind: str, directory: Path) -> None:
     check()
 
 
-def test_a_lone_surrogate_is_no_text(directory: Path) -> None:
+def test_a_lone_surrogate_is_refused(directory: Path) -> None:
     pair = _pair("qwen2", directory / "qwen2")
     broken: Any = "a\ud800b"
     with pytest.raises((TypeError, UnicodeEncodeError)):

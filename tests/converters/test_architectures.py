@@ -51,7 +51,7 @@ def test_no_architecture_is_claimed_twice() -> None:
     assert len(supported_names()) == len(set(supported_names()))
 
 
-def test_an_unknown_family_is_told_the_known_ones() -> None:
+def test_an_unknown_family_is_refused_with_the_supported_ones() -> None:
     with pytest.raises(ArchitectureError, match="HalForCausalLM, which is not supported") as caught:
         family_of(ModelConfig({"architectures": ["HalForCausalLM"]}))
     assert all(name in str(caught.value.hint) for name in supported_names())
@@ -111,7 +111,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "change", "message"), REFUSED)
-def test_settings_that_cannot_be_carried_are_refused(
+def test_settings_that_cannot_be_exported_are_refused(
     name: str, change: dict[str, Any], message: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     if name not in bases:
@@ -185,13 +185,13 @@ def test_any_rows_of_a_view_are_those_of_the_whole(view: View) -> None:
         assert np.array_equal(found, expected[first:last])
 
 
-def test_what_does_not_divide_is_told() -> None:
+def test_rows_that_do_not_divide_are_refused() -> None:
     assert "groups of 5" in str(View((Take(5, 0, 1),)).problem(24, 10))
     assert "whole heads" in str(View((RopePermute(7),)).problem(21, 10))
     assert "groups of 7" in str(View(transpose=Take(7, 0, 7)).problem(24, 10))
 
 
-def test_a_head_of_unit_rows() -> None:
+def test_rows_are_scaled_to_unit_length() -> None:
     rows = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
     assert np.allclose(View(unit=True).finalize(rows), [[0.6, 0.8], [0.0, 0.0]])
 

@@ -40,7 +40,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("limit", [None, 200_000])
-def test_a_hash_that_comes_late_gives_the_same_files(limit: int | None, base: Path, tmp_path: Path) -> None:
+def test_a_late_hash_gives_the_same_files(limit: int | None, base: Path, tmp_path: Path) -> None:
     """With expected hashes the header is right from the start; without them it is completed at the end."""
     identity = Checkpoint(base).identity()
     made = []
@@ -90,7 +90,7 @@ def test_a_wrong_base_is_found_however_late_its_hash_comes(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_base_that_vanishes_is_said_in_one_sentence(base: Path, tmp_path: Path) -> None:
+def test_a_base_that_vanishes_is_reported_in_one_sentence(base: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in base.iterdir():
@@ -135,7 +135,7 @@ def test_what_is_written_is_hashed(tmp_path: Path) -> None:
 # -- the proof of the vocabulary ---------------------------------------------------------------------------------------
 
 
-def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
+def test_a_vocabulary_that_fails_verification_leaves_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = threading.Event()
@@ -150,7 +150,7 @@ def test_a_vocabulary_that_fails_its_proof_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_pass_begins_again_with_the_vocabulary_that_is_proven(
+def test_the_pass_restarts_with_the_vocabulary_that_is_verified(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first way of writing it is shown to be wrong; what is then written is what the second one gives."""
@@ -193,7 +193,7 @@ def test_the_number_of_threads_changes_no_byte(
     assert made[0] == made[1] == made[2]
 
 
-def test_results_come_in_order_and_few_are_alive() -> None:
+def test_results_come_in_order_and_few_are_in_memory() -> None:
     alive, most, lock = 0, 0, threading.Lock()
 
     def call(number: int) -> int:
@@ -213,7 +213,7 @@ def test_results_come_in_order_and_few_are_alive() -> None:
     assert 2 <= most <= 6
 
 
-def test_an_error_arrives_in_its_place_and_nothing_more_is_begun() -> None:
+def test_an_error_is_raised_in_order_and_nothing_more_is_started() -> None:
     begun: list[int] = []
 
     def call(number: int) -> int:
@@ -230,11 +230,11 @@ def test_an_error_arrives_in_its_place_and_nothing_more_is_begun() -> None:
 
 
 @pytest.mark.parametrize(("threads", "wanted"), [(1, (1, 1)), (2, (2, 1)), (4, (4, 1)), (5, (4, 2)), (64, (4, 16))])
-def test_threads_are_divided(threads: int, wanted: tuple[int, int]) -> None:
+def test_threads_are_divided_among_blocks(threads: int, wanted: tuple[int, int]) -> None:
     assert split_threads(threads) == wanted
 
 
-def test_stacks_of_experts_go_with_their_adapter(adapter: Path) -> None:
+def test_cached_stacks_of_experts_are_freed_with_their_adapter(adapter: Path) -> None:
     recent = Adapter(adapter)._cache
     assert recent is not Adapter(adapter)._cache
     pair = (np.zeros(1, np.float32), np.zeros(1, np.float32))

@@ -94,30 +94,30 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
 # -- directories that are no model -------------------------------------------------------------------------------------
 
 
-def test_a_missing_directory(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no model directory"):
         Checkpoint(tmp_path / "nowhere")
 
 
-def test_an_empty_directory(tmp_path: Path) -> None:
+def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is empty"):
         Checkpoint(tmp_path)
 
 
-def test_no_config(tmp_path: Path) -> None:
+def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     (model(tmp_path) / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         Checkpoint(tmp_path)
 
 
-def test_no_weights(tmp_path: Path) -> None:
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     (model(tmp_path) / SINGLE_FILE).unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
         Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
-def test_pickles_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+def test_pickles_are_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
     (model(tmp_path) / SINGLE_FILE).rename(tmp_path / name)
     with pytest.raises(CheckpointError, match=f"pickled weights .{name}.; safetensors only") as caught:
         Checkpoint(tmp_path)
@@ -155,21 +155,21 @@ _GOOD = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
         ({"__metadata__": [], "a": _GOOD}, "__metadata__ is not an object"),
     ],
 )
-def test_headers_that_lie(header: Any, message: str, tmp_path: Path) -> None:
+def test_headers_that_contradict_the_file_are_refused(header: Any, message: str, tmp_path: Path) -> None:
     path = raw_safetensors(tmp_path / "x.safetensors", header, bytes(8))
     with pytest.raises(CheckpointError, match=message):
         SafetensorsFile(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", struct.pack("<Q", 2**63), struct.pack("<Q", 4) + b"{{{{"])
-def test_files_that_are_no_safetensors(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_safetensors_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
         SafetensorsFile(path)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     header = {"a": _GOOD | {"dtype": "Q4"}, "b": _GOOD | {"shape": [3, 3]}}
     with pytest.raises(CheckpointError, match=r"(?s)2 faults.*a has the unknown.*b is F32"):
         SafetensorsFile(raw_safetensors(tmp_path / "x.safetensors", header, bytes(8)))

@@ -111,7 +111,7 @@ def _flip(path: Path, first: int, last: int, flips: list[tuple[int, int]]) -> No
 
 @settings(max_examples=scaled(0.8))
 @given(place=st.sampled_from(_PLACES), flips=_FLIPS)
-def test_flipped_bits(
+def test_flipped_bits_are_an_error_or_harmless(
     place: str, flips: list[tuple[int, int]], whole: Whole, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("flipped")
@@ -134,7 +134,7 @@ def test_flipped_bits(
 
 @settings(max_examples=scaled(0.4))
 @given(name=st.sampled_from(["config.json", INDEX_FILE, *_SHARDS]), at=st.floats(0, 1), extra=st.binary(max_size=9))
-def test_cut_short_or_longer(
+def test_truncated_and_extended_files_are_refused(
     name: str, at: float, extra: bytes, whole: Whole, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -151,7 +151,7 @@ _INDEXES = st.sampled_from([*_SHARDS, "model-00003-of-00003.safetensors", "../x"
 
 @settings(max_examples=scaled(0.4))
 @given(changes=st.dictionaries(st.integers(0, 30), st.none() | _INDEXES, min_size=1, max_size=3), new=st.booleans())
-def test_an_index_that_disagrees(
+def test_an_index_that_disagrees_with_the_shards_is_refused(
     changes: dict[int, str | None], new: bool, whole: Whole, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Tensors moved to another shard, left out of the index, or in it and nowhere else."""
@@ -212,7 +212,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> File:
 
 
 @given(flips=_FLIPS)
-def test_flipped_bits_in_the_list_of_tensors(
+def test_flipped_bits_in_the_list_of_tensors_are_an_error_or_harmless(
     flips: list[tuple[int, int]], file: File, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Names, shapes, types and offsets: an error, or the very tensors."""
@@ -226,7 +226,7 @@ def test_flipped_bits_in_the_list_of_tensors(
 
 @settings(max_examples=scaled(0.4))
 @given(at=st.floats(0, 1))
-def test_a_file_cut_short(at: float, file: File, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_truncated_file_is_an_error(at: float, file: File, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("short")
     (folder / "x.gguf").write_bytes(file.raw[: int(at * (len(file.raw) - 33))])  # the end may be padding
     assert _exported(folder / "x.gguf", folder) is None

@@ -76,7 +76,9 @@ def _damaged(whole: Path, tmp_path_factory: pytest.TempPathFactory, name: str, c
 
 @settings(max_examples=scaled(0.5))
 @given(name=st.sampled_from(_FILES), at=st.floats(0, 1))
-def test_cut_short(name: str, at: float, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_truncated_files_are_an_error_or_harmless(
+    name: str, at: float, whole: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     content = (whole / name).read_bytes()
     _convert(_damaged(whole, tmp_path_factory, name, content[: int(at * (len(content) - 1))]))
 
@@ -86,7 +88,7 @@ def test_cut_short(name: str, at: float, whole: Path, tmp_path_factory: pytest.T
     name=st.sampled_from(_FILES),
     flips=st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 7)), min_size=1, max_size=3),
 )
-def test_flipped_bits(
+def test_flipped_bits_are_an_error_or_harmless(
     name: str, flips: list[tuple[int, int]], whole: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content = bytearray((whole / name).read_bytes())

@@ -61,7 +61,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_undergoes_what_its_tensor_undergoes(name: str, tmp_path: Path) -> None:
+def test_an_adapter_gets_the_operations_of_its_tensor(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path / "base")
     adapter = tiny.adapter(base, tmp_path / "adapter", **ADAPTERS[name])
     export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter)

@@ -67,7 +67,7 @@ def _past_the_context(name: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "option"), family_options.ABSENT)
-def test_what_is_said_to_be_absent_is_so(family: str, option: str, tmp_path: Path) -> None:
+def test_models_listed_as_absent_are_absent_in_transformers(family: str, option: str, tmp_path: Path) -> None:
     """A model that a newer transformers can build has to be compared."""
     assert (family, option) in set(family_options.tried())
     name = family_options.CASES[family]
@@ -81,7 +81,7 @@ def test_what_is_said_to_be_absent_is_so(family: str, option: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "option"), list(family_options.tried()))
-def test_an_option_is_carried_as_the_page_says(family: str, option: str, tmp_path: Path) -> None:
+def test_an_option_is_exported_as_the_page_says(family: str, option: str, tmp_path: Path) -> None:
     name = family_options.CASES[family]
     if (family, option) in family_options.ABSENT:
         pytest.skip(f"transformers has no such model: {family_options.ABSENT[family, option]}")

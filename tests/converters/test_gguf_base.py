@@ -63,7 +63,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_meets_the_tensors_of_the_model(name: str, tmp_path: Path) -> None:
+def test_an_adapter_finds_the_tensors_of_the_model(name: str, tmp_path: Path) -> None:
     base = made(name, tmp_path / "base")
     adapter = tiny.adapter(base, tmp_path / "adapter", **ADAPTERS[name])
     export(base, {"f32": tmp_path / "base.gguf"})
@@ -104,7 +104,7 @@ def parts(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "parts").glob("*.gguf"))
 
 
-def test_a_model_in_several_files(parts: list[Path], tmp_path: Path) -> None:
+def test_a_model_in_several_files_is_read(parts: list[Path], tmp_path: Path) -> None:
     assert len(parts) > 2
     (receipt,) = export(parts[0], {"f32": tmp_path / "y.gguf"})
     one, other = gguf.read(tmp_path / "x.gguf"), gguf.read(tmp_path / "y.gguf")
@@ -114,7 +114,7 @@ def test_a_model_in_several_files(parts: list[Path], tmp_path: Path) -> None:
     assert not any(key.startswith("split.") for key in other.metadata)
 
 
-def test_parts_that_do_not_belong_together(parts: list[Path], tmp_path: Path) -> None:
+def test_parts_of_different_models_are_refused(parts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its name is not that of the first"):
         open_base(parts[1])
     shutil.copy(parts[1], tmp_path / "kept")
@@ -129,7 +129,7 @@ def test_parts_that_do_not_belong_together(parts: list[Path], tmp_path: Path) ->
         open_base(parts[0])
 
 
-def test_a_part_with_a_tensor_too_many(tmp_path: Path) -> None:
+def test_a_part_with_an_extra_tensor_is_refused(tmp_path: Path) -> None:
     keys = {"split.count": u32(2), "general.architecture": value_of("llama")}
     written(tmp_path / "x-00001-of-00002.gguf", keys | {"split.no": u32(0)})
     written(tmp_path / "x-00002-of-00002.gguf", keys | {"split.no": u32(1)})
@@ -137,7 +137,7 @@ def test_a_part_with_a_tensor_too_many(tmp_path: Path) -> None:
         open_base(tmp_path / "x-00001-of-00002.gguf")
 
 
-def test_a_fused_tensor_that_lacks_a_part(tmp_path: Path) -> None:
+def test_a_fused_tensor_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
     export(made("gpt-oss", tmp_path / "base"), {"f32": tmp_path / "x.gguf"})
     raw = (tmp_path / "x.gguf").read_bytes().replace(b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_ap_exps.weight")
     (tmp_path / "x.gguf").write_bytes(raw)
@@ -208,12 +208,12 @@ def written(path: Path, metadata: dict[str, Value]) -> Path:
         ({"general.architecture": value_of("qwen3"), "qwen3.block_count": strings(["x"])}, r"not \['x'\]"),
     ],
 )
-def test_files_that_are_no_base(metadata: dict[str, Value], said: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_a_base_are_refused(metadata: dict[str, Value], said: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=said):
         open_base(written(tmp_path / "x.gguf", metadata))
 
 
-def test_other_files(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="is not a GGUF file"):
         open_base(tmp_path / "x.gguf")
@@ -235,14 +235,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return _File((folder / "x.gguf").read_bytes())
 
 
-def test_a_file_without_tokenizer(small: bytes, tmp_path: Path) -> None:
+def test_a_file_without_tokenizer_is_refused(small: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(small.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"))
     with pytest.raises(TokenizerError, match="no tokens for an embedding of 523 rows"):
         export(path, {"f32": tmp_path / "y.gguf"})
 
 
-def test_a_base_that_holds_no_numbers(small: bytes, tmp_path: Path) -> None:
+def test_a_base_with_nan_is_refused(small: bytes, tmp_path: Path) -> None:
     """Found by a long run of the test below: arithmetic with a signalling NaN warns before it is refused."""
     path, raw = tmp_path / "x.gguf", bytearray(small)
     path.write_bytes(raw)

@@ -155,7 +155,7 @@ def test_the_file_is_the_model_that_was_trained(name: str, tmp_path: Path) -> No
     assert klds["original"] > 1e3 * klds["nf4"]
 
 
-def test_without_a_run_the_defaults_are_taken_and_said(tmp_path: Path) -> None:
+def test_without_a_run_the_defaults_are_used_and_noted(tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4")
     assert any("there is no record of the training" in note for note in receipt.notes)
@@ -203,7 +203,7 @@ RECORD: dict[str, Any] = {
         {"tensors": {"x": {"offset": float("nan"), "scales_sha256": "0"}}}, {"tensors": None},
     ],
 )  # fmt: skip
-def test_a_damaged_record(changes: dict[str, Any]) -> None:
+def test_a_damaged_record_is_refused(changes: dict[str, Any]) -> None:
     record = copy.deepcopy(RECORD)
     record["groups"][0] |= changes
     with pytest.raises(AdapterError, match="record of its 4-bit weights cannot be read"):
@@ -225,18 +225,18 @@ def test_one_value_of_the_record_may_be_anything(new: Any, choices: list[int]) -
         (RECORD, r"1 tensors in 4 bits that this base does not have, such as model\.layers\.0"),
     ],
 )
-def test_records_that_do_not_fit(record: dict[str, Any], message: str) -> None:
+def test_records_that_do_not_fit_the_base_are_refused(record: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         merge_base_named("nf4", record).apply([])
 
 
-def test_an_unknown_merge_base(tmp_path: Path) -> None:
+def test_an_unknown_merge_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgetuneError, match="no merge base 'nf5'"):
         merge_base_named("nf5")
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, "f32"), (np.inf, "bf16"), (70000.0, "f16")])
-def test_weights_that_are_no_numbers(value: float, dtype: str, tmp_path: Path) -> None:
+def test_weights_that_are_nan_are_refused(value: float, dtype: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny.base("llama-tied", tmp_path))
     info = checkpoint.tensors["model.layers.1.mlp.up_proj.weight"]
     with info.file.open("r+b") as file:

@@ -75,7 +75,9 @@ def test_experts_stay_what_they_are_in_mxfp4(pair: tuple[Path, Path], tmp_path: 
         assert np.array_equal(found, whole.tensor(name).view(np.float32))
 
 
-def test_an_adapter_beside_the_experts(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_on_other_tensors_is_merged_as_into_the_decoded_model(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     adapter = tiny.adapter(pair[0], tmp_path / "adapter", target_modules=["q_proj", "o_proj"])
     for base, name in zip(pair, ("plain", "packed"), strict=True):
         export(base, {"f32": tmp_path / f"{name}.gguf"}, adapter=adapter)
@@ -110,7 +112,7 @@ def test_an_adapter_on_the_experts(width: int, patterns: dict[str, Any], tmp_pat
         (lambda blocks, scales: (blocks.to(torch.int8), scales), "not blocks of 16 bytes"),
     ],
 )
-def test_blocks_that_do_not_fit(change: Any, said: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_blocks_that_do_not_fit_are_refused(change: Any, said: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     tensors = load_file(pair[1] / "model.safetensors")
     found = change(tensors[f"{_NAME}_blocks"], tensors[f"{_NAME}_scales"])
     tensors |= {
@@ -122,7 +124,7 @@ def test_blocks_that_do_not_fit(change: Any, said: str, pair: tuple[Path, Path],
         Checkpoint(tmp_path)
 
 
-def test_a_scale_that_is_no_number(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_nan_scale_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for file in pair[1].glob("*.json"):

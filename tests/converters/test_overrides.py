@@ -88,7 +88,7 @@ EXPERT_CHOICES = (
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_a_mix_goes_on_beside_overridden_experts(name: str, tmp_path: Path) -> None:
+def test_a_mix_continues_around_overridden_experts(name: str, tmp_path: Path) -> None:
     """How the mix counts layers with experts when the type of some was given by hand."""
     base = family_models.base(name.removesuffix("-of-eight"), tmp_path / "base", **EXPERTS[name])
     export(base, {"f32": tmp_path / "f32.gguf"})
@@ -146,7 +146,7 @@ def test_the_plan_names_the_override(untied: Path) -> None:
         ("attn_v=iq2_xxs", "without an importance matrix"),
     ],
 )
-def test_what_cannot_be_meant(text: str, message: str, untied: Path, tmp_path: Path) -> None:
+def test_overrides_that_cannot_be_meant_are_refused(text: str, message: str, untied: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         export(untied, {"q8_0": tmp_path / "x.gguf"}, overrides=overrides_of([text]))
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +196,7 @@ def test_an_importance_matrix_gives_the_bytes_of_llama_quantize(
     assert any("has no entry for 1 matrices, such as token_embd" in note for note in receipts[0].notes)
 
 
-def test_types_that_need_an_importance_matrix(untied: Path, tmp_path: Path) -> None:
+def test_types_that_need_an_importance_matrix_are_written_with_one(untied: Path, tmp_path: Path) -> None:
     imatrix = imatrices.write(tmp_path / "imatrix.gguf", imatrices.weights(untied))
     overrides = overrides_of(["ffn_up=iq2_xxs", "ffn_gate=iq3_xxs", "attn_q=iq2_s", "attn_k=iq1_m"])
     export(untied, {"q4_k_m": tmp_path / "x.gguf", "f32": tmp_path / "f.gguf"}, imatrix=imatrix, overrides=overrides)
@@ -227,7 +227,7 @@ def test_experts_have_weights_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "negative", "foreign", "narrow"])
-def test_importance_matrices_that_cannot_be_used(damage: str, untied: Path, tmp_path: Path) -> None:
+def test_importance_matrices_that_cannot_be_used_are_refused(damage: str, untied: Path, tmp_path: Path) -> None:
     path, weights = tmp_path / "imatrix.dat", imatrices.weights(untied)
     if damage == "negative":
         weights["output.weight"][0] = -1

@@ -68,7 +68,7 @@ def test_what_both_have_read_leaves_the_cache(mapped: tuple[Path, mmap.mmap]) ->
     assert pages.passed_bytes == SIZE
 
 
-def test_what_was_there_before_stays(mapped: tuple[Path, mmap.mmap]) -> None:
+def test_pages_cached_before_stay_cached(mapped: tuple[Path, mmap.mmap]) -> None:
     path, view = mapped
     if not forgotten(path, view):
         pytest.skip("files of this file system are always in memory")
@@ -131,7 +131,7 @@ def test_nothing_is_dropped_before_both_have_read_it(
     assert len(dropped) == max(0, len(ready) - page_cache._KEPT_CHUNKS)
 
 
-def test_the_hash_waits_for_the_pass_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_waits_for_the_pass_but_not_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays near, so that the cache need not hold the model, and ends when nobody reads any more."""
     base = tiny.base("llama", tmp_path / "base")
     checkpoint = Checkpoint(base)

@@ -204,7 +204,7 @@ def test_small_floats_times_their_scales(layout: str, dtype: Any, tmp_path: Path
     export(directory, {"bf16": tmp_path / "x.gguf"})
 
 
-def test_the_numbers_of_transformers(tmp_path: Path) -> None:
+def test_decoded_weights_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     base = tiny.base("llama-tied", tmp_path / "base", hidden_size=256, intermediate_size=384)
@@ -227,7 +227,7 @@ def test_small_floats_without_scales_are_themselves(tmp_path: Path) -> None:
     assert np.array_equal(rows_of(Checkpoint(directory), f"{UP}.weight"), wanted)
 
 
-def test_integers_of_llm_compressor(tmp_path: Path) -> None:
+def test_integers_of_llm_compressor_are_decoded(tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
 
     def quantize(tensors: Tensors) -> None:
@@ -309,12 +309,14 @@ def _drop(name: str) -> Callable[[Tensors], None]:
         (_state(lambda facts: facts | {"quant_type": "fp4"}), "quant_type"),
     ],
 )
-def test_damaged_four_bit_weights(edit: Callable[[Tensors], None], said: str, four_bit: Path, tmp_path: Path) -> None:
+def test_damaged_four_bit_weights_are_refused(
+    edit: Callable[[Tensors], None], said: str, four_bit: Path, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=f"(?s)mlp.up_proj.weight.*{said}|{said}.*mlp.up_proj.weight"):
         Checkpoint(edited(four_bit, tmp_path / "x", edit))
 
 
-def test_all_damaged_weights_are_told_together(four_bit: Path, tmp_path: Path) -> None:
+def test_all_damaged_weights_are_reported_together(four_bit: Path, tmp_path: Path) -> None:
     def edit(tensors: Tensors) -> None:
         del tensors[STATE]
         del tensors["model.layers.2.self_attn.q_proj.weight.absmax"]
@@ -345,7 +347,7 @@ def test_all_damaged_weights_are_told_together(four_bit: Path, tmp_path: Path) -
         ({"weight": "uint8"}, "its absmax and quant_map and quant_state are missing"),
     ],
 )
-def test_damaged_eight_bit_weights(tensors: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_damaged_eight_bit_weights_are_refused(tensors: dict[str, Any], said: str, tmp_path: Path) -> None:
     base = tiny.base("llama-tied", tmp_path / "base")
 
     def edit(stored: Tensors) -> None:

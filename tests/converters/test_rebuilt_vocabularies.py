@@ -34,7 +34,7 @@ def _all_tokens(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", gguf_roundtrip.SOURCES)
-def test_the_stated_ids(name: str, models: Path, tmp_path: Path) -> None:
+def test_ids_are_those_that_llama_cpp_states(name: str, models: Path, tmp_path: Path) -> None:
     made = gguf_roundtrip.rebuild(models, name, tmp_path)
     vocabulary = tokenizers.convert_tokenizer(tmp_path, made.rows, {})
     assert vocabulary.pre == gguf_roundtrip.SOURCES[name].pre

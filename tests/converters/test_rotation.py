@@ -61,6 +61,6 @@ def test_tables_in_pieces_are_the_table() -> None:
         {"rope_type": "default", "rope_theta": -1},
     ],
 )
-def test_what_has_no_formula_is_refused(parameters: dict[str, Any]) -> None:
+def test_a_rope_type_without_a_formula_is_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(ArchitectureError):
         rotation(parameters, 8, 640)

@@ -36,7 +36,7 @@ def _texts(path: Path, text: str, *, special: bool = True) -> list[str]:
     return [str(tokens[id_]) for id_ in runtime.token_ids(path, [prepared], special=special)[0]]
 
 
-def test_bpe(tmp_path: Path) -> None:
+def test_a_bpe_model_is_converted(tmp_path: Path) -> None:
     path = _written(tmp_path, sentencepiece_files.bpe())
     found = gguf.read(path).metadata
     assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.add_space_prefix"]) == ("llama", True)
@@ -51,12 +51,12 @@ def test_bpe(tmp_path: Path) -> None:
     assert types[-1] == TokenType.UNUSED
 
 
-def test_no_space_before_a_text(tmp_path: Path) -> None:
+def test_a_model_without_a_prefix_space_is_converted(tmp_path: Path) -> None:
     path = _written(tmp_path, sentencepiece_files.bpe(prefix=False), add_bos_token=False, add_eos_token=True)
     assert _texts(path, "the cat") == ["the", "▁cat", "</s>"]
 
 
-def test_unigram(tmp_path: Path) -> None:
+def test_a_unigram_model_is_converted(tmp_path: Path) -> None:
     path = _written(tmp_path, sentencepiece_files.unigram(), "spiece.model", add_bos_token=False, add_eos_token=True)
     assert gguf.read(path).metadata["tokenizer.ggml.model"] == "t5"
     assert _texts(path, "the  running ☃ cat ") == ["▁the", "▁running", "▁", "<unk>", "▁cat", "</s>"]
@@ -72,6 +72,6 @@ def test_unigram(tmp_path: Path) -> None:
         (sentencepiece_files.model([("a", 0, 1)], 2, charsmap=b"xxxx"), "normalizes text, which llama.cpp does not do"),
     ],
 )
-def test_what_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_models_that_cannot_be_converted_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=message):
         _written(tmp_path, content)

@@ -312,7 +312,7 @@ def test_merges_that_are_no_scores_are_written_by_rank(tmp_path: Path) -> None:
     assert runtime.token_ids(path, corpus.TEXTS) == _hf_ids(Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
 
 
-def test_what_merging_by_rank_loses_is_said(tmp_path: Path) -> None:
+def test_what_merging_by_rank_loses_is_noted(tmp_path: Path) -> None:
     vocabularies.sentencepiece(tmp_path)
     _edit(tmp_path, lambda t: t["model"]["merges"].pop(len(t["model"]["merges"]) // 2))
     notes = tokenizers.convert_tokenizer(tmp_path, 600, {}).notes
@@ -327,7 +327,7 @@ def test_merges_that_are_no_scores_after_a_space_are_refused(tmp_path: Path) -> 
         tokenizers.convert_tokenizer(tmp_path, 600, {})
 
 
-def test_unicode_normalization_is_told_to_the_runtime(tmp_path: Path) -> None:
+def test_unicode_normalization_is_passed_to_the_runtime(tmp_path: Path) -> None:
     tokenizer = vocabularies.byte_level(tmp_path)
     _edit(tmp_path, lambda t: t.update(normalizer={"type": "NFC"}))
     path, vocabulary = _file(tmp_path)
@@ -338,7 +338,7 @@ def test_unicode_normalization_is_told_to_the_runtime(tmp_path: Path) -> None:
     assert runtime.token_ids(path, [composed]) == [tokenizer.encode(composed).ids]
 
 
-def test_damaged_configurations_of_tokenizers(tmp_path: Path) -> None:
+def test_damaged_configurations_of_tokenizers_are_refused(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path, added_tokens_decoder={"x": {"content": "y"}})
     with pytest.raises(TokenizerError, match=r"added_tokens_decoder\['x'\] is no token"):
         tokenizers.convert_tokenizer(tmp_path, 600, {})
@@ -356,7 +356,7 @@ def test_an_added_token_that_loads_under_another_id_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[]", "{}", '{"model": {"type": "BPE", "vocab": []}}'])
-def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_reported_in_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(TokenizerError):
         tokenizers.convert_tokenizer(tmp_path, 600, {})
