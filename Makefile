@@ -148,12 +148,12 @@ lint: $(VENV)/.ready
 	$(MAKE) lint-docs
 
 # Generated pages are up to date, links and anchors resolve, code samples run.
-lint-format-c: $(VENV)/.ready
-	$(BIN)/clang-format -i $(C_FILES)
-
-docs: $(VENV)/.ready
+lint-docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m pytest -q tests/project/test_docs.py
+
+format-c: $(VENV)/.ready
+	$(BIN)/clang-format -i $(C_FILES)
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py
