@@ -21,7 +21,7 @@ def types_by_format(config: ExportConfig, types_given: bool) -> dict[str, list[s
     very types), for one that none of the formats has and for a file format that has none of the types.
     """
     if not config.types:
-        raise ConfigError("-q names no type, nor does export.types", "For instance -q q4_k_m, or -q q4_k_m,q8_0.")
+        raise ConfigError("-q names no type, nor does export.types", "For instance -q q4_k_m, or -q q4_k_m,q8_0")
     known: dict[str, tuple[str, ...]] = {"gguf": _files(), **_TYPES}
     _refuse_unknown(config.types, tuple(dict.fromkeys(type_ for types in known.values() for type_ in types)))
     placed: dict[str, list[str]] = {
@@ -50,7 +50,7 @@ def _refuse_unknown(types: list[str], known: tuple[str, ...]) -> None:
             continue
         near = difflib.get_close_matches(type_, known, n=1, cutoff=0.6)
         meant = f", did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{type_!r} is not a storage type that can be written{meant}", f"Known: {', '.join(known)}.")
+        raise ConfigError(f"{type_!r} is not a storage type that can be written{meant}", f"Known: {', '.join(known)}")
 
 
 def _refuse_homeless(config: ExportConfig, placed: dict[str, list[str]], known: dict[str, tuple[str, ...]]) -> None:
@@ -61,7 +61,7 @@ def _refuse_homeless(config: ExportConfig, placed: dict[str, list[str]], known: 
         others = ", ".join(known[config.formats[0]])
         raise ConfigError(
             f"{type_} is a type of {home}, not of {' or '.join(config.formats)}",
-            f"Add {home} to the formats, or give a type that they have: {others}.",
+            f"Add {home} to the formats, or give a type that they have: {others}",
         )
 
 

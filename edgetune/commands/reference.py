@@ -71,9 +71,9 @@ def command(
       edgetune reference runs/mine --llama-kld base.kld --llama-text wiki.txt
     """
     if full_vocab and top_k:
-        raise ConfigError("--full-vocab and --top-k were both given", "Give one of them.")
+        raise ConfigError("--full-vocab and --top-k were both given", "Give one of them")
     if llama_text and not llama_kld:
-        raise ConfigError("--llama-text was given without --llama-kld", "Say where to write with --llama-kld FILE.")
+        raise ConfigError("--llama-text was given without --llama-kld", "Say where to write with --llama-kld FILE")
     directory = RunDirectory.open(run)
     changed = bool(rows or count or full_vocab or top_k or long_)
     config = _config(directory, rows, {"rows": count, **_coding(full_vocab, top_k), "long": long_ or None}, base)

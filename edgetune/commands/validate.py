@@ -133,7 +133,7 @@ def check_distinct(files: tuple[Path, ...]) -> None:
     names = [file.name for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise ConfigError(f"two files are called {twice}", "Validate them one after the other.")
+        raise ConfigError(f"two files are called {twice}", "Validate them one after the other")
 
 
 def _print_statistics(ladder: Ladder) -> None:

@@ -48,8 +48,8 @@ def command(file: Path, max_kld: float | None, threads: int | None, as_json: boo
             click.echo(f"{mark:8}{check.name:14}{check.detail}")
     if verdict.failed:
         check = verdict.failed[0]
-        raise GateFailure(f"{file}: {check.name}: {check.detail}", "Fetch the file again, or export it again.")
+        raise GateFailure(f"{file}: {check.name}: {check.detail}", "Fetch the file again, or export it again")
     if verdict.is_empty:
         raise GateFailure(
-            f"{file} carries nothing to verify it with", "Export it with `edgetune merge-export RUN`, or use validate."
+            f"{file} carries nothing to verify it with", "Export it with `edgetune merge-export RUN`, or use validate"
         )

@@ -1,1 +1,1 @@
-"""Rows in many formats -> rendered conversations -> token ids and loss masks. No torch here."""
+"""From rows in many formats to rendered conversations, token ids and loss masks, without torch."""

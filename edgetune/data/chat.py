@@ -96,7 +96,7 @@ class ChatTemplate:
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise DataError(
                 f"the chat template refuses a conversation of {roles or 'no messages'}: {error}",
-                "Change the rows, or use another template (data.chat_template).",
+                "Change the rows, or use another template (data.chat_template)",
             ) from None
 
 
@@ -128,7 +128,7 @@ def _own_source(directory: Path) -> str | None:
     try:
         return chat_files.chat_templates(directory, config).get(chat_files.DEFAULT)
     except TokenizerError as error:
-        raise DataError(error.message, "Restore the base's files.") from None
+        raise DataError(error.message, "Restore the base's files") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -140,5 +140,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError):
         value = None
     if not isinstance(value, dict):
-        raise DataError(f"{path} is not a JSON object", "Restore the base's files.")
+        raise DataError(f"{path} is not a JSON object", "Restore the base's files")
     return value

@@ -1,7 +1,7 @@
-"""Rows of the common fine-tuning formats -> conversations (lists of {"role", "content"} messages).
+"""From rows of the common fine-tuning formats to conversations (lists of {"role", "content"} messages).
 
-A format is a row of the table FORMATS: how it is recognised by its keys, and how a row is converted. Problems of a file
-are collected and shown together, each with its row number, so that a file is mended in one go.
+A format is a row of the table FORMATS: how its keys are recognized, and how a row is converted. All problems of a file
+are reported together, each with its row number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from edgetune.errors import DataError
 
 Conversation = list[dict[str, str]]
-"""Messages in order: {"role": "system" | "user" | "assistant" | "tool", "content": text}."""
+"""Messages in order, each {"role": "system" | "user" | "assistant" | "tool", "content": text}."""
 
 SHOWN_PROBLEMS = 20
 
@@ -33,36 +33,36 @@ _PROMPT_COMPLETION_KEYS = (
 
 
 class RowProblem(ValueError):
-    """What is wrong with one row, without its place, which the caller knows."""
+    """A problem of one row; the caller adds the place of the row."""
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """One shape of rows."""
+    """A format of rows."""
 
-    wanted: str
-    """Its keys, in words, for the message about a row in no known format."""
-    recognise: Callable[[Mapping[str, Any]], bool]
+    keys: str
+    """Its keys, for the message about a row in no known format."""
+    recognize: Callable[[Mapping[str, Any]], bool]
     convert: Callable[[Mapping[str, Any]], Conversation]
 
 
 def detect_format(row: Mapping[str, Any]) -> str | None:
-    """The name of the first format that the row's keys fit."""
+    """Return the first format that matches the keys of the row."""
     row = _present(row)
-    return next((name for name, form in FORMATS.items() if form.recognise(row)), None)
+    return next((name for name, form in FORMATS.items() if form.recognize(row)), None)
 
 
 def to_conversation(row: Any, form: str = "auto") -> Conversation:
-    """One row as a conversation that holds at least one assistant turn; RowProblem says what is wrong with it."""
+    """Convert a row to a conversation with at least one assistant turn. Raises RowProblem."""
     if not isinstance(row, Mapping):
         raise RowProblem(f"not an object but {type(row).__name__}")
     row = _present(row)
-    name = detect_format(row) if form == "auto" else form if FORMATS[form].recognise(row) else None
+    name = detect_format(row) if form == "auto" else form if FORMATS[form].recognize(row) else None
     if name is None:
         looked_for = FORMATS.values() if form == "auto" else [FORMATS[form]]
         raise RowProblem(
             f"in no known format; its keys are {', '.join(map(str, row)) or 'none'}; looked for "
-            + "; or ".join(each.wanted for each in looked_for)
+            + "; or ".join(each.keys for each in looked_for)
         )
     conversation = FORMATS[name].convert(row)
     if not any(message["role"] == "assistant" for message in conversation):
@@ -71,12 +71,12 @@ def to_conversation(row: Any, form: str = "auto") -> Conversation:
 
 
 def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without its nulls, with which tables fill absent columns."""
+    """Return the row without nulls, which stand for absent columns in tables."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def convert_rows(rows: Iterable[tuple[str, Any]], form: str = "auto") -> list[Conversation]:
-    """All rows, given as (place, row); one DataError lists the problems of the first rows that have any."""
+    """Convert all rows, given as (place, row). Raises one DataError for all their problems."""
     problems = RowProblems()
     conversations: list[Conversation] = []
     for place, row in rows:
@@ -137,7 +137,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
 
 
 def _side(row: Mapping[str, Any], key: str, role: str) -> Conversation:
-    """A prompt or completion: one text, or a list of messages as TRL writes them."""
+    """Convert a prompt or completion: one text, or a list of messages as TRL writes them."""
     if isinstance(row[key], list):
         return [_message(each, "role", "content") for each in _turn_list(row, key)]
     return [{"role": role, "content": _text(row, key)}]
@@ -170,7 +170,7 @@ def _message(turn: Mapping[str, Any], role_key: str, text_key: str) -> dict[str,
 
 
 def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """A text, or text parts ([{"type": "text", "text": ...}]) joined; a number or boolean becomes its JSON."""
+    """Return a text, joined text parts ([{"type": "text", "text": ...}]), or the JSON of a number or boolean."""
     value = row.get(key, default)
     if value is None:
         value = default
@@ -204,7 +204,7 @@ FORMATS: Mapping[str, RowFormat] = {
 
 
 def detect_formats(rows: Iterable[Any]) -> Iterator[str]:
-    """The formats that occur, in order of first occurrence."""
+    """Yield the formats of the rows, in order of first occurrence."""
     seen: set[str] = set()
     for row in rows:
         name = detect_format(row) if isinstance(row, Mapping) else None

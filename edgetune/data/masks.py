@@ -1,12 +1,14 @@
-"""Which tokens are trained on: the assistant's, found by rendering prefixes of the conversation (DESIGN 7.3).
+"""The loss mask: the assistant's tokens, found by rendering prefixes of the conversation.
 
-For the assistant's turn i, the model is given render(messages[:i], add_generation_prompt) and must write the rest of
-render(messages[:i + 1]); the characters between the two are the turn. The whole conversation is tokenized once, and a
-token belongs to the turn in which its first character lies. So
+Stock templates do not mark the assistant's turns, so a mask must not depend on `{% generation %}`.
 
-- a token that straddles the beginning of a turn is not trained on: the model is given its first part;
-- a token that straddles the end of a turn is: it begins as the assistant's text;
-- what a template writes after the stop token (often a newline) is not: generation has ended there.
+For the assistant's turn i, the model is given render(messages[:i], add_generation_prompt) and must generate the rest of
+render(messages[:i + 1]). The characters between the two are the turn. The whole conversation is tokenized once, and a
+token belongs to the turn that holds its first character. Therefore:
+
+- A token across the beginning of a turn is not trained on: its first part is given to the model.
+- A token across the end of a turn is trained on: it begins as the assistant's text.
+- Text after the stop token (often a newline) is not trained on: generation has ended there.
 """
 
 from __future__ import annotations
@@ -22,45 +24,45 @@ from edgetune.errors import DataError
 Span = tuple[int, int]
 """Characters [start, end) of a rendered text."""
 
-TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)."
+TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)"
 
 
 class HistoryRewriteError(DataError):
-    """The template renders an earlier turn differently once later ones follow."""
+    """The template renders a turn differently if later turns follow."""
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One row as the trainer gets it; `input_ids` and `supervised` are equally long."""
+    """A row for the trainer: token ids, and whether each is trained on."""
 
     input_ids: list[int]
     supervised: list[bool]
 
     @property
     def labels(self) -> list[int]:
-        """The ids where they are trained on, -100 elsewhere, as the loss wants it."""
+        """The token ids that are trained on, and -100 elsewhere, as the loss function needs it."""
         return [id_ if trained else -100 for id_, trained in zip(self.input_ids, self.supervised, strict=True)]
 
     @property
     def endings(self) -> set[int]:
-        """The last token of each supervised stretch: where a turn was not cut, its stop token."""
+        """The last token of each supervised stretch: the stop token of a turn that was not cut."""
         following = [*self.supervised[1:], False]
         marks = zip(self.input_ids, self.supervised, following, strict=True)
-        return {id_ for id_, trained, goes_on in marks if trained and not goes_on}
+        return {id_ for id_, trained, continues in marks if trained and not continues}
 
     @property
     def scored(self) -> list[int]:
-        """Positions whose token is trained on; never the first, which has none before it."""
+        """Positions whose token is trained on; never the first, which nothing predicts."""
         return [position for position, trained in enumerate(self.supervised) if trained]
 
     def cut(self, length: int) -> EncodedRow:
-        """The first `length` tokens."""
+        """Return the first `length` tokens."""
         return EncodedRow(self.input_ids[:length], self.supervised[:length])
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and which characters the assistant wrote."""
+    """A conversation as text, and the assistant's turns in it."""
 
     text: str
     spans: list[Span]
@@ -69,7 +71,8 @@ class Rendered:
 def render_with_spans(template: ChatTemplate, conversation: Conversation, *, only_last: bool = False) -> Rendered:
     """Render a conversation and find the assistant's turns in it, or only its last message.
 
-    Raises HistoryRewritten when a prefix of the conversation does not render as a prefix of the whole.
+    Raises:
+        HistoryRewriteError: If a prefix of the conversation does not render as a prefix of the whole.
     """
     whole = template.render(conversation)
     spans = []
@@ -91,12 +94,12 @@ def _check_prefix(prefix: str, whole: str, what: str) -> None:
     raise HistoryRewriteError(
         f"the chat template rewrites history: {what} has {prefix[at : at + 30]!r} where the whole has "
         f"{whole[at : at + 30]!r} (after {whole[max(0, at - 20) : at]!r})",
-        "Use a template that only appends (data.chat_template), or rows with one assistant turn.",
+        "Use a template that only appends (data.chat_template), or rows with one assistant turn",
     )
 
 
 def mark_supervised(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bool]:
-    """For each token whether its first character lies in a span. Offsets ascend; spans ascend and do not overlap."""
+    """Return for each token whether a span holds its first character. Both arguments ascend; spans do not overlap."""
     result = []
     remaining = iter(spans)
     span = next(remaining, None)
@@ -110,9 +113,11 @@ def mark_supervised(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bo
 def encode_conversation(
     template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, *, only_last: bool = False
 ) -> EncodedRow:
-    """Render, tokenize once and mask; what follows a turn's stop token is not trained on.
+    """Render a conversation, tokenize it once, and mark the tokens that are trained on.
 
-    Raises DataError when a turn does not end with a stop token, HistoryRewritten as `render_with_spans` does.
+    Raises:
+        DataError: If a turn does not end with a stop token.
+        HistoryRewriteError: If the template rewrites earlier turns.
     """
     rendered = render_with_spans(template, conversation, only_last=only_last)
     ids, offsets = tokenizer.encode(rendered.text)
@@ -120,17 +125,17 @@ def encode_conversation(
     for start, end in rendered.spans:
         turn = [i for i, offset in enumerate(offsets) if start <= offset[0] < end]
         texts = [rendered.text[offsets[i][0] : min(offsets[i][1], end)] for i in turn]
-        kept = _up_to_stop([ids[i] in tokenizer.ending_ids for i in turn], texts)
+        kept = _count_up_to_stop([ids[i] in tokenizer.ending_ids for i in turn], texts)
         if not kept:
-            raise _no_stop(rendered.text[start:end])
+            raise _no_stop_error(rendered.text[start:end])
         for position in turn[kept:]:
             supervised[position] = False
     supervised[:1] = [False]  # nothing predicts the first token
     return EncodedRow(ids, supervised)
 
 
-def _up_to_stop(is_ending: Sequence[bool], texts: Sequence[str]) -> int:
-    """How many tokens of a turn to keep: up to its last special token, which only white space may follow; else 0."""
+def _count_up_to_stop(is_ending: Sequence[bool], texts: Sequence[str]) -> int:
+    """Count the tokens up to the last special token of a turn; 0 if more than white space follows it."""
     kept = len(texts)
     while kept and not is_ending[kept - 1]:
         kept -= 1
@@ -139,7 +144,7 @@ def _up_to_stop(is_ending: Sequence[bool], texts: Sequence[str]) -> int:
     return kept
 
 
-def _no_stop(turn: str) -> DataError:
+def _no_stop_error(turn: str) -> DataError:
     return DataError(
         "the chat template ends the assistant's turn without a stop token, so the model would never learn to stop: "
         f"it ends with {turn[-40:]!r}",

@@ -1,4 +1,4 @@
-"""Rows as the model sees them, with the tokens that are trained on set off from the others."""
+"""Rows as the model sees them, with the tokens that are trained on highlighted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIVEN = "dim"
 
 
 def segments(row: EncodedRow, tokenizer: TextTokenizer) -> Iterator[tuple[bool, str]]:
-    """(trained on, text) of each run of equal tokens; texts are differences of decoded prefixes, so they join up."""
+    """Yield (trained on, text) of each stretch of tokens; texts are differences of decoded prefixes, so they join."""
     done, text = 0, ""
     for trained, run in groupby(row.supervised):
         done += len(list(run))
@@ -26,7 +26,7 @@ def segments(row: EncodedRow, tokenizer: TextTokenizer) -> Iterator[tuple[bool, 
 
 
 def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, color: bool) -> Text:
-    """One row; without color, what is trained on stands in ⟦brackets⟧."""
+    """Return a row as text; without color, what is trained on stands in ⟦brackets⟧."""
     result = Text()
     for trained, text in segments(row, tokenizer):
         mark = trained and not color
@@ -35,13 +35,13 @@ def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, color: bool) -> 
 
 
 def format_heading(number: int, row: EncodedRow) -> str:
-    """'row 1: 57 tokens, 12 trained on (21 %)'."""
+    """Return `row 1: 57 tokens, 12 trained on (21%)`."""
     length, trained = len(row.input_ids), sum(row.supervised)
     return f"row {number}: {length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
 
 
 def format_totals(encoding: EncodedSplit) -> str:
-    """One line about all rows."""
+    """Return the counts of all rows on one line."""
     share = encoding.supervised / max(1, encoding.tokens)
     parts = [
         f"{len(encoding.rows)} rows, {encoding.tokens} tokens, {share:.1%} trained on, longest {encoding.longest}",

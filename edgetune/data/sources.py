@@ -1,4 +1,4 @@
-"""Where rows come from: .jsonl, .json and .parquet files, and datasets of the Hugging Face hub."""
+"""Sources of rows: .jsonl, .json and .parquet files, and datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from edgetune.errors import DataError, EnvironmentProblem
 from edgetune_converters.files.contents import sha256_of
 
 Place = str
-"""Where a row lies, in words: 'train.jsonl, line 3'."""
+"""The place of a row for messages: 'train.jsonl, line 3'."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Rows as conversations, and what identifies them."""
+    """The conversations of a source, and what identifies the source."""
 
     name: str
     conversations: list[Conversation]
     formats: list[str]
     """Formats that occur in the rows."""
     identity: dict[str, Any]
-    """What the manifest records: the path and sha256 of a file, or the name, split and revision of a hub dataset."""
+    """For the manifest: path and SHA-256 of a file, or name, split and revision of a hub dataset; number of rows."""
 
 
 def read_source(name: str, *, form: str = "auto", split: str = "train", limit: int | None = None) -> DataSource:
-    """Read a file or a hub dataset; `name#500` takes the first 500 rows. DataError says what is wrong and where."""
-    location, count = _split_count(name)
+    """Read a file or a hub dataset.
+
+    Args:
+        name: A path or the name of a dataset; `name#500` takes the first 500 rows.
+        form: The format of the rows, or "auto".
+        split: The split of a hub dataset.
+        limit: Largest number of rows.
+
+    Raises:
+        DataError: For a missing or damaged source; names the rows.
+    """
+    location, count = _parse_count(name)
     limit = min((n for n in (count, limit) if n is not None), default=None)
     if _is_hub_name(location):
         rows, identity = _read_hub(location, split, limit)
@@ -42,18 +52,18 @@ def read_source(name: str, *, form: str = "auto", split: str = "train", limit: i
     if limit is not None:
         rows = rows[:limit]
     if not rows:
-        raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row.")
+        raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row")
     conversations = convert_rows(rows, form)
     formats = list(detect_formats(row for _, row in rows)) if form == "auto" else [form]
     return DataSource(name, conversations, formats, {**identity, "rows": len(rows)})
 
 
 def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
-    """Each of a list of sources."""
+    """Read one source or several."""
     return [read_source(name, **options) for name in ([names] if isinstance(names, str) else names)]
 
 
-def _split_count(name: str) -> tuple[str, int | None]:
+def _parse_count(name: str) -> tuple[str, int | None]:
     stem, mark, count = name.rpartition("#")
     if mark and count.isdigit() and int(count) > 0:
         return stem, int(count)
@@ -61,24 +71,24 @@ def _split_count(name: str) -> tuple[str, int | None]:
 
 
 def _is_hub_name(location: str) -> bool:
-    """A name that is no existing path and does not look like one."""
+    """Whether a name is neither an existing path nor looks like one."""
     looks_like_file = location.startswith((".", "/", "~")) or Path(location).suffix in _READERS
     return not looks_like_file and not Path(location).exists() and _HUB_NAME.fullmatch(location) is not None
 
 
 def _read_path(path: Path) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
     if not path.exists():
-        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test.")
+        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test")
     reader = _READERS.get(path.suffix.lower())
     if path.is_dir() or reader is None:
         raise DataError(
             f"{path} is {'a directory' if path.is_dir() else 'of an unknown kind'}",
-            f"Give a {', '.join(_READERS)} file, or the name of a Hugging Face dataset.",
+            f"Give a {', '.join(_READERS)} file, or the name of a Hugging Face dataset",
         )
     try:
         rows = list(reader(path))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from None
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
     return rows, {"path": str(path), "sha256": sha256_of(path)}
 
 
@@ -105,16 +115,16 @@ def _read_json(path: Path) -> Iterator[tuple[Place, Any]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object a line under the name .json, as many datasets have it
+        if error.msg == "Extra data":  # one object per line in a .json file, as in many datasets
             yield from _read_jsonl(path)
             return
         raise DataError(
-            f"{path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file."
+            f"{path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file"
         ) from None
     if isinstance(rows, dict):
         rows = rows.get("data", [rows]) if set(rows) <= {"data", "version"} else [rows]
     if not isinstance(rows, list):
-        raise DataError(f"{path} holds {type(rows).__name__}, not an array of rows", "Give a JSON array of objects.")
+        raise DataError(f"{path} holds {type(rows).__name__}, not an array of rows", "Give a JSON array of objects")
     for number, row in enumerate(rows, 1):
         yield f"{path.name}, row {number}", row
 
@@ -124,11 +134,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[Place, Any]]:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet as parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise EnvironmentProblem(f"reading {path} needs pyarrow", "pip install 'edgetune[train]'") from None
+        raise EnvironmentProblem(f"reading {path} needs pyarrow", "Run `pip install 'edgetune[train]'`") from None
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a parquet file: {error}", "Check the file.") from None
+        raise DataError(f"{path} is not a parquet file: {error}", "Check the file") from None
     for number, row in enumerate(rows, 1):
         yield f"{path.name}, row {number}", row
 
@@ -137,22 +147,22 @@ _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parque
 
 
 def _read_hub(name: str, split: str, limit: int | None) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
-    """A dataset of the hub, without running its code. `name:subset` picks a subset."""
+    """Load a dataset of the hub without running its code; `name:subset` selects a subset."""
     try:
         import datasets
         from huggingface_hub import HfApi
     except ImportError:
-        raise EnvironmentProblem(f"the dataset {name} needs datasets", "pip install 'edgetune[train]'") from None
+        raise EnvironmentProblem(f"the dataset {name} needs datasets", "Run `pip install 'edgetune[train]'`") from None
     repository, _, subset = name.partition(":")
     datasets.disable_progress_bars()
     piece = f"{split}[:{limit}]" if limit else split
     try:
         revision = HfApi().dataset_info(repository).sha
         table = datasets.load_dataset(repository, subset or None, split=piece, revision=revision)
-    except Exception as error:  # noqa: BLE001 - the hub's many errors all mean the same here
+    except Exception as error:  # noqa: BLE001 - the many errors of the hub need the same answer
         raise DataError(
             f"{name} is neither a file nor a Hugging Face dataset that can be loaded: {_first_line(error)}",
-            "Check the path, the name, the split (data.split) and the network.",
+            "Check the path, the name, the split (data.split) and the network",
         ) from None
     rows = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(table, 1)]
     return rows, {"dataset": repository, "subset": subset or None, "split": split, "revision": revision}

@@ -1,7 +1,7 @@
-"""Text -> token ids with character offsets, with the tokenizer's own rule about BOS.
+"""From text to token ids with character offsets, with the tokenizer's own rule about BOS.
 
-A thin face over a Rust `tokenizers.Tokenizer`, be it read from tokenizer.json (preview, no torch needed) or taken from
-a transformers tokenizer (training).
+A thin layer over a Rust `tokenizers.Tokenizer`, which is read from tokenizer.json (without torch) or taken from a
+tokenizer of transformers (training).
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _UNUSED = re.compile(r"pad|reserved|unused", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """The tokenizer of a base, and what is known of its special tokens."""
+    """The tokenizer of a base, and its special tokens."""
 
     backend: Tokenizer
     named: dict[str, str]
-    """bos_token, eos_token, pad_token ... as texts."""
+    """Texts of the named special tokens: bos_token, eos_token, pad_token, ..."""
     declared_stops: tuple[int, ...] = ()
     """eos ids of config.json and generation_config.json."""
-    bos_wanted: bool | None = field(default=None)
-    """Whether a text must start with BOS; None: as the tokenizer's post-processor does."""
+    declares_bos: bool | None = field(default=None)
+    """Whether tokenizer_config.json wants a text to start with BOS; None: as the post-processor does."""
 
     @classmethod
     def from_directory(cls, directory: Path) -> TextTokenizer:
-        """Read tokenizer.json; DataError when it is missing or damaged."""
+        """Read tokenizer.json. Raises DataError if it is missing or damaged."""
         file = directory / "tokenizer.json"
         if not file.is_file():
-            # readers of a SentencePiece model disagree about the text behind a special token: one must be settled on
+            # readers of a SentencePiece model disagree about the text after a special token
             model = "tokenizer.model and " if (directory / "tokenizer.model").is_file() else ""
             raise DataError(
                 f"the base in {directory} has {model}no tokenizer.json, which fixes the ids that are trained on",
@@ -51,12 +51,12 @@ class TextTokenizer:
         try:
             backend = Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
-            raise DataError(f"{file} is not a tokenizer: {error}", "Restore the base's files.") from None
+            raise DataError(f"{file} is not a tokenizer: {error}", "Restore the base's files") from None
         return cls.of(backend, directory)
 
     @classmethod
     def of(cls, backend: Tokenizer, directory: Path) -> TextTokenizer:
-        """A loaded tokenizer with what the files of its directory say about special tokens."""
+        """Return a loaded tokenizer with the special tokens that the files of its directory declare."""
         backend.no_truncation()
         backend.no_padding()
         wanted = _read(directory / "tokenizer_config.json").get("add_bos_token")
@@ -69,7 +69,7 @@ class TextTokenizer:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens at which generation stops: the tokenizer's eos and those that the base's configs declare."""
+        """Tokens that stop generation: the tokenizer's EOS, and those that the configs of the base declare."""
         eos = self.id_of(self.named.get("eos_token"))
         return frozenset(self.declared_stops if eos is None else (*self.declared_stops, eos))
 
@@ -80,30 +80,30 @@ class TextTokenizer:
 
     @cached_property
     def ending_ids(self) -> frozenset[int]:
-        """Tokens with which a template may end a turn: the stop tokens and all special ones (`<|im_end|>`)."""
+        """Tokens that may end a turn in a template: the stop tokens and all special tokens (`<|im_end|>`)."""
         return self.stop_ids | self.special_ids
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer's own rule is that a text starts with BOS."""
+        """Whether the tokenizer puts BOS before every text."""
         if self.bos_id is None:
             return False
-        if self.bos_wanted is not None:
-            return self.bos_wanted
+        if self.declares_bos is not None:
+            return self.declares_bos
         return self.backend.encode("a").ids[:1] == [self.bos_id]
 
     def id_of(self, token: str | None) -> int | None:
-        """The id of a token given as text, None if it has none."""
+        """Return the id of a token given as text, None if it has none."""
         found: int | None = self.backend.token_to_id(token) if token is not None else None
         return found
 
     def encode(self, text: str) -> tuple[list[int], list[Offset]]:
-        """Ids and offsets of a rendered text. Its BOS, if the tokenizer wants one, stands there exactly once."""
+        """Return ids and offsets of a rendered text. If the tokenizer adds BOS, it is there exactly once."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return self._with_bos(encoding.ids, encoding.offsets)
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[Offset]]]:
-        """`encode` for many texts, on all cores."""
+        """Encode many texts on all cores."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [self._with_bos(each.ids, each.offsets) for each in encodings]
 
@@ -113,19 +113,20 @@ class TextTokenizer:
         return ids, offsets
 
     def text_of(self, id_: int) -> str:
-        """The token as the vocabulary spells it."""
+        """Return the token as the vocabulary spells it."""
         text: str | None = self.backend.id_to_token(id_)
         return f"<{id_}>" if text is None else text
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of some ids."""
+        """Return the text of token ids."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
     def choose_pad(self) -> tuple[int, str]:
-        """(id, why) of a token to pad with, never one at which generation stops (DESIGN 7.2).
+        """Return the id of a padding token and the reason of the choice.
 
-        Padding is masked in loss and attention, so any token will do; the ones that never occur in text come first.
+        It is never a stop token: masking the padding would then mask the end of every answer. Padding is masked in loss
+        and attention, so any other token is correct; tokens that do not occur in text are preferred.
         """
         pad = self.id_of(self.named.get("pad_token"))
         if pad is not None and pad not in self.stop_ids:
@@ -151,5 +152,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(f"{path} is not valid JSON", "Restore the base's files.") from None
+        raise DataError(f"{path} is not valid JSON", "Restore the base's files") from None
     return value if isinstance(value, dict) else {}

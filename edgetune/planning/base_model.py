@@ -81,7 +81,7 @@ def _download(config: Config, weights: bool) -> Base:
     patterns = [*(_WEIGHTS if weights else []), *_REST, *(_CODE if config.trust_remote_code else [])]
     try:
         folder = snapshot_download(config.base, revision=config.revision, allow_patterns=patterns)
-    except Exception as error:  # noqa: BLE001 - the hub's many errors all mean the same here
+    except Exception as error:  # noqa: BLE001 - the many errors of the hub need the same answer
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"base: {config.base!r} is neither a directory here nor a model that can be fetched from the hub: {reason}",

@@ -1,1 +1,1 @@
-"""What goes with a published file: model card, Ollama Modelfile."""
+"""Documents for published files: the model card and the Ollama Modelfile."""

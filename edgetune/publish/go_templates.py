@@ -1,7 +1,8 @@
-"""As much of Go's text/template as a chat template for Ollama needs, to prove what such a template renders.
+"""The part of Go's text/template that a chat template for Ollama needs, to verify what such a template renders.
 
-Known: text, `.Field` and `$.Field`, "literals", `if`, `else if`, `else`, `end`, `range .Messages`, and the conditions
-`.Field`, `not .Field`, `eq .Field "literal"`. Anything else is an error. Trim marks (`{{-`) are not used.
+Supported: text, `.Field` and `$.Field`, "literals", `if`, `else if`, `else`, `end`, `range .Messages`, and the
+conditions `.Field`, `not .Field`, `eq .Field "literal"`. Anything else is an error, also trim
+marks (`{{-`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 
 
 def render(source: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """What Ollama renders of a conversation: system texts stand in `.System` too, equal neighbours are merged."""
+    """Render a conversation as Ollama does: with all system texts in `.System`, and messages of equal roles merged."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     merged: list[dict[str, str]] = []
     for message in messages:
@@ -31,7 +32,7 @@ def render(source: str, messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as a template says it."""
+    """Escape text for a template."""
     return text.replace("{{", '{{ "{{" }}')
 
 
@@ -56,7 +57,7 @@ def _tokens(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse(tokens: Iterator[tuple[str, str]]) -> tuple[list[_Node], list[str]]:
-    """Nodes up to the `else` or `end` that belongs to the block around them, and that action's words."""
+    """Parse nodes up to the `else` or `end` of the enclosing block; return them and the words of that action."""
     nodes: list[_Node] = []
     for kind, text in tokens:
         words = _WORD.findall(text) if kind == "action" else [text]
@@ -105,7 +106,7 @@ def _value(words: Sequence[str], dot: Mapping[str, Any], root: Mapping[str, Any]
     if words[0] == "eq" and len(words) == 3:
         return _operand(words[1], dot, root) == _operand(words[2], dot, root)
     if len(words) != 1:
-        raise ValueError(f"{' '.join(words)!r} is more of Go's templates than is known here")
+        raise ValueError(f"{' '.join(words)!r} is a part of Go's templates that is not supported")
     return _operand(words[0], dot, root)
 
 
@@ -114,5 +115,5 @@ def _operand(word: str, dot: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
         return json.loads(word)
     scope = root if word.startswith("$.") else dot
     if not word.startswith((".", "$.")):
-        raise ValueError(f"{word!r} is more of Go's templates than is known here")
+        raise ValueError(f"{word!r} is a part of Go's templates that is not supported")
     return scope[word.rpartition(".")[2]]

@@ -1,13 +1,12 @@
 """A Hugging Face model card (README.md) for exported files: what they are, how they were made and what was measured.
 
-Everything in it is read from receipts, from the run's manifest and from the reports of `edgetune validate`; what is not
-known is not mentioned. No path of this machine gets into it.
+Everything is read from receipts, from the manifest of the run and from the results of `edgetune validate`. What is
+unknown is left out. The card holds no path of this machine.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 import edgetune
 from edgetune.runs.manifest import RunManifest, TrainResults
 from edgetune.validation.results import json_path
+from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 FILE = "README.md"
@@ -31,18 +31,18 @@ _RUN = {
 _TRAINING = (
     "epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "scheduler", "optimizer", "seed",
 )  # fmt: skip
-# (title, key of a rung's figures) of the table of measurements
+# table of measurements: (column title, key of the rung's figures)
 _FIGURES = (("mean KLD", "kld"), ("same top", "same_top"), ("perplexity", "perplexity"), ("recovery", "recovery"))
 
 
 def card_path(receipt: Receipt) -> Path:
-    """In a model directory, or beside the file."""
+    """Return the path of the card: in a model directory, or beside a file."""
     artifact = Path(receipt.artifact)
     return (artifact if receipt.format == "safetensors" else artifact.parent) / FILE
 
 
 def is_generated(path: Path) -> bool:
-    """Whether a README.md was made here."""
+    """Whether edgetune has written a README.md."""
     try:
         return _MARK in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -50,19 +50,17 @@ def is_generated(path: Path) -> bool:
 
 
 def write_cards(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> list[Path]:
-    """One card for each folder that something was written to; `manifest` is empty without a run."""
+    """Write a card into each folder that holds an artifact, and return the paths; `manifest` is that of the run."""
     by_path: dict[Path, list[Receipt]] = {}
     for receipt in receipts:
         by_path.setdefault(card_path(receipt), []).append(receipt)
     for path, group in by_path.items():
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(format_card(name, group, base, manifest), encoding="utf-8")
-        partial.replace(path)
+        atomic.write_text(path, format_card(name, group, base, manifest))
     return list(by_path)
 
 
 def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manifest: RunManifest) -> str:
-    """The text."""
+    """Return the text of the card."""
     sections = [
         _front_matter(receipts, base, manifest),
         _MARK,
@@ -102,7 +100,7 @@ def _front_matter(receipts: Sequence[Receipt], base: Path | None, manifest: RunM
 
 
 def _base_front_matter(base: Path | None) -> dict[str, Any]:
-    """What the base's own card states; {} where it has none."""
+    """Return the front matter of the base's own card; {} without one."""
     if base is None:
         return {}
     try:
@@ -114,7 +112,7 @@ def _base_front_matter(base: Path | None) -> dict[str, Any]:
 
 
 def _hub_name(base: Path | None, manifest: RunManifest) -> str | None:
-    """owner/name on the hub: from the manifest, from config.json, or from the folder of the hub's cache."""
+    """Return OWNER/NAME on the hub: from the manifest, from config.json, or from a folder of the hub's cache."""
     stated = manifest.base.name
     base = base or Path()
     try:
@@ -181,10 +179,10 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
 
 
 def _measurements(receipts: Sequence[Receipt]) -> str:
-    """From the reports beside the files, where there are any."""
+    """Return the measurements from the validations beside the files; empty without any."""
     rungs: dict[str, Mapping[str, Any]] = {}
     for receipt in receipts:
-        for rung in _report(Path(receipt.artifact)).get("rungs", []):
+        for rung in _validation(Path(receipt.artifact)).get("rungs", []):
             rungs.setdefault(str(rung.get("name")), rung)
     if not rungs:
         return ""
@@ -193,8 +191,8 @@ def _measurements(receipts: Sequence[Receipt]) -> str:
     return f"## What was measured\n\n{text}\n\n" + _table(("", *(title for title, _ in _FIGURES)), rows)
 
 
-def _report(artifact: Path) -> dict[str, Any]:
-    """The report, unless it was made for an earlier file of this name."""
+def _validation(artifact: Path) -> dict[str, Any]:
+    """Return the validation beside a file, unless it is older than the file."""
     path = json_path(artifact)
     try:
         if path.stat().st_mtime < artifact.stat().st_mtime:
@@ -214,7 +212,7 @@ def _figure(rung: Mapping[str, Any], key: str) -> str:
 
 
 def _receipts(receipts: Sequence[Receipt]) -> str:
-    """Hashes, and where the whole receipt is."""
+    """Return the hashes, and the names of the receipts."""
     first = receipts[0]
     rows = [(f"base `{name}`", f"`{digest}`") for name, digest in first.base.items()]
     rows += [(f"adapter `{name}`", f"`{digest}`") for name, digest in (first.adapter or {}).items()]

@@ -1,15 +1,14 @@
-"""An Ollama Modelfile for a GGUF file, with the chat template of the file in Ollama's own language.
+"""An Ollama Modelfile for a GGUF file, with the chat template of the file as a Go template.
 
-Ollama's templates are Go's, the file's is Jinja, and neither can be translated into the other in general. But what most
-chat templates write is text around each message that depends on its role alone. So the file's template is rendered with
-marked messages, the text between the marks becomes a Go template, and that one must render a set of conversations
-exactly as the file's template does. Where it does not, the Modelfile has no TEMPLATE and says so.
+Jinja templates cannot be translated into Go templates in general. But most chat templates only write text around each
+message that depends on its role. Therefore the template of the file is rendered with marked messages, and the text
+between the marks becomes a Go template. The Go template must render a set of conversations exactly as the template
+of the file does. If it does not, the Modelfile has no TEMPLATE, and a comment gives the reason.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +17,17 @@ import edgetune
 from edgetune.data.chat import ChatTemplate, Message
 from edgetune.errors import DataError
 from edgetune.publish import go_templates
+from edgetune_converters.files import atomic
 from edgetune_converters.gguf import reader
 
 SUFFIX = ".Modelfile"
 _STOPS = ("eos", "eot", "eom")
 _MARKS = ("zqASystemqz", "zqBQuestionqz", "zqCAnswerqz", "zqDQuestionqz")
-_WITHOUT = "Ollama then looks for one of its own that resembles the file's, and else gives the bare prompt"
+_WITHOUT = "Ollama then uses a template of its own that resembles the file's, or the bare prompt"
 
 
 class TemplateResult(NamedTuple):
-    """A Go template that was proven, or why there is none; and what else should be said of it."""
+    """A verified Go template, or the reason why there is none; and a note for the user."""
 
     template: str | None
     reason: str = ""
@@ -35,7 +35,7 @@ class TemplateResult(NamedTuple):
 
 
 class _ElsewhereError(Exception):
-    """The system message does not stand at the beginning."""
+    """The system message is not at the beginning."""
 
 
 class _Turn(NamedTuple):
@@ -56,23 +56,21 @@ class _Shape(NamedTuple):
 
 
 def modelfile_path(artifact: Path) -> Path:
-    """Beside the file: model-q4_k_m.gguf has model-q4_k_m.Modelfile."""
+    """Return the path of the Modelfile: model-q4_k_m.gguf has model-q4_k_m.Modelfile beside it."""
     return artifact.with_suffix(SUFFIX)
 
 
 def write_modelfile(artifact: Path) -> tuple[Path, TemplateResult]:
-    """Write the Modelfile of a GGUF file, whole or not at all."""
+    """Write the Modelfile of a GGUF file; the finished file is renamed into place."""
     metadata = reader.read(artifact).metadata
     derived = derive_template(metadata)
     path = modelfile_path(artifact)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(format_modelfile(artifact.name, metadata, derived), encoding="utf-8")
-    partial.replace(path)
+    atomic.write_text(path, format_modelfile(artifact.name, metadata, derived))
     return path, derived
 
 
 def format_modelfile(file: str, metadata: Mapping[str, Any], derived: TemplateResult) -> str:
-    """The Modelfile."""
+    """Return the text of the Modelfile."""
     name = modelfile_path(Path(file)).name
     lines = [f"# Made by edgetune {edgetune.__version__}. To use it: ollama create NAME -f {name}", f"FROM ./{file}"]
     if derived.template is None:
@@ -85,37 +83,37 @@ def format_modelfile(file: str, metadata: Mapping[str, Any], derived: TemplateRe
 
 
 def stop_texts(metadata: Mapping[str, Any]) -> list[str]:
-    """The texts of the tokens that end an answer."""
+    """Return the texts of the stop tokens."""
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _STOPS]
     return list(dict.fromkeys(tokens[id_] for id_ in ids if isinstance(id_, int) and 0 <= id_ < len(tokens)))
 
 
 def derive_template(metadata: Mapping[str, Any]) -> TemplateResult:
-    """The file's chat template in Go's language, proven on conversations."""
+    """Translate the chat template of the file into a Go template, and verify it on conversations."""
     template = ChatTemplate.from_gguf(metadata)
     if template is None:
         return TemplateResult(None, "the file has no chat template")
     if "strftime_now" in template.source:
-        return TemplateResult(None, "the chat template names the day, which Ollama's templates cannot")
+        return TemplateResult(None, "the chat template uses the current date, which an Ollama template cannot")
     strips = bool(metadata.get("tokenizer.ggml.add_bos_token"))
     shape = _shape(template, strips)
     if shape is None:
-        return TemplateResult(None, "the chat template does more than to put text around messages")
-    source = _go(shape)
+        return TemplateResult(None, "the chat template does more than put text around messages")
+    source = _go_template(shape)
     if (difference := _difference(source, template, strips, shape.system is not None)) is not None:
         return TemplateResult(
-            None, f"the chat template treats {difference} in a way that Ollama's templates cannot say"
+            None, f"the chat template treats {difference} in a way that an Ollama template cannot express"
         )
     if source.endswith('"') or '"""' in source:
-        return TemplateResult(None, "the chat template has quotation marks that a Modelfile cannot hold")
+        return TemplateResult(None, "the chat template has quotation marks that a Modelfile cannot contain")
     return TemplateResult(
-        source, note="" if shape.system else "the model's template knows no system message: one is left out"
+        source, note="" if shape.system else "the chat template has no system message: a system message is ignored"
     )
 
 
 def _rendered(template: ChatTemplate, messages: Sequence[Message], strips: bool, prompt: bool = True) -> str:
-    """As Ollama would feed it: the BOS token is added by the tokenizer, not by the template."""
+    """Render as Ollama needs it: the tokenizer adds the BOS token, not the template."""
     found = template.render(messages, add_generation_prompt=prompt)
     return found.removeprefix(template.bos_token) if strips and template.bos_token else found
 
@@ -138,7 +136,7 @@ def _shape(template: ChatTemplate, strips: bool) -> _Shape | None:
     except _ElsewhereError:
         return None
     heads = [head] + ([with_system[1]] if with_system else [])
-    before_user = _shared_end([*heads, to_question])
+    before_user = _common_suffix([*heads, to_question])
     own_end = to_question.removeprefix(ended[2])
     if to_question.startswith(ended[2]) and all(text.endswith(own_end) for text in heads):
         before_user = own_end
@@ -152,9 +150,9 @@ def _shape(template: ChatTemplate, strips: bool) -> _Shape | None:
 
 
 def _with_system(template: ChatTemplate, turns: list[Message], strips: bool) -> tuple[str, str] | None:
-    """The text before a system message and between it and the question, None where the template knows none.
+    """Return the text before a system message and between it and the question; None without system messages.
 
-    Errors: _ElsewhereError when the template puts it behind the question.
+    Raises _ElsewhereError if the template puts the system message after the question.
     """
     messages: list[Message] = [{"role": "system", "content": _MARKS[0]}, *turns]
     try:
@@ -168,7 +166,7 @@ def _with_system(template: ChatTemplate, turns: list[Message], strips: bool) -> 
 
 
 def _between(rendered: str, marks: Sequence[str]) -> list[str] | None:
-    """The text before, between and after the marks; None unless each is there once, in order."""
+    """Return the text before, between and after the marks; None unless each occurs once, in order."""
     pieces = []
     for mark in marks:
         before, found, rendered = rendered.partition(mark)
@@ -179,32 +177,32 @@ def _between(rendered: str, marks: Sequence[str]) -> list[str] | None:
     return None if any(mark in piece for mark in marks for piece in pieces) else pieces
 
 
-def _shared_end(texts: Sequence[str]) -> str:
-    """The longest text with which all end."""
+def _common_suffix(texts: Sequence[str]) -> str:
+    """Return the longest common suffix."""
     length = 0
     while all(length < len(text) for text in texts) and len({text[-1 - length] for text in texts}) == 1:
         length += 1
     return texts[0][len(texts[0]) - length :]
 
 
-def _go(shape: _Shape) -> str:
-    """The Go template of a shape."""
-    say = go_templates.escape
-    head = say(shape.head)
+def _go_template(shape: _Shape) -> str:
+    """Return the Go template of a shape."""
+    escape = go_templates.escape
+    head = escape(shape.head)
     if head and shape.system:
         head = f"{{{{ if not .System }}}}{head}{{{{ end }}}}"
     turns = {"system": shape.system, "user": shape.user, "assistant": shape.assistant}
     cases = [
-        f'if eq .Role "{role}" }}}}{say(turn.before)}{{{{ .Content }}}}{say(turn.after)}'
+        f'if eq .Role "{role}" }}}}{escape(turn.before)}{{{{ .Content }}}}{escape(turn.after)}'
         for role, turn in turns.items()
         if turn is not None
     ]
     body = "{{ else ".join(cases)
-    return f"{head}{{{{ range .Messages }}}}{{{{ {body}{{{{ end }}}}{{{{ end }}}}{say(shape.prompt)}"
+    return f"{head}{{{{ range .Messages }}}}{{{{ {body}{{{{ end }}}}{{{{ end }}}}{escape(shape.prompt)}"
 
 
 def _difference(source: str, template: ChatTemplate, strips: bool, system: bool) -> str | None:
-    """The kind of conversation in which the two render differently, None when there is none."""
+    """Return the kind of conversation that the two templates render differently, None if there is none."""
     for kind, messages in _samples(system).items():
         try:
             wanted = _rendered(template, messages, strips)
@@ -236,5 +234,5 @@ def _samples(system: bool) -> dict[str, list[Message]]:
 
 
 def _conversation(*texts: str) -> list[Message]:
-    """User and assistant in turn."""
+    """Alternate user and assistant messages."""
     return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]

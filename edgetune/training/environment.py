@@ -1,4 +1,4 @@
-"""What is installed, on which device, and keeping third-party libraries from talking to the user."""
+"""The environment of a training: installed versions, the device, and silence of third-party libraries."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ EXTRA = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dataset
 _RECORDED = ("edgetune", *EXTRA, "tokenizers", "safetensors", "numpy")
 _NOISY = ("transformers", "bitsandbytes", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub")
 
-# Set before the libraries are imported. TRL and huggingface_hub report use to a server unless told not to.
+# Set before the libraries are imported. TRL and huggingface_hub send telemetry by default.
 _SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
     "BITSANDBYTES_NOWELCOME": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Waiting threads of torch's OpenMP spin for milliseconds unless told otherwise. On a machine that does other work
-    # too, a step of a small model took 14.5 s so, and 0.7 s with this.
+    # Waiting threads of torch's OpenMP spin for milliseconds by default. On a machine with other work, a step of a
+    # small model took 14.5 s with that and 0.7 s with this.
     "GOMP_SPINCOUNT": "1000",
 }
 
 
 def require_train_extra() -> None:
-    """EnvironmentProblem naming what is missing, without importing any of it."""
+    """Raise EnvironmentProblem if a package of the `train` extra is missing; import none of them."""
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        raise EnvironmentProblem(f"training needs {', '.join(missing)}", "pip install 'edgetune[train]'")
+        raise EnvironmentProblem(f"training needs {', '.join(missing)}", "Run `pip install 'edgetune[train]'`")
 
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Keep warnings and log lines of the training libraries off the terminal; what matters is said in our words."""
+    """Suppress warnings and log lines of the training libraries; edgetune reports what matters itself."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     os.environ.update({name: value for name, value in _SETTINGS.items() if before[name] is None})
@@ -50,7 +50,7 @@ def silence_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="(" + "|".join(_NOISY) + r")(\.|$)")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            # shown as if our own line had caused them, whatever library they come from
+            # attributed to our own line, whatever library it comes from
             warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
             yield
     finally:
@@ -62,7 +62,7 @@ def silence_libraries() -> Iterator[None]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of everything that has a say in the result."""
+    """Return the versions of all packages that affect the result."""
     found = {"python": platform.python_version()}
     for name in _RECORDED:
         try:
@@ -73,7 +73,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def describe_device() -> dict[str, Any]:
-    """The device that training uses, for the manifest: {"type": "cuda" | "cpu", "name": ...}. Imports torch."""
+    """Return the device of the training for the manifest: {"type": "cuda" | "cpu", "name": ...}. Imports torch."""
     import torch
 
     if torch.cuda.is_available():

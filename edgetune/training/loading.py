@@ -1,4 +1,4 @@
-"""Loading the base in 4 bits and its tokenizer, on a CUDA GPU or, by the same path, on the CPU."""
+"""Load the base in 4 bits and its tokenizer, by the same code on a CUDA GPU and on the CPU."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def compute_dtype(config: Config) -> torch.dtype:
-    """The type of matrix products; ConfigError where the device cannot train in it."""
+    """Return the type of matrix products. Raises ConfigError if the device cannot train in it."""
     name = config.quantization.compute_dtype
     if name == "float16" and not torch.cuda.is_available():
-        raise ConfigError("quantization.compute_dtype: float16 needs a CUDA GPU", "Use bfloat16, or float32.")
+        raise ConfigError("quantization.compute_dtype: float16 needs a CUDA GPU", "Use bfloat16, or float32")
     return DTYPES[name]
 
 
 def load_model(base: Base, config: Config) -> Any:
-    """The base as a transformers model, its linear layers in 4 bits unless `quantization.bits` is 16.
+    """Load the base as a transformers model, with linear layers in 4 bits unless `quantization.bits` is 16.
 
-    What is not quantized (embedding, head, norms) is held in the compute type on a GPU, where memory is short, and in
-    float32 on the CPU.
+    The layers that are not quantized (embedding, head, norms) are in the compute type on a GPU, where memory is short,
+    and in float32 on the CPU.
     """
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
@@ -50,7 +50,7 @@ def load_model(base: Base, config: Config) -> Any:
 
 
 def load_empty_model(base: Base, config: Config) -> Any:
-    """The base's modules, with names and shapes and without weights: for checks before the long loading."""
+    """Build the modules of the base without weights, for checks of names and shapes before the slow loading."""
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         with torch.device("meta"):
@@ -71,21 +71,24 @@ def _bitsandbytes(config: QuantizationConfig) -> BitsAndBytesConfig | None:
 
 
 def four_bit_layers(model: Any) -> list[Any]:
-    """The bitsandbytes layers of a model, inside adapters or not."""
+    """List the 4-bit layers of bitsandbytes in a model, also those inside adapters."""
     from bitsandbytes.nn import Linear4bit
 
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
 def _keep_weights_as_quantized(model: Any) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights when first used in evaluation, rounding the block
-    scales to bfloat16: the model would change in the middle of training, and differ from what is exported."""
+    """Keep bitsandbytes from repacking weights.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights in the first evaluation and rounds the block scales to
+    bfloat16: the model would change during training, and differ from the exported one.
+    """
     for layer in four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(base: Base, config: Config) -> tuple[Any, TextTokenizer]:
-    """The base's tokenizer as transformers sees it, and our face over its backend."""
+    """Load the base's tokenizer: that of transformers, and our layer over its backend."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
     except (ValueError, KeyError) as error:
@@ -93,17 +96,17 @@ def load_tokenizer(base: Base, config: Config) -> tuple[Any, TextTokenizer]:
     if not tokenizer.is_fast:
         raise DataError(
             f"the base {base.name} has no fast tokenizer",
-            "Convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+            "Convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
     return tokenizer, TextTokenizer.of(tokenizer.backend_tokenizer, base.path)
 
 
 def check_same_tokenizer(ours: TextTokenizer, theirs: TextTokenizer, texts: list[str]) -> None:
-    """tokenizer.json, which is exported, and the class that transformers makes of it must give the same ids."""
+    """Raise DataError unless tokenizer.json, which is exported, gives the ids of transformers' tokenizer class."""
     for text, mine, other in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts), strict=True):
         if mine[0] != other[0]:
             at = next((i for i, (a, b) in enumerate(zip(mine[0], other[0], strict=False)) if a != b), -1)
             raise DataError(
                 f"tokenizer.json and transformers' tokenizer class disagree at token {at} of {text[:60]!r}",
-                "Save the tokenizer anew: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+                "Save the tokenizer again: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on the token ids and masks that edgetune.data makes."""
+"""TRL's SFTTrainer on the token ids and loss masks of edgetune.data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer without the model card that it writes into every checkpoint."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run directory's manifest says all that."""
+        """Write nothing: the manifest of the run holds all of it."""
 
 
 class Collator:
-    """TRL's padding collator, which keeps our labels; the first batch is checked (DESIGN 7.2)."""
+    """TRL's padding collator, which keeps our labels, with a check of the first batch.
+
+    The check proves that the stop token is trained on and that padding is not: a pad token that is also the stop token
+    would mask the end of every answer.
+    """
 
     def __init__(self, pad_id: int, stop_ids: frozenset[int]) -> None:
         self._pad = DataCollatorForLanguageModeling(pad_token_id=pad_id)
@@ -36,7 +40,7 @@ class Collator:
         self._checked = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows of unequal lengths -> input_ids, attention_mask, labels, each int64 [rows, longest]."""
+        """Pad rows of unequal lengths to input_ids, attention_mask and labels, each int64 [rows, longest]."""
         batch: dict[str, Any] = self._pad(rows)
         if not self._checked:
             check_batch(batch, self._pad_id, self._stop_ids)
@@ -45,7 +49,7 @@ class Collator:
 
 
 def check_batch(batch: dict[str, Any], pad_id: int, stop_ids: frozenset[int]) -> None:
-    """DataError unless padding is not a stop token, padding is not trained on, and labels are the ids themselves."""
+    """Raise DataError if the pad token is a stop token, padding is trained on, or labels differ from the token ids."""
     ids, labels, attended = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
     trained = labels != -100
     problems = {
@@ -57,11 +61,11 @@ def check_batch(batch: dict[str, Any], pad_id: int, stop_ids: frozenset[int]) ->
     }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise DataError.of_many("problems in the first batch", found, "Look at the rows with `edgetune preview`.")
+        raise DataError.of_many("problems in the first batch", found, "Look at the rows with `edgetune preview`")
 
 
 def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
-    """Rows as the `datasets` table that TRL asks for."""
+    """Convert rows to the `datasets` table that TRL needs."""
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
@@ -69,12 +73,12 @@ class TrainerArguments(SFTConfig):  # type: ignore[misc]
     """SFTConfig whose `warmup_steps` is always a share of the steps."""
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """The first step of a warm-up has the learning rate 0; a training of one step therefore has none."""
+        """Return the warm-up steps: none for a training of one step, since the first has the learning rate 0."""
         return min(math.ceil(num_training_steps * float(self.warmup_steps)), num_training_steps - 1)
 
 
 def trainer_arguments(config: Config, directory: Path) -> TrainerArguments:
-    """Our options in TRL's names."""
+    """Return our options under TRL's names."""
     training = config.training
     on_gpu = torch.cuda.is_available()
     return TrainerArguments(
@@ -126,7 +130,7 @@ def build_trainer(
     directory: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """A trainer whose checkpoints go to `directory`."""
+    """Build a trainer that writes its checkpoints to `directory`."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer = Trainer(

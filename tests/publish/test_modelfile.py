@@ -80,16 +80,16 @@ def test_a_default_system_text_gives_way_to_a_message() -> None:
     ("template", "reason"),
     [
         (None, "the file has no chat template"),
-        ("{{ strftime_now('%d %b') }}" + _PHI, "names the day"),
+        ("{{ strftime_now('%d %b') }}" + _PHI, "uses the current date"),
         ("{{ messages | length }}" + _PHI, "treats one question in a way"),
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does more than to put text around messages"),
-        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does more than to put text around messages"),
-        ("{{ raise_exception('no') }}", "does more than to put text around messages"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does more than put text around messages"),
+        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does more than put text around messages"),
+        ("{{ raise_exception('no') }}", "does more than put text around messages"),
         # the system message stands in the last question, as in later Mistral templates
         (
             "{% for m in messages if m.role != 'system' %}{% if loop.last and messages[0].role == 'system' %}"
             "{{ messages[0].content }}{% endif %}[{{ m.content }}]{% endfor %}",
-            "does more than to put text around messages",
+            "does more than put text around messages",
         ),
         (_PHI.replace("<|end|>", '"""'), "quotation marks"),
     ],

@@ -85,7 +85,7 @@ def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str) -> None
     reference = Reference.open(run.reference)
     manifest = run.manifest
     if name == "nf4" and prepared.config.quantization.bits != 4:
-        raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16.")
+        raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16")
     folder = run.path / f"merged-{name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     try:
