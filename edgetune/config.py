@@ -147,6 +147,10 @@ class ReferenceConfig(Section):
     """Add rows as long as the original context, and past it where the model allows: they show wrong RoPE scaling."""
 
 
+RENAMED_EXPORT_KEYS = {"tune": "search_types"}
+"""Keys of older configurations and runs -> their present names. They are still read."""
+
+
 class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
@@ -178,13 +182,24 @@ class ExportConfig(Section):
     """Weights per block of int4 and int8 in ONNX, in place of the mix: fewer cost more bits and lose less."""
     symmetric: bool = False
     """Do without zero points in int4 in ONNX: an eighth of a bit less in blocks of 32."""
-    tune: bool = False
-    """Choose the storage of each matrix of int4 in ONNX by errors measured on the run's rows: some minutes."""
+    search_types: bool = False
+    """Choose the storage type of each int4 matrix of ONNX by errors measured on the run's held-out rows; takes some
+    minutes."""
     portable: bool = False
     """Write ONNX with standard operators alone, for other runtimes than ONNX Runtime: larger and slower there."""
     merge_base: MergeBaseOption = ORIGINAL
     """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training; `auto` measures
     both on the run's rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed_keys(cls, section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        for old, new in RENAMED_EXPORT_KEYS.items():
+            if old in section and new in section:
+                raise ValueError(f"export.{old} is the former name of export.{new}; give export.{new} alone")
+        return {RENAMED_EXPORT_KEYS.get(key, key): value for key, value in section.items()}
 
     @field_validator("types")
     @classmethod
@@ -253,6 +268,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     raw = _read_yaml(path)
     for override in overrides:
         _apply_override(raw, override)
+    _warn_of_renamed_keys(raw.get("export"), str(path))
     return _resolve_paths(parse_section(Config, raw, str(path), overrides), path.resolve().parent)
 
 
@@ -306,6 +322,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no mapping of options but {str(raw)[:40]!r}", EXAMPLE_HINT)
     return raw
+
+
+def _warn_of_renamed_keys(export: Any, source: str) -> None:
+    from edgetune import console
+
+    for old, new in RENAMED_EXPORT_KEYS.items():
+        if isinstance(export, dict) and old in export:
+            console.warn(f"{source}: export.{old} is now called export.{new}")
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -1,7 +1,7 @@
-"""The former name of `exporting`, for code that still imports it."""
+"""The former name of `exporting`."""
 
 from __future__ import annotations
 
-from edgetune_converters.exporting import export, plan_export, plan_onnx
+from edgetune_converters.exporting import export
 
-__all__ = ["export", "plan_export", "plan_onnx"]
+__all__ = ["export"]

@@ -1,82 +1,113 @@
-"""What outputs without a recipe would hold: a safetensors directory, and a GGUF adapter. Only headers are read."""
+"""Plans: the storage type and size of every tensor, known before any weight is read. Only headers are read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from edgetune_converters import formats
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.merging.merge_base import merge_base_named
-from edgetune_converters.model import open_model
-from edgetune_converters.names import ORIGINAL
+from edgetune_converters.model import Model, open_model
+from edgetune_converters.names import ORIGINAL, FormatName
 from edgetune_converters.outputs import lora, safetensors
+from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.recipes import PlannedTensor, Recipe, StoragePlan
+from edgetune_converters.request import ExportRequest
 
 if TYPE_CHECKING:
-    from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.onnx.plan import OnnxPlan, OnnxSettings
 
 
-def plan_safetensors(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
-    """One plan for each type, tensors under the names that they have in the base."""
-    chosen = [safetensors.check_type(name) for name in types]
-    model = open_model(base, adapter, merge_base_named(ORIGINAL))
-    plans = []
-    for wanted in chosen:
-        rows = []
-        for tensor in model.in_base_order:
-            kind = safetensors.stored_as(tensor, wanted)
-            why = "merged" if tensor.part.change else "as in the base"
-            rows.append(_row(tensor.name, tensor.shape, tensor.source.dtype.lower(), kind, why))
-        plans.append(_plan(f"safetensors, {wanted}", rows))
-    return plans
+def plan(request: ExportRequest) -> list[StoragePlan]:
+    """Return what `export` would write for each target, in order.
+
+    An export whose fallback is too large is planned all the same. Of an ONNX family without a description, the plan is
+    that of the graph that transformers' exporter draws.
+
+    Raises:
+        EdgetuneError: The base, the adapter or a storage type cannot be used.
+    """
+    for target in request.targets:
+        formats.FORMATS[target.format].check_type(target.type)
+    model = open_model(request.base, request.adapter, merge_base_named(ORIGINAL))
+    return [PLANNERS[target.format](model, target.type, request) for target in request.targets]
 
 
-def plan_traced(
-    base: Path, types: Sequence[str], settings: OnnxSettings, *, adapter: Path | None = None
-) -> list[StoragePlan]:
-    """What a graph drawn by transformers' exporter would hold, one plan for each type: embeddings are looked up,
-    matrices are multiplied with, and of a stack of experts each token takes its own."""
+def plan_onnx(model: Model, type_: str, settings: OnnxSettings | None = None) -> OnnxPlan:
+    """Plan the graph of a family that has a description. Raises ArchitectureError for another one."""
+    from edgetune_converters.onnx import model as onnx_model
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, onnx_recipe
+
+    found = onnx_model.source_tensors(model.tensors)
+    decoder = onnx_model.describe_model(model.family, model.config, found)
+    return onnx_model.DecoderGraph.of(decoder, found, onnx_recipe(type_), settings or DEFAULT_SETTINGS).plan
+
+
+def plan_traced(model: Model, type_: str, settings: OnnxSettings | None = None) -> StoragePlan:
+    """Plan a graph that transformers' exporter draws, as it is expected to use its weights: embeddings are looked up,
+    matrices are multiplied with, and of a stack of experts each token gathers its own."""
     from edgetune_converters.onnx import traced_weights
-    from edgetune_converters.onnx.plan import onnx_recipe
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, onnx_recipe
 
-    model = open_model(base, adapter, merge_base_named(ORIGINAL))
+    types = onnx_recipe(type_)
     slot_of = traced_weights.slots_by_name(model.bound)
-    plans = []
-    for wanted in (onnx_recipe(name) for name in types):
-        rows = []
-        for tensor in model.in_base_order:
-            slot = slot_of(tensor.name)
-            embedding = slot is not None and slot[0].endswith("embedding")
-            looked_up = embedding or len(tensor.shape) > 2
-            manner = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
-            storage, meant = traced_weights.choose_storage(tensor.name, tensor.shape, manner, wanted, settings, slot)
-            size = sum(spec.bytes for spec in storage.specs(tensor.shape))
-            why = "as the traced graph is expected to use it"
-            dtype = tensor.source.dtype.lower()
-            rows.append(PlannedTensor(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
-        plans.append(_plan(wanted.name, rows))
-    return plans
-
-
-def plan_lora(base: Path, types: Sequence[str], *, adapter: Path | None = None) -> list[StoragePlan]:
-    """One plan for each type; of a pair A is the adapter's own and B holds the scale. Reads the adapter."""
-    chosen = [lora.check_type(name) for name in types]
-    factors = lora.lora_factors_of_model(open_model(base, adapter, merge_base_named(ORIGINAL)))
-    return [
-        _plan(
-            f"gguf-lora, {kind}",
-            [
-                _row(item.name, item.values.shape, "adapter", kind, "A" if item.name.endswith("a") else "B, scaled")
-                for item in factors
-            ],
+    rows = []
+    for tensor in model.in_base_order:
+        slot = slot_of(tensor.name)
+        embedding = slot is not None and slot[0].endswith("embedding")
+        looked_up = embedding or len(tensor.shape) > 2
+        manner = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
+        storage, meant = traced_weights.choose_storage(
+            tensor.name, tensor.shape, manner, types, settings or DEFAULT_SETTINGS, slot
         )
-        for kind in chosen
+        size = sum(spec.bytes for spec in storage.specs(tensor.shape))
+        why = "as the traced graph is expected to use it"
+        dtype = tensor.source.dtype.lower()
+        rows.append(PlannedTensor(tensor.name, tensor.shape, dtype, storage.name, meant.name, why, size))
+    return _titled(types.name, rows)
+
+
+def _plan_gguf(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
+    recipe, measured = recipes.recipe_named(type_), request.imatrix is not None
+    return recipes.plan_storage(recipe, model.tensor_facts, model.facts, request.overrides, measured)
+
+
+def _plan_safetensors(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
+    wanted = safetensors.check_type(type_)
+    rows = []
+    for tensor in model.in_base_order:
+        kind = safetensors.stored_as(tensor, wanted)
+        why = "merged" if tensor.part.change else "as in the base"
+        rows.append(_row(tensor.name, tensor.shape, tensor.source.dtype.lower(), kind, why))
+    return _titled(f"safetensors, {wanted}", rows)
+
+
+def _plan_lora(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
+    """Plan the pairs of an adapter: A is the adapter's own, B holds the scale. Reads the adapter."""
+    kind = lora.check_type(type_)
+    rows = [
+        _row(item.name, item.values.shape, "adapter", kind, "A" if item.name.endswith("a") else "B, scaled")
+        for item in lora.lora_factors_of_model(model)
     ]
+    return _titled(f"gguf-lora, {kind}", rows)
 
 
-def _plan(title: str, rows: Sequence[PlannedTensor]) -> StoragePlan:
+def _plan_onnx(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
+    planner = plan_onnx if model.family.onnx else plan_traced
+    return planner(model, type_, request.onnx_settings)
+
+
+PLANNERS: Mapping[FormatName, Callable[[Model, str, ExportRequest], StoragePlan]] = {
+    "gguf": _plan_gguf,
+    "safetensors": _plan_safetensors,
+    "gguf-lora": _plan_lora,
+    "onnx": _plan_onnx,
+}
+
+
+def _titled(title: str, rows: Sequence[PlannedTensor]) -> StoragePlan:
     return StoragePlan(Recipe(title, 0, title), tuple(rows))
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 
 from edgetune.config import Config, load_config
-from edgetune.exporting.targets import outputs_of
+from edgetune.exporting.targets import targets_of
 from edgetune.planning.tokenizer_files import TOKENIZER_FILES
 from edgetune.runs.directory import RunDirectory
 from edgetune.storage_types import are_given
+from edgetune_converters.names import FormatName
 
 HEADER = """\
 # Written by `edgetune make-rules`; make writes it again when the configuration changes.
@@ -85,16 +87,20 @@ class Product:
 
 def products_of(config: Config, folder: Path) -> list[Product]:
     """What the configuration's export makes. Errors: ConfigError for types that no format has."""
-    outputs = outputs_of(config.export, config.name, folder, None, are_given(config.export))
-    ggufs = [_split(path) if config.export.split_max_size else _single(path) for path in outputs.gguf.values()]
-    graphs = [_directory(path, is_model=True) for path in outputs.onnx.values()]
-    merged = [_directory(path, is_model=False) for path in outputs.safetensors.values()]
-    adapters = [Product(path, path, argument(path), is_model=False) for path in outputs.lora.values()]
-    return [*ggufs, *graphs, *merged, *adapters]
+    make_product: Mapping[FormatName, Callable[[Path], Product]] = {
+        "gguf": _split if config.export.split_max_size else partial(_single, is_model=True),
+        "onnx": partial(_directory, is_model=True),
+        "safetensors": partial(_directory, is_model=False),
+        "gguf-lora": partial(_single, is_model=False),
+    }
+    targets = targets_of(config.export, config.name, folder, None, are_given(config.export))
+    return [
+        make(target.path) for format_, make in make_product.items() for target in targets if target.format == format_
+    ]
 
 
-def _single(path: Path) -> Product:
-    return Product(path, path, argument(path), is_model=True)
+def _single(path: Path, *, is_model: bool) -> Product:
+    return Product(path, path, argument(path), is_model)
 
 
 def _directory(path: Path, *, is_model: bool) -> Product:
@@ -154,7 +160,7 @@ def make_rules(path: Path, config: Config, run: Path | None = None, target: str 
 
 
 def _is_measured(config: Config) -> bool:
-    return config.export.tune or config.export.merge_base == "auto"
+    return config.export.search_types or config.export.merge_base == "auto"
 
 
 def _file_names(paths: Iterable[Path]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.errors import ConfigError
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from edgetune_converters.request import ExportRequest
 
 
 @click.command(name="reference")
@@ -85,9 +89,22 @@ def command(
 
         captures_reference = changed or not (merged or llama_kld)
         with lock.writing(run, "`edgetune reference`") if captures_reference or merged else nullcontext():
-            recapture(
-                directory, config, RecaptureRequest(captures_reference, merged, llama_kld, llama_context, llama_text)
-            )
+            requests = _merge_requests(run, base, merged)
+            request = RecaptureRequest(captures_reference, requests, llama_kld, llama_context, llama_text)
+            recapture(directory, config, request)
+
+
+def _merge_requests(run: Path, base: Path | None, names: tuple[str, ...]) -> dict[str, ExportRequest]:
+    """Return the request for each merged model; its target is chosen where it is written."""
+    if not names:
+        return {}
+    from edgetune.config import ExportConfig
+    from edgetune.exporting.request import export_request
+    from edgetune.exporting.source import find_source
+    from edgetune.reference.merged import MERGED
+
+    request = export_request(find_source(run, base), ExportConfig())
+    return {name: replace(request, merge_base=MERGED[name]) for name in names}
 
 
 def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:

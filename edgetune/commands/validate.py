@@ -12,6 +12,7 @@ from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
+    from edgetune.validation.ladder import Locate
     from edgetune.validation.rungs import Ladder
 
 
@@ -90,7 +91,7 @@ def command(
     thresholds = gate.parse(gates, directory.manifest.config)
     files = only_models(files)
     check_distinct(files)
-    options = Options(rows, not no_task, threads, locate_seconds if locate else None)
+    options = Options(rows, not no_task, threads, locator(directory, locate_seconds) if locate else None)
     ladder = climb(directory, list(files), options, console.count_progress)
     misses = gate.misses(ladder, thresholds)
     if json_ is not None:
@@ -142,6 +143,18 @@ def _print_statistics(ladder: Ladder) -> None:
     for rung in ladder.files:
         click.echo(f"\n{rung.name}")
         click.echo("\n".join(llama_perplexity.lines(rung.figures)))
+
+
+def locator(run: RunDirectory, seconds: float) -> Locate:
+    """Return the function that measures what the quantization of the tensors of a file costs, for --locate."""
+    from edgetune.exporting.options import resolve_options
+    from edgetune.exporting.request import export_request
+    from edgetune.exporting.source import find_source
+    from edgetune.sensitivity.gguf import locate
+
+    source = find_source(run.path)
+    request = export_request(source, resolve_options(source.export_section, {}))
+    return lambda reference, file, progress: locate(request, reference, file, seconds, progress)
 
 
 def _print_located(ladder: Ladder) -> None:

@@ -1,64 +1,98 @@
-"""What `merge-export --merge-base auto` does before the export: it becomes one of the two by measurement."""
+"""Merge base `auto`: measure whether the adapter fits the base as it is stored, or quantized to NF4 as in training.
+
+Published evidence on the two conflicts. Both are therefore exported in 8 bits, whose own error is negligible beside
+the difference, and their divergence from the trained model is measured on the run's held-out rows.
+"""
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.runs.directory import RunDirectory
-from edgetune_converters.names import AUTO, ORIGINAL
+from edgetune.exporting.scratch import temporary_sibling
+from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL, MergeBaseName
 
 if TYPE_CHECKING:
-    from edgetune.commands.merge_export import Source
-    from edgetune.config import ExportConfig
-    from edgetune.exporting.measure_merge_bases import Choice
-    from edgetune.exporting.targets import Outputs
-
-
-def decided(
-    config: ExportConfig, source: Source, run: Path | None, outputs: Outputs, threads: int
-) -> tuple[ExportConfig, dict[str, float] | None]:
-    """The configuration with a merge base that is one, and the mean KL divergences that decided (None: not measured).
-
-    Errors: ConfigError where there is nothing to measure on.
-    """
-    if config.merge_base != AUTO:
-        return config, None
-    if run is None:
-        raise ConfigError(
-            "--merge-base auto measures on the held-out rows of a run, and none was named",
-            "Give a run directory, or --merge-base original or nf4.",
-        )
-    if source.trained_on is None:
-        console.note("merge base original: the run was trained on the base as it is")
-        return config.model_copy(update={"merge_base": ORIGINAL}), None
-    choice = _measured(source, RunDirectory.open(run), outputs, threads)
-    console.note(choice.sentence)
-    return config.model_copy(update={"merge_base": choice.name}), {
-        name: mean.value for name, mean in choice.kld.items()
-    }
-
-
-def _measured(source: Source, run: RunDirectory, outputs: Outputs, threads: int) -> Choice:
-    from edgetune.exporting import measure_merge_bases
+    from edgetune.exporting.source import Source
+    from edgetune.reference.codecs import F64
     from edgetune.reference.store import Reference
-    from edgetune_converters.exporting import export
+    from edgetune.validation.metrics import Mean
+    from edgetune_converters.request import ExportRequest
 
-    def make(name: str, file: Path) -> None:
-        export(
-            source.base, {measure_merge_bases.TYPE: file}, adapter=source.adapter, tokenizer=source.tokenizer,
-            merge_base=name, trained_on=source.trained_on, expected_base=source.expected_base,
-            expected_adapter=source.expected_adapter, threads=threads, allow_fallback=True,
-        )  # fmt: skip
+TRIAL_TYPE = "q8_0"
+_SIGNIFICANT = 2.0  # standard errors of the difference
 
-    reference = Reference.open(run.reference)
-    place = outputs.paths[0].resolve().parent
-    place.mkdir(parents=True, exist_ok=True)
+
+@dataclass(frozen=True)
+class MergeBaseComparison:
+    """The mean KL divergence from the trained model, in nats per token, with each merge base."""
+
+    best: MergeBaseName
+    """NF4 only if it is significantly closer, because the base as it is stored keeps its precision."""
+    kld: dict[MergeBaseName, Mean]
+
+    @property
+    def sentence(self) -> str:
+        """Return the figures, and why the smaller one does not always decide."""
+        figures = ", ".join(f"{name} {mean.value:.3g} ± {mean.error:.1g}" for name, mean in self.kld.items())
+        text = f"merge base {self.best}; mean KLD from the trained model, in 8 bits: {figures}"
+        if self.best == ORIGINAL and self.kld[NF4].value < self.kld[ORIGINAL].value:
+            text += f"; {NF4} is not significantly closer (less than two standard errors of the difference)"
+        return text
+
+
+def with_measured_merge_base(request: ExportRequest, source: Source) -> ExportRequest:
+    """Return the request with the merge base that is closer to the trained model, and the divergences of both.
+
+    Raises:
+        ConfigError: There is no run to measure on.
+    """
+    if source.run is None:
+        raise ConfigError(
+            "--merge-base auto measures on the held-out rows of a run, and no run is given",
+            "Give a run directory, or --merge-base original or nf4",
+        )
+    if source.bnb_record is None:
+        console.note("merge base original: the run was trained on the unquantized base")
+        return replace(request, merge_base=ORIGINAL)
+    from edgetune.reference.store import Reference
+
+    found = compare_merge_bases(request, Reference.open(source.run.reference))
+    console.note(found.sentence)
+    klds: dict[str, float] = {name: mean.value for name, mean in found.kld.items()}
+    return replace(request, merge_base=found.best, merge_base_kld=klds)
+
+
+def compare_merge_bases(request: ExportRequest, reference: Reference) -> MergeBaseComparison:
+    """Export and measure with each merge base, in a temporary directory beside the first target."""
+    import numpy as np
+
+    from edgetune.validation.metrics import Mean
+
+    klds: dict[MergeBaseName, F64] = {}
     with (
-        tempfile.TemporaryDirectory(prefix=".merge-base.", suffix=".partial", dir=place) as folder,
+        temporary_sibling(request.targets[0].path, "merge-base") as folder,
         console.count_progress("merge base") as progress,
     ):
-        return measure_merge_bases.choose(make, reference, Path(folder), progress)
+        for done, name in enumerate(MERGE_BASES):
+            progress(done, len(MERGE_BASES))
+            klds[name] = _measure(request, name, reference, folder / f"{name}.gguf")
+    gain = Mean.of(klds[ORIGINAL] - klds[NF4])
+    is_closer = bool(gain.value > _SIGNIFICANT * np.nan_to_num(gain.error, nan=np.inf))
+    return MergeBaseComparison(NF4 if is_closer else ORIGINAL, {name: Mean.of(kld) for name, kld in klds.items()})
+
+
+def _measure(request: ExportRequest, name: MergeBaseName, reference: Reference, file: Path) -> F64:
+    from edgetune.sensitivity.divergence import token_klds, trial_rows
+    from edgetune_converters.exporting import export
+    from edgetune_converters.quantization.overrides import NONE
+    from edgetune_converters.request import Target
+
+    trial = request.for_trial(Target("gguf", TRIAL_TYPE, file))
+    export(replace(trial, merge_base=name, overrides=NONE, imatrix=None, allow_fallback=True))
+    klds = token_klds(reference, trial_rows(reference), file)
+    file.unlink()
+    return klds

@@ -1,99 +1,95 @@
-"""What an export writes and where: each format with the types that it can have, and the names of the files."""
+"""Which artifacts an export writes, and where: each format with its storage types and the names of the files."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.storage_types import GRAPHS, types_by_format
+from edgetune.storage_types import types_by_format
+from edgetune_converters.names import FormatName
 
-_BASE_TYPE = "base"
-_GGUF = ("q4_k_m",)
-_FOLDERS = ("safetensors", "onnx")
+if TYPE_CHECKING:
+    from edgetune.config import ExportConfig
+    from edgetune_converters.request import Target
 
-
-@dataclass(frozen=True)
-class Outputs:
-    """Type -> path, for each format."""
-
-    gguf: dict[str, Path]
-    safetensors: dict[str, Path]
-    lora: dict[str, Path]
-    onnx: dict[str, Path]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All of them."""
-        return [path for kind in (self.gguf, self.safetensors, self.lora, self.onnx) for path in kind.values()]
+_NAMES: Mapping[FormatName, str] = {
+    "gguf": "{name}-{type}.gguf",
+    "safetensors": "{name}-{type}",
+    "gguf-lora": "{name}-lora-{type}.gguf",
+    "onnx": "{name}-{type}-onnx",
+}
+_NAMES_WITHOUT_A_TYPE: Mapping[FormatName, str] = {"safetensors": "{name}-merged", "gguf-lora": "{name}-lora.gguf"}
+"""Where no storage type of the format is named."""
 
 
-NOTHING = Outputs({}, {}, {}, {})
+def targets_of(
+    config: ExportConfig, name: str, folder: Path, output: Path | None, types_given: bool
+) -> tuple[Target, ...]:
+    """Return the targets of an export, by format in the order of FORMATS.
 
+    Args:
+        config: Formats and storage types. Each type goes to every format that has it.
+        name: Name of the model.
+        folder: Where the artifacts go without `output`.
+        output: The one artifact, or the folder for several.
+        types_given: Whether the user named these very types, so that one without a format is an error.
 
-def outputs_of(config: ExportConfig, name: str, folder: Path, output: Path | None, types_given: bool) -> Outputs:
-    """The outputs of an export of the model `name`, in `folder` unless `output` says otherwise.
-
-    Each type goes to every format that has it; `types_given` says that the user asked for these very types.
+    Raises:
+        ConfigError: Types and formats, or types and `output`, do not go together.
     """
+    from edgetune_converters.formats import FORMATS
+    from edgetune_converters.request import Target
+
     types = types_by_format(config, types_given)
-    names = {
-        "gguf": {type_: f"{name}-{type_}.gguf" for type_ in types.get("gguf") or _GGUF},
-        "safetensors": {type_: f"{name}-{type_}" for type_ in types.get("safetensors", [])}
-        or {_BASE_TYPE: f"{name}-merged"},
-        "gguf-lora": {type_: f"{name}-lora-{type_}.gguf" for type_ in types.get("gguf-lora", [])}
-        or {"f32": f"{name}-lora.gguf"},
-        "onnx": {type_: f"{name}-{type_}-onnx" for type_ in types.get("onnx") or GRAPHS[:1]},
-    }
-    placed = {format_: names[format_] if format_ in config.formats else {} for format_ in names}
-    single = _single(placed, output)
-    if single is not None:
-        format_, type_, path = single
-        return Outputs(*({type_: path} if format_ == other else {} for other in names))
-    where = output or folder
-    return Outputs(*({type_: where / file for type_, file in files.items()} for files in placed.values()))
+    found = []
+    for format_ in (each for each in FORMATS if each in config.formats):
+        names = dict.fromkeys(types[format_], _NAMES[format_])
+        default = _NAMES_WITHOUT_A_TYPE.get(format_, _NAMES[format_])
+        for type_, pattern in (names or {FORMATS[format_].default_type: default}).items():
+            found.append(Target(format_, type_, (output or folder) / pattern.format(name=name, type=type_)))
+    if output is not None and _is_single(found, output):
+        return (Target(found[0].format, found[0].type, output),)
+    return tuple(found)
 
 
-def _single(placed: dict[str, dict[str, str]], output: Path | None) -> tuple[str, str, Path] | None:
-    """The one output of an export that names it whole: a .gguf file, or a directory for a format that is one."""
-    wanted = [(format_, type_) for format_, types in placed.items() for type_ in types]
-    if output is None:
-        return None
+def _is_single(targets: Sequence[Target], output: Path) -> bool:
+    """Whether `output` is the artifact itself: a .gguf file, or the directory of one that is a directory."""
+    from edgetune_converters.formats import FORMATS
+
+    first = targets[0]
     if output.suffix == ".gguf":
-        if len(wanted) > 1:
-            raise ConfigError(f"{len(wanted)} types cannot be written to one file {output}", "Give a folder with -o.")
-        if wanted[0][0] in _FOLDERS:
-            raise ConfigError(
-                f"{output} is the name of a file; {wanted[0][0]} is a directory", "Give a folder with -o."
-            )
-        return *wanted[0], output
-    return (*wanted[0], output) if len(wanted) == 1 and wanted[0][0] in _FOLDERS else None
+        if len(targets) > 1:
+            raise ConfigError(f"{len(targets)} types cannot be written to one file {output}", "Give a folder with -o")
+        if FORMATS[first.format].is_directory:
+            raise ConfigError(f"{output} is the name of a file; {first.format} is a directory", "Give a folder with -o")
+        return True
+    return len(targets) == 1 and FORMATS[first.format].is_directory
 
 
-def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
-    """An export that took an hour is not overwritten by a slip of the hand."""
-    existing = [str(path) for output in paths for path in (output, *parts_of(output)) if path.exists()]
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise ConfigError if an artifact, or a part of a split GGUF, exists already."""
+    existing = [str(path) for output in paths for path in (output, *_parts(output)) if path.exists()]
     if existing and not overwrite:
-        raise ConfigError(f"{', '.join(existing)} exists already", "Add --overwrite, or write elsewhere with -o.")
+        raise ConfigError(f"{', '.join(existing)} exists already", "Add --overwrite, or write elsewhere with -o")
 
 
-def refuse_foreign_cards(outputs: Outputs, card: bool, overwrite: bool) -> None:
-    """A README.md that someone wrote is not replaced by a model card unless that is asked for."""
+def refuse_foreign_cards(targets: Iterable[Target], card: bool, overwrite: bool) -> None:
+    """Raise ConfigError if a model card would replace a README.md that edgetune did not write."""
     if not card or overwrite:
         return
     from edgetune.publish import model_card
 
-    folders = {path.parent for path in (*outputs.gguf.values(), *outputs.lora.values())}
+    folders = {target.path.parent for target in targets if target.format in ("gguf", "gguf-lora")}
     for path in (folder / model_card.FILE for folder in sorted(folders)):
         if path.exists() and not model_card.is_generated(path):
-            raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite, or write elsewhere with -o.")
+            raise ConfigError(f"{path} was not made by edgetune", "Add --overwrite, or write elsewhere with -o")
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The files of a split GGUF that lie there already."""
+def _parts(path: Path) -> list[Path]:
+    """Return the existing files of a split GGUF."""
     if path.suffix != ".gguf":
         return []
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}-?????-of-?????.gguf"))

@@ -1,76 +1,77 @@
-"""ONNX of families without a description: merged by our own stream, traced by torch, compared, and given their names.
+"""ONNX of families without a description: merge, let transformers draw the graph, compare, and rename into place.
 
-Everything happens in a directory beside the target, NAME.partial, which goes in every case.
+Everything is made in a temporary directory beside the target. This needs torch.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError, EnvironmentProblem
+from edgetune.exporting.scratch import temporary_sibling
 
 if TYPE_CHECKING:
-    from edgetune.commands.merge_export import Source
     from edgetune.config import ExportConfig
-    from edgetune.exporting.targets import Outputs
-    from edgetune_converters.exporting import Published
     from edgetune_converters.model import Model
-    from edgetune_converters.outputs import traced
-    from edgetune_converters.outputs.traced import WeightSummary
+    from edgetune_converters.outputs.traced import TracedSettings, WeightSummary
     from edgetune_converters.provenance.receipts import Receipt
+    from edgetune_converters.request import ExportRequest, Target
 
 EXPORTER = "transformers/torch.onnx"
 _NEEDED = ("torch", "transformers")
 
-Merge = Callable[[Path], "Receipt"]
-"""Write the merged model as a safetensors directory in f32."""
-Publish = Callable[["Published"], "list[Receipt]"]
-"""Give all folders their names; each receipt goes to the argument at once."""
 
+def check_if_traced(request: ExportRequest, config: ExportConfig) -> str | None:
+    """Return the name of the family if its ONNX graph has to be traced, and check that the options allow it.
 
-def family_to_trace(source: Source, outputs: Outputs) -> str | None:
-    """The family's name if ONNX is asked for and the table does not describe its decoder."""
-    if not outputs.onnx:
+    Raises:
+        ConfigError: An option does not apply to a traced graph.
+        EnvironmentProblem: torch or transformers is missing.
+    """
+    if not request.paths("onnx"):
         return None
     from edgetune_converters.architectures import ModelConfig, family_of
     from edgetune_converters.reading.gguf_base import open_base
 
-    family = family_of(ModelConfig(open_base(source.base).config))
-    return None if family.onnx else family.name
+    family = family_of(ModelConfig(open_base(request.base).config))
+    if family.onnx:
+        return None
+    _check(family.name, request, config)
+    return family.name
 
 
-def check(family: str, outputs: Outputs, config: ExportConfig) -> None:
-    """Errors: ConfigError for what a traced graph cannot have; EnvironmentProblem without torch."""
+def _check(family: str, request: ExportRequest, config: ExportConfig) -> None:
     from edgetune_converters.outputs.onnx import check_replaceable
     from edgetune_converters.outputs.traced import CODES
 
-    coded = [kind for kind in outputs.onnx if kind in CODES]
-    for path in outputs.onnx.values():
+    paths = request.paths("onnx")
+    quantized = [type_ for type_ in paths if type_ in CODES]
+    for path in paths.values():
         check_replaceable(path)
-    if (config.block_size or config.symmetric) and not coded:
+    if (config.block_size or config.symmetric) and not quantized:
         raise ConfigError(
-            f"{family} is written as ONNX in {' and '.join(outputs.onnx)}, which have no blocks",
-            "Leave out --block-size and --symmetric, or add -q int4.",
+            f"{family} is written as ONNX in {' and '.join(paths)}, which have no blocks",
+            "Leave out --block-size and --symmetric, or add -q int4",
         )
-    if config.portable and coded:
+    if config.portable and quantized:
         raise ConfigError(
-            f"{family} is written as ONNX by {EXPORTER}, and {coded[0]} of it with ONNX Runtime's operators",
-            "Leave out --portable, or take -q f32 or -q f16, whose operators are the standard's.",
+            f"{family} is written as ONNX by {EXPORTER}, and {quantized[0]} of it with ONNX Runtime's operators",
+            "Leave out --portable, or take -q f32 or -q f16, whose operators are the standard's",
         )
-    if config.tune:
+    if config.search_types:
         raise ConfigError(
-            f"--tune chooses for graphs of edgetune's own, and that of {family} is drawn by {EXPORTER}",
-            "Leave out --tune; --block-size sets the blocks of all matrices.",
+            f"--search-types chooses for graphs of edgetune's own, and that of {family} is drawn by {EXPORTER}",
+            "Leave out --search-types; --block-size sets the blocks of all matrices",
         )
-    if config.imatrix and coded:
-        console.warn(f"--imatrix is not used for {coded[0]} in ONNX, as {EXPORTER} draws the graph of {family}")
+    if config.imatrix and quantized:
+        console.warn(f"--imatrix is not used for {quantized[0]} in ONNX, as {EXPORTER} draws the graph of {family}")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvironmentProblem(
@@ -79,13 +80,21 @@ def check(family: str, outputs: Outputs, config: ExportConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A finished directory that is not yet in its place."""
+
+    folder: Path
+    receipt: Receipt
+
+
 @contextmanager
-def prepared(
-    family: str, source: Source, onnx: Mapping[str, Path], config: ExportConfig, merge: Merge
-) -> Iterator[Publish]:
-    """All folders, finished under other names; what is yielded gives them theirs. Leaving removes the rest."""
+def prepared(family: str, request: ExportRequest) -> Iterator[Callable[[], list[Receipt]]]:
+    """Make the directories of all ONNX targets under temporary names. The yielded function renames them into place.
+
+    What was not renamed is removed at the end.
+    """
     from edgetune_converters.exporting import write_errors
-    from edgetune_converters.files import atomic
 
     console.note(
         f"{family} has no graph of edgetune's own: transformers and torch.onnx.export draw it, which needs torch and "
@@ -93,77 +102,71 @@ def prepared(
     )
     with ExitStack() as stack:
         stack.enter_context(write_errors())
-        made: list[tuple[Path, Path, Receipt]] = []
-        for kind, path in onnx.items():
-            place = stack.enter_context(_beside(path))
-            made.append((place / "model", path, _made(family, source, kind, config, place, merge)))
-
-        def publish(published: Published) -> list[Receipt]:
-            from edgetune_converters.files.interrupts import deferred_sigint
-            from edgetune_converters.provenance.receipts import receipt_path
-
-            receipts = [replace(receipt, artifact=str(path)) for _, path, receipt in made]
-            with deferred_sigint():
-                for (folder, path, _), receipt in zip(made, receipts, strict=True):
-                    receipt_path(path).unlink(missing_ok=True)
-                    atomic.replace_directory(folder, path)
-                    published(receipt)
-            return receipts
-
-        yield publish
+        finished = []
+        for target in (each for each in request.targets if each.format == "onnx"):
+            scratch = stack.enter_context(temporary_sibling(target.path))
+            finished.append(_Finished(scratch / "model", _make(family, request, target, scratch)))
+        yield lambda: _publish(finished, write_receipts=request.write_receipts)
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A directory beside the target that goes in every case; that of a pass that was killed goes first."""
-    folder = path.with_name(path.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _publish(finished: list[_Finished], *, write_receipts: bool) -> list[Receipt]:
+    from edgetune_converters.files import atomic
+    from edgetune_converters.files.interrupts import deferred_sigint
+    from edgetune_converters.provenance.receipts import receipt_path
+
+    with deferred_sigint():
+        for folder, receipt in ((each.folder, each.receipt) for each in finished):
+            path = Path(receipt.artifact)
+            receipt_path(path).unlink(missing_ok=True)
+            atomic.replace_directory(folder, path)
+            if write_receipts:
+                receipt.write()
+    return [each.receipt for each in finished]
 
 
-def _made(family: str, source: Source, kind: str, config: ExportConfig, place: Path, merge: Merge) -> Receipt:
-    """Merge, trace, write and compare, in `place`."""
+def _make(family: str, request: ExportRequest, target: Target, scratch: Path) -> Receipt:
+    """Merge, trace, write and compare, in the directory `scratch`."""
     from edgetune.training import onnx_trace
+    from edgetune_converters.exporting import export
     from edgetune_converters.files.companions import CompanionFiles
     from edgetune_converters.outputs import traced
     from edgetune_converters.outputs.onnx import GRAPH_FILE
+    from edgetune_converters.request import Target
     from edgetune_converters.tokenizers.special import special_token_ids
 
-    model = _opened(source)
-    stated = model.config
-    ends = special_token_ids(source.tokenizer, stated.raw, None, stated.vocab_size)
-    documents = CompanionFiles(source.base, stated.raw, source.tokenizer, None, model.tied)
-    folder, merged = place / "model", place / "merged"
-    receipt = merge(merged)
-    drawn, ask = onnx_trace.trace_model(merged, family, _context(model))
+    model = _open(request)
+    raw, tokenizer = model.config.raw, request.tokenizer or request.base
+    ends = special_token_ids(tokenizer, raw, None, model.config.vocab_size)
+    documents = CompanionFiles(request.base, raw, tokenizer, None, model.tied)
+    folder, merged = scratch / "model", scratch / "merged"
+    with console.byte_progress("export") as progress:
+        (merge_receipt,) = export(request.for_trial(Target("safetensors", "f32", merged)), progress=progress)
+    graph, ask = onnx_trace.trace_model(merged, family, _context(model))
     folder.mkdir()
-    stored = traced.write(folder, drawn, _wanted(kind, config, model), documents, ends, _stated(model, source, receipt))
-    probe = ask()  # what transformers says with the weights as they were stored
-    del drawn, ask  # and with them the model: the next step loads the weights again
+    stated = _metadata(model, request, merge_receipt)
+    stored = traced.write(folder, graph, _settings(target.type, request, model), documents, ends, stated)
+    probe = ask()  # the answer of transformers with the weights as they were stored
+    del graph, ask  # and with them the model: the next step loads the weights again
     shutil.rmtree(merged)
     divergence = onnx_trace.check_graph(folder / GRAPH_FILE, probe, family)
     console.note(
-        f"{family}, {kind}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
+        f"{family}, {target.type}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
     )
-    return replace(_receipt(receipt, folder, stored), recipe=kind, exporter_kld=divergence)
+    receipt = _receipt(merge_receipt, folder, stored)
+    return replace(receipt, artifact=str(target.path), recipe=target.type, exporter_kld=divergence)
 
 
-def _wanted(kind: str, config: ExportConfig, model: Model) -> traced.TracedSettings:
-    from edgetune.exporting.onnx import settings_of
+def _settings(type_: str, request: ExportRequest, model: Model) -> TracedSettings:
     from edgetune_converters.onnx import traced_weights
-    from edgetune_converters.outputs import traced
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS
+    from edgetune_converters.outputs.traced import TracedSettings
 
-    return traced.TracedSettings(
-        kind, settings_of(config), traced_weights.slots_by_name(model.bound), config.allow_fallback
-    )
+    settings = request.onnx_settings or DEFAULT_SETTINGS
+    return TracedSettings(type_, settings, traced_weights.slots_by_name(model.bound), request.allow_fallback)
 
 
 def _receipt(merged: Receipt, folder: Path, stored: WeightSummary) -> Receipt:
-    """That of the merged model, with what the folder holds in its place."""
+    """Return the receipt of the merged model, with the figures of the ONNX directory in their place."""
     from edgetune.training import onnx_trace
     from edgetune_converters.files.contents import sha256_of
     from edgetune_converters.provenance.receipts import combined_hash
@@ -185,18 +188,22 @@ def _receipt(merged: Receipt, folder: Path, stored: WeightSummary) -> Receipt:
     )
 
 
-def _stated(model: Model, source: Source, merged: Receipt) -> dict[str, str]:
-    """The metadata of the graph."""
+def _metadata(model: Model, request: ExportRequest, merged: Receipt) -> dict[str, str]:
+    """Return the metadata of the graph."""
     from edgetune_converters.gguf import keys
     from edgetune_converters.provenance.metadata import provenance_keys
     from edgetune_converters.provenance.receipts import combined_hash
 
     own = {keys.MERGE_BASE: merged.merge_base, keys.EXPORTER: EXPORTER}
-    return {**source.carried, **provenance_keys(model, combined_hash(merged.base), merged.adapter), **own}
+    return {
+        **{key: str(value) for key, value in request.metadata.items()},
+        **provenance_keys(model, combined_hash(merged.base), merged.adapter),
+        **own,
+    }
 
 
 def _context(model: Model) -> int:
-    """Positions, as the family's table has them for GGUF."""
+    """Return the context length, as it stands in the metadata of GGUF."""
     from edgetune_converters.provenance.metadata import hyperparameter_keys
 
     found = hyperparameter_keys(model)[f"{model.family.gguf}.context_length"].data
@@ -204,10 +211,9 @@ def _context(model: Model) -> int:
     return found
 
 
-def _opened(source: Source) -> Model:
-    """Headers only."""
+def _open(request: ExportRequest) -> Model:
     from edgetune_converters.merging.merge_base import merge_base_named
     from edgetune_converters.model import open_model
     from edgetune_converters.names import ORIGINAL
 
-    return open_model(source.base, source.adapter, merge_base_named(ORIGINAL))
+    return open_model(request.base, request.adapter, merge_base_named(ORIGINAL))

@@ -99,20 +99,22 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     Map every tensor and convert the tokenizer, and raise the errors that `edgetune merge-export` would raise after
     training. A storage type that does not fit the model's rows is a warning: another one can be chosen until then.
     """
-    from edgetune_converters.exporting import plan_export
+    from edgetune_converters.planning import plan
     from edgetune_converters.quantization.overrides import overrides_of
     from edgetune_converters.quantization.recipes import MAX_FALLBACK
+    from edgetune_converters.request import ExportRequest, Target
     from edgetune_converters.tokenizers import convert as tokenizers
 
     options = config.export
     # without GGUF, f16 serves to map the tensors: it fits every row
     types = types_by_format(options, are_given(options)).get("gguf") or ["f16"]
     overrides = overrides_of(options.tensor_types, options.output_tensor_type, options.token_embedding_type)
-    for plan in plan_export(base.path, types, overrides=overrides):
-        if plan.fallback_share > MAX_FALLBACK and not options.allow_fallback:
+    targets = tuple(Target("gguf", type_, Path(f"{type_}.gguf")) for type_ in types)
+    for planned in plan(ExportRequest(base.path, targets, overrides=overrides)):
+        if planned.fallback_share > MAX_FALLBACK and not options.allow_fallback:
             console.warn(
-                f"{plan.recipe.name} does not fit this base: {plan.fallback_share:.0%} of its bytes would need another "
-                "type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
+                f"{planned.recipe.name} does not fit this base: {planned.fallback_share:.0%} of its bytes would need "
+                "another type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
             )
     rows = int(base.checkpoint.config.get("vocab_size", 0))
     tokenizers.convert_tokenizer(base.path, rows, base.checkpoint.config, chat_template=chat_template)

@@ -14,8 +14,9 @@ import numpy as np
 from edgetune.errors import RunDirectoryError
 from edgetune.reference.codecs import Comparison
 from edgetune.reference.store import Reference
+from edgetune_converters.names import MergeBaseName
 
-MERGED = {"w16": "original", "nf4": "nf4"}
+MERGED: dict[str, MergeBaseName] = {"w16": "original", "nf4": "nf4"}
 """Name -> `merge_base` of the export."""
 _ARRAYS = ("kld", "top", "nll")
 

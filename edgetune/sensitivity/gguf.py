@@ -1,184 +1,174 @@
-"""Which tensors' storage types cost most: the file is exported again with a few of them in 16 bits, and measured.
+"""Which tensors of a GGUF file lose most by quantization: export it again with some of them in 16 bits, and measure.
 
-First every kind of tensor (`ffn_down` of all layers, `attn_v`, the output ...), then the layers of the kind that costs
-most, from both ends inwards: quantization usually hurts the first and the last layers most. What was found when the
-time is over is what is reported.
+First every kind of tensor (`ffn_down` of all layers, `attn_v`, the output ...), then the layers of the costliest kind,
+from both ends inwards: quantization usually hurts the first and the last layers most. When the time is over, the
+tensors measured so far are reported.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
-from edgetune.runs.directory import RunDirectory
-from edgetune.runtime import load
-from edgetune.validation import scoring
+from edgetune.sensitivity.divergence import token_klds, trial_rows
+from edgetune.validation.tensor_costs import TensorCost, TensorCosts
 from edgetune_converters.exporting import export
 from edgetune_converters.gguf import keys, reader
+from edgetune_converters.names import MERGE_BASES, ORIGINAL
 from edgetune_converters.quantization.overrides import Overrides, overrides_of
+from edgetune_converters.request import ExportRequest, Target
 
-WHOLE = "f16"
-"""What a tensor is swapped back to."""
+UNQUANTIZED = "f16"
+"""The storage type in which tensors are restored."""
 _NOT_QUANTIZED = ("f32", "f16", "bf16")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-TOKENS = 2048
-"""Scored tokens on which each swap is measured, at most."""
 
 
 @dataclass(frozen=True)
-class Swap:
-    """Some tensors swapped back to 16 bits."""
+class TensorGroup:
+    """Tensors that are restored together: those of a kind, or one of them."""
 
-    tensor: str
-    """Their name; `*` stands for every layer."""
-    type: str
-    """What they are stored in."""
-    weights: int
-    kld_without: float
-    """Mean KL divergence with them swapped back, in nats."""
-    gain: float
-    """How much that is less."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """What was found, the costliest first: kinds of tensors, then layers of the costliest kind."""
-
-    kld: float
-    """Mean KL divergence of the file as it is, on the same tokens."""
-    kinds: tuple[Swap, ...]
-    layers: tuple[Swap, ...]
-    complete: bool
-    """Whether there was time for all of them."""
-
-
-@dataclass(frozen=True)
-class _Group:
     name: str
+    """The name of the tensor; `*` stands for every layer."""
     types: str
     weights: int
     layer: int | None = None
 
     @property
     def pattern(self) -> str:
+        """Return the regular expression for `--tensor-type`."""
         return "^" + re.escape(self.name).replace(r"\*", r"\d+") + "$"
 
 
-def locate(run: RunDirectory, reference: Reference, file: Path, seconds: float, progress: Progress) -> Located:
-    """Swap group after group for about `seconds` at most; `progress` counts swaps.
+def locate(request: ExportRequest, reference: Reference, file: Path, seconds: float, progress: Progress) -> TensorCosts:
+    """Measure what the quantization of each kind of tensor costs, then of each layer of the costliest kind.
 
-    Raises RunDirectoryError for a file that cannot be made again.
+    Args:
+        request: How the run is exported. Recipe, merge base and overrides are taken from the file.
+        reference: The outputs of the trained model.
+        file: A quantized GGUF file of the run.
+        seconds: Time limit; a measurement that has begun is completed.
+        progress: Counts measurements.
+
+    Raises:
+        RunDirectoryError: The file does not state how it was made, so it cannot be exported again.
     """
-    made = _Remake.of(run, file)
-    rows = _enough(reference)
-    kinds, layers = groups(file)
+    variants = _Variants.of(request, file)
+    rows = trial_rows(reference)
+    kinds, layers = tensor_groups(file)
     end = time.monotonic() + seconds
-    before = _kld(reference, rows, file)
-    with _folder(file) as folder:
-        swap = _Swapper(made, reference, rows, folder / "swapped.gguf", before)
-        total = len(kinds) + max((len(each) for each in layers.values()), default=0)
-        tried = list(_until(end, kinds, swap, 0, total, progress))
-        tried.sort(key=lambda each: -each.gain)
-        inner = layers.get(tried[0].tensor, []) if tried else []
-        found = list(_until(end, inner, swap, len(kinds), len(kinds) + len(inner), progress))
-    found.sort(key=lambda each: -each.gain)
-    return Located(before, tuple(tried), tuple(found), len(tried) == len(kinds) and len(found) == len(inner))
+    kld = float(token_klds(reference, rows, file).mean())
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", suffix=".partial", dir=file.parent) as folder:
+        path = Path(folder) / "variant.gguf"
+
+        def measure(group: TensorGroup) -> TensorCost:
+            try:
+                export(variants.request(group, path))
+                without = float(token_klds(reference, rows, path).mean())
+            finally:
+                path.unlink(missing_ok=True)
+            return TensorCost(group.name, group.types, group.weights, without, kld - without)
+
+        def measure_all(groups: Sequence[TensorGroup], done: int, total: int) -> list[TensorCost]:
+            costs = []
+            for count, group in enumerate(groups, done + 1):
+                if time.monotonic() >= end:
+                    break
+                costs.append(measure(group))
+                progress(count, total)
+            return sorted(costs, key=lambda cost: -cost.gain)
+
+        most_layers = max((len(each) for each in layers.values()), default=0)
+        kind_costs = measure_all(kinds, 0, len(kinds) + most_layers)
+        inner = layers.get(kind_costs[0].tensor, []) if kind_costs else []
+        layer_costs = measure_all(inner, len(kinds), len(kinds) + len(inner))
+    complete = len(kind_costs) == len(kinds) and len(layer_costs) == len(inner)
+    return TensorCosts(kld, tuple(kind_costs), tuple(layer_costs), complete)
 
 
-def groups(file: Path) -> tuple[list[_Group], dict[str, list[_Group]]]:
-    """Kinds of quantized tensors, the largest first, and the layers of each, from both ends inwards."""
-    alone: list[_Group] = []
-    layers: dict[str, list[_Group]] = {}
+def tensor_groups(file: Path) -> tuple[list[TensorGroup], dict[str, list[TensorGroup]]]:
+    """Return the kinds of quantized tensors, the largest first, and the layers of each, from both ends inwards."""
+    alone: list[TensorGroup] = []
+    layers: dict[str, list[TensorGroup]] = {}
     for entry in reader.read(file).tensors:
-        type_, weights = entry.type.lower(), _product(entry.shape)
+        type_, weights = entry.type.lower(), math.prod(entry.shape)
         if type_ in _NOT_QUANTIZED:
             continue
         match = _LAYER.fullmatch(entry.name)
         if match is None:
-            alone.append(_Group(entry.name, type_, weights))
+            alone.append(TensorGroup(entry.name, type_, weights))
         else:
-            layers.setdefault(f"blk.*.{match[2]}", []).append(_Group(entry.name, type_, weights, int(match[1])))
+            layers.setdefault(f"blk.*.{match[2]}", []).append(TensorGroup(entry.name, type_, weights, int(match[1])))
     kinds = [
-        _Group(name, "/".join(sorted({each.types for each in found})), sum(each.weights for each in found))
+        TensorGroup(name, "/".join(sorted({each.types for each in found})), sum(each.weights for each in found))
         for name, found in layers.items()
     ]
     ordered = sorted([*alone, *kinds], key=lambda group: -group.weights)
     return ordered, {name: _from_both_ends(found) for name, found in layers.items() if len(found) > 1}
 
 
-def _from_both_ends(layers: Sequence[_Group]) -> list[_Group]:
+def _from_both_ends(layers: Sequence[TensorGroup]) -> list[TensorGroup]:
     inwards = sorted(layers, key=lambda group: group.layer or 0)
     return [inwards.pop(0 if turn % 2 == 0 else -1) for turn in range(len(inwards))]
 
 
-def _product(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
-
-
 @dataclass(frozen=True)
-class _Remake:
-    """How the file was made."""
+class _Variants:
+    """Exports of a file again, each with one group of tensors in 16 bits."""
 
-    run: RunDirectory
+    base_request: ExportRequest
+    """With the merge base and the importance matrix of the file."""
     recipe: str
-    merge_base: str
-    said: Mapping[str, Sequence[str]]
-    """Types set by hand: option -> values."""
-    imatrix: Path | None
+    overrides: Mapping[str, Sequence[str]]
+    """The types set by hand when the file was exported: option -> values."""
 
     @classmethod
-    def of(cls, run: RunDirectory, file: Path) -> _Remake:
+    def of(cls, request: ExportRequest, file: Path) -> _Variants:
+        """Read from the file how it was made. Raises RunDirectoryError if it does not state that."""
         metadata = reader.read(file).metadata
-        recipe = metadata.get(keys.RECIPE)
-        if not isinstance(recipe, str):
+        recipe, merge_base = metadata.get(keys.RECIPE), metadata.get(keys.MERGE_BASE, ORIGINAL)
+        if not isinstance(recipe, str) or merge_base not in MERGE_BASES:
             raise RunDirectoryError(
-                f"{file} does not say how it was made, so it cannot be made again with other types",
-                "--locate wants a GGUF file that edgetune exported.",
+                f"{file} does not state how it was made, so it cannot be exported again with other types",
+                "Give --locate a GGUF file that edgetune exported",
             )
-        said: dict[str, list[str]] = {}
-        stated = metadata.get(keys.OVERRIDES)
-        for override in stated if isinstance(stated, list) else []:
-            option, _, value = str(override).partition(" ")
-            said.setdefault(option, []).append(value)
-        imatrix = run.manifest.config["export"].get("imatrix")
-        measured = any(key.startswith("quantize.imatrix") for key in metadata)
-        if measured and not imatrix:
+        has_imatrix = any(key.startswith("quantize.imatrix") for key in metadata)
+        if has_imatrix and not request.imatrix:
             raise RunDirectoryError(
                 f"{file} was made with an importance matrix that the run's configuration does not name",
-                "Set export.imatrix in the run's configuration, or export without one.",
+                "Set export.imatrix in the run's configuration, or export without one",
             )
-        merge_base = str(metadata.get(keys.MERGE_BASE, "original"))
-        return cls(run, recipe, merge_base, said, Path(imatrix) if measured else None)
+        same = replace(
+            request,
+            adapter=request.adapter if request.adapter and request.adapter.is_dir() else None,
+            merge_base=merge_base,
+            imatrix=request.imatrix if has_imatrix else None,
+            allow_fallback=True,
+        )
+        return cls(same, recipe, _overrides_by_option(metadata))
 
-    def write(self, path: Path, group: _Group) -> None:
-        """The file again, with one group in 16 bits."""
-        run, manifest = self.run, self.run.manifest
-        export(
-            run.base_directory(), {self.recipe: path}, adapter=run.adapter if run.adapter.is_dir() else None,
-            tokenizer=run.tokenizer, overrides=self._overrides(group), imatrix=self.imatrix, allow_fallback=True,
-            merge_base=self.merge_base, trained_on=manifest.quantized,
-        )  # fmt: skip
+    def request(self, group: TensorGroup, path: Path) -> ExportRequest:
+        """Return the request for the file with one group in 16 bits."""
+        trial = self.base_request.for_trial(Target("gguf", self.recipe, path))
+        return replace(trial, overrides=self._overrides(group))
 
-    def _overrides(self, group: _Group) -> Overrides:
-        one = {option: next(iter(self.said.get(option, [])), None) for option in (_OUTPUT, _EMBEDDING)}
+    def _overrides(self, group: TensorGroup) -> Overrides:
+        one = {option: next(iter(self.overrides.get(option, [])), None) for option in (_OUTPUT, _EMBEDDING)}
         named = _BY_NAME.get(group.name)
         if named:
-            return overrides_of(self.said.get(_TENSOR, ()), **{_KEYWORDS[option]: one[option] for option in one}
-                                | {_KEYWORDS[named]: WHOLE})  # fmt: skip
-        first = f"{group.pattern}={WHOLE}"
-        return overrides_of([first, *self.said.get(_TENSOR, ())], one[_OUTPUT], one[_EMBEDDING])
+            return overrides_of(self.overrides.get(_TENSOR, ()), **{_KEYWORDS[option]: one[option] for option in one}
+                                | {_KEYWORDS[named]: UNQUANTIZED})  # fmt: skip
+        first = f"{group.pattern}={UNQUANTIZED}"
+        return overrides_of([first, *self.overrides.get(_TENSOR, ())], one[_OUTPUT], one[_EMBEDDING])
 
 
 _TENSOR, _OUTPUT, _EMBEDDING = "--tensor-type", "--output-tensor-type", "--token-embedding-type"
@@ -186,50 +176,10 @@ _KEYWORDS = {_OUTPUT: "output_tensor_type", _EMBEDDING: "token_embedding_type"}
 _BY_NAME = {"output.weight": _OUTPUT, "token_embd.weight": _EMBEDDING}  # these options go before a tensor's name
 
 
-@dataclass(frozen=True)
-class _Swapper:
-    made: _Remake
-    reference: Reference
-    rows: ScoredRows
-    path: Path
-    before: float
-
-    def __call__(self, group: _Group) -> Swap:
-        try:
-            self.made.write(self.path, group)
-            kld = _kld(self.reference, self.rows, self.path)
-        finally:
-            self.path.unlink(missing_ok=True)
-        return Swap(group.name, group.types, group.weights, kld, self.before - kld)
-
-
-def _until(
-    end: float, wanted: Sequence[_Group], swap: _Swapper, done: int, total: int, progress: Progress
-) -> Iterator[Swap]:
-    """As many swaps as there is time for; one that has begun is ended."""
-    for group in wanted:
-        if time.monotonic() >= end:
-            return
-        yield swap(group)
-        done += 1
-        progress(done, total)
-
-
-def _enough(reference: Reference) -> ScoredRows:
-    """The first rows, up to TOKENS scored tokens."""
-    rows = reference.main_rows
-    count = next((index for index, (_, _, where) in enumerate(rows, 1) if where.stop >= TOKENS), len(rows))
-    return rows.first(count)
-
-
-def _kld(reference: Reference, rows: ScoredRows, file: Path) -> float:
-    longest = int(max(len(ids) for ids, _, _ in rows))
-    with load(file, context=longest) as runtime:
-        return float(scoring.score(runtime, reference, rows, lambda *_: None).kld.mean())
-
-
-@contextmanager
-def _folder(file: Path) -> Iterator[Path]:
-    """A folder on the file's disk, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", suffix=".partial", dir=file.parent) as name:
-        yield Path(name)
+def _overrides_by_option(metadata: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    stated = metadata.get(keys.OVERRIDES)
+    for override in stated if isinstance(stated, list) else []:
+        option, _, value = str(override).partition(" ")
+        found.setdefault(option, []).append(value)
+    return found

@@ -18,15 +18,16 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
-from edgetune.sensitivity.gguf import locate
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import detail
 from edgetune.validation.metrics import TokenScores
 from edgetune.validation.rungs import BASE, MERGED, TRAINED, Ladder, LongRow, Rung
+from edgetune.validation.tensor_costs import TensorCosts
 
 __all__ = ["Ladder", "Options", "Rung", "climb"]
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
+Locate = Callable[[Reference, Path, Progress], TensorCosts]
 
 _TEMPLATE = 256  # tokens that a chat template may add to a conversation
 _LONGEST_PROMPT = 16384
@@ -40,8 +41,8 @@ class Options:
     """Only the first so many held-out rows."""
     with_task: bool = True
     threads: int | None = None
-    locate_seconds: float | None = None
-    """How long to look for the tensors whose types cost most, for each file; None does not look."""
+    locate: Locate | None = None
+    """Measures what the quantization of each tensor of a GGUF file costs; None: not measured."""
 
 
 def climb(run: RunDirectory, files: list[Path], options: Options, bar: ProgressBar) -> Ladder:
@@ -58,10 +59,10 @@ def climb(run: RunDirectory, files: list[Path], options: Options, bar: ProgressB
 
 def _located(ladder: Ladder, rung: Rung, options: Options, bar: ProgressBar) -> Rung:
     """With the tensors that cost most, if that was asked for and there is something to swap."""
-    if options.locate_seconds is None or not rung.is_quantized or rung.is_onnx or rung.file is None:
+    if options.locate is None or not rung.is_quantized or rung.is_onnx or rung.file is None:
         return rung
     with bar(f"{rung.name}: locate") as progress:
-        located = locate(ladder.run, ladder.reference, rung.file, options.locate_seconds, progress)
+        located = options.locate(ladder.reference, rung.file, progress)
     return replace(rung, located=located)
 
 

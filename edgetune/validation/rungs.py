@@ -10,11 +10,11 @@ from typing import Any
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.sensitivity.gguf import Located
 from edgetune.validation.contract import Contract
 from edgetune.validation.greedy import Agreement
 from edgetune.validation.metrics import Figures
 from edgetune.validation.task import TaskScore
+from edgetune.validation.tensor_costs import TensorCosts
 
 BASE, TRAINED, MERGED, FILE = "base", "trained", "merged", "file"
 
@@ -56,8 +56,8 @@ class Rung:
     row_kld: tuple[float, ...] = ()
     """Mean KL divergence of each held-out row, in nats; NaN for a row without a scored token."""
 
-    located: Located | None = None
-    """Which tensors' types cost most, where that was asked for."""
+    located: TensorCosts | None = None
+    """What the quantization of its tensors costs, where `--locate` measured it."""
 
     @property
     def stage(self) -> str:

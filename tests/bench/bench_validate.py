@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.reference.llama_kld import KldBaseWriter, scored_positions
-from edgetune_converters.exporting import export
 from edgetune_converters.gguf import reader
 from tests.bench.models import LLAMA_1B, write_llama
+from tests.export_requests import export
 from tests.validation import stock
 
 HERE = Path("build/bench")

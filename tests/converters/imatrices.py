@@ -8,13 +8,13 @@ import gguf as gguf_package
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune_converters.exporting import plan_export
+from tests.export_requests import plan_gguf
 
 Weights = dict[str, NDArray[np.float32]]
 
 
 def weights(base: Path, seed: int = 3) -> Weights:
-    (plan,) = plan_export(base, ["q4_k_m"])
+    (plan,) = plan_gguf(base, ["q4_k_m"])
     random = np.random.default_rng(seed)
     matrices = [row for row in plan.rows if len(row.shape) == 2 and not row.name.startswith("token_embd")]
     return {row.name: random.gamma(0.3, 2, row.shape[-1]).astype(np.float32) for row in matrices}

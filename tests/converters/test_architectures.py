@@ -16,10 +16,10 @@ from edgetune_converters.architectures import ModelConfig, bind, family_of, stor
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import RopePermute, Take, View
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.exporting import export
 from edgetune_converters.merging import stream
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, tiny
+from tests.export_requests import export
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 

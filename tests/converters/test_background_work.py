@@ -15,7 +15,6 @@ import pytest
 from edgetune_converters import gguf
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
-from edgetune_converters.exporting import export
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import run_in_order, split_threads
 from edgetune_converters.merging import stream
@@ -24,6 +23,7 @@ from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tokenizers import convert, verify_ids
 from tests.converters import tiny
+from tests.export_requests import export
 
 
 @pytest.fixture(scope="module")

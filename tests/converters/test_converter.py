@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from edgetune_converters import gguf
-from edgetune_converters.exporting import export
 from edgetune_converters.quantization.recipes import RECIPES
 from edgetune_converters.tokenizers import convert as tokenizers
 from tests.converters import (
@@ -29,6 +28,7 @@ from tests.converters import (
     sentencepiece_files,
     tiny,
 )
+from tests.export_requests import export
 
 pytestmark = pytest.mark.slow
 

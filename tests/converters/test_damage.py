@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.exporting import export
 from tests.converters import tiny
+from tests.export_requests import export
 
 _ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["BPE", "default"]),

@@ -23,9 +23,9 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError
-from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.converters import tiny
+from tests.export_requests import export
 from tests.profiles import scaled
 
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

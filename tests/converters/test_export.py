@@ -24,12 +24,12 @@ from edgetune_converters.errors import (
     EdgetuneError,
     RecipeError,
 )
-from edgetune_converters.exporting import export
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.merging import stream
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import imatrices, tiny
+from tests.export_requests import export
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_progress_grows_to_the_total(base: Path, tmp_path: Path) -> None:
 def test_metadata_carries_the_proof(base: Path, adapter: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     extra: dict[str, str | int | float] = {"edgetune.run": "demo", "edgetune.steps": 7, "edgetune.loss": 0.5}
-    export(base, {"q8_0": path}, adapter=adapter, name="Tiny", extra_metadata=extra, chat_template="{{ x }}")
+    export(base, {"q8_0": path}, adapter=adapter, name="Tiny", metadata=extra, chat_template="{{ x }}")
     found = gguf.read(path).metadata
     wanted = {
         "general.architecture": "llama", "general.name": "Tiny", "general.file_type": 7, "edgetune.recipe": "q8_0",

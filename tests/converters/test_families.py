@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from edgetune_converters import gguf
-from edgetune_converters.exporting import export
 from tests.converters import family_models, runtime, tiny
+from tests.export_requests import export
 
 # against transformers as it is; with llama.cpp's coarse GELU in it, only the order of sums is left
 KLD, SAME = 1e-5, 0.999

@@ -10,8 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.exporting import export
 from tests.converters import family_models, family_options, runtime, tiny
+from tests.export_requests import export
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 _HEAD = "| Family | compared with | past the window | past the original context |"

@@ -14,8 +14,8 @@ import pytest
 
 import edgetune_native
 from edgetune_converters import gguf
-from edgetune_converters.exporting import export
 from tests.converters import runtime, tiny
+from tests.export_requests import export
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {},

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.errors import CheckpointError, EdgetuneError, TokenizerError
-from edgetune_converters.exporting import export
 from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.types import BY_ID
 from edgetune_converters.gguf.values import Value, strings, u32, value_of
@@ -22,6 +21,7 @@ from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import GgufBase, open_base
 from tests.converters import family_models, runtime, tiny
+from tests.export_requests import export
 
 # fused, turned, stacked and with experts; the others, which are slow only because they are many, come after
 FAMILIES = [

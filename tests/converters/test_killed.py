@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_converters.exporting import export
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import tiny
+from tests.export_requests import export
 
 # stands for a larger model: every block takes a while, so that a kill can strike anywhere between the renames too
 _PROGRAM = """
 import sys, time
 from pathlib import Path
-from edgetune_converters.exporting import export
+from tests.export_requests import export
 from edgetune_converters.gguf import writer
 replace = Path.replace
 def slowly(self, target):
@@ -93,7 +93,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 _INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from edgetune_converters.exporting import export
+from tests.export_requests import export
 rename, out = Path.replace, Path(sys.argv[2])
 def interrupted(self, target):
     result = rename(self, target)
@@ -103,7 +103,7 @@ def interrupted(self, target):
 Path.replace = interrupted
 outputs = {"q8_0": out / "a.gguf", "q4_0": out / "b.gguf"}
 try:
-    export(Path(sys.argv[1]), outputs, onnx={"int4": out / "o"}, threads=1, published=lambda receipt: receipt.write())
+    export(Path(sys.argv[1]), outputs, onnx={"int4": out / "o"}, threads=1, write_receipts=True)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -123,7 +123,7 @@ def test_an_interrupt_between_renames_leaves_receipts(tmp_path: Path) -> None:
 _LAST = """
 import os, signal, sys
 from pathlib import Path
-from edgetune_converters.exporting import export
+from tests.export_requests import export
 name, half = sys.argv[3], sys.argv[4] == "half"
 call = getattr(os, name)
 def last(*arguments):

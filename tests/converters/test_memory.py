@@ -25,12 +25,13 @@ _LINEAR = {
 _EXPORT = """
 import sys
 from pathlib import Path
-from edgetune_converters.exporting import export
+from edgetune_converters import ExportRequest, Target, export
 base, adapter, out = map(Path, sys.argv[1:])
-export(
-    base, {"q4_k_m": out / "a.gguf", "q8_0": out / "b.gguf"}, safetensors={"bf16": out / "m"},
-    lora={"f16": out / "l.gguf"}, adapter=adapter, threads=2,
+targets = (
+    Target("gguf", "q4_k_m", out / "a.gguf"), Target("gguf", "q8_0", out / "b.gguf"),
+    Target("safetensors", "bf16", out / "m"), Target("gguf-lora", "f16", out / "l.gguf"),
 )
+export(ExportRequest(base, targets, adapter=adapter, threads=2))
 """
 
 

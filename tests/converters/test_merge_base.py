@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, bind, family_of
 from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneError
-from edgetune_converters.exporting import export
 from edgetune_converters.merging.merge_base import FourBitSettings, RoundedReader, merge_base_named, round_to
 from edgetune_converters.merging.stream import merged_tensors
 from edgetune_converters.model import open_model
@@ -24,6 +23,7 @@ from edgetune_converters.tensors import ALL
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_damage import _ANYTHING as ANYTHING
 from tests.converters.test_damage import _replace as replaced
+from tests.export_requests import export
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
@@ -121,7 +121,7 @@ def test_sources_of_other_families_are_rounded_to_the_bit(name: str, tmp_path: P
 def test_a_transposed_model_is_the_one_that_was_trained(tmp_path: Path) -> None:
     base = family_models.base("gpt2", tmp_path / "base")
     model = load(base, "float32")
-    export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=bnb_record.record_quantized_weights(model))
+    export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", bnb_record=bnb_record.record_quantized_weights(model))
     ids = family_models.ids("gpt2")
     with torch.no_grad():
         trained = model(torch.tensor([ids])).logits[0].float().numpy()
@@ -146,7 +146,7 @@ def test_the_file_is_the_model_that_was_trained(name: str, tmp_path: Path) -> No
     klds = {}
     for merge_base in ("original", "nf4"):
         path = tmp_path / f"{merge_base}.gguf"
-        (receipt,) = export(base, {"f32": path}, adapter=adapter, merge_base=merge_base, trained_on=record)
+        (receipt,) = export(base, {"f32": path}, adapter=adapter, merge_base=merge_base, bnb_record=record)
         klds[merge_base], _ = tiny.divergence(trained, runtime.logits(path, ids))
         assert receipt.merge_base == gguf.read(path).metadata["edgetune.merge_base"] == merge_base
         assert receipt.notes == []
@@ -163,7 +163,7 @@ def test_without_a_run_the_defaults_are_used_and_noted(tmp_path: Path) -> None:
         base,
         {"f32": tmp_path / "y.gguf"},
         merge_base="nf4",
-        trained_on=bnb_record.record_quantized_weights(load(base, "float32")),
+        bnb_record=bnb_record.record_quantized_weights(load(base, "float32")),
     )
     (one, other) = (gguf.read(tmp_path / name) for name in ("x.gguf", "y.gguf"))
     for entry in one.tensors:
@@ -175,7 +175,7 @@ def test_scales_that_are_not_those_of_the_training_are_noted(tmp_path: Path) -> 
     record = bnb_record.record_quantized_weights(load(base, "float32"))
     name = "model.layers.1.mlp.up_proj.weight"
     record["groups"][0]["tensors"][name]["scales_sha256"] = "0" * 64
-    (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=record)
+    (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", bnb_record=record)
     assert any(f"1 rounded tensors (the first is {name})" in note for note in receipt.notes)
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.exporting import export
 from edgetune_converters.quantization.overrides import overrides_of
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
+from tests.export_requests import export
 
 torch: Any = pytest.importorskip("torch")
 mxfp4: Any = pytest.importorskip("transformers.integrations.mxfp4")

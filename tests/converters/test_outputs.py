@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError, RecipeError, TokenizerError
-from edgetune_converters.exporting import export
 from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.test_flagship import ADAPTERS, F32_KLD
+from tests.export_requests import export
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -111,7 +111,7 @@ def test_the_rounded_base_goes_into_the_directory_too(tmp_path: Path) -> None:
     base = tiny.base("llama", tmp_path / "base", hidden_size=128, intermediate_size=192, head_dim=32)
     adapter = tiny.adapter(base, tmp_path / "adapter")
     (receipt,) = export(
-        base, {}, safetensors={"f32": tmp_path / "m"}, adapter=adapter, merge_base="nf4", trained_on=None
+        base, {}, safetensors={"f32": tmp_path / "m"}, adapter=adapter, merge_base="nf4", bnb_record=None
     )
     export(base, {"f32": tmp_path / "x.gguf"}, adapter=adapter, merge_base="nf4")
     ids = tiny.random_ids()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
 from tests.converters.test_families import ADAPTERS, KLD
+from tests.export_requests import export
 
 # experts are several modules and one tensor in GGUF; norms and convolutions are replaced whole
 REFUSED = {"deepseek-v2", "gemma2", "mixtral", "mixtral-fused", "gpt-oss", "llama4", "deepseek-v3"}

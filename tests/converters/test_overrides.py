@@ -12,13 +12,13 @@ import pytest
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.quantization.imatrix import ImportanceMatrix, read_imatrix
 from edgetune_converters.quantization.overrides import overrides_of
 from edgetune_converters.quantization.recipes import RECIPES
 from tests.converters import family_models, imatrices, runtime, tiny
 from tests.converters.imatrices import Weights
+from tests.export_requests import export, plan_gguf
 
 _DEEP: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 17, "num_attention_heads": 8,
@@ -125,7 +125,7 @@ def _assert_equal(ours: Path, theirs: Path) -> None:
 
 def test_the_plan_names_the_override(untied: Path) -> None:
     overrides = overrides_of(["attn_v=Q8_0"], "f16", None)
-    (plan,) = plan_export(untied, ["f16"], overrides=overrides)
+    (plan,) = plan_gguf(untied, ["f16"], overrides=overrides)
     reasons = {row.name: (row.type, row.reason) for row in plan.rows}
     assert reasons["blk.3.attn_v.weight"] == ("q8_0", "--tensor-type attn_v=Q8_0")
     assert reasons["output.weight"] == ("f16", "--output-tensor-type f16")

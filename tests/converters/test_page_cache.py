@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_converters.exporting import export
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.provenance import hashing as identity
 from edgetune_converters.provenance.hashing import InputHasher
@@ -21,6 +20,7 @@ from edgetune_converters.reading import page_cache
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.page_cache import PassingPages, cached_pages
 from tests.converters import tiny
+from tests.export_requests import export
 
 CHUNK = 1 << 16
 SIZE = 40 * CHUNK + 123

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from edgetune_converters.errors import CheckpointError, EdgetuneError
-from edgetune_converters.exporting import export
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import FLOAT8
 from tests.converters import runtime, tiny
 from tests.converters.test_merge_base import ODD, _logits, layers, load
+from tests.export_requests import export
 
 torch: Any = pytest.importorskip("torch")
 functional: Any = pytest.importorskip("bitsandbytes.functional")

@@ -12,11 +12,11 @@ import edgetune_native
 from edgetune_converters import gguf
 from edgetune_converters.architectures import slots
 from edgetune_converters.errors import RecipeError
-from edgetune_converters.exporting import export, plan_export
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.recipes import RECIPES, ModelFacts, TensorFacts
 from tests.converters import family_models, runtime, tiny
+from tests.export_requests import export, plan_gguf
 
 # 17 layers: more than 16 for the rules of sixteenths, and a multiple of nothing; four query heads share a key head
 _DEEP: dict[str, Any] = {
@@ -95,7 +95,7 @@ def _assert_equal(ours: gguf.GgufFile, theirs: gguf.GgufFile, recipe: str) -> No
 
 def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
     base = tiny.base("llama", tmp_path / "base")
-    (plan,) = plan_export(base, ["q4_k_m"])
+    (plan,) = plan_gguf(base, ["q4_k_m"])
     (receipt,) = export(base, {"q4_k_m": tmp_path / "model.gguf"}, allow_fallback=True)
     written = gguf.read(tmp_path / "model.gguf")
     assert [(row.name, row.type, row.bytes) for row in plan.rows] == [

@@ -9,10 +9,10 @@ import pytest
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.exporting import export
 from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import runtime, tiny
+from tests.export_requests import export
 
 LIMIT = 250_000
 

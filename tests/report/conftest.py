@@ -12,8 +12,8 @@ from edgetune import console
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate, results
 from edgetune.validation.ladder import Options, climb
-from edgetune_converters.exporting import export
 from tests.converters import tiny
+from tests.export_requests import export
 from tests.report.factories import Content, files_of, one_file
 from tests.runtime import models
 from tests.validation.runs import held_out, make_run

@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import tiny
+from tests.export_requests import export
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,7 +14,7 @@ from edgetune.sensitivity.onnx import activations, graphs, local_errors, search,
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
 from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, tiny
-from tests.sensitivity.test_tune import EVEN, rows_of, subject
+from tests.sensitivity.test_type_search import EVEN, rows_of, subject
 
 
 @pytest.fixture(scope="module", params=["llama-tied", "gpt2", "phi3"])
@@ -37,7 +37,7 @@ def settings(matrices: Sequence[Matrix], least: Sequence[str]) -> OnnxSettings:
 def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[search.Subject, Path]) -> None:
     """To the bit: the operators are the same, whichever graph they stand in."""
     subject, folder = made
-    matrices = matrices_of(subject.apart)
+    matrices = matrices_of(subject.separate_plan)
     names = [matrix.name for matrix in matrices]
     rows = rows_of(2, 40)
     for name, least in (("whole", []), ("least", names), ("one", names[1:2])):
@@ -58,7 +58,7 @@ def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[search.
 def test_products_are_those_of_the_stored_weights(made: tuple[search.Subject, Path]) -> None:
     """In f32 the error is that of the weights alone, which numpy computes; in 8 bits that of activations is in it."""
     subject, folder = made
-    matrices = matrices_of(subject.apart)
+    matrices = matrices_of(subject.separate_plan)
     subject.make(settings(matrices, []), folder / "captured")
     place = folder / "activations"
     place.mkdir()

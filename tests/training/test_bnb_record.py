@@ -12,8 +12,8 @@ from edgetune import cli
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.json_format import write_json
 from edgetune.training import bnb_record
-from edgetune_converters.exporting import export
 from tests.converters import test_merge_base, tiny
+from tests.export_requests import export
 from tests.training import runs
 
 
@@ -57,17 +57,17 @@ def test_the_file_on_the_trained_base_is_the_trained_model(run: RunDirectory) ->
 
 
 def test_the_choice_of_the_configuration_is_the_default(run: RunDirectory, tmp_path: Path) -> None:
-    from edgetune.commands.merge_export import find_source
-    from edgetune.exporting.options import resolve
+    from edgetune.exporting.options import resolve_options
+    from edgetune.exporting.source import find_source
 
     manifest = run.manifest.content()
     manifest["config"]["export"]["merge_base"] = "nf4"
     write_json(tmp_path / "run.json", manifest)
-    assert resolve(find_source(tmp_path, None, None).export, {}).merge_base == "nf4"
+    assert resolve_options(find_source(tmp_path).export_section, {}).merge_base == "nf4"
     del manifest["config"]["export"]["merge_base"], manifest["quantized"]
     write_json(tmp_path / "run.json", manifest)
-    source = find_source(tmp_path, None, None)
-    assert (resolve(source.export, {}).merge_base, source.trained_on) == ("original", None)
+    source = find_source(tmp_path)
+    assert (resolve_options(source.export_section, {}).merge_base, source.bnb_record) == ("original", None)
 
 
 def test_weights_that_bitsandbytes_misreads_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -78,5 +78,5 @@ def test_weights_that_bitsandbytes_misreads_are_named(tmp_path: Path, capfd: pyt
     assert ("misreads" in said) == bool(record["misread"])
     if not record["misread"]:
         pytest.skip("bitsandbytes is right on this machine")
-    (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", trained_on=record)
+    (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, merge_base="nf4", bnb_record=record)
     assert any(f"bitsandbytes misread {len(record['misread'])} weights" in note for note in receipt.notes)

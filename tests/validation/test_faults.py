@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgetune import console
+from edgetune.commands.validate import locator
 from edgetune.errors import GateFailure
 from edgetune.reference import merged
 from edgetune.reference.codecs import Comparison
@@ -21,9 +22,9 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.validation import gate, scoring
 from edgetune.validation.ladder import Ladder, Options, climb
-from edgetune_converters.exporting import export
 from edgetune_converters.quantization.overrides import overrides_of
 from tests.converters import tiny
+from tests.export_requests import export
 from tests.runtime import models
 from tests.validation.runs import make_run
 
@@ -146,7 +147,8 @@ def test_one_tensor_at_two_bits_is_quantization_and_is_located(
     """The 2-bit types want rows of 256; of what fits these rows iq4_nl and q4_0 are the coarsest, so rows are 4-bit."""
     file = tmp_path / "one.gguf"
     export(base, {"q8_0": file}, overrides=overrides_of([f"{tensor}=q4_0"]), allow_fallback=True, threads=1)
-    found = climb(merged_run, [whole, file], Options(with_task=False, locate_seconds=60), console.count_progress)
+    options = Options(with_task=False, locate=locator(merged_run, 60))
+    found = climb(merged_run, [whole, file], options, console.count_progress)
     missed = gate.misses(found, gate.parse(["mean_kld_max=0.003"], merged_run.manifest.config))
     assert {(miss.rung, miss.stage) for miss in missed} == {("one.gguf", "quantize")}
     located = found.files[1].located

@@ -16,8 +16,8 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, climb
-from edgetune_converters.exporting import export
 from tests.converters import tiny
+from tests.export_requests import export
 from tests.runtime import models
 from tests.validation.runs import QUESTIONS, held_out, make_run
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgetune.reference.llama_kld import KldBaseFile
 from edgetune.validation import base_file, llama_perplexity
-from edgetune_converters.exporting import export
+from tests.export_requests import export
 from tests.validation import stock
 
 ROOT = Path(__file__).parents[2]

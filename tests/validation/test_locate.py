@@ -7,13 +7,22 @@ from pathlib import Path
 import pytest
 
 from edgetune import console
+from edgetune.commands.validate import locator
+from edgetune.config import ExportConfig
 from edgetune.errors import RunDirectoryError
+from edgetune.exporting.request import export_request
+from edgetune.exporting.source import find_source
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.sensitivity.gguf import groups, locate
+from edgetune.sensitivity.gguf import locate, tensor_groups
 from edgetune.validation.ladder import Options, climb
-from edgetune_converters.exporting import export
 from edgetune_converters.quantization.overrides import overrides_of
+from edgetune_converters.request import ExportRequest
+from tests.export_requests import export
+
+
+def request_of(run: RunDirectory) -> ExportRequest:
+    return export_request(find_source(run.path), ExportConfig())
 
 
 def mixed(base: Path, path: Path, *types: str, recipe: str = "q8_0", embedding: str | None = None) -> Path:
@@ -27,7 +36,7 @@ def mixed(base: Path, path: Path, *types: str, recipe: str = "q8_0", embedding: 
 def test_a_coarse_kind_and_a_coarse_layer_come_first(run: RunDirectory, base: Path, tmp_path: Path) -> None:
     """q4_0 loses some 16 times what q8_0 does, in one kind of tensors and there in one layer most (its q4_0 alone)."""
     file = mixed(base, tmp_path / "m.gguf", r"blk.1.ffn_down=q4_0", r"ffn_up=q5_1")
-    found = locate(run, Reference.open(run.reference), file, 60, lambda *_: None)
+    found = locate(request_of(run), Reference.open(run.reference), file, 60, lambda *_: None)
     assert found.complete
     assert found.kinds[0].tensor == "blk.*.ffn_down.weight"
     assert found.kinds[0].type == "q4_0/q8_0"
@@ -40,20 +49,20 @@ def test_a_coarse_kind_and_a_coarse_layer_come_first(run: RunDirectory, base: Pa
 
 def test_the_embedding_goes_by_its_own_option(run: RunDirectory, base: Path, tmp_path: Path) -> None:
     file = mixed(base, tmp_path / "m.gguf", embedding="q4_0")
-    found = locate(run, Reference.open(run.reference), file, 60, lambda *_: None)
+    found = locate(request_of(run), Reference.open(run.reference), file, 60, lambda *_: None)
     assert found.kinds[0].tensor == "token_embd.weight"
     assert found.kinds[0].gain > 0.5 * found.kld
     assert found.layers == ()  # it is one tensor
 
 
 def test_when_the_time_is_over_what_was_found_is_said(run: RunDirectory, coarse: Path) -> None:
-    found = locate(run, Reference.open(run.reference), coarse, 1e-9, lambda *_: None)
+    found = locate(request_of(run), Reference.open(run.reference), coarse, 1e-9, lambda *_: None)
     assert not found.complete
     assert found.kinds == ()
 
 
 def test_layers_are_tried_from_both_ends(coarse: Path) -> None:
-    kinds, layers = groups(coarse)
+    kinds, layers = tensor_groups(coarse)
     assert [kind.weights for kind in kinds] == sorted((kind.weights for kind in kinds), reverse=True)
     assert [group.layer for group in layers["blk.*.ffn_up.weight"]] == [0, 2, 1]
 
@@ -61,12 +70,12 @@ def test_layers_are_tried_from_both_ends(coarse: Path) -> None:
 def test_a_file_of_another_tool_cannot_be_made_again(run: RunDirectory, coarse: Path, tmp_path: Path) -> None:
     file = tmp_path / "other.gguf"
     file.write_bytes(coarse.read_bytes().replace(b"edgetune.recipe", b"edgetune.reciqe"))
-    with pytest.raises(RunDirectoryError, match="does not say how it was made"):
-        locate(run, Reference.open(run.reference), file, 60, lambda *_: None)
+    with pytest.raises(RunDirectoryError, match="does not state how it was made"):
+        locate(request_of(run), Reference.open(run.reference), file, 60, lambda *_: None)
 
 
 def test_the_ladder_asks_for_it_only_where_something_is_quantized(run: RunDirectory, whole: Path, coarse: Path) -> None:
-    options = Options(with_task=False, locate_seconds=60)
+    options = Options(with_task=False, locate=locator(run, 60))
     found = climb(run, [whole, coarse], options, console.count_progress)
     assert found.files[0].located is None
     located = found.files[1].located

@@ -21,15 +21,15 @@ from edgetune.reference import golden
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation.verify import Verification, _contract, _first_tokens, limit_for, verify
-from edgetune_converters.exporting import export
 from edgetune_converters.gguf import reader
 from edgetune_converters.gguf.joined import data_hash
 from tests.cli_runner import edgetune, edgetune_process, sentence
+from tests.export_requests import export
 
 
 def exported(base: Path, run: RunDirectory, path: Path, type_: str = "f32", **options: Any) -> Path:
     for receipt in export(
-        base, {type_: path}, allow_fallback=True, threads=1, extra_metadata=golden.metadata(run), **options,
+        base, {type_: path}, allow_fallback=True, threads=1, metadata=golden.metadata(run), **options,
     ):  # fmt: skip
         receipt.write()
         path = Path(receipt.artifact)

@@ -46,16 +46,16 @@ class Subject:
 
     model: Model
     plan: OnnxPlan
-    apart: OnnxPlan
+    separate_plan: OnnxPlan
     make: Make
     rows: ScoredRows
     importance: ImportanceMatrix | None = None
     threads: int = 0
 
 
-def tune(subject: Subject, folder: Path, progress: Progress) -> OnnxSettings:
+def search_types(subject: Subject, folder: Path, progress: Progress) -> OnnxSettings:
     """The settings of an int4 export. What is needed on the way is written into `folder`; `progress` counts steps."""
-    matrices = matrices_of(subject.apart)
+    matrices = matrices_of(subject.separate_plan)
     fixed = fixed_mix(subject.plan, matrices)
     steps = _Steps(progress, 2 * len(matrices) + 2 * _EXPORT)
     rows, whole = _measured_rows(subject.rows, matrices)

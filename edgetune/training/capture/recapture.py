@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
 from edgetune_converters.exporting import export
+from edgetune_converters.request import ExportRequest, Target
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class RecaptureRequest:
 
     reference: bool
     """Recapture the reference."""
-    merged: Sequence[str] = ()
-    """Names of merged models to measure, keys of edgetune.reference.merged.MERGED."""
+    merged: Mapping[str, ExportRequest] = field(default_factory=dict)
+    """Merged models to measure: a key of edgetune.reference.merged.MERGED -> the request for its export."""
     llama_base: Path | None = None
     """Path of a base file for llama-perplexity --kl-divergence-base."""
     llama_context: int = 512
@@ -63,8 +64,8 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
     if request.llama_base:
         _capture_llama_base(run, prepared, model, request)
     del model
-    for name in request.merged:
-        _capture_merged(run, prepared, name)
+    for name, export_request in request.merged.items():
+        _capture_merged(run, prepared, name, export_request)
 
 
 def _check_base(run: RunDirectory, prepared: PreparedRun) -> None:
@@ -80,22 +81,16 @@ def _check_base(run: RunDirectory, prepared: PreparedRun) -> None:
 # -- merged models -----------------------------------------------------------------------------------------------------
 
 
-def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str) -> None:
+def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str, request: ExportRequest) -> None:
     """Merge as the export does, run the result in transformers, and store its divergence from the trained model."""
     reference = Reference.open(run.reference)
-    manifest = run.manifest
     if name == "nf4" and prepared.config.quantization.bits != 4:
         raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16")
     folder = run.path / f"merged-{name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with console.byte_progress(f"merge {name}") as progress:
-            export(
-                prepared.base.path, {}, safetensors={_merged_type(): folder}, adapter=run.adapter,
-                tokenizer=run.tokenizer,
-                merge_base=merged.MERGED[name], trained_on=manifest.quantized, progress=progress,
-                expected_base=manifest.base.files, expected_adapter=run.trained_adapter,
-            )  # fmt: skip
+            export(request.for_trial(Target("safetensors", _merged_type(), folder)), progress=progress)
         compared = _compare_directory(folder, prepared, reference, name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

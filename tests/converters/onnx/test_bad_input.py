@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from edgetune_converters.errors import CheckpointError, EdgetuneError, RecipeError, TokenizerError
-from edgetune_converters.exporting import export
 from tests.converters import tiny
+from tests.export_requests import export
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 
 import edgetune_native
 from edgetune_converters.errors import EdgetuneError, RecipeError
-from edgetune_converters.exporting import export, plan_onnx
 from edgetune_converters.onnx import plan
 from edgetune_converters.onnx.plan import OnnxSettings
 from edgetune_converters.quantization.imatrix import read_imatrix
 from tests.converters import imatrices, tiny
 from tests.converters.onnx import session
+from tests.export_requests import export, plan_onnx
 
 # what the type alone takes away from a random model of this size; the orders of magnitude are what is tested
 WORST = {"f32": 1e-9, "f16": 1e-4, "int8": 0.05, "int4": 2.0}

@@ -10,10 +10,10 @@ import pytest
 
 from edgetune_converters.architectures import FAMILIES
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, tiny
 from tests.converters.onnx import session
+from tests.export_requests import export
 
 DOCS = Path(__file__).parents[3] / "docs/onnx.md"
 

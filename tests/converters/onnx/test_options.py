@@ -8,10 +8,10 @@ import pytest
 
 from edgetune_converters.architectures import FAMILIES
 from edgetune_converters.errors import ArchitectureError
-from edgetune_converters.exporting import export
 from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, family_options, tiny
 from tests.converters.onnx import session
+from tests.export_requests import export
 
 KLD = 1e-9
 DESCRIBED = {family.name for family in FAMILIES if family.onnx}

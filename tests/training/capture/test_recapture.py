@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune import cli
-from edgetune.exporting import measure_merge_bases
+from edgetune.exporting.merge_base import MergeBaseComparison, compare_merge_bases
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import KldBaseFile
@@ -22,8 +22,10 @@ from edgetune.validation import base_file
 from edgetune.validation.greedy import compare_answers
 from edgetune.validation.metrics import Mean
 from edgetune.validation.results import json_path
-from edgetune_converters.exporting import export
+from edgetune_converters import exporting
 from edgetune_converters.provenance.receipts import Receipt
+from edgetune_converters.request import ExportRequest, Target
+from tests.export_requests import export
 from tests.training import runs
 from tests.validation import stock
 
@@ -120,30 +122,37 @@ def test_the_merge_base_is_chosen_by_measurement(
     assert receipt.merge_base_kld is not None
     assert receipt.merge_base_kld["nf4"] == pytest.approx(figures["kld"]["value"], rel=1e-3)
     assert receipt.merge_base_kld["original"] > 2 * receipt.merge_base_kld["nf4"]
-    assert not list(tmp_path.glob(".merge-base*"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_merge_base_that_is_not_surely_nearer_is_not_taken(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_merge_base_that_is_not_significantly_closer_is_not_taken(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both files are the same: the base keeps its precision."""
     (receipt,) = export(run.base_directory(), {"q8_0": tmp_path / "one.gguf"}, adapter=run.adapter, allow_fallback=True)
-    choice = measure_merge_bases.choose(
-        lambda _, file: shutil.copy(receipt.artifact, file), Reference.open(run.reference), tmp_path, lambda *_: None
-    )
-    assert choice.name == "original"
-    assert choice.kld["original"] == choice.kld["nf4"]
+
+    def copy(request: ExportRequest) -> None:
+        (target,) = request.targets
+        shutil.copy(receipt.artifact, target.path)
+
+    monkeypatch.setattr(exporting, "export", copy)
+    request = ExportRequest(run.base_directory(), (Target("gguf", "q4_k_m", tmp_path / "x.gguf"),))
+    found = compare_merge_bases(request, Reference.open(run.reference))
+    assert found.best == "original"
+    assert found.kld["original"] == found.kld["nf4"]
 
 
 def test_a_better_figure_that_is_not_taken_is_explained() -> None:
     better, worse = Mean(0.010, 0.002), Mean(0.011, 0.002)
-    unsure = measure_merge_bases.Choice("original", {"original": worse, "nf4": better})
+    unsure = MergeBaseComparison("original", {"original": worse, "nf4": better})
     assert unsure.sentence.endswith(
-        "nf4 0.01 ± 0.002; nf4 is not surely nearer (by less than two standard errors of the difference)"
+        "nf4 0.01 ± 0.002; nf4 is not significantly closer (less than two standard errors of the difference)"
     )
     for clear in (
-        measure_merge_bases.Choice("nf4", {"original": worse, "nf4": better}),
-        measure_merge_bases.Choice("original", {"original": better, "nf4": worse}),
+        MergeBaseComparison("nf4", {"original": worse, "nf4": better}),
+        MergeBaseComparison("original", {"original": better, "nf4": worse}),
     ):
-        assert "surely" not in clear.sentence
+        assert "significantly" not in clear.sentence
 
 
 def test_a_merge_base_without_anything_to_choose(
@@ -156,7 +165,7 @@ def test_a_merge_base_without_anything_to_choose(
     del manifest["quantized"]
     run.finished_file.write_text(json.dumps(manifest))
     assert cli.run(["merge-export", str(run.path), *options]) == 0
-    assert "merge base original: the run was trained on the base as it is" in capfd.readouterr().err
+    assert "merge base original: the run was trained on the unquantized base" in capfd.readouterr().err
     assert Receipt.read(tmp_path / "x.gguf").merge_base_kld is None
 
 
@@ -203,7 +212,7 @@ def test_the_base_file_for_llama_cpp(run: RunDirectory, base: Path, tmp_path: Pa
     digest = Reference.open(run.reference).digest
     assert reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text)).digest == digest
     file = tmp_path / "d.gguf"
-    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest.quantized)
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", bnb_record=run.manifest.quantized)
     opened = KldBaseFile(path)
     figures = base_file.measure(opened, file, 1, lambda *_: None)
     assert (opened.context, opened.vocab_size) == (64, 512)
@@ -218,7 +227,7 @@ def test_stock_llama_perplexity_accepts_it(run: RunDirectory, base: Path, tmp_pa
     text.write_text("lamp 7 green please? the red lamp, the blue lamp. " * 60)
     reference(run, "--llama-kld", str(path), "--llama-context", "64", "--llama-text", str(text))
     file = tmp_path / "d.gguf"
-    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", trained_on=run.manifest.quantized)
+    export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", bnb_record=run.manifest.quantized)
     found = stock.statistics(file, path, 64, 1)
     assert abs(found["Mean    KLD"][0]) < 2e-5
     assert found["Mean PPL(Q)/PPL(base)"][0] == pytest.approx(1, abs=1e-3)

@@ -15,17 +15,18 @@ import pytest
 from edgetune import console
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
-from edgetune.exporting import onnx as onnx_export
-from edgetune.exporting.targets import Outputs
+from edgetune.exporting import type_search
+from edgetune.exporting.source import Source
 from edgetune.reference.scored_rows import ScoredRows
+from edgetune.reference.store import Reference
+from edgetune.runs.directory import RunDirectory
 from edgetune.sensitivity import knapsack
 from edgetune.sensitivity.onnx import search
 from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
-from edgetune_converters.exporting import export, plan_onnx
-from edgetune_converters.onnx.plan import OnnxSettings
+from edgetune_converters.request import ExportRequest, Target
 from tests.converters import tiny
+from tests.export_requests import export, plan_onnx, targets
 
-OPTIONS: dict[str, Any] = {"threads": 2, "imatrix": None, "merge_base": "original", "trained_on": None}
 EVEN: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "initializer_range": 0.05}
 
 
@@ -40,17 +41,13 @@ def rows_of(count: int = 2, length: int = 150) -> ScoredRows:
 
 
 def subject(base: Path) -> search.Subject:
-    def make(settings: OnnxSettings, folder: Path) -> None:
-        export(base, {}, onnx={"int4": folder}, onnx_settings=settings, allow_fallback=True)
-
-    source: Any = SimpleNamespace(base=base, adapter=None)
-    return onnx_export._subject(source, make, rows_of(), OPTIONS)
+    return type_search.search_subject(ExportRequest(base, (), allow_fallback=True, threads=2), rows_of())
 
 
 def test_a_choice_is_better_than_the_fixed_mix_for_its_bytes(base: Path, tmp_path: Path) -> None:
     counted: list[tuple[int, int]] = []
     (tmp_path / "work").mkdir()
-    settings = search.tune(subject(base), tmp_path / "work", lambda *done: counted.append(done))
+    settings = search.search_types(subject(base), tmp_path / "work", lambda *done: counted.append(done))
     report = settings.type_search
     assert report is not None
     assert counted[-1][0] == counted[-1][1]
@@ -96,7 +93,7 @@ def test_the_fixed_mix_stays_where_nothing_better_is_found(
         return {each.matrix: LEAST for each in measured}
 
     monkeypatch.setattr(knapsack, "choose", worst)
-    settings = search.tune(subject(base), tmp_path, lambda *_: None)
+    settings = search.search_types(subject(base), tmp_path, lambda *_: None)
     assert not settings.choices
     assert settings.type_search is not None
     assert settings.type_search["kld_tuned"] > settings.type_search["kld_of_the_fixed_mix"]
@@ -108,7 +105,7 @@ def test_nothing_is_left_of_a_measurement_that_was_stopped(
 ) -> None:
     """Ctrl-C after some matrices; and the folder of one that was killed goes first."""
     target = tmp_path / "x-int4-onnx"
-    killed = tmp_path / "x-int4-onnx.tune.partial" / "whole"
+    killed = tmp_path / "x-int4-onnx.search.partial" / "whole"
     killed.mkdir(parents=True)
 
     @contextmanager
@@ -122,10 +119,10 @@ def test_nothing_is_left_of_a_measurement_that_was_stopped(
 
     killed.parent.joinpath("of another pass").touch()
     monkeypatch.setattr(console, "count_progress", stopping)
-    monkeypatch.setattr(onnx_export, "_rows", lambda run: rows_of())
-    source: Any = SimpleNamespace(base=base, adapter=None)
+    monkeypatch.setattr(Reference, "open", lambda path: SimpleNamespace(main_rows=rows_of()))
+    source = Source("x", base, None, base, tmp_path, run=RunDirectory(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        onnx_export.tuned(source, tmp_path, Outputs({}, {}, {}, {"int4": target}), OPTIONS)
+        type_search.with_searched_types(ExportRequest(base, (Target("onnx", "int4", target),), threads=2), source)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,10 +138,10 @@ def test_rows_are_cut_to_what_a_pass_may_take() -> None:
     [
         ({"block_size": 32}, {"int4": Path("x")}, "chooses the blocks itself"),
         ({"portable": True}, {"int4": Path("x")}, "chooses the blocks itself"),
-        ({}, {"f32": Path("x")}, "none is asked for"),
+        ({}, {"f32": Path("x")}, "none is exported"),
     ],
 )
 def test_what_leaves_nothing_to_choose(options: dict[str, object], paths: dict[str, Path], message: str) -> None:
-    config = ExportConfig.model_validate({"tune": True, **options})
+    config = ExportConfig.model_validate({"search_types": True, **options})
     with pytest.raises(ConfigError, match=message):
-        onnx_export.refuse_tuning(config, Outputs({}, {}, {}, paths))
+        type_search.check_search(config, targets(onnx=paths))

@@ -132,8 +132,10 @@ def test_every_format_is_made_and_models_are_validated(project: Path, monkeypatc
     assert make(project) == (0, ["merge-export", "validate", "validate", "validate"])
 
 
-def test_an_export_that_is_tuned_on_the_reference_depends_on_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = "{formats: [onnx], types: [int4], tune: true}"
+def test_an_export_that_is_measured_on_the_reference_depends_on_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "{formats: [onnx], types: [int4], search_types: true}"
     _again_with(project, monkeypatch, settings, "demo-int4-onnx.receipt.json")
     assert make(project) == (0, ["train", "merge-export", "validate"])
     touch_later(project / "runs/demo/reference/reference.json")

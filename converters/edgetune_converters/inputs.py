@@ -1,0 +1,112 @@
+"""The opened inputs of an export, from which the outputs of all formats are made."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from edgetune_converters.files.companions import CompanionFiles
+from edgetune_converters.gguf import keys
+from edgetune_converters.gguf.values import Value
+from edgetune_converters.model import Model
+from edgetune_converters.provenance import metadata
+from edgetune_converters.provenance.hashing import InputHasher
+from edgetune_converters.quantization import recipes
+from edgetune_converters.quantization.imatrix import ImportanceMatrix
+from edgetune_converters.quantization.recipes import StoragePlan
+from edgetune_converters.reading.gguf_base import GgufBase
+from edgetune_converters.request import ExportRequest
+from edgetune_converters.tokenizers import convert
+
+
+class VocabularyChanged(Exception):
+    """The verification of the vocabulary found that another one must be written: the pass has to start again."""
+
+
+class PendingVocabulary:
+    """The vocabulary of a GGUF file, whose verification may still run in the background."""
+
+    def __init__(self, likely: convert.Vocabulary, verified: Future[convert.Vocabulary] | None = None) -> None:
+        self.current = likely
+        self._verified = verified
+
+    def check(self, *, wait: bool = False) -> None:
+        """Poll the verification, or wait for it.
+
+        Raises:
+            TokenizerError: No vocabulary reproduces the token ids of the tokenizer.
+            VocabularyChanged: `current` has been replaced.
+        """
+        if self._verified is None or not (wait or self._verified.done()):
+            return
+        before, self.current, self._verified = self.current, self._verified.result(), None
+        if self.current.metadata != before.metadata:
+            raise VocabularyChanged
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """The request with its model opened. The tokenizer is converted when the first output needs it."""
+
+    request: ExportRequest
+    model: Model
+    importance: ImportanceMatrix | None
+    hashing: InputHasher
+    background: Executor
+
+    @property
+    def tokenizer(self) -> Path:
+        """Return the directory of the tokenizer files, or the GGUF file that is the base."""
+        return self.request.tokenizer or self.request.base
+
+    @cached_property
+    def vocabulary(self) -> PendingVocabulary:
+        """Convert the tokenizer of a directory, or take that of a GGUF base. Raises TokenizerError."""
+        model, template = self.model, self.request.chat_template
+        if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
+            return PendingVocabulary(model.checkpoint.vocabulary(template))
+        conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
+        return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
+
+    def check(self, *, wait: bool = False) -> None:
+        """Poll what is verified during the pass, or wait for it.
+
+        Raises:
+            AdapterError: The base is not the expected one.
+            TokenizerError: The vocabulary cannot be verified.
+            VocabularyChanged: The outputs have to be made again.
+        """
+        if "vocabulary" in self.__dict__:  # not every output needs it
+            self.vocabulary.check(wait=wait)
+        self.hashing.check()
+
+    @cached_property
+    def documents(self) -> CompanionFiles:
+        """Return what a model directory holds besides the weights."""
+        model = self.model
+        return CompanionFiles(
+            model.checkpoint.path, model.config.raw, self.tokenizer, self.request.chat_template, model.tied
+        )  # fmt: skip
+
+    @cached_property
+    def proof(self) -> dict[str, str]:
+        """Return the metadata of provenance; the hash of the base is a placeholder while it is being computed."""
+        base_hash = self.hashing.promised or keys.HASH_PLACEHOLDER
+        return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter)
+
+    @cached_property
+    def general(self) -> dict[str, Value]:
+        """Return the metadata of every GGUF file."""
+        stated = {**self.proof, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.request.metadata}
+        return metadata.general_keys(self.model, self.request.name) | metadata.plain_keys(stated)
+
+    def plan(self, type_name: str) -> StoragePlan:
+        """Plan a GGUF file. Raises RecipeError if too many bytes would get another type than the recipe's."""
+        recipe, overrides = recipes.recipe_named(type_name), self.request.overrides
+        measured = self.importance is not None
+        plan = recipes.plan_storage(recipe, self.model.tensor_facts, self.model.facts, overrides, measured)
+        if not self.request.allow_fallback:
+            recipes.check_fallback(plan, self.model.tensor_facts, self.model.facts, overrides, measured)
+        return plan

@@ -1,0 +1,131 @@
+"""The one place in which a source and its options become a request to the converters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune import console
+from edgetune.errors import ConfigError
+from edgetune.exporting.options import flag_name
+from edgetune_converters.names import AUTO, ORIGINAL
+
+if TYPE_CHECKING:
+    from edgetune.config import ExportConfig
+    from edgetune.exporting.source import Source
+    from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.request import ExportRequest, Target
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def export_request(
+    source: Source, config: ExportConfig, targets: Sequence[Target] = (), threads: int = 0
+) -> ExportRequest:
+    """Return the request for an export. Merge base `auto` becomes `original` until it is measured.
+
+    Args:
+        source: The model.
+        config: The options.
+        targets: The artifacts; none for a request from which variants are made.
+        threads: Worker threads; 0 takes all cores.
+
+    Raises:
+        ConfigError: A size cannot be read.
+        RecipeError: A storage type set for single tensors cannot be used.
+    """
+    from edgetune_converters.quantization.overrides import overrides_of
+    from edgetune_converters.request import ExportRequest
+
+    return ExportRequest(
+        base=source.base,
+        targets=tuple(targets),
+        adapter=source.adapter,
+        tokenizer=source.tokenizer,
+        name=source.name,
+        merge_base=ORIGINAL if config.merge_base == AUTO else config.merge_base,
+        bnb_record=source.bnb_record,
+        overrides=overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type),
+        imatrix=None if config.imatrix is None else Path(config.imatrix),
+        allow_fallback=config.allow_fallback,
+        onnx_settings=_onnx_settings(config) if any(target.format == "onnx" for target in targets) else None,
+        split_max_size=_byte_count(config, "split_max_size"),
+        max_shard_size=_byte_count(config, "max_shard_size"),
+        measure_survival=config.survival,
+        metadata=source.metadata,
+        expected_base=source.expected_base,
+        expected_adapter=source.expected_adapter,
+        threads=threads,
+    )
+
+
+def _onnx_settings(config: ExportConfig) -> OnnxSettings:
+    from edgetune_converters.onnx.plan import OnnxSettings
+
+    return OnnxSettings(config.block_size, config.symmetric, config.portable)
+
+
+def _byte_count(config: ExportConfig, field: str) -> int | None:
+    text = getattr(config, field)
+    return None if text is None else byte_count(text, flag_name(field))
+
+
+def byte_count(text: str, option: str) -> int:
+    """Return the bytes of a size such as 2G, 500MB or 1000000. Raises ConfigError for another text."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size <= 0:
+        raise ConfigError(f"{option} {text!r} is not a size", "For instance 2G, 500M, or a number of bytes")
+    return size
+
+
+_BY_HAND = ("tensor_types", "output_tensor_type", "token_embedding_type")
+
+
+def check_overrides(config: ExportConfig, targets: Sequence[Target], given: Mapping[str, Any]) -> None:
+    """Warn that storage types of single tensors apply to GGUF alone.
+
+    Raises:
+        ConfigError: They are in `given`, and no GGUF file is written.
+    """
+    options = " and ".join(flag_name(field) for field in _BY_HAND if getattr(config, field))
+    others = sorted({target.path.name for target in targets if target.format != "gguf"})
+    if not options or not others:
+        return
+    if len(others) == len({target.path.name for target in targets}) and any(given.get(field) for field in _BY_HAND):
+        raise ConfigError(
+            f"{options} can set the types of a GGUF file alone, and no GGUF file is written",
+            "Leave it out, or add --format gguf. In ONNX, --block-size sets the blocks and --search-types chooses them",
+        )
+    console.warn(f"{options} can set the types of GGUF files alone and changes nothing in {', '.join(others)}")
+
+
+def _has(format_: str, *types: str) -> Callable[[Sequence[Target]], bool]:
+    """Return whether one of the targets is of a format and, where they are given, of one of the types."""
+    return lambda targets: any(
+        target.format == format_ and (not types or target.type in types) for target in targets
+    )  # fmt: skip
+
+
+_GGUF = ("a GGUF file", "--format gguf", _has("gguf"))
+_BLOCKS = ("int4 or int8 in ONNX", "--format onnx -q int4", _has("onnx", "int4", "int8"))
+# field -> what it applies to, how to export that, and whether the targets have it
+_APPLIES_TO: Mapping[str, tuple[str, str, Callable[[Sequence[Target]], bool]]] = {
+    "block_size": _BLOCKS,
+    "symmetric": _BLOCKS,
+    "portable": ("ONNX", "--format onnx", _has("onnx")),
+    "max_shard_size": ("a safetensors directory", "--format safetensors", _has("safetensors")),
+    "split_max_size": _GGUF,
+    "modelfile": _GGUF,
+}
+
+
+def check_used(targets: Sequence[Target], given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a given option that applies to no target. The run's configuration may have such options."""
+    for field, (what, how, applies) in _APPLIES_TO.items():
+        if given.get(field) and not applies(targets):
+            raise ConfigError(
+                f"{flag_name(field)} is for {what} alone, and none is exported", f"Leave it out, or add {how}"
+            )

@@ -1,0 +1,155 @@
+"""Run an export: measure what has to be measured, write the artifacts, then their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune import console
+from edgetune.exporting import merge_base, type_search
+from edgetune.exporting.options import resolve_options
+from edgetune.exporting.request import check_overrides, check_used, export_request
+from edgetune.exporting.source import Source, find_source
+from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, targets_of
+from edgetune_converters.names import AUTO
+
+if TYPE_CHECKING:
+    from edgetune.config import ExportConfig
+    from edgetune_converters.provenance.receipts import Receipt
+    from edgetune_converters.quantization.recipes import StoragePlan
+    from edgetune_converters.request import ExportRequest
+
+
+@dataclass(frozen=True)
+class Export:
+    """A checked export: the request, and the options that take effect before and after it."""
+
+    source: Source
+    config: ExportConfig
+    request: ExportRequest
+
+    def plan(self) -> list[StoragePlan]:
+        """Return the storage type and size of every tensor, for each target. Reads headers only."""
+        from edgetune.exporting import traced
+        from edgetune_converters.planning import plan
+
+        traced.check_if_traced(self.request, self.config)
+        return plan(self.request)
+
+    def run(self, *, overwrite: bool = False) -> list[Receipt]:
+        """Write the artifacts, each with its receipt. Raises ConfigError for an existing one without `overwrite`."""
+        targets = self.request.targets
+        type_search.check_search(self.config, targets)
+        refuse_existing((target.path for target in targets), overwrite)
+        refuse_foreign_cards(targets, self.config.card, overwrite)
+        request = replace(self.request, write_receipts=True)
+        if self.config.merge_base == AUTO:
+            request = merge_base.with_measured_merge_base(request, self.source)
+        return self._write(request)
+
+    def _write(self, request: ExportRequest) -> list[Receipt]:
+        """Write everything; ONNX of a family without a description is traced first and renamed into place last."""
+        from edgetune.exporting import traced
+
+        family = traced.check_if_traced(request, self.config)
+        if family is None:
+            return self._export(request)
+        rest = replace(request, targets=tuple(target for target in request.targets if target.format != "onnx"))
+        with traced.prepared(family, request) as publish:
+            receipts = self._export(rest) if rest.targets else []
+            return [*receipts, *publish()]
+
+    def _export(self, request: ExportRequest) -> list[Receipt]:
+        from edgetune_converters.exporting import export
+
+        if self.config.search_types and request.paths("onnx"):
+            request = type_search.with_searched_types(request, self.source)
+        with console.byte_progress("export") as progress:
+            return export(request, progress=progress)
+
+    def write_documents(self, receipts: Sequence[Receipt]) -> list[Path]:
+        """Write the Modelfiles and model cards that the options ask for, and return their paths."""
+        paths = []
+        if self.config.modelfile:
+            paths += [path for receipt in receipts if (path := _write_modelfile(receipt))]
+        if self.config.card:
+            from edgetune.publish import model_card
+
+            paths += model_card.write_cards(self.source.name, receipts, self.source.base, self.source.manifest)
+        return paths
+
+
+def prepare_export(source: Source, given: dict[str, Any], output: Path | None = None, threads: int = 0) -> Export:
+    """Check the options and make the request; nothing of the model is read yet.
+
+    Args:
+        source: The model.
+        given: Options over those of the run's configuration: field of the `export:` section -> value.
+        output: The one artifact, or the folder for several; the source's own folder by default.
+        threads: Worker threads; 0 takes all cores.
+
+    Raises:
+        ConfigError: Options cannot be used, or not together.
+    """
+    config = resolve_options(source.export_section, given)
+    types_given = given.get("types") is not None
+    targets = targets_of(config, source.name, source.default_folder, output, types_given)
+    check_overrides(config, targets, given)
+    check_used(targets, given)
+    return Export(source, config, export_request(source, config, targets, threads))
+
+
+def export_run(
+    run: Path,
+    *,
+    formats: Sequence[str] | None = None,
+    types: Sequence[str] | None = None,
+    out: Path | None = None,
+    base: Path | None = None,
+    overwrite: bool = False,
+    threads: int = 0,
+    **options: Any,
+) -> list[Receipt]:
+    """Merge the adapter of a run into its base and write it, as `edgetune merge-export` does.
+
+    Args:
+        run: Directory of a finished run.
+        formats: gguf, onnx, safetensors, gguf-lora; those of the run's configuration by default.
+        types: Storage types such as q4_k_m or int4; those of the run's configuration by default.
+        out: The one artifact, or the folder for several; RUN/artifacts by default.
+        base: Directory of the base, if it has moved since the training.
+        overwrite: Replace artifacts that exist.
+        threads: Worker threads; 0 takes all cores.
+        options: Further fields of the `export:` section, such as `merge_base="nf4"` or `allow_fallback=True`.
+
+    Returns:
+        One receipt for each artifact; `receipt.artifact` is its path.
+
+    Raises:
+        EdgetuneError: Nothing was written, and the message says why.
+    """
+    given = options | {
+        "formats": None if formats is None else list(formats),
+        "types": None if types is None else list(types),
+    }
+    export = prepare_export(find_source(Path(run), base), given, out, threads)
+    receipts = export.run(overwrite=overwrite)
+    export.write_documents(receipts)
+    return receipts
+
+
+def _write_modelfile(receipt: Receipt) -> Path | None:
+    """Write the Modelfile of one GGUF file. Ollama opens neither split files nor, from a Modelfile, other formats."""
+    from edgetune.publish import modelfile
+
+    if receipt.format != "gguf":
+        return None
+    if receipt.files:
+        console.warn(f"no Modelfile for {Path(receipt.artifact).name}: Ollama does not open a split file")
+        return None
+    path, derived = modelfile.write_modelfile(Path(receipt.artifact))
+    if derived.template is None or derived.note:
+        console.warn(f"{path.name}: {derived.note or 'no TEMPLATE: ' + derived.reason}")
+    return path

@@ -1,0 +1,88 @@
+"""What is exported: a run, or a base model with or without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import ConfigError
+from edgetune.runs.directory import RunDirectory
+from edgetune.runs.manifest import RunManifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model to export and where its parts are."""
+
+    name: str
+    """Name of the model, from which the names of the files are made."""
+    base: Path
+    """Base model: a directory or a GGUF file."""
+    adapter: Path | None
+    tokenizer: Path
+    """Where tokenizer and chat template are read from: a directory, or a GGUF base."""
+    default_folder: Path
+    """Where artifacts go without `-o`."""
+    run: RunDirectory | None = None
+    manifest: RunManifest = field(default_factory=RunManifest)
+    """The run's manifest; an empty one without a run."""
+    expected_base: Mapping[str, str] | None = None
+    """SHA-256 of the base that the run was trained on, by file name."""
+    expected_adapter: Mapping[str, str] | None = None
+    """SHA-256 of the adapter as training left it, by file name."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Metadata that `edgetune verify` needs."""
+
+    @property
+    def bnb_record(self) -> Mapping[str, Any] | None:
+        """Return how bitsandbytes quantized the base of the run; None if it did not."""
+        return self.manifest.quantized
+
+    @property
+    def export_section(self) -> Mapping[str, Any]:
+        """Return the `export:` section of the run's configuration."""
+        section: Mapping[str, Any] = self.manifest.config.get("export", {})
+        return section
+
+
+def find_source(run: Path | None, base: Path | None = None, adapter: Path | None = None) -> Source:
+    """Find the run, or the base and its adapter. With a run, `base` is where the base of the run is now.
+
+    Raises:
+        ConfigError: Nothing is named, or a run and an adapter are.
+    """
+    if run is None and base is None:
+        raise ConfigError("nothing to export was named", "Give a run directory, or --base DIR (and --adapter DIR)")
+    if run is not None and adapter is not None:
+        raise ConfigError(f"both a run ({run}) and an adapter ({adapter}) were given", "Give one of them")
+    if run is not None:
+        return _source_of_run(run, base)
+    assert base is not None
+    name = (adapter or base).resolve().name.removesuffix(".gguf")
+    return Source(name, base, adapter, _tokenizer_of(base, adapter), Path.cwd())
+
+
+def _source_of_run(run: Path, base: Path | None) -> Source:
+    from edgetune.reference import golden
+
+    directory = RunDirectory.open(run)
+    manifest = directory.manifest
+    return Source(
+        name=manifest.config["name"],
+        base=base or directory.base_directory(),
+        adapter=directory.adapter,
+        tokenizer=directory.tokenizer,
+        default_folder=directory.artifacts,
+        run=directory,
+        manifest=manifest,
+        expected_base=manifest.base.files,
+        expected_adapter=directory.trained_adapter,
+        metadata=golden.metadata(directory),
+    )
+
+
+def _tokenizer_of(base: Path, adapter: Path | None) -> Path:
+    """Return the tokenizer saved with the adapter, which has the chat template of training, or else the base's."""
+    return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base

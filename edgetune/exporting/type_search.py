@@ -1,0 +1,86 @@
+"""`merge-export --search-types`: the storage type of every int4 matrix of ONNX, chosen by measured errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetune import console
+from edgetune.errors import ConfigError
+from edgetune.exporting.scratch import temporary_sibling
+
+if TYPE_CHECKING:
+    from edgetune.config import ExportConfig
+    from edgetune.exporting.source import Source
+    from edgetune.reference.scored_rows import ScoredRows
+    from edgetune.sensitivity.onnx.search import Subject
+    from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.request import ExportRequest, Target
+
+_TYPE = "int4"
+
+
+def check_search(config: ExportConfig, targets: Sequence[Target]) -> None:
+    """Raise ConfigError for options that leave nothing to choose."""
+    if not config.search_types:
+        return
+    if not any(target.format == "onnx" and target.type == _TYPE for target in targets):
+        raise ConfigError(
+            "--search-types chooses the blocks of int4 in ONNX, and none is exported", "Add --format onnx -q int4"
+        )
+    if config.block_size or config.symmetric or config.portable:
+        raise ConfigError(
+            "--search-types chooses the blocks itself, for ONNX Runtime's operators",
+            "Leave out --block-size, --symmetric and --portable, or --search-types",
+        )
+
+
+def with_searched_types(request: ExportRequest, source: Source) -> ExportRequest:
+    """Return the request with the ONNX settings that the search has chosen.
+
+    Raises:
+        ConfigError: There is no run to measure on.
+    """
+    if source.run is None:
+        raise ConfigError(
+            "--search-types measures on the held-out rows of a run, and no run is given",
+            "Give a run directory",
+        )
+    from edgetune.reference.store import Reference
+    from edgetune.sensitivity.onnx import search
+
+    subject = search_subject(request, Reference.open(source.run.reference).main_rows)
+    with (
+        temporary_sibling(request.paths("onnx")[_TYPE], "search") as folder,
+        console.count_progress("search types") as progress,
+    ):
+        return replace(request, onnx_settings=search.search_types(subject, folder, progress))
+
+
+def search_subject(request: ExportRequest, rows: ScoredRows) -> Subject:
+    """Open the model of a request for the search, with its plans and a function that exports it."""
+    from edgetune.sensitivity.onnx.search import Subject
+    from edgetune_converters.exporting import export
+    from edgetune_converters.merging.merge_base import merge_base_named
+    from edgetune_converters.model import open_model
+    from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.planning import plan_onnx
+    from edgetune_converters.quantization.imatrix import read_imatrix
+    from edgetune_converters.request import Target
+
+    def make(settings: OnnxSettings, folder: Path) -> None:
+        export(replace(request.for_trial(Target("onnx", _TYPE, folder)), onnx_settings=settings))
+
+    merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
+    model = open_model(request.base, request.adapter, merge_base)
+    return Subject(
+        model=model,
+        plan=plan_onnx(model, _TYPE),
+        separate_plan=plan_onnx(model, _TYPE, OnnxSettings(apart=True)),
+        make=make,
+        rows=rows,
+        importance=None if request.imatrix is None else read_imatrix(request.imatrix),
+        threads=request.threads,
+    )
