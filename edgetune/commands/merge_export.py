@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +46,20 @@ def command(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Merge the adapter of RUN into its base, quantize, and write it, in one streaming pass.
+    """Merge the adapter of RUN into its base, quantize, and write the result, in one streaming pass.
+
+    Options that are not given are taken from `export:` in the run's configuration. Without RUN, give --base.
 
     \b
-    edgetune merge-export runs/mine -q q4_k_m,q8_0
-    edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --dry-run
-    edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
-    edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
-    edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
-
-    Options that are not given are those of the run's configuration, under `export:`.
+    Examples:
+      edgetune merge-export runs/mine -q q4_k_m,q8_0
+      edgetune merge-export runs/mine -q q4_k_m --tensor-type 'ffn_down=q6_k' --dry-run
+      edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
+      edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
+      edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
     """
+    # read when numpy is first imported: an export multiplies no matrices with numpy, whose idle threads would spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgetune.exporting.run import prepare_export
     from edgetune.exporting.source import find_source
 
@@ -63,6 +68,7 @@ def command(
         for plan in export.plan():
             _print_plan(plan)
         return
+    gc.freeze()  # collections during the export need not traverse what was imported
     receipts = export.run(overwrite=overwrite)
     for receipt in receipts:
         for text in receipt.notes:

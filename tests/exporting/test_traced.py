@@ -273,9 +273,9 @@ def test_plans_options_and_a_machine_without_torch(
     ):
         assert export(base, out, *options, kind=kind) != 0
         assert message in capfd.readouterr().err
-    assert export(base, out, "--plan") == 0
+    assert export(base, out, "--dry-run") == 0
     assert "32.000 bits per weight" in capfd.readouterr().out
-    assert export(base, out, "--plan", "--block-size", "32", kind="int4") == 0
+    assert export(base, out, "--dry-run", "--block-size", "32", kind="int4") == 0
     planned = capfd.readouterr().out
     assert "int4/32z" in planned
     find = importlib.util.find_spec

@@ -61,7 +61,7 @@ class Overrides:
                 raise RecipeError(f"{item.text}: it matches only vectors such as {vector}, which stay in f32")
             raise RecipeError(
                 f"{item.text}: it matches no tensor of this model",
-                "Tensors are named as in the GGUF file, such as blk.0.attn_v.weight; --plan lists them",
+                "Tensors are named as in the GGUF file, such as blk.0.attn_v.weight; --dry-run lists them",
             )
 
 
