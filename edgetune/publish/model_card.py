@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import edgetune
-from edgetune.runs.manifest import RunManifest, TrainResults
+from edgetune.runs.manifest import RunManifest
 from edgetune.validation.results import json_path
 from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
@@ -158,7 +158,7 @@ def _training(manifest: RunManifest) -> str:
 
 
 def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
-    config, train = manifest.config, manifest.stages.train or TrainResults()
+    config, train = manifest.config, manifest.stages.train
     adapter, training = config.get("adapter", {}), config.get("training", {})
     if adapter:
         scale = "rsLoRA" if adapter.get("use_rslora") else "LoRA"
@@ -171,7 +171,7 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
         yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)
     for name in _TRAINING:
         yield name.replace("_", " "), training.get(name)
-    for name in ("steps", "loss_first", "loss_last", "eval_loss"):
+    for name in ("steps", "loss_first", "loss_last", "eval_loss") if train else ():
         value = getattr(train, name)
         yield name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value
     yield "device", manifest.device.get("name") or manifest.device.get("type")

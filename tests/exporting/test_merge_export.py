@@ -144,7 +144,7 @@ def test_a_split_file_by_its_first_part(base: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr.decode()
     first = Path(result.stdout.decode().split()[0])
     assert "-00001-of-" in first.name
-    assert "Ollama does not open a file in parts" in result.stderr.decode()
+    assert "Ollama does not open a split file" in result.stderr.decode()
     assert gguf.read(first).metadata["split.no"] == 0
     assert "exists already" in sentence(edgetune(*arguments))
 

@@ -7,9 +7,9 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.sensitivity import knapsack
-from edgetune.sensitivity.knapsack import Measured
+from edgetune.sensitivity.onnx import knapsack
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix
+from edgetune.sensitivity.onnx.knapsack import Measured
 from edgetune_converters.onnx.layout import SourceTensor
 from edgetune_converters.onnx.storage import NBitsBlocks
 

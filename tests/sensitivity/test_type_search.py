@@ -20,8 +20,7 @@ from edgetune.exporting.source import Source
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.sensitivity import knapsack
-from edgetune.sensitivity.onnx import search
+from edgetune.sensitivity.onnx import knapsack, search
 from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
 from edgetune_converters.request import ExportRequest, Target
 from tests.converters import tiny

@@ -21,10 +21,9 @@ import numpy as np
 from edgetune.console import Progress
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runtime import load
-from edgetune.sensitivity import knapsack
-from edgetune.sensitivity.knapsack import Choice, Measured
-from edgetune.sensitivity.onnx import activations, graphs, local_errors, swaps
+from edgetune.sensitivity.onnx import activations, graphs, knapsack, local_errors, swaps
 from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, WHOLE, Matrix, fixed_mix, matrices_of
+from edgetune.sensitivity.onnx.knapsack import Choice, Measured
 from edgetune.sensitivity.onnx.local_errors import LocalErrors
 from edgetune_converters.model import Model
 from edgetune_converters.onnx.plan import OnnxPlan, OnnxSettings
