@@ -58,9 +58,9 @@ def plan_traced(model: Model, type_: str, settings: OnnxSettings | None = None) 
         slot = slot_of(tensor.name)
         embedding = slot is not None and slot[0].endswith("embedding")
         looked_up = embedding or len(tensor.shape) > 2
-        manner = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
+        usage = traced_weights.WeightUsage(not looked_up or (embedding and model.tied), looked_up)
         storage, meant = traced_weights.choose_storage(
-            tensor.name, tensor.shape, manner, types, settings or DEFAULT_SETTINGS, slot
+            tensor.name, tensor.shape, usage, types, settings or DEFAULT_SETTINGS, slot
         )
         size = sum(spec.bytes for spec in storage.specs(tensor.shape))
         why = "as the traced graph is expected to use it"

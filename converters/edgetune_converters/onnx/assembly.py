@@ -1,4 +1,4 @@
-"""The graph of a decoder, put together from its description."""
+"""Assemble the graph of a decoder from its description."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from onnx import TensorProto
 from edgetune_converters.architectures.decoder import Block, Experts, FeedForward, Order
 from edgetune_converters.onnx.operators import BATCH, PAST, SEQUENCE, TOTAL, Operators
 
-WHOLE = np.array([0, 2**62], np.int64)  # the range of positions whose logits are wanted, where nothing is said
+WHOLE = np.array([0, 2**62], np.int64)  # default of `logits_range`: the logits of all positions
 
 
 def assemble(operators: Operators) -> None:
-    """Append a whole decoder to the graph of `operators`."""
+    """Append a complete decoder to the graph of `operators`."""
     decoder = operators.decoder
     _inputs(operators)
     stream = _Stream(operators, _embedded(operators))
@@ -23,7 +23,7 @@ def assemble(operators: Operators) -> None:
 
 
 class _Stream:
-    """The residual stream: a value, and what is still to be added to it, so that sum and norm are one operator."""
+    """The residual stream: a value and a pending addend, so that sum and norm can be one operator."""
 
     def __init__(self, operators: Operators, value: str) -> None:
         self._operators = operators
@@ -31,19 +31,19 @@ class _Stream:
         self._pending: str | None = None
 
     def add(self, branch: str) -> None:
-        """Add what a part gives."""
+        """Add the output of a block."""
         scaled = self._operators.scaled(branch, self._operators.decoder.residual_scale)
         self._value, self._pending = self.value(), scaled
 
     def value(self) -> str:
-        """What is in the stream."""
+        """Return the current value."""
         if self._pending is not None:
             self._value = self._operators.graph.one("Add", self._value, self._pending)
             self._pending = None
         return self._value
 
     def normed(self, module: str) -> str:
-        """Its norm; the stream as it is where the model has no norm here."""
+        """Return the normalized value; the value itself where the model has no norm here."""
         operators = self._operators
         if not operators.has(module + ".weight"):
             return self.value()
@@ -56,7 +56,7 @@ class _Stream:
 
 
 def _inputs(operators: Operators) -> None:
-    """The interface is that of onnxruntime-genai's models; `logits_range` has a default and need not be known."""
+    """Declare inputs and outputs as onnxruntime-genai does; `logits_range` has a default and may be ignored."""
     graph, decoder = operators.graph, operators.decoder
     graph.input("input_ids", TensorProto.INT64, [BATCH, SEQUENCE])
     graph.input("attention_mask", TensorProto.INT64, [BATCH, TOTAL])
@@ -142,7 +142,7 @@ def _experts(operators: Operators, x: str, part: Experts, module: str) -> str:
 
 
 def _after(operators: Operators, x: str, module: str) -> str:
-    """The norm of what a part gives, where the model has one."""
+    """Return the normalized output of a block, where the model has a norm here."""
     return operators.norm(x, module, operators.decoder.norm) if operators.has(module + ".weight") else x
 
 

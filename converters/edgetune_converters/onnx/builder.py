@@ -1,4 +1,4 @@
-"""A graph in the making: nodes, small constants kept once, and weights that are only spoken of, never held."""
+"""Build a graph: nodes, small constants stored once, and weights as external initializers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Dimensions = Sequence[int | str]
 
 
 class Graph:
-    """Nodes in the order of their making. Names of values are paths: "/model/layers.0/attn/MatMulNBits"."""
+    """A graph being built, nodes in order of creation. Value names are paths: "/model/layers.0/attn/MatMulNBits"."""
 
     def __init__(self, data_file: str) -> None:
         self._data_file = data_file
@@ -33,7 +33,7 @@ class Graph:
         self._domains: set[str] = set()
 
     def at(self, place: str) -> None:
-        """Nodes that follow are named after this part of the model."""
+        """Name the nodes that follow after this part of the model."""
         self._place = f"/model/{place}" if place else "/model"
 
     def add(
@@ -44,7 +44,7 @@ class Graph:
         domain: str = "",
         **attributes: Any,
     ) -> list[str]:
-        """A node; its outputs by number or by name ("" for one that is not wanted). Returns their names."""
+        """Append a node and return the names of its outputs, given by number or by name ("" for an unused one)."""
         name = self._free(f"{self._place}/{operator}")
         named = [f"{name}/output_{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
         self._nodes.append(helper.make_node(operator, list(inputs), named, name=name, domain=domain, **attributes))
@@ -52,21 +52,21 @@ class Graph:
         return named
 
     def one(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """A node with one output, of which the name is returned."""
+        """Append a node with one output and return its name."""
         return self.add(operator, inputs, 1, domain, **attributes)[0]
 
     def fused(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """The same of one of ONNX Runtime's own operators."""
+        """Append one of ONNX Runtime's own operators with one output and return its name."""
         return self.one(operator, *inputs, domain=CONTRIB, **attributes)
 
     def named(self, value: str, name: str) -> None:
-        """Give the value of the last node that made it another name: that of a graph output."""
+        """Rename a value to a graph output. No node may read it."""
         node = next(node for node in reversed(self._nodes) if value in node.output)
         assert not any(value in other.input for other in self._nodes)
         node.output[list(node.output).index(value)] = name
 
     def shared(self, key: str, make: Callable[[], str]) -> str:
-        """A value that many parts need: made the first time, under a name of its own."""
+        """Return a value that several parts need; `make` creates it the first time."""
         if key not in self._shared:
             place, self._place = self._place, "/model/shared"
             self._shared[key] = make()
@@ -74,7 +74,7 @@ class Graph:
         return self._shared[key]
 
     def constant(self, values: NDArray[Any]) -> str:
-        """A small tensor in the graph itself, kept once."""
+        """Return a small tensor stored in the graph, once for equal contents."""
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
@@ -83,15 +83,15 @@ class Graph:
         return self._constants[key]
 
     def integers(self, *values: int) -> str:
-        """i64 [n]."""
+        """Return a constant i64 [n]."""
         return self.constant(np.array(values, np.int64))
 
     def number(self, value: float) -> str:
-        """f32 []."""
+        """Return a constant f32 []."""
         return self.constant(np.array(value, np.float32))
 
     def external(self, array: ExternalArray) -> str:
-        """An array in the file of weights."""
+        """Return the initializer that refers to an array in the file of weights."""
         if array.name not in self._initializers:
             tensor = TensorProto(name=array.name, data_type=array.spec.dtype, dims=array.spec.shape)
             tensor.data_location = TensorProto.EXTERNAL
@@ -102,18 +102,18 @@ class Graph:
         return array.name
 
     def input(self, name: str, dtype: int, shape: Dimensions, default: NDArray[Any] | None = None) -> str:
-        """A graph input; with a default it need not be given."""
+        """Declare a graph input; one with a default is optional."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         if default is not None:
             self._initializers[name] = numpy_helper.from_array(default, name)
         return name
 
     def output(self, name: str, dtype: int, shape: Dimensions) -> None:
-        """A graph output: a value of this name must have been made."""
+        """Declare a graph output; a value of this name must exist."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def model(self, producer_version: str) -> ModelProto:
-        """The whole, without metadata and without weights."""
+        """Return the model, without metadata and without weights."""
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
         )

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own operators: quantized products, attention on a cache that is written in place, experts."""
+"""ONNX Runtime's own operators: quantized products, attention with an in-place cache, experts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgetune_converters.onnx.operators import Operators
 from edgetune_converters.onnx.plan import COARSE
 from edgetune_converters.onnx.storage import NBitsBlocks
 
-BEST = 64  # logits of each position that are computed in full
-HEAD_MULTIPLE = 8  # of which GroupQueryAttention wants heads to be
-_ROTATED_MULTIPLE = 16  # and what it rotates
+BEST = 64  # logits per position that are recomputed exactly
+HEAD_MULTIPLE = 8  # GroupQueryAttention: head size
+_ROTATED_MULTIPLE = 16  # GroupQueryAttention: head size and rotated dimensions
 
 
 class FusedOperators(Operators):
-    """The fast graph."""
+    """Operators of the fast graph."""
 
     in_place = True
 
     def linear(self, x: str, module: str, weight: str | None = None) -> str:
-        """One operator; a bias is a part of it where weights are codes."""
+        """Append one operator; for quantized weights it includes the bias."""
         placed = self._weights[weight or module + ".weight"]
         bias = self.vector(module + ".bias") if self.has(module + ".bias") else ""
         storage = placed.storage
@@ -33,7 +33,7 @@ class FusedOperators(Operators):
         return self.graph.one("Add", product, bias) if bias else product
 
     def rows(self, ids: str, name: str) -> str:
-        """A lookup, in the very codes that a tied head multiplies with."""
+        """Append a lookup, in the same quantized blocks that a tied head multiplies with."""
         placed = self._weights[name]
         if not isinstance(placed.storage, NBitsBlocks):
             found = self.graph.one("Gather", self.graph.external(placed.arrays[0]), ids, axis=0)
@@ -46,7 +46,7 @@ class FusedOperators(Operators):
         return self.graph.fused("GatherBlockQuantized", first, ids, *rest, gather_axis=0, quantize_axis=1, **sizes)
 
     def head(self, x: str, name: str) -> str:
-        """Where there is a smaller copy of the matrix, that finds the best logits, and these are computed in full."""
+        """Append the head. A coarse copy of the matrix, if any, finds the best logits, which are recomputed."""
         graph = self.graph
         placed = self._weights.get(COARSE)
         if placed is None or not isinstance(placed.storage, NBitsBlocks):
@@ -57,7 +57,7 @@ class FusedOperators(Operators):
         return graph.one("ScatterElements", coarse, best, graph.one("Squeeze", exact, graph.integers(3)), axis=2)
 
     def add_norm(self, x: str, y: str, module: str, norm: Norm) -> tuple[str, str]:
-        """Sum and norm in one."""
+        """Append sum and norm as one operator."""
         inputs = [x, y, self.vector(module + ".weight")]
         operator = "SkipSimplifiedLayerNormalization"
         if norm.kind == "layer":
@@ -67,13 +67,13 @@ class FusedOperators(Operators):
         return normed, total
 
     def activate(self, x: str, activation: Activation) -> str:
-        """SiLU is QuickGelu with a factor of 1."""
+        """Append an activation; SiLU is QuickGelu with alpha 1."""
         if activation == "silu":
             return self.graph.fused("QuickGelu", x, alpha=1.0)
         return super().activate(x, activation)
 
     def attention(self, projected: list[str], attention: Attention, layer: int) -> str:
-        """GroupQueryAttention, which also rotates and keeps the cache."""
+        """Append GroupQueryAttention, which also applies RoPE and updates the cache."""
         inside = self._rotates_itself(attention)
         query, key, value = projected if len(projected) == 3 else (projected[0], "", "")
         if attention.head_norm or (attention.rotation and not inside):
@@ -96,11 +96,11 @@ class FusedOperators(Operators):
         )[0]
 
     def experts(self, x: str, logits: str, part: Experts, module: str) -> str:
-        """MoE or, on codes, QMoE, which always make the weights of the chosen add up to 1."""
+        """Append MoE or, for quantized weights, QMoE; both normalize the weights of the chosen experts to 1."""
         graph = self.graph
         first, second = (self._weights[f"{module}.{name}.weight"] for name in ("gate_up_proj", "down_proj"))
         rated = graph.one("Reshape", logits, graph.integers(-1, part.count))
-        # silu(gate) * up, with the rows of gate and up in turn
+        # silu(gate) * up, with the rows of gate and up interleaved
         kind = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
         kind |= {"k": part.used, "normalize_routing_weights": 1}
         if isinstance(first.storage, NBitsBlocks) and isinstance(second.storage, NBitsBlocks):
@@ -118,7 +118,7 @@ class FusedOperators(Operators):
         return [self.graph.external(flat), self.graph.external(scales)]
 
     def _share(self, logits: str, used: int) -> str:
-        """What the chosen experts have of all the probability."""
+        """Return the probability mass of the chosen experts."""
         graph = self.graph
         best, _ = graph.add("TopK", [graph.one("Softmax", logits, axis=-1), graph.integers(used)], 2, axis=-1)
         return graph.one("ReduceSum", best, graph.integers(-1), keepdims=1)
@@ -132,7 +132,7 @@ class FusedOperators(Operators):
         return self.graph.fused("MatMulNBits", *inputs, accuracy_level=storage.accuracy, **sizes)
 
     def _rotates_itself(self, attention: Attention) -> bool:
-        """Whether the operator can do the rotation: it wants whole vectors, and knows one table."""
+        """Whether GroupQueryAttention can apply RoPE itself: it needs multiples of 16, and supports one table."""
         if attention.rotation is None:
             return False
         rotation = self.decoder.rotations[attention.rotation]
@@ -143,7 +143,7 @@ class FusedOperators(Operators):
         return self.graph.fused("RotaryEmbedding", x, places, *tables, **sizes)
 
     def _sizes(self) -> tuple[str, str]:
-        """For the attention: keys of each row less one, i32 [batch], and keys of the longest, i32 []."""
+        """Return the keys of each row minus one, i32 [batch], and those of the longest row, i32 []."""
         graph = self.graph
         last = graph.shared("lengths less one", lambda: graph.one("Sub", self.lengths(), graph.integers(1)))
         flat = graph.shared("flat", lambda: graph.one("Squeeze", last, graph.integers(1)))
@@ -152,8 +152,9 @@ class FusedOperators(Operators):
         return counts, total
 
     def _positions(self) -> str:
-        """A row has as many positions before these as it is longer than they are. Rows of a first call may be padded
-        behind their ends, which is how GroupQueryAttention counts too."""
+        """Positions follow from the length of each row. In the first call rows may be padded on the right, as
+        GroupQueryAttention assumes too.
+        """
         graph = self.graph
         zero, one = (graph.constant(np.array(value, np.int64)) for value in (0, 1))
         count = self.size_of("input_ids")

@@ -1,4 +1,4 @@
-"""genai_config.json, by which onnxruntime-genai knows how to run a graph."""
+"""genai_config.json, which onnxruntime-genai reads to run a graph."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self
 from edgetune_converters.onnx.model import DecoderGraph
 from edgetune_converters.tokenizers.special import SpecialTokenIds
 
-# what onnxruntime-genai calls a model whose graph has this interface and nothing of its own
+# model type of onnxruntime-genai for a plain decoder with this interface
 _TYPE = "llama"
 
 
 class DecoderSizes(NamedTuple):
-    """What a runtime must know of a graph; `in_place`: past and present may be one buffer."""
+    """Sizes that a runtime needs; `in_place`: past and present may share one buffer."""
 
     vocabulary: int
     context: int
@@ -25,7 +25,7 @@ class DecoderSizes(NamedTuple):
 
     @classmethod
     def of(cls, model: DecoderGraph) -> Self:
-        """Those of a graph that is written from a description."""
+        """Return the sizes of a graph that edgetune builds."""
         decoder = model.decoder
         first = decoder.blocks[0].attention
         sizes = decoder.vocabulary, decoder.context, decoder.hidden, len(decoder.blocks)
@@ -33,7 +33,7 @@ class DecoderSizes(NamedTuple):
 
 
 def genai_config(sizes: DecoderSizes, ends: SpecialTokenIds) -> dict[str, Any]:
-    """The file as an object. onnxruntime-genai wants a number for every role, so the first stop also pads."""
+    """Return the contents of the file. onnxruntime-genai requires a pad token: by default the first stop token."""
     pad = ends.pad if ends.pad is not None else ends.stops[0]
     stops: Any = list(ends.stops) if len(ends.stops) > 1 else ends.stops[0]
     return {
@@ -70,7 +70,7 @@ def genai_config(sizes: DecoderSizes, ends: SpecialTokenIds) -> dict[str, Any]:
 
 
 def _search(sizes: DecoderSizes) -> dict[str, Any]:
-    """Greedy, up to the end of the context; onnxruntime-genai has these defaults of its own but for the length."""
+    """Return greedy search up to the end of the context; except for the length, these are the defaults."""
     return {
         "do_sample": False,
         "max_length": sizes.context,

@@ -1,6 +1,6 @@
-"""Which tensors of the merged stream make which weight of the graph, and where each weight lies in the file.
+"""Group the merged tensors into the weights of a graph, and lay out the file of weights.
 
-Matrices that read the same input are one weight with their rows below one another, so that it is one product.
+Matrices with the same input are stacked into one weight, so that one product computes all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgetune_converters.onnx.storage import ALIGNMENT, ArraySpec, Storage
 
 _LAYER = "model.layers.{layer}."
 
-# slot -> the weight of which it is a part, and which part; and what it is called where it stands alone
+# slot -> the weight that it is a part of, and the index of the part
 _NAMES: Mapping[str, tuple[str, int]] = {
     "embedding": ("model.embed_tokens", 0),
     "embedding_norm": ("model.embed_norm", 0),
@@ -48,7 +48,7 @@ _NAMES: Mapping[str, tuple[str, int]] = {
     "shared_down": (_LAYER + "moe.shared.down_proj", 0),
 }
 
-
+# names of slots that are not stacked
 _ALONE: Mapping[str, str] = {
     "attention_q": _LAYER + "attn.q_proj",
     "attention_k": _LAYER + "attn.k_proj",
@@ -57,7 +57,7 @@ _ALONE: Mapping[str, str] = {
 
 
 class SourceTensor(NamedTuple):
-    """A tensor of the stream: its number, what it is, its shape and its dtype in the base."""
+    """A tensor of the pass: its index, slot, shape, and dtype in the base."""
 
     number: int
     slot: Slot
@@ -66,7 +66,7 @@ class SourceTensor(NamedTuple):
 
 
 class WeightPart(NamedTuple):
-    """A source in a weight: its rows are rows first, first + step, ... of it (of each expert, where there are)."""
+    """The rows of a tensor in a weight: rows first, first + step, ... of the weight, or of each expert in it."""
 
     source: SourceTensor
     first: int
@@ -74,13 +74,13 @@ class WeightPart(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many there are, those of all experts together; of a vector each element is one."""
+        """Number of rows, of all experts together; each element of a vector is a row."""
         return math.prod(self.source.shape[:-1]) if len(self.source.shape) > 1 else self.source.shape[0]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix or vector of the graph with the sources that make it; `shape` as numpy says it."""
+    """A matrix or vector of the graph, and the tensors that it is made of; `shape` as in NumPy."""
 
     name: str
     shape: tuple[int, ...]
@@ -88,18 +88,18 @@ class Weight:
 
     @property
     def rows(self) -> int:
-        """How many rows there are, those of all experts together; of a vector each element is one."""
+        """Number of rows, of all experts together; each element of a vector is a row."""
         return math.prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots of its parts."""
+        """Slots of its parts."""
         return tuple(part.source.slot[0] for part in self.parts)
 
 
 @dataclass(frozen=True)
 class ExternalArray:
-    """An array in the file of weights: `offset` and `spec.bytes` in bytes."""
+    """An array in the file of weights, `spec.bytes` from byte `offset` on."""
 
     name: str
     spec: ArraySpec
@@ -108,7 +108,7 @@ class ExternalArray:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """A weight with its storage and the places of its arrays."""
+    """A weight with its storage and the offsets of its arrays."""
 
     weight: Weight
     storage: Storage
@@ -116,7 +116,7 @@ class WeightLayout:
 
 
 def has_place(slot: str) -> bool:
-    """Whether a slot has a place in a graph."""
+    """Whether a graph uses the tensors of a slot."""
     return slot in _NAMES
 
 
@@ -127,10 +127,13 @@ def group_weights(
     in_turn: bool = True,
     apart: bool = False,
 ) -> list[Weight]:
-    """The weights that the sources make, in the order of their first sources.
+    """Return the weights that the tensors make, in the order of their first tensors.
 
-    `storage` says how each is to be stored: only matrices that are stored alike become one. `in_turn`: gate and up of
-    experts give their rows in turn, as ONNX Runtime's MoE wants them. `apart`: query, key and value are apart.
+    Args:
+        sources: The tensors.
+        storage: Returns the storage of a tensor; only matrices of equal storage are stacked.
+        in_turn: Interleave the rows of gate and up of experts, as ONNX Runtime's MoE expects.
+        apart: Do not stack query, key and value.
     """
     together: dict[tuple[str, int | None], set[Storage]] = {}
     for source in sources:
@@ -148,7 +151,7 @@ def group_weights(
 
 
 def _weight(name: str, sources: Sequence[SourceTensor], in_turn: bool) -> Weight:
-    """Sources below one another: along the first axis, or the second where the first counts experts."""
+    """Stack tensors along the first axis, or the second where the first counts experts."""
     first = sources[0].shape
     axis = 1 if len(first) == 3 else 0
     rows = [source.shape[axis] for source in sources]
@@ -160,7 +163,7 @@ def _weight(name: str, sources: Sequence[SourceTensor], in_turn: bool) -> Weight
 
 
 def lay_out(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterator[WeightLayout]:
-    """Give each array a place, aligned to pages, from byte `start` on."""
+    """Yield the layout of each weight, its arrays aligned to pages, from byte `start` on."""
     offset = start
     for weight, storage in chosen:
         arrays = []
@@ -172,11 +175,11 @@ def lay_out(chosen: Sequence[tuple[Weight, Storage]], start: int = 0) -> Iterato
 
 
 def align_to_page(offset: int) -> int:
-    """The next page."""
+    """Return the next page boundary."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def view_as(array: ExternalArray, suffix: str, shape: tuple[int, ...]) -> ExternalArray:
-    """The same bytes under another name and shape."""
+    """Return the same bytes under another name and shape."""
     assert math.prod(shape) == math.prod(array.spec.shape)
     return ExternalArray(array.name + suffix, array.spec._replace(shape=shape), array.offset)

@@ -1,4 +1,4 @@
-"""A merged model as a graph: description, weights with their places, and the graph that speaks of them."""
+"""A merged model as an ONNX graph: its plan, the layout of its weights, and the graph that refers to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TABLE_BYTES = 4 * 1024 * 1024
 
 
 def source_tensors(tensors: Sequence[MergedTensor]) -> list[SourceTensor]:
-    """The tensors of a merged model that have a place in a graph; what is made for GGUF alone has none."""
+    """Return the tensors of a merged model that a graph uses; those made for GGUF alone are left out."""
     return [
         SourceTensor(index, (tensor.slot, tensor.layer, tensor.part), _shape(tensor), tensor.dtype)
         for index, tensor in enumerate(tensors)
@@ -37,7 +37,7 @@ def source_tensors(tensors: Sequence[MergedTensor]) -> list[SourceTensor]:
 
 
 def _shape(tensor: MergedTensor) -> tuple[int, ...]:
-    """As a graph sees it: llama.cpp wants the one row of this matrix as a vector."""
+    """Return the shape in a graph. llama.cpp stores the one-row matrix of the shared router as a vector."""
     return (1, *tensor.shape) if tensor.slot == "shared_router" else tensor.shape
 
 
@@ -54,7 +54,7 @@ def describe_model(family: Family, config: ModelConfig, sources: Sequence[Source
 
 @dataclass(frozen=True)
 class DecoderGraph:
-    """A model in one file type: the plan, where each array lies, and the graph."""
+    """A decoder in one storage type: the plan, the layout of the file of weights, and the graph."""
 
     decoder: DecoderSpec
     plan: OnnxPlan
@@ -66,7 +66,7 @@ class DecoderGraph:
     def of(
         cls, decoder: DecoderSpec, sources: Sequence[SourceTensor], types: OnnxRecipe, settings: OnnxSettings
     ) -> DecoderGraph:
-        """Choose storages and give everything its place: weights first, tables behind them."""
+        """Choose the storage of each weight and lay out the file: weights first, then the rotary tables."""
         chosen = plan(types, sources, _table_rows(decoder), settings)
         placed = tuple(layout.lay_out(chosen.chosen))
         return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings)
@@ -78,12 +78,12 @@ class DecoderGraph:
 
     @property
     def arrays(self) -> list[ExternalArray]:
-        """All arrays of the file of weights in their order."""
+        """All arrays of the file of weights in file order."""
         weights = [array for item in self.placed for array in item.arrays]
         return weights + [array for pair in self.tables.values() for array in pair]
 
     def table_rows(self) -> Iterator[tuple[ExternalArray, int, F32]]:
-        """The tables, some rows at a time: array, first row, values."""
+        """Yield the rotary tables a few rows at a time: array, first row, values."""
         for name, arrays in self.tables.items():
             rotation = self.decoder.rotations[name]
             rows, width = arrays[0].spec.shape
@@ -93,14 +93,14 @@ class DecoderGraph:
                     yield array, first, values
 
     def proto(self, producer_version: str) -> ModelProto:
-        """The graph, which holds none of the weights."""
+        """Build the graph, without the weights."""
         graph = Graph(DATA_FILE)
         assemble(self._operators(graph, self.decoder, {item.weight.name: item for item in self.placed}, self.tables))
         return graph.model(producer_version)
 
     @property
     def in_place(self) -> bool:
-        """Whether the cache may be one buffer as long as the context, of which past and present are views."""
+        """Whether past and present of the cache may share one buffer as long as the context."""
         return self._operators.in_place
 
     @property
@@ -142,7 +142,7 @@ def _tables(decoder: DecoderSpec, start: int) -> dict[str, tuple[ExternalArray, 
 
 
 def uses_by_source(placed: Sequence[WeightLayout]) -> dict[int, list[tuple[WeightLayout, WeightPart]]]:
-    """For each tensor of the stream, the weights of which it is a part."""
+    """Return for each tensor of the pass, by its index, the weights that it is a part of."""
     found: dict[int, list[tuple[WeightLayout, WeightPart]]] = {}
     for item in placed:
         for part in item.weight.parts:

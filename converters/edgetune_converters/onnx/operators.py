@@ -1,4 +1,4 @@
-"""The parts of a decoder in operators: what every graph needs, and what is the same in all."""
+"""The parts of a decoder as ONNX operators: the interface of all graphs, and what they share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_
 
 
 class Operators(ABC):
-    """Appends to a graph. Values are named by strings; those of the model are [batch, sequence, width]."""
+    """Appends operators to a graph. Values are names; hidden states are [batch, sequence, width]."""
 
     in_place: bool
-    """Whether past and present may be one buffer that is as long as the context."""
+    """Whether past and present of the cache may share one buffer as long as the context."""
 
     def __init__(
         self,
@@ -33,73 +33,73 @@ class Operators(ABC):
         self._weights = weights
         self._tables = tables
 
-    # -- what differs --------------------------------------------------------------------------------------------------
+    # -- differs between graphs ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def linear(self, x: str, module: str, weight: str | None = None) -> str:
-        """x @ weight.T + bias; `weight` in place of the module's own."""
+        """Append x @ weight.T + bias; `weight` replaces the module's own."""
 
     @abstractmethod
     def rows(self, ids: str, name: str) -> str:
-        """Rows of a matrix by their numbers."""
+        """Append a lookup of rows."""
 
     @abstractmethod
     def add_norm(self, x: str, y: str, module: str, norm: Norm) -> tuple[str, str]:
-        """The norm of x + y, and x + y."""
+        """Append norm(x + y) and x + y."""
 
     def head(self, x: str, name: str) -> str:
-        """Logits by the matrix `name`."""
+        """Append the logits, by the matrix `name`."""
         return self.linear(x, "lm_head", name)
 
     @abstractmethod
     def attention(self, projected: list[str], attention: Attention, layer: int) -> str:
-        """Everything between query, key and value (joined, or three) and the output matrix; makes present.LAYER."""
+        """Append attention between the projections of query, key and value (stacked or three) and the output matrix."""
 
     @abstractmethod
     def experts(self, x: str, logits: str, part: Experts, module: str) -> str:
-        """The weighted sum of the best experts; `logits` [batch, sequence, experts] rate them."""
+        """Append the weighted sum of the best experts; `logits` [batch, sequence, experts] are the router's."""
 
     @abstractmethod
     def _positions(self) -> str:
-        """The position of each token, i64 [batch, sequence]."""
+        """Append the position of each token, i64 [batch, sequence]."""
 
     @abstractmethod
     def _rotate(self, x: str, places: str, tables: list[str], **sizes: int) -> str:
-        """Rotate each head by the rows of cosines and sines; `sizes` are the operator's attributes."""
+        """Append RoPE for each head; `tables` are cosines and sines, `sizes` the attributes of the operator."""
 
-    # -- what is the same ----------------------------------------------------------------------------------------------
+    # -- shared by all graphs ------------------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
         """Whether there is a weight of this name."""
         return name in self._weights
 
     def rows_of(self, name: str) -> int:
-        """How many rows a matrix has."""
+        """Return the number of rows of a matrix."""
         return self._weights[name].weight.shape[0]
 
     def vector(self, name: str) -> str:
-        """A norm's weight or a bias."""
+        """Return the weight of a norm, or a bias."""
         return self.graph.external(self._weights[name].arrays[0])
 
     def norm(self, x: str, module: str, norm: Norm) -> str:
-        """A norm over the last axis."""
+        """Append a norm over the last axis."""
         weight, bias = self.vector(module + ".weight"), module + ".bias"
         operator = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
         inputs = [x, weight] + ([self.vector(bias)] if self.has(bias) else [])
         return self.graph.one(operator, *inputs, axis=-1, epsilon=norm.epsilon)
 
     def scaled(self, x: str, factor: float) -> str:
-        """x times a number; x itself for 1."""
+        """Append x * factor; return x itself for 1."""
         return x if factor == 1 else self.graph.one("Mul", x, self.graph.number(factor))
 
     def capped(self, x: str, cap: float) -> str:
-        """cap * tanh(x / cap); x itself for 0."""
+        """Append cap * tanh(x / cap); return x itself for 0."""
         if not cap:
             return x
         return self.scaled(self.graph.one("Tanh", self.scaled(x, 1 / cap)), cap)
 
     def activate(self, x: str, activation: Activation) -> str:
-        """An activation function."""
+        """Append an activation function."""
         if activation == "silu":
             return self.graph.one("Mul", x, self.graph.one("Sigmoid", x))
         if activation == "relu":
@@ -107,11 +107,11 @@ class Operators(ABC):
         return self.graph.one("Gelu", x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
     def split(self, x: str, *widths: int) -> list[str]:
-        """Parts of the last axis."""
+        """Split the last axis."""
         return self.graph.add("Split", [x, self.graph.integers(*widths)], len(widths), axis=-1)
 
     def values(self, placed: WeightLayout) -> str:
-        """A weight of floats in f32."""
+        """Return an unquantized weight in f32."""
         stored = self.graph.external(placed.arrays[0])
         name = f"{placed.weight.name} in f32"
         if placed.storage.name == "f32":
@@ -119,7 +119,7 @@ class Operators(ABC):
         return self.graph.shared(name, lambda: self.graph.one("Cast", stored, to=TensorProto.FLOAT))
 
     def positions(self, rotation: str | None = None) -> str:
-        """The position of each token, i64 [batch, sequence]; for a rotation with two tables, its row in these."""
+        """Return the position of each token, i64 [batch, sequence]; for a rotation with two tables, its row in them."""
         plain = self.graph.shared("positions", self._positions)
         longer = None if rotation is None else self.decoder.rotations[rotation]
         if longer is None or longer.long is None:
@@ -141,26 +141,26 @@ class Operators(ABC):
         return query, key, value
 
     def apart(self, projected: list[str], attention: Attention) -> list[str]:
-        """Query, key and value."""
+        """Return query, key and value separately."""
         if len(projected) == 3:
             return projected
         widths = [attention.heads, attention.kv_heads, attention.kv_heads]
         return self.split(projected[0], *(count * attention.head_dim for count in widths))
 
     def size_of(self, name: str) -> str:
-        """How many columns a graph input has, i64 []."""
+        """Return the number of columns of a graph input, i64 []."""
         graph, second = self.graph, self.graph.constant(np.array(1, np.int64))
         return graph.shared(f"columns of {name}", lambda: graph.one("Gather", graph.one("Shape", name), second, axis=0))
 
     def lengths(self) -> str:
-        """How many positions of each row there are by now, i64 [batch, 1]."""
+        """Return the number of positions of each row so far, i64 [batch, 1]."""
         graph = self.graph
         return graph.shared("lengths", lambda: graph.one("ReduceSum", "attention_mask", graph.integers(1), keepdims=1))
 
     # -- details -------------------------------------------------------------------------------------------------------
 
     def _shifted(self, plain: str, original: int) -> str:
-        """Rows of the second table as soon as the longest row is longer than the first one."""
+        """Return rows of the second table as soon as the longest row exceeds the original context."""
         graph = self.graph
         longest = graph.one("ReduceMax", self.lengths(), keepdims=0)
         longer = graph.one("Greater", longest, graph.constant(np.array(original, np.int64)))
@@ -174,7 +174,7 @@ class Operators(ABC):
         return self._rotate(x, self.positions(name), tables, interleaved=int(attention.interleaved), **sizes)
 
     def _head_norm(self, x: str, module: str, attention: Attention, heads: int) -> str:
-        """The norm of each head, or of all at once."""
+        """Append the norm of each head, or of all heads at once."""
         graph, norm, width = self.graph, self.decoder.norm, attention.head_dim
         if attention.head_norm == "all heads":
             return self.norm(x, module, norm)
@@ -184,7 +184,7 @@ class Operators(ABC):
         return graph.one("Reshape", normed, graph.integers(0, -1, heads * width))
 
     def _own_norms(self, x: str, module: str, heads: int, width: int) -> str:
-        """A norm with weights of its own for each head."""
+        """Append a norm with separate weights for each head."""
         graph, norm = self.graph, self.decoder.norm
         apart = graph.one("Reshape", x, graph.integers(0, 0, heads, width))
         operator = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"

@@ -1,4 +1,4 @@
-"""Which storage each weight of a graph gets, known and shown before any weight is read."""
+"""Plan the storage of each weight of a graph, before any weight is read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edgetune_converters.onnx.storage import Floats, NBitsBlocks, StandardBlocks
 from edgetune_converters.quantization.recipes import MAX_FALLBACK, PlannedTensor, Recipe, StoragePlan
 
 _F32 = Floats("f32")
-TABLE = "table"  # how a plan calls what is computed from the config: no weights
+TABLE = "table"  # type of what is computed from the config; not a weight
 
 
 @dataclass(frozen=True)
 class OnnxRecipe:
-    """A file type: what matrices get, which slots get something else, and what the head gets.
+    """A storage type of ONNX: the storage of matrices, of the head, and of slots with a storage of their own.
 
-    `first_look`: a second, smaller copy of a large head that is multiplied with all of it, so that only the best
-    logits need the head itself.
+    `first_look`: storage of a coarse copy of a large head. It finds the best logits, and only those are computed with
+    the head itself.
     """
 
     name: str
@@ -50,15 +50,15 @@ RECIPES: Mapping[str, OnnxRecipe] = {
         first_look=NBitsBlocks(4, 128),
     ),
 }
-LARGE_VOCABULARY = 16_384  # from here on a first look saves more than it costs
+LARGE_VOCABULARY = 16_384  # at this size and above, a first look saves more than it costs
 COARSE = "lm_head.coarse"
 
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """What can be chosen beside the type: weights per block, no zero points, standard operators alone.
+    """Choices beside the storage type: weights per block, no zero points, standard operators only.
 
-    `choices` are what a measurement chose for some slots of some layers, with its reason; `type_search` is the record
+    `choices` are measured choices for slots of layers, each with its reason; `type_search` is the record
     of that measurement for the receipt. `apart`: query, key and value are separate products even where they are stored
     alike.
     """
@@ -76,7 +76,7 @@ DEFAULT_SETTINGS = OnnxSettings()
 
 @dataclass(frozen=True)
 class OnnxPlan(StoragePlan):
-    """The rows of a plan and, in the same order, each weight with its storage; tables stand behind them."""
+    """A plan and, in the order of its rows, each weight with its storage; the rows of tables come last."""
 
     chosen: tuple[tuple[Weight, Storage], ...] = ()
 
@@ -86,17 +86,17 @@ class OnnxPlan(StoragePlan):
 
     @property
     def weights(self) -> int:
-        """Number of weights; what is computed from the config is none, and a copy does not count again."""
+        """Number of weights, without tables and copies."""
         return StoragePlan(self.recipe, tuple(row for row in self._stored if row.name != COARSE)).weights
 
     @property
     def bits_per_weight(self) -> float:
-        """Real bits per weight, scales and zero points included."""
+        """Bits per weight, scales and zero points included."""
         return sum(row.bytes for row in self._stored) * 8 / self.weights
 
 
 def onnx_recipe(name: str) -> OnnxRecipe:
-    """A file type by name. Errors: RecipeError listing the names."""
+    """Return a storage type by name. Raises RecipeError that lists the names."""
     found = RECIPES.get(name.lower())
     if found is None:
         raise RecipeError(f"ONNX cannot be written as {name!r}", f"Give one of {', '.join(RECIPES)} with -q")
@@ -106,7 +106,7 @@ def onnx_recipe(name: str) -> OnnxRecipe:
 def plan(
     types: OnnxRecipe, sources: Sequence[SourceTensor], tables: Sequence[PlannedTensor], settings: OnnxSettings
 ) -> OnnxPlan:
-    """Decide about every weight. Tensors that read the same are one weight if they are stored alike."""
+    """Plan every weight. Tensors with the same input are stacked if their storage is equal."""
     tied = not any(source.slot[0] == "output" for source in sources)
     asked = {source: requested_storage(types, source, tied, settings) for source in sources}
     in_turn = not settings.portable
@@ -123,7 +123,7 @@ def plan(
 def _first_look(
     types: OnnxRecipe, weights: Sequence[Weight], head: Weight, settings: OnnxSettings
 ) -> list[tuple[Weight, PlannedTensor, Storage]]:
-    """The copy of the head, where it is worth one. It lies behind it, as both are written at the same time."""
+    """Return the coarse copy of the head, if worthwhile. It follows the head, as both are written at the same time."""
     names = {weight.name for weight in weights}
     if types.first_look is None or settings.portable or "lm_head.bias" in names or head.shape[0] < LARGE_VOCABULARY:
         return []
@@ -137,7 +137,7 @@ def _first_look(
 
 
 def check_fallback(found: OnnxPlan) -> None:
-    """Errors: RecipeError when too much of a model cannot have the type it was meant to have."""
+    """Raise RecipeError if too many bytes cannot have the storage that the type asks for."""
     if found.fallback_share <= MAX_FALLBACK:
         return
     widths = sorted({row.shape[-1] for row in found.rows if row.fallback})
@@ -151,7 +151,7 @@ def check_fallback(found: OnnxPlan) -> None:
 def _decided(
     weight: Weight, asked: Storage, reason: str, settings: OnnxSettings, experts: Collection[int]
 ) -> tuple[PlannedTensor, Storage]:
-    """What a weight gets of what is asked for, as its rows allow."""
+    """Return the storage of a weight, as its rows allow."""
     chosen: Storage = asked
     if isinstance(asked, NBitsBlocks):
         widths = experts if len(weight.shape) == 3 else {weight.shape[-1]}
@@ -163,14 +163,14 @@ def _decided(
             chosen = StandardBlocks(chosen.bits, chosen.block)
     size = sum(spec.bytes for spec in chosen.specs(weight.shape))
     dtype = weight.parts[0].source.dtype.lower()
-    wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is no other type
+    wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is not a fallback
     return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
 
 
 def requested_storage(
     types: OnnxRecipe, source: SourceTensor, tied: bool, settings: OnnxSettings
 ) -> tuple[Storage, str]:
-    """The storage that is asked for, and why."""
+    """Return the storage that the type asks for, and the reason."""
     slot, layer, part = source.slot
     if len(source.shape) < 2 or part != "weight" or slot.endswith("_norm"):
         return _F32, "vectors stay in f32"
@@ -194,16 +194,16 @@ def _bits(storage: Storage) -> str:
 
 
 def _as_set(wanted: NBitsBlocks, source: SourceTensor, settings: OnnxSettings) -> NBitsBlocks:
-    """The storage with what the settings say."""
+    """Return the storage with the settings applied."""
     block = settings.block or wanted.block
     looked_up = source.slot[0] == "embedding"
-    bits: Any = 8 if settings.portable and looked_up else wanted.bits  # no runtime looks up in halves of bytes
+    bits: Any = 8 if settings.portable and looked_up else wanted.bits  # no runtime has a lookup in 4 bits
     symmetric = wanted.symmetric or settings.symmetric or settings.portable or looked_up
     return replace(wanted, bits=bits, block=block, symmetric=symmetric)
 
 
 def _whole_rows(weight: Weight, settings: OnnxSettings) -> str:
-    """Why rows must be whole blocks, "" where they need not: a product fills its last block up with zeros."""
+    """Return why rows must be multiples of the block; "" where they need not, as a product pads the last block."""
     if _is_looked_up(weight):
         return "a lookup"
     if len(weight.shape) == 3:
@@ -220,7 +220,7 @@ def _either(widths: Collection[int]) -> str:
 
 
 def fit_block(wanted: NBitsBlocks, widths: Collection[int]) -> NBitsBlocks | Floats:
-    """The largest block that divides all rows, or f16."""
+    """Return the largest block that divides all rows, or f16."""
     blocks = [block for block in (128, 64, 32, 16) if block <= wanted.block]
     whole = [block for block in blocks if all(width % block == 0 for width in widths)]
     return replace(wanted, block=whole[0]) if whole else Floats("f16")

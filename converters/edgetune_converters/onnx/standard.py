@@ -1,4 +1,4 @@
-"""Standard operators only (opset 23): any ONNX runtime opens such a graph. The cache grows by concatenation."""
+"""Standard operators only (opset 23), for any ONNX runtime. The cache grows by concatenation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from edgetune_converters.onnx.storage import StandardBlocks
 
 
 class StandardAttention(Operators):
-    """The standard's Attention, with a mask that says which keys each query sees.
-
-    Rows of a batch are padded before their beginnings.
-    """
+    """The standard's Attention with a boolean mask. Rows of a batch are padded on the left."""
 
     in_place = False
 
     def attention(self, projected: list[str], attention: Attention, layer: int) -> str:
-        """Attention on all keys, whichever a mask allows."""
+        """Append attention with a mask over all keys."""
         query, key, value = self.prepared(projected, attention, layer)
         past = [f"past_key_values.{layer}.{which}" for which in ("key", "value")]
         present = [f"present.{layer}.{which}" for which in ("key", "value")]
@@ -36,7 +33,7 @@ class StandardAttention(Operators):
         )[0]
 
     def _positions(self) -> str:
-        """Counted along the mask, so that padding before a row does not count."""
+        """Count along the mask, so that padding has no positions."""
         graph = self.graph
         counted = graph.one("CumSum", "attention_mask", graph.constant(np.array(1, np.int64)))
         zero, one = (graph.constant(np.array(value, np.int64)) for value in (0, 1))
@@ -45,7 +42,7 @@ class StandardAttention(Operators):
         return graph.one("Slice", from_zero, graph.one("Neg", count), graph.integers(2**62), graph.integers(1))
 
     def _mask(self, window: int | None) -> str:
-        """Which keys each query sees, bool [batch, 1, sequence, total]."""
+        """Return the keys that each query attends to, bool [batch, 1, sequence, total]."""
         graph = self.graph
         causal = graph.shared("causal", self._causal)
         if window is None:
@@ -53,7 +50,7 @@ class StandardAttention(Operators):
         return graph.shared(f"window {window}", lambda: graph.one("And", causal, self._near(window)))
 
     def _places(self) -> tuple[str, str]:
-        """The numbers of the queries [sequence, 1] and of the keys [total], padding counted."""
+        """Return the indices of the queries [sequence, 1] and of the keys [total], padding included."""
         graph = self.graph
         zero, one = (graph.constant(np.array(value, np.int64)) for value in (0, 1))
         total = self.size_of("attention_mask")
@@ -76,16 +73,16 @@ class StandardAttention(Operators):
 
 
 class StandardOperators(StandardAttention):
-    """The portable graph."""
+    """Operators of the portable graph."""
 
     def linear(self, x: str, module: str, weight: str | None = None) -> str:
-        """A product with the matrix transposed, which runtimes do once or leave to the product."""
+        """Append a product with the transposed matrix; runtimes fold the Transpose."""
         product = self._product(x, self._matrix(self._weights[weight or module + ".weight"]))
         bias = module + ".bias"
         return self.graph.one("Add", product, self.vector(bias)) if self.has(bias) else product
 
     def rows(self, ids: str, name: str) -> str:
-        """A lookup; of codes and scales first, then their product."""
+        """Append a lookup; for quantized weights, of blocks and scales, then DequantizeLinear."""
         placed, graph = self._weights[name], self.graph
         found = [graph.one("Gather", graph.external(array), ids, axis=0) for array in placed.arrays]
         if isinstance(placed.storage, StandardBlocks):
@@ -93,12 +90,12 @@ class StandardOperators(StandardAttention):
         return found[0] if placed.storage.name == "f32" else graph.one("Cast", found[0], to=TensorProto.FLOAT)
 
     def add_norm(self, x: str, y: str, module: str, norm: Norm) -> tuple[str, str]:
-        """One after the other."""
+        """Append sum and norm."""
         total = self.graph.one("Add", x, y)
         return self.norm(total, module, norm), total
 
     def experts(self, x: str, logits: str, part: Experts, module: str) -> str:
-        """Every expert sees everything; those that were not chosen have the weight 0."""
+        """Append every expert on every token; experts that were not chosen have the weight 0."""
         graph = self.graph
         weights = graph.add("Split", [self._shares(logits, part)], part.count, axis=-1, num_outputs=part.count)
         first, second = (self._weights[f"{module}.{name}.weight"] for name in ("gate_up_proj", "down_proj"))
@@ -112,7 +109,7 @@ class StandardOperators(StandardAttention):
         return total
 
     def _shares(self, logits: str, part: Experts) -> str:
-        """The weight of each expert, [batch, sequence, experts]."""
+        """Return the weight of each expert, [batch, sequence, experts]."""
         graph = self.graph
         shares = graph.one("Softmax", logits, axis=-1)
         best, _ = graph.add("TopK", [shares, graph.integers(part.used)], 2, axis=-1)
@@ -126,7 +123,7 @@ class StandardOperators(StandardAttention):
         return self.graph.one("MatMul", x, self.graph.one("Transpose", matrix, perm=[1, 0]))
 
     def _matrix(self, placed: WeightLayout, expert: int | None = None) -> str:
-        """A matrix in f32, or that of one expert."""
+        """Return a matrix in f32, or that of one expert."""
         graph = self.graph
         arrays = placed.arrays if expert is None else [_of_expert(array, expert) for array in placed.arrays]
         stored = [graph.external(array) for array in arrays]
@@ -139,11 +136,11 @@ class StandardOperators(StandardAttention):
 
 
 class FusedWithStandardAttention(StandardAttention, FusedOperators):
-    """ONNX Runtime's operators, but for an attention whose heads are of a size that these do not take."""
+    """ONNX Runtime's operators, but standard Attention, for head sizes that GroupQueryAttention does not support."""
 
 
 def _of_expert(array: ExternalArray, number: int) -> ExternalArray:
-    """The part of an array that belongs to one expert."""
+    """Return the part of an array that belongs to one expert."""
     count, *shape = array.spec.shape
     size = array.spec.bytes // count
     spec = array.spec._replace(shape=tuple(shape), bytes=size)
@@ -151,7 +148,7 @@ def _of_expert(array: ExternalArray, number: int) -> ExternalArray:
 
 
 def operators_for(decoder: DecoderSpec, *, portable: bool) -> type[Operators]:
-    """The fast operators, or those that every runtime has."""
+    """Return ONNX Runtime's operators or, for a portable graph, the standard's."""
     if portable:
         return StandardOperators
     whole = all(block.attention.head_dim % HEAD_MULTIPLE == 0 for block in decoder.blocks)

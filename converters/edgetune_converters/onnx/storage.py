@@ -1,4 +1,4 @@
-"""How a weight can lie in an ONNX file: as floats, or in blocks of integer codes with scales."""
+"""Storage of weights in ONNX files: floats, or blocks of integers with scales."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import edgetune_native
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.tensors import F32
 
-ALIGNMENT = 4096  # a page: arrays are mapped one by one
+ALIGNMENT = 4096  # a page, as arrays are mapped one by one
 
 
 class ArraySpec(NamedTuple):
-    """One array of a stored weight: what is added to its name, its type, its shape and its bytes."""
+    """One array of a stored weight: suffix of its name, TensorProto type, shape and bytes."""
 
     suffix: str
     dtype: int
@@ -29,25 +29,25 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Floats:
-    """Numbers as they are."""
+    """Unquantized weights."""
 
     name: Literal["f32", "f16"] = "f32"
 
     def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
-        """The one array."""
+        """Return the only array."""
         kind, size = (TensorProto.FLOAT, 4) if self.name == "f32" else (TensorProto.FLOAT16, 2)
         return [ArraySpec("", kind, shape, size * math.prod(shape))]
 
     def store(
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
     ) -> Sequence[NDArray[np.uint8]]:
-        """Rows as bytes. Errors: RecipeError where f16 would overflow."""
+        """Return rows as bytes. Raises RecipeError where f16 would overflow."""
         return [np.ascontiguousarray(encode_rows(rows, self.name, name, threads)).view(np.uint8)]
 
 
 @dataclass(frozen=True)
 class NBitsBlocks:
-    """Blocks of `block` weights along a row, as MatMulNBits reads them: scale * (code - zero point).
+    """Blocks of `block` weights along a row for MatMulNBits: scale * (integer - zero point).
 
     `accuracy` is the operator's accuracy_level: 0 computes in f32, 4 with activations in 8 bits.
     """
@@ -59,11 +59,11 @@ class NBitsBlocks:
 
     @property
     def name(self) -> str:
-        """As plans and receipts say it: int4/32, int4/32 with zero points."""
+        """Name in plans and receipts: int4/32, or int4/32z with zero points."""
         return f"int{self.bits}/{self.block}" + ("" if self.symmetric else "z")
 
     def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
-        """Codes [..., n, blocks, bytes], scales f32 [..., n, blocks] and, where asymmetric, zero points."""
+        """Return integers [..., n, blocks, bytes], scales f32 [..., n, blocks] and, where asymmetric, zero points."""
         *lead, columns = shape
         blocks, blob = -(-columns // self.block), self.block * self.bits // 8
         packed = -(-blocks * self.bits // 8)
@@ -78,13 +78,13 @@ class NBitsBlocks:
     def store(
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
     ) -> Sequence[NDArray[np.uint8]]:
-        """Rows as codes, scales and zero points; `weights` [k] says how much each column matters."""
+        """Return rows as integers, scales and zero points; `weights` [k] are importance weights of the columns."""
         kind: dict[str, Any] = {"block_size": self.block, "symmetric": self.symmetric, "search": _searched(self.bits)}
         made = edgetune_native.quantize_blocks(rows, self.bits, **kind, weights=weights, threads=threads)
         return [array.view(np.uint8) for array in made if array is not None]
 
-    def restored(self, arrays: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> F32:
-        """The rows of `shape` [n, k] that stored arrays stand for."""
+    def dequantize(self, arrays: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> F32:
+        """Return the dequantized rows, f32 of `shape` [n, k]."""
         codes, scales, *zeros = arrays
         made = (codes, scales.view(np.float32), zeros[0] if zeros else None)
         return edgetune_native.dequantize_blocks(*made, bits=self.bits, block_size=self.block, k=shape[1])
@@ -92,18 +92,18 @@ class NBitsBlocks:
 
 @dataclass(frozen=True)
 class StandardBlocks:
-    """The same blocks for the standard's DequantizeLinear: signed codes, the zero point is 0. Rows are whole blocks."""
+    """Blocks for the standard's DequantizeLinear: signed integers, zero point 0. Rows are multiples of the block."""
 
     bits: Literal[4, 8]
     block: int = 32
 
     @property
     def name(self) -> str:
-        """As plans and receipts say it."""
+        """Name in plans and receipts."""
         return f"int{self.bits}/{self.block}"
 
     def specs(self, shape: tuple[int, ...]) -> list[ArraySpec]:
-        """Codes of the shape of the weight, and scales f32 [..., n, blocks]."""
+        """Return integers of the shape of the weight, and scales f32 [..., n, blocks]."""
         *lead, columns = shape
         blocks, count = columns // self.block, math.prod(shape)
         kind = TensorProto.INT4 if self.bits == 4 else TensorProto.INT8
@@ -116,7 +116,7 @@ class StandardBlocks:
     def store(
         self, rows: NDArray[Any], name: str, threads: int, weights: F32 | None = None
     ) -> Sequence[NDArray[np.uint8]]:
-        """Rows as codes and scales: a code less the middle is the same with its highest bit turned over."""
+        """Return rows as integers and scales. Flipping the highest bit subtracts the midpoint."""
         kind: dict[str, Any] = {"block_size": self.block, "search": _searched(self.bits)}
         made = edgetune_native.quantize_blocks(rows, self.bits, **kind, weights=weights, threads=threads)
         middle = np.uint8(0x88 if self.bits == 4 else 0x80)
@@ -124,7 +124,7 @@ class StandardBlocks:
 
 
 def _searched(bits: int) -> bool:
-    """At 8 bits a search takes five times as long, for a tenth of an error that is a thousandth of that of 4 bits."""
+    """Whether to search for the best scales. At 8 bits that takes five times as long for a tenth of a tiny error."""
     return bits == 4
 
 

@@ -1,8 +1,8 @@
-"""The weights of a graph that another exporter drew: what is done with each, how it is stored, and the nodes for that.
+"""The weights of a traced graph: how the graph uses each, its storage, and the nodes that read it.
 
-torch.onnx.export writes a linear layer as MatMul with the transposed weight, an embedding as Gather, and experts of
-which each token has its own (batched_mm) as Gather from a stack of matrices. In codes these become MatMulNBits and
-GatherBlockQuantized, ONNX Runtime's operators; what is used in another way stays in floats.
+torch.onnx.export writes a linear layer as MatMul with the transposed weight, an embedding as Gather, and experts
+(batched_mm) as Gather from a stack of matrices. Quantized, these become MatMulNBits and GatherBlockQuantized, operators
+of ONNX Runtime; weights with other uses stay unquantized.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _TURNED = [1, 0]
 _F32 = Floats("f32")
 
 SlotLookup = Callable[[str], Slot | None]
-"""The slot of a weight by its name, where the family's table knows it."""
+"""Returns the slot of a weight by its name, or None where the family's table has none."""
 
 
 class WeightUsage(NamedTuple):
-    """What is done with a weight: products with its transpose, lookups of its rows, anything else."""
+    """How a weight is used: in products with its transpose, in lookups of its rows, or otherwise."""
 
     multiplied: bool
     looked_up: bool
@@ -37,7 +37,7 @@ class WeightUsage(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightNodes:
-    """The nodes that take a weight: those that transpose it for a product, these products, lookups, and others."""
+    """The nodes that read a weight: those that transpose it, the products after them, lookups, and others."""
 
     turning: tuple[NodeProto, ...]
     products: tuple[NodeProto, ...]
@@ -45,13 +45,13 @@ class WeightNodes:
     others: tuple[NodeProto, ...]
 
     @property
-    def manner(self) -> WeightUsage:
-        """What is done with it."""
+    def usage(self) -> WeightUsage:
+        """How the weight is used."""
         return WeightUsage(bool(self.products), bool(self.lookups), bool(self.others))
 
 
 class NodeIndex:
-    """How a graph uses its weights."""
+    """The nodes of a graph by the values that they read."""
 
     def __init__(self, graph: Any) -> None:
         self._taking: dict[str, list[NodeProto]] = {}
@@ -60,7 +60,7 @@ class NodeIndex:
                 self._taking.setdefault(name, []).append(node)
 
     def of(self, name: str) -> WeightNodes:
-        """Of one weight."""
+        """Return the nodes that read a weight."""
         turning: list[NodeProto] = []
         products: list[NodeProto] = []
         lookups: list[NodeProto] = []
@@ -78,7 +78,7 @@ class NodeIndex:
 
 
 def _transposes(node: NodeProto) -> bool:
-    """Whether a node makes the transpose of a matrix."""
+    """Whether a node transposes a matrix."""
     return node.op_type == "Transpose" and list(_attributes(node).get("perm", ())) == _TURNED
 
 
@@ -91,7 +91,7 @@ def _attributes(node: NodeProto) -> Mapping[str, Any]:
 
 
 def slots_by_name(bound: Sequence[BoundTensor]) -> SlotLookup:
-    """By the names of the checkpoint, with or without what transformers puts before them."""
+    """Return a lookup by names of the checkpoint, with or without the prefixes that transformers adds."""
     known = {
         name: (item.slot, item.layer, item.part)
         for item in bound
@@ -108,40 +108,40 @@ def slots_by_name(bound: Sequence[BoundTensor]) -> SlotLookup:
 
 
 def choose_storage(
-    name: str, shape: Sequence[int], manner: WeightUsage, types: OnnxRecipe, settings: OnnxSettings, slot: Slot | None
+    name: str, shape: Sequence[int], usage: WeightUsage, types: OnnxRecipe, settings: OnnxSettings, slot: Slot | None
 ) -> tuple[Storage, Storage]:
-    """How a weight is stored, and what the type asks for where its rows or its use do not allow that.
+    """Return the storage of a weight, and the one that the type asks for, which its rows or uses may not allow.
 
-    Vectors (norms, biases) stay in 32 bits: they are few, and an error in them meets every row.
+    Vectors (norms, biases) stay in f32: they are small, and an error in them affects every row.
     """
     if not isinstance(types.matrices, NBitsBlocks):
         kind = types.matrices if len(shape) > 1 else _F32
         return kind, kind
     if name.endswith("bias"):
         return _F32, _F32
-    tied = manner.multiplied and manner.looked_up
+    tied = usage.multiplied and usage.looked_up
     asked, _ = requested_storage(
-        types, SourceTensor(0, slot or _guessed(shape, manner), tuple(shape), "F32"), tied, settings
+        types, SourceTensor(0, slot or _guessed(shape, usage), tuple(shape), "F32"), tied, settings
     )
     if not isinstance(asked, NBitsBlocks):
         return asked, asked
-    if manner.otherwise:
+    if usage.otherwise:
         return Floats("f16"), asked
-    stored = fit_block(asked, {shape[-1]}) if manner.looked_up else asked
+    stored = fit_block(asked, {shape[-1]}) if usage.looked_up else asked
     return stored, asked if isinstance(stored, Floats) else stored
 
 
-def _guessed(shape: Sequence[int], manner: WeightUsage) -> Slot:
-    """Of a weight that the table does not know by this name."""
+def _guessed(shape: Sequence[int], usage: WeightUsage) -> Slot:
+    """Return a slot for a weight that the family's table does not have."""
     if len(shape) > 2:
         return "expert_gate", 0, "weight"
-    return ("embedding", None, "weight") if manner.looked_up else ("", 0, "weight")
+    return ("embedding", None, "weight") if usage.looked_up else ("", 0, "weight")
 
 
 def replacement_nodes(
     name: str, shape: Sequence[int], use: WeightNodes, storage: NBitsBlocks
 ) -> list[tuple[NodeProto, NodeProto | None]]:
-    """For each node that goes the one that comes in its place, on arrays NAME.codes, NAME.scales, NAME.zero_points."""
+    """Return the replacement of each node (None removes it), on arrays NAME.codes, NAME.scales, NAME.zero_points."""
     changed: list[tuple[NodeProto, NodeProto | None]] = [(node, None) for node in use.turning]
     changed += [(node, _product(name, shape, node, storage)) for node in use.products]
     return changed + [(node, _lookup(name, shape, node, storage)) for node in use.lookups]
@@ -164,10 +164,10 @@ def _lookup(name: str, shape: Sequence[int], node: NodeProto, storage: NBitsBloc
 
 
 def rows_name(name: str) -> str:
-    """The codes as a lookup sees them: those of a row on one axis."""
+    """Return the name of the quantized rows in the shape that a lookup needs, all blocks of a row on one axis."""
     return f"{name}.codes.rows"
 
 
 def cast_to_f32(name: str) -> NodeProto:
-    """The node that makes f32 of a weight in 16 bits."""
+    """Return the node that casts a 16-bit weight to f32."""
     return helper.make_node("Cast", [name], [f"{name}.f32"], name=f"{name}.f32/Cast", to=TensorProto.FLOAT)

@@ -142,7 +142,7 @@ def _chosen(
     """What each weight gets, and what it was meant to get."""
     types = onnx_recipe(wanted.type)
     return {
-        name: choose_storage(name, weight.shape, using[name].manner, types, wanted.settings, wanted.slot_of(name))
+        name: choose_storage(name, weight.shape, using[name].usage, types, wanted.settings, wanted.slot_of(name))
         for name, weight in drawn.weights.items()
     }
 
@@ -209,7 +209,7 @@ def _write_weight(
             *lead, blocks, blob = spec.shape
             flat = (*lead, blocks * blob)
             changes.arrays.append(_external(rows_name(name), spec.dtype, flat, place, spec.bytes))
-    weight[...] = storage.restored(arrays, rows.shape).reshape(weight.shape)
+    weight[...] = storage.dequantize(arrays, rows.shape).reshape(weight.shape)
     changes.nodes |= {node.output[0]: other for node, other in replacement_nodes(name, weight.shape, use, storage)}
 
 
