@@ -1,4 +1,4 @@
-"""`edgetune reference`: what the trained model says, written anew, with more of it, or for llama.cpp."""
+"""`edgetune reference`: recapture the reference outputs: other rows, full vocabulary, merged model, llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from edgetune.errors import ConfigError
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+from edgetune_converters.names import MERGE_BASES
 
 if TYPE_CHECKING:
     from edgetune_converters.request import ExportRequest
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--long", "long_", is_flag=True, help="Add rows as long as the original context and longer.")
 @click.option(
-    "--merged", type=click.Choice(["w16", "nf4"]), multiple=True,
+    "--merged", type=click.Choice(MERGE_BASES), multiple=True,
     help="Also measure the merged, unquantized model: merged into the original base or into the NF4 base.",
 )  # fmt: skip
 @click.option(
@@ -71,13 +72,13 @@ def command(
     Examples:
       edgetune reference runs/mine --rows more.jsonl --count 500
       edgetune reference runs/mine --full-vocab --long
-      edgetune reference runs/mine --merged w16 --merged nf4
+      edgetune reference runs/mine --merged original --merged nf4
       edgetune reference runs/mine --llama-kld base.kld --llama-text wiki.txt
     """
     if full_vocab and top_k:
         raise ConfigError("--full-vocab and --top-k were both given", "Give one of them")
     if llama_text and not llama_kld:
-        raise ConfigError("--llama-text was given without --llama-kld", "Say where to write with --llama-kld FILE")
+        raise ConfigError("--llama-text was given without --llama-kld", "Name the file to write with --llama-kld FILE")
     directory = RunDirectory.open(run)
     changed = bool(rows or count or full_vocab or top_k or long_)
     config = _config(directory, rows, {"rows": count, **_coding(full_vocab, top_k), "long": long_ or None}, base)
@@ -101,10 +102,9 @@ def _merge_requests(run: Path, base: Path | None, names: tuple[str, ...]) -> dic
     from edgetune.config import ExportConfig
     from edgetune.exporting.request import export_request
     from edgetune.exporting.source import find_source
-    from edgetune.reference.merged import MERGED
 
     request = export_request(find_source(run, base), ExportConfig())
-    return {name: replace(request, merge_base=MERGED[name]) for name in names}
+    return {name: replace(request, merge_base=name) for name in MERGE_BASES if name in names}
 
 
 def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:
@@ -114,7 +114,7 @@ def _coding(full_vocab: bool, top_k: int | None) -> dict[str, int | None]:
 
 
 def _config(run: RunDirectory, rows: Path | None, reference: dict[str, Any], base: Path | None) -> Any:
-    """The run's configuration with what was asked for over it."""
+    """Return the run's configuration with the options applied."""
     from edgetune.config import parse_config
 
     stored = run.manifest.config

@@ -1,4 +1,4 @@
-"""`edgetune report`: what is known of a run and its files, as one HTML page."""
+"""`edgetune report`: write one HTML page about a run and its validated files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(run: Path, files: tuple[Path, ...], output: Path | None, open_: bool
 
     directory = RunDirectory.open(run)
     path = output or directory.path / FILE
-    page.write(path, gather.gather(directory, files))
+    page.write_page(path, gather.gather(directory, files))
     click.echo(str(path))
     if open_:
         click.launch(str(path.resolve()))

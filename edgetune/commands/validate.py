@@ -1,19 +1,19 @@
-"""`edgetune validate`: exported files against what the trained model said; exit code 3 when the gate is closed."""
+"""`edgetune validate`: compare exported files with the trained model; exit code 3 if a threshold is missed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetune import console
-from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from edgetune.validation.ladder import Locate
-    from edgetune.validation.rungs import Ladder
+    from edgetune.validation.ladder import Ladder
+    from edgetune.validation.results import Rung, ValidationResults
 
 
 @click.command(name="validate")
@@ -69,8 +69,9 @@ def command(
 
     Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max, agreement_min,
     long_kld_max. A threshold that --gate does not set is taken from `gate:` in the run's configuration. The exit code
-    is 3 if a threshold is missed. Files that are not runnable (receipts, validations, Modelfiles, cards, adapters) are
-    skipped if there is a model among the FILEs.
+    is 3 if a threshold is missed; one that is set and was not measured (as with --no-task) gives a warning. Files that
+    are not runnable (receipts, validations, Modelfiles, cards, adapters) are skipped if there is a model among the
+    FILEs.
 
     \b
     Examples:
@@ -79,74 +80,40 @@ def command(
       edgetune validate --llama-base base.kld mine-q4_k_m.gguf
     """
     if llama_base is not None:
-        _against_base_file(llama_base, (run, *files), threads)
+        _compare_with_base_file(llama_base, (run, *files), threads)
         return
     if not files:
         raise click.UsageError("Missing argument 'FILE...'.")
-    from edgetune.validation import gate, results
-    from edgetune.validation import junit as junit_report
-    from edgetune.validation.ladder import Options, climb
+    from edgetune.validation import gate, table
+    from edgetune.validation.validate import validate_run
 
     directory = RunDirectory.open(run)
-    thresholds = gate.parse(gates, directory.manifest.config)
-    files = only_models(files)
-    check_distinct(files)
-    options = Options(rows, not no_task, threads, locator(directory, locate_seconds) if locate else None)
-    ladder = climb(directory, list(files), options, console.count_progress)
-    misses = gate.misses(ladder, thresholds)
-    if json_ is not None:
-        results.write(json_, ladder, ladder.files, thresholds, misses)
-    else:
-        for rung, file in zip(ladder.files, files, strict=True):
-            results.write(results.json_path(file), ladder, [rung], thresholds, misses)
-    if junit is not None:
-        junit_report.write(junit, ladder, thresholds, misses)
-    if html is not None:
-        pages = [(results.content(ladder, [rung], thresholds, misses), rung.file) for rung in ladder.files]
-        _write_page(html, directory, pages)
-    console.stdout().print(results.table(ladder, misses))
-    if statistics:
-        _print_statistics(ladder)
-    if locate:
-        _print_located(ladder)
-    gate.raise_on(misses)
+    results = validate_run(
+        directory, _runnable(files), gates=gates, rows=rows, with_task=not no_task, threads=threads,
+        attach=_locator(directory, locate_seconds) if locate else None, bar=console.count_progress,
+    )  # fmt: skip
+    _write(results, directory, json_, junit, html)
+    console.stdout().print(table.format_table(results))
+    for rung in results.files:
+        _print_more(rung, statistics)
+    for line in gate.unmeasured_warnings(results.unmeasured):
+        console.warn(line)
+    gate.raise_on(results.misses)
 
 
-def _write_page(path: Path, run: RunDirectory, contents: list[tuple[dict[str, Any], Path | None]]) -> None:
-    from edgetune.report import gather, page
-
-    page.write(path, gather.material(run, [(content, file.parent) for content, file in contents if file]))
-
-
-def only_models(files: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The files without what lies beside them; as they are where nothing would be left, so that opening says why."""
+def _runnable(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return the models among the files; all files if there is none, so that opening one says why."""
     from edgetune.runtime.artifacts import select_models
 
     models, others = select_models(files)
     if models and others:
         kinds = "; ".join(f"{kind} ({', '.join(path.name for path in paths)})" for kind, paths in others.items())
-        console.note(f"skipped, being no models that can be run: {kinds}")
+        console.note(f"skipped (not runnable): {kinds}")
     return tuple(models) or files
 
 
-def check_distinct(files: tuple[Path, ...]) -> None:
-    """Rungs go by their file names."""
-    names = [file.name for file in files]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise ConfigError(f"two files are called {twice}", "Validate them one after the other")
-
-
-def _print_statistics(ladder: Ladder) -> None:
-    from edgetune.validation import llama_perplexity
-
-    for rung in ladder.files:
-        click.echo(f"\n{rung.name}")
-        click.echo("\n".join(llama_perplexity.lines(rung.figures)))
-
-
-def locator(run: RunDirectory, seconds: float) -> Locate:
-    """Return the function that measures what the quantization of the tensors of a file costs, for --locate."""
+def _locator(run: RunDirectory, seconds: float) -> Callable[[Ladder, Rung], None]:
+    """Return the function that adds the costs of its tensors to a quantized GGUF file, for --locate."""
     from edgetune.exporting.options import resolve_options
     from edgetune.exporting.request import export_request
     from edgetune.exporting.source import find_source
@@ -154,31 +121,51 @@ def locator(run: RunDirectory, seconds: float) -> Locate:
 
     source = find_source(run.path)
     request = export_request(source, resolve_options(source.export_section, {}))
-    return lambda reference, file, progress: locate(request, reference, file, seconds, progress)
+
+    def attach(ladder: Ladder, rung: Rung) -> None:
+        if rung.is_quantized and not rung.is_onnx and rung.path is not None:
+            with console.count_progress(f"{rung.name}: locate") as progress:
+                rung.located = locate(request, ladder.reference, rung.path, seconds, progress)
+
+    return attach
 
 
-def _print_located(ladder: Ladder) -> None:
-    """The costliest first; a negative gain is noise, or an error that cancelled another."""
-    for rung in ladder.files:
-        found = rung.located
-        if found is None:
-            continue
-        end = "" if found.complete else "; there was no time for all"
-        click.echo(f"\n{rung.name}: mean KLD {found.kld:.3g}; swapped back to 16 bits{end}:")
-        for swap in (*found.kinds, *found.layers):
-            share = swap.gain / found.kld if found.kld else 0.0
-            click.echo(f"  {swap.tensor:30} {swap.type:12} KLD {swap.kld_without:9.3g}  gain {share:7.1%}")
+def _write(
+    results: ValidationResults, run: RunDirectory, json_: Path | None, junit: Path | None, html: Path | None
+) -> None:
+    from edgetune.validation.results import results_path
+
+    files = [(results.for_files([rung.name]), rung.path) for rung in results.files if rung.path]
+    for path, one in [(json_, results)] if json_ else [(results_path(file), each) for each, file in files]:
+        one.write(path)
+    if junit is not None:
+        from edgetune.validation.junit import write_junit
+
+        write_junit(junit, results)
+    if html is not None:
+        from edgetune.report import gather, page
+
+        page.write_page(html, gather.report_data(run, [(each, file.parent) for each, file in files]))
 
 
-def _against_base_file(base_file: Path, files: tuple[Path, ...], threads: int | None) -> None:
-    """What `llama-perplexity --kl-divergence` prints, for each file."""
+def _print_more(rung: Rung, statistics: bool) -> None:
+    from edgetune.validation.llama_perplexity import format_statistics
+    from edgetune.validation.table import format_tensor_costs
+
+    if statistics:
+        click.echo("\n".join(["", rung.name, *format_statistics(rung.figures)]))
+    if rung.located is not None:
+        click.echo("\n".join(["", *format_tensor_costs(rung, rung.located)]))
+
+
+def _compare_with_base_file(base_file: Path, files: tuple[Path, ...], threads: int | None) -> None:
+    """Print what `llama-perplexity --kl-divergence` prints, for each file."""
     from edgetune.reference.llama_kld import KldBaseFile
-    from edgetune.validation import base_file as against
-    from edgetune.validation import llama_perplexity
+    from edgetune.validation.llama_perplexity import format_statistics, measure_against_base_file
 
     base = KldBaseFile(base_file)
     for file in files:
         with console.count_progress(file.name) as progress:
-            figures = against.measure(base, file, threads, progress)
+            figures = measure_against_base_file(base, file, threads, progress)
         click.echo(f"{file.name}: {base.chunks} chunks of {base.context} tokens")
-        click.echo("\n".join(llama_perplexity.lines(figures)))
+        click.echo("\n".join(format_statistics(figures)))

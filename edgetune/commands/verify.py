@@ -1,4 +1,4 @@
-"""`edgetune verify`: is this file whole, and is it what was trained? On any machine, from the file alone."""
+"""`edgetune verify`: check an exported file using only what is embedded in it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ def command(file: Path, max_kld: float | None, threads: int | None, as_json: boo
     from edgetune.validation.verify import verify
 
     with console.count_progress(file.name) as progress:
-        verdict = verify(file, max_kld=max_kld, threads=threads, progress=progress)
+        found = verify(file, max_kld=max_kld, threads=threads, progress=progress)
     if as_json:
-        passed = not verdict.failed and not verdict.is_empty
-        click.echo(json.dumps({"passed": passed, "checks": [asdict(check) for check in verdict.checks]}, indent=2))
+        passed = not found.failed and not found.is_empty
+        click.echo(json.dumps({"passed": passed, "checks": [asdict(check) for check in found.checks]}, indent=2))
     else:
-        for check in verdict.checks:
+        for check in found.checks:
             mark = {True: "ok", False: "FAILED", None: "-"}[check.passed]
             click.echo(f"{mark:8}{check.name:14}{check.detail}")
-    if verdict.failed:
-        check = verdict.failed[0]
+    if found.failed:
+        check = found.failed[0]
         raise GateFailure(f"{file}: {check.name}: {check.detail}", "Fetch the file again, or export it again")
-    if verdict.is_empty:
+    if found.is_empty:
         raise GateFailure(
-            f"{file} carries nothing to verify it with", "Export it with `edgetune merge-export RUN`, or use validate"
+            f"{file} has no embedded data to verify it with",
+            "Export it with `edgetune merge-export RUN`, or use `edgetune validate`",
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgetune.exporting.source import Source
     from edgetune.reference.codecs import F64
     from edgetune.reference.store import Reference
-    from edgetune.validation.metrics import Mean
+    from edgetune.validation.results import Mean
     from edgetune_converters.request import ExportRequest
 
 TRIAL_TYPE = "q8_0"
@@ -70,7 +70,7 @@ def compare_merge_bases(request: ExportRequest, reference: Reference) -> MergeBa
     """Export and measure with each merge base, in a temporary directory beside the first target."""
     import numpy as np
 
-    from edgetune.validation.metrics import Mean
+    from edgetune.validation.metrics import mean_of
 
     klds: dict[MergeBaseName, F64] = {}
     with (
@@ -80,9 +80,9 @@ def compare_merge_bases(request: ExportRequest, reference: Reference) -> MergeBa
         for done, name in enumerate(MERGE_BASES):
             progress(done, len(MERGE_BASES))
             klds[name] = _measure(request, name, reference, folder / f"{name}.gguf")
-    gain = Mean.of(klds[ORIGINAL] - klds[NF4])
+    gain = mean_of(klds[ORIGINAL] - klds[NF4])
     is_closer = bool(gain.value > _SIGNIFICANT * np.nan_to_num(gain.error, nan=np.inf))
-    return MergeBaseComparison(NF4 if is_closer else ORIGINAL, {name: Mean.of(kld) for name, kld in klds.items()})
+    return MergeBaseComparison(NF4 if is_closer else ORIGINAL, {name: mean_of(kld) for name, kld in klds.items()})
 
 
 def _measure(request: ExportRequest, name: MergeBaseName, reference: Reference, file: Path) -> F64:

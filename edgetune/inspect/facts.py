@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from edgetune.validation.results import json_path
+from edgetune.errors import RunDirectoryError
+from edgetune.validation.results import ValidationResults, results_path
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 Facts = dict[str, Any]
@@ -92,17 +92,18 @@ def receipt_facts(artifact: Path) -> Facts:
 
 
 def validation_facts(artifact: Path) -> Facts:
-    """Return the headline of the validation beside an artifact; {} without one, or for one of another version."""
+    """Return the headline of the validation beside an artifact; {} without one, or for a damaged or newer one."""
     try:
-        content = json.loads(json_path(artifact).read_text(encoding="utf-8"))
-        rung = next(rung for rung in content["rungs"] if rung["file"] == artifact.name)
-        figures = rung["figures"]
-        return {
-            "passed": content["passed"],
-            "mean KLD": figures["kld"]["value"],
-            "same top": figures["same_top"]["value"],
-            "recovery": figures["recovery"],
-            "task": rung["task"]["share"] if rung["task"] else None,
-        }
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        results = ValidationResults.read(results_path(artifact))
+    except RunDirectoryError:
         return {}
+    rung = next((each for each in results.files if each.file == artifact.name), None)
+    if rung is None:
+        return {}
+    return {
+        "passed": results.passed,
+        "mean KLD": rung.figures.kld.value,
+        "same top": rung.figures.same_top.value,
+        "recovery": rung.figures.recovery,
+        "task": rung.task.share if rung.task else None,
+    }

@@ -7,15 +7,17 @@ unknown is left out. The card holds no path of this machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import edgetune
+from edgetune.errors import RunDirectoryError
 from edgetune.runs.manifest import RunManifest
-from edgetune.validation.results import json_path
+from edgetune.validation.results import Mean, Rung, ValidationResults, results_path
 from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
@@ -171,19 +173,21 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
         yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)
     for name in _TRAINING:
         yield name.replace("_", " "), training.get(name)
-    for name in ("steps", "loss_first", "loss_last", "eval_loss") if train else ():
-        value = getattr(train, name)
-        yield name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value
+    for name in ("steps", "loss_first", "loss_last", "eval_loss"):
+        value = getattr(train, name) if train else None
+        known = value is not None and not math.isnan(value)
+        yield name.replace("_", " "), (f"{value:.4f}" if isinstance(value, float) else value) if known else None
     yield "device", manifest.device.get("name") or manifest.device.get("type")
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
 def _measurements(receipts: Sequence[Receipt]) -> str:
-    """Return the measurements from the validations beside the files; empty without any."""
-    rungs: dict[str, Mapping[str, Any]] = {}
+    """Tabulate the validation results beside the files; empty if there are none."""
+    rungs: dict[str, Rung] = {}
     for receipt in receipts:
-        for rung in _validation(Path(receipt.artifact)).get("rungs", []):
-            rungs.setdefault(str(rung.get("name")), rung)
+        results = _results(Path(receipt.artifact))
+        for rung in results.rungs if results else []:
+            rungs.setdefault(rung.name, rung)
     if not rungs:
         return ""
     rows = [(f"`{name}`", *(_figure(rung, key) for _, key in _FIGURES)) for name, rung in rungs.items()]
@@ -191,22 +195,21 @@ def _measurements(receipts: Sequence[Receipt]) -> str:
     return f"## What was measured\n\n{text}\n\n" + _table(("", *(title for title, _ in _FIGURES)), rows)
 
 
-def _validation(artifact: Path) -> dict[str, Any]:
-    """Return the validation beside a file, unless it is older than the file."""
-    path = json_path(artifact)
+def _results(artifact: Path) -> ValidationResults | None:
+    """Read the validation results of an artifact; None if they are missing, damaged, or of an earlier file."""
+    path = results_path(artifact)
+    if not path.is_file() or path.stat().st_mtime < artifact.stat().st_mtime:
+        return None
     try:
-        if path.stat().st_mtime < artifact.stat().st_mtime:
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return ValidationResults.read(path)
+    except RunDirectoryError:
+        return None
 
 
-def _figure(rung: Mapping[str, Any], key: str) -> str:
-    value = rung.get("figures", {}).get(key)
-    value = value.get("value") if isinstance(value, Mapping) else value
-    if not isinstance(value, (int, float)):
+def _figure(rung: Rung, key: str) -> str:
+    value = getattr(rung.figures, key)
+    value = value.value if isinstance(value, Mean) else value
+    if value is None or math.isnan(value):
         return ""
     return f"{value:.1%}" if key == "same_top" else f"{value:.4g}"
 

@@ -1,6 +1,6 @@
 """Two ways to store a distribution over the vocabulary, each with the comparison that fits it.
 
-`FullVocabulary` keeps every log-probability in 16 bits (DESIGN, section 3; 2 V bytes a token). `TopK` keeps the k most
+`FullVocabulary` keeps every log-probability in 16 bits (2 V bytes per token). `TopK` keeps the k most
 likely tokens exactly and the others as one bucket (8 k bytes a token); merging the others can only lower a KL
 divergence (data processing inequality), so what it yields is a lower bound and is labelled so.
 """

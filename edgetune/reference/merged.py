@@ -1,7 +1,7 @@
-"""What the merged model says before it is converted: the rung between training and export, kept beside the reference.
+"""The outputs of the merged model before its conversion, stored beside the reference.
 
-Two of them (DESIGN, section 3, "Merge base"): `w16`, the adapter on the base as it is, and `nf4`, the adapter on the
-base rounded to 4 bits as it was while training. Each is one .npz file that belongs to one reference.
+One .npz file for each merge base: `original`, the adapter on the base as it is stored, and `nf4`, the adapter on the
+base quantized to 4 bits as in training. A file belongs to one reference.
 """
 
 from __future__ import annotations
@@ -14,38 +14,42 @@ import numpy as np
 from edgetune.errors import RunDirectoryError
 from edgetune.reference.codecs import Comparison
 from edgetune.reference.store import Reference
-from edgetune_converters.names import MergeBaseName
+from edgetune_converters.files import atomic
+from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
 
-MERGED: dict[str, MergeBaseName] = {"w16": "original", "nf4": "nf4"}
-"""Name -> `merge_base` of the export."""
+__all__ = ["MERGE_BASES", "path_of", "read", "write"]
+
 _ARRAYS = ("kld", "top", "nll")
+_EARLIER = {ORIGINAL: "merged-w16.npz", NF4: "merged-nf4.npz"}
+"""File names of edgetune before 0.1."""
 
 
-def path_of(directory: Path, name: str) -> Path:
-    """Where it lies in a reference directory."""
-    return directory / f"merged-{name}.npz"
+def path_of(directory: Path, merge_base: str) -> Path:
+    """Return the path of the stored outputs in a reference directory."""
+    path = directory / f"merged-{merge_base}.npz"
+    earlier = directory / _EARLIER.get(merge_base, path.name)
+    return earlier if earlier.is_file() and not path.is_file() else path
 
 
-def write(reference: Reference, name: str, compared: Comparison) -> Path:
-    """Store it, whole or not at all."""
-    path = path_of(reference.directory, name)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            arrays = {array: getattr(compared, array) for array in _ARRAYS}
-            np.savez(stream, allow_pickle=False, digest=np.array(reference.digest), **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write(reference: Reference, merge_base: str, compared: Comparison) -> Path:
+    """Store the outputs, atomically, and return their path."""
+    path = reference.directory / f"merged-{merge_base}.npz"
+    with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
+        arrays = {array: getattr(compared, array) for array in _ARRAYS}
+        np.savez(stream, allow_pickle=False, digest=np.array(reference.digest), **arrays)
     return path
 
 
-def read(reference: Reference, name: str) -> Comparison | None:
-    """What was stored, None where nothing was. Raises RunDirectoryError for a damaged file or another reference's."""
-    path = path_of(reference.directory, name)
+def read(reference: Reference, merge_base: str) -> Comparison | None:
+    """Return the stored outputs, or None.
+
+    Raises:
+        RunDirectoryError: The file is damaged or belongs to another reference.
+    """
+    path = path_of(reference.directory, merge_base)
     if not path.is_file():
         return None
-    hint = f"Write it again: edgetune reference RUN --merged {name}."
+    hint = f"Capture it again: `edgetune reference RUN --merged {merge_base}`"
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             digest, arrays = str(stored["digest"]), [np.array(stored[array]) for array in _ARRAYS]

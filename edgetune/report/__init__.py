@@ -1,1 +1,1 @@
-"""The report: everything that is known of a run and its exported files as one HTML page. It loads nothing."""
+"""The report: one HTML page about a run and its exported files. It loads nothing from the network."""

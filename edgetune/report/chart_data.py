@@ -1,93 +1,107 @@
-"""What the page's charts draw, as plain JSON: the scripts compute nothing that is said elsewhere in words."""
+"""The data of the page's charts as plain JSON. The scripts compute nothing that the page states in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgetune.report import findings, survival
 from edgetune.report.curves import Curves
 from edgetune.report.gate_table import limit_of
-from edgetune.report.gather import FileReport, Json, ReportData
-from edgetune.report.numbers import entry, number
+from edgetune.report.gather import FileReport, ReportData
+from edgetune.validation.numbers import number
+from edgetune.validation.results import BASE, FILE, MERGED, TRAINED, Mean, Rung
 
-# title, unit, path of value and error, whether a logarithmic scale shows more, key of the threshold, is less better
-METRICS: Sequence[dict[str, Any]] = (
-    {"key": "kld", "title": "KL divergence", "unit": "nats per token, mean", "path": ("kld",), "log": True,
-     "gate": "mean_kld_max", "form": "short"},
-    {"key": "entropy", "title": "Cross-entropy", "unit": "nats per token", "path": ("cross_entropy",), "log": True,
-     "gate": None, "form": "short"},
-    {"key": "perplexity", "title": "Perplexity", "unit": "", "path": ("perplexity",), "log": True, "gate": None,
-     "form": "short4"},
-    {"key": "recovery", "title": "Recovery", "unit": "share of the gain", "path": ("recovery",), "log": False,
-     "gate": "recovery_min", "form": "percent"},
-    {"key": "same", "title": "Same top token", "unit": "share of tokens", "path": ("same_top",), "log": False,
-     "gate": "same_top_min", "form": "percent"},
-    {"key": "task", "title": "Task score", "unit": "share of answers that are right", "path": (), "log": False,
-     "gate": None, "form": "percent"},
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that the ladder chart can show."""
+
+    key: str
+    title: str
+    unit: str
+    value: Callable[[Rung], Mean | float | None]
+    is_log: bool
+    """Whether a logarithmic scale shows more."""
+    form: str
+    """How the script formats it."""
+    gate: str | None = None
+    """The key of its threshold."""
+
+
+METRICS: Sequence[Metric] = (
+    Metric("kld", "KL divergence", "nats per token, mean", lambda rung: rung.figures.kld, True, "short",
+           "mean_kld_max"),
+    Metric("entropy", "Cross-entropy", "nats per token", lambda rung: rung.figures.cross_entropy, True, "short"),
+    Metric("perplexity", "Perplexity", "", lambda rung: rung.figures.perplexity, True, "short4"),
+    Metric("recovery", "Recovery", "share of the training gain", lambda rung: rung.figures.recovery, False, "percent",
+           "recovery_min"),
+    Metric("same", "Same top token", "share of tokens", lambda rung: rung.figures.same_top, False, "percent",
+           "same_top_min"),
+    Metric("task", "Task score", "share of correct answers", lambda rung: rung.task.share if rung.task else None, False,
+           "percent"),
 )  # fmt: skip
 
 
-def data(material: ReportData, curves: Curves, chosen: int) -> dict[str, Any]:
-    """All that the scripts need."""
+def chart_data(data: ReportData, curves: Curves, chosen: int) -> dict[str, Any]:
+    """Return everything that the scripts need."""
+    shown = [metric for metric in METRICS if any(_values(metric, file.rung)[0] is not None for file in data.files)]
     return {
         "chosen": chosen,
-        "metrics": [_metric(metric, material) for metric in METRICS if _is_known(metric, material)],
-        "rungs": [_rung(rung, None) for rung in material.stored] + [_rung(file.rung, file) for file in material.files],
-        "files": [_file(file, material.files) for file in material.files],
-        "kld_limit": limit_of(material.files, "mean_kld_max"),
+        "metrics": [
+            {"key": metric.key, "title": metric.title, "unit": metric.unit, "log": metric.is_log, "form": metric.form,
+             "limit": limit_of(data.files, metric.gate) if metric.gate else None}
+            for metric in shown
+        ],
+        "rungs": [_rung(rung, None) for rung in data.stored] + [_rung(file.rung, file) for file in data.files],
+        "files": [_file(file, data.files) for file in data.files],
+        "kld_limit": limit_of(data.files, "mean_kld_max"),
         "curves": {
             "loss": curves.loss,
             "held_out": curves.held_out,
             "learning_rate": curves.learning_rate,
             "grad_norm": curves.grad_norm,
         },
-    }
+    }  # fmt: skip
 
 
-def _is_known(metric: Mapping[str, Any], material: ReportData) -> bool:
-    return any(_values(metric, file.rung)[0] is not None for file in material.files)
+def _values(metric: Metric, rung: Rung) -> tuple[float | None, float | None]:
+    """Return value and standard error."""
+    found = metric.value(rung)
+    return (number(found.value), number(found.error)) if isinstance(found, Mean) else (number(found), None)
 
 
-def _metric(metric: Mapping[str, Any], material: ReportData) -> dict[str, Any]:
-    limit = limit_of(material.files, metric["gate"]) if metric["gate"] else None
-    return {key: metric[key] for key in ("key", "title", "unit", "log", "form")} | {"limit": limit}
-
-
-def _values(metric: Mapping[str, Any], rung: Json) -> tuple[float | None, float | None]:
-    """Value and standard error."""
-    found = entry(rung, "figures", *metric["path"]) if metric["path"] else entry(rung, "task", "share")
-    if isinstance(found, Mapping):
-        return number(found.get("value")), number(found.get("error"))
-    return number(found), None
-
-
-def _rung(rung: Json, file: FileReport | None) -> dict[str, Any]:
-    kind = "file" if file else str(rung.get("kind") or rung["name"])
+def _rung(rung: Rung, file: FileReport | None) -> dict[str, Any]:
+    kind = FILE if file else rung.kind if rung.kind in (BASE, TRAINED) else MERGED
     return {
-        "name": file.short if file else rung["name"],
-        "kind": kind if kind in ("base", "trained", "file") else "merged",
-        "passed": not file.misses if file else None,
-        "values": {metric["key"]: _values(metric, rung) for metric in METRICS},
+        "name": file.short if file else rung.name,
+        "kind": kind,
+        "passed": _passed(file) if file else None,
+        "values": {metric.key: _values(metric, rung) for metric in METRICS},
     }
+
+
+def _passed(file: FileReport) -> bool | None:
+    return {"pass": True, "fail": False}.get(file.state)
 
 
 def _file(file: FileReport, files: Sequence[FileReport]) -> dict[str, Any]:
-    figures = file.rung.get("figures", {})
-    percentiles = {key: number(value) for key, value in (figures.get("kld_percentiles") or {}).items()}
+    figures, detail, located = file.rung.figures, file.rung.detail, file.rung.located
+    percentiles = {key: number(value) for key, value in figures.kld_percentiles.items()}
     return {
         "name": file.name,
         "short": file.short,
         "size": file.size,
         "kld": file.kld,
-        "passed": not file.misses,
+        "passed": _passed(file),
         "front": findings.is_on_front(file, files),
-        "percentiles": percentiles | {"max": number(figures.get("kld_max"))},
-        "histogram": entry(file.rung, "detail", "kld_histogram"),
-        "rows": entry(file.rung, "detail", "worst_rows") or [],
+        "percentiles": percentiles | {"max": number(figures.kld_max)},
+        "histogram": detail.kld_histogram.model_dump(mode="json") if detail and detail.kld_histogram else None,
+        "rows": [row.model_dump(mode="json") for row in detail.worst_rows] if detail else [],
         "survival": [
             {"layer": tensor.layer, "slot": tensor.slot, "type": tensor.type, "ratio": tensor.ratio}
-            for tensor in survival.tensors(file.receipt)
+            for tensor in survival.tensor_survival(file.receipt)
         ],
-        "located": file.rung.get("located"),
+        "located": located.model_dump(mode="json") if located else None,
     }

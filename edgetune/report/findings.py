@@ -1,57 +1,61 @@
-"""What each chart says, in a sentence or two: the conclusion, and what to do about it."""
+"""The conclusion of each chart in a sentence or two, with what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgetune.report.gather import FileReport, Json, ReportData
-from edgetune.report.numbers import entry, number, share, short, size
+from edgetune.report.gather import FileReport, ReportData
 from edgetune.report.survival import TensorSurvival
+from edgetune.validation.numbers import number, share, short, size
+from edgetune.validation.results import Rung
 
-_WHOLE, _LOST = 0.95, 0.5
+_INTACT, _LOST = 0.95, 0.5
 
 
-def ladder(material: ReportData, chosen: FileReport) -> str:
-    """Where on the way the loss appears."""
-    rungs = (material.rung("base"), material.rung("trained"), chosen.rung)
-    entropy = [number(entry(rung, "figures", "cross_entropy", "value")) for rung in rungs]
-    recovery = number(entry(chosen.rung, "figures", "recovery"))
-    if None in entropy or recovery is None:
-        return "Training gained nothing on the held-out rows, so there is nothing that an export could keep or lose."
-    base, trained, arrived = (short(value) for value in entropy)
-    lost, added = entry(chosen.rung, "lost", "stage"), number(entry(chosen.rung, "lost", "kld"))
-    blame = f" The step that adds most divergence: {lost} ({short(added)} nats per token)." if lost and added else ""
+def ladder(data: ReportData, chosen: FileReport) -> str:
+    """Return how much of the training gain survives, and the stage that adds most divergence."""
+    base, trained = data.rung("base"), data.rung("trained")
+    recovery = number(chosen.rung.figures.recovery)
+    losses = [number(rung.figures.cross_entropy.value) if rung else None for rung in (base, trained, chosen.rung)]
+    if None in losses or recovery is None:
+        return "Training gained nothing on the held-out rows, so there is no gain that an export could keep or lose."
+    before, after, exported = (short(value) for value in losses)
+    lost = chosen.rung.lost
+    added = number(lost.kld) if lost else None
+    stage = (
+        f" The stage that adds most divergence: {lost.stage} ({short(added)} nats per token)." if lost and added else ""
+    )
     return (
-        f"Training took the loss on held-out rows from {base} to {trained} nats per token. {chosen.short} stands at "
-        f"{arrived}: {share(recovery, 2)} of that gain has arrived.{blame}"
+        f"Training lowered the loss on the held-out rows from {before} to {after} nats per token. The loss of "
+        f"{chosen.short} is {exported}: {share(recovery, 2)} of the gain survives the export.{stage}"
     )
 
 
-def long_rows(rung: Json) -> str:
-    """Rows that are there for their length: whether positions far out are right."""
-    rows = [(number(row.get("tokens")), number(row.get("kld"))) for row in rung.get("long_rows") or []]
-    known = [f"{tokens:,.0f} tokens: {short(kld)}" for tokens, kld in rows if tokens is not None]
-    return f"Long rows, mean KLD in nats: {'; '.join(known)}." if known else ""
+def long_rows(rung: Rung) -> str:
+    """Return the divergence at long contexts."""
+    rows = [f"{row.tokens:,.0f} tokens: {short(row.kld)}" for row in rung.long_rows]
+    return f"Mean KL divergence of long rows, in nats per token: {'; '.join(rows)}." if rows else ""
 
 
-def located(rung: Json) -> str:
-    """Which kind of tensor costs most, and what to do about it."""
-    kinds = entry(rung, "located", "kinds") or []
-    whole = number(entry(rung, "located", "kld"))
-    if not kinds or not whole:
+def tensor_costs(rung: Rung) -> str:
+    """Return which kind of tensor costs most, and what to do about it."""
+    costs = rung.located
+    total = number(costs.kld) if costs else None
+    if costs is None or not costs.kinds or not total:
         return ""
-    tensor, gain = str(kinds[0]["tensor"]), number(kinds[0]["gain"]) or 0.0
+    worst = costs.kinds[0]
+    gain = number(worst.gain) or 0.0
     if gain <= 0:
-        return "No kind of tensor lowers the divergence when it is swapped back to 16 bits: the type is not what costs."
-    slot = tensor.removeprefix("blk.*.").removesuffix(".weight")
+        return "The divergence is not lower with any kind of tensor in 16 bits: the storage types are not the cause."
+    slot = worst.tensor.removeprefix("blk.*.").removesuffix(".weight")
     return (
-        f"{tensor} as {kinds[0]['type']} costs most: in 16 bits the divergence would fall by {share(gain / whole, 0)}. "
-        f"A finer type for it alone: --tensor-type '{slot}=q8_0'."
+        f"{worst.tensor} as {worst.type} costs most: in 16 bits the mean would be {share(gain / total, 0)} lower. "
+        f"To store only these tensors in a finer type: --tensor-type '{slot}=q8_0'."
     )
 
 
 def is_on_front(file: FileReport, files: Sequence[FileReport]) -> bool:
-    """Whether no other file is both smaller (or as small) and closer (or as close)."""
+    """Whether no other file is at least as small and at least as close, and better in one of the two."""
     if file.size is None or file.kld is None:
         return False
     return not any(
@@ -66,19 +70,21 @@ def is_on_front(file: FileReport, files: Sequence[FileReport]) -> bool:
 
 
 def sizes(files: Sequence[FileReport]) -> str:
-    """Which files are worth their bytes."""
+    """Return which files are worth their bytes."""
     front = [file for file in files if is_on_front(file, files)]
     behind = [file.short for file in files if file not in front and file.size is not None and file.kld is not None]
-    passing = [file for file in files if not file.misses and file.size is not None]
+    passing = [file for file in files if file.state == "pass" and file.size is not None]
     parts = []
     if passing:
         smallest = min(passing, key=lambda file: file.size or 0)
-        parts.append(f"{smallest.short} is the smallest file that passes ({size(smallest.size)}).")
+        parts.append(f"{smallest.short} is the smallest file that passes the gate ({size(smallest.size)}).")
+    elif any(file.state == "none" for file in files):
+        parts.append("No file passes the gate: thresholds that are set were not measured.")
     else:
-        parts.append("No file passes: export a finer type, or train longer.")
+        parts.append("No file passes the gate: export a finer storage type, or train longer.")
     if behind:
         verb = "is" if len(behind) == 1 else "are"
-        parts.append(f"{_listed(behind)} {verb} not worth the bytes: another file is smaller and no farther away.")
+        parts.append(f"{_listed(behind)} {verb} not worth the bytes: another file is smaller and at least as close.")
     return " ".join(parts)
 
 
@@ -87,71 +93,64 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def spread(file: FileReport) -> str:
-    """Whether the mean stands for the tokens."""
-    percentiles = entry(file.rung, "figures", "kld_percentiles") or {}
-    median, late, most = (number(percentiles.get(key)) for key in ("50", "99", "none"))
-    most = number(entry(file.rung, "figures", "kld_max"))
+    """Return whether the mean is representative of the tokens."""
+    figures = file.rung.figures
+    median, late = (figures.kld_percentiles.get(key) for key in ("50", "99"))
     text = (
-        f"Half of the tokens differ by less than {short(median)} nats, one in a hundred by more than {short(late)}; "
-        f"the worst by {short(most)}."
+        f"Half of the tokens have a divergence below {short(median)} nats, one in a hundred above {short(late)}; "
+        f"the largest is {short(figures.kld_max)}."
     )
-    held = number(entry(file.rung, "detail", "worst_percent_share"))
-    if held is not None:
-        text += f" The worst hundredth of the tokens holds {share(held, 0)} of all divergence"
-        text += ": look at those below." if held > _LOST else "."
-    return text
+    worst = number(file.rung.detail.worst_percent_share) if file.rung.detail else None
+    if worst is None:
+        return text
+    end = ": look at the rows below." if worst > _LOST else "."
+    return f"{text} The worst hundredth of the tokens accounts for {share(worst, 0)} of all divergence{end}"
 
 
 def tokens(file: FileReport) -> str:
-    """How often the first choice is another."""
-    same, count = (number(entry(file.rung, "figures", *path)) for path in (("same_top", "value"), ("tokens",)))
-    if same is None or count is None:
+    """Return how often the most likely token differs."""
+    same, count = number(file.rung.figures.same_top.value), file.rung.figures.tokens
+    if same is None or not count:
         return ""
     other = round((1 - same) * count)
     if other == 0:
-        return f"At each of the {count:,.0f} tokens the file's top token is the trained model's."
+        return f"At each of the {count:,.0f} tokens the file and the trained model have the same top token."
     return (
-        f"At {other:,} of {count:,.0f} tokens ({share(1 - same)}) the file's top token is another than the trained "
-        "model's. These are the places where a greedy answer takes another turn."
+        f"At {other:,} of {count:,.0f} tokens ({share(1 - same)}) the file and the trained model have different top "
+        "tokens. There a greedy answer would take another course."
     )
 
 
 def survival(found: Sequence[TensorSurvival]) -> str:
-    """Whether what was trained is still in the tensors."""
+    """Return whether the trained change survives in the tensors."""
     if not found:
         return ""
-    lost = sorted((tensor for tensor in found if tensor.ratio < _WHOLE), key=lambda tensor: tensor.ratio)
+    lost = sorted((tensor for tensor in found if tensor.ratio < _INTACT), key=lambda tensor: tensor.ratio)
     if not lost:
-        return f"All {len(found)} changed tensors carry at least 95\u00a0% of their change. Nothing to do."
+        return f"All {len(found)} changed tensors keep at least 95\u00a0% of their change. Nothing to do."
     worst = lost[0]
     slots = list(dict.fromkeys(tensor.slot for tensor in lost))[:2]
     advice = " ".join(f"--tensor-type '{slot}=q6_k'" for slot in slots)
-    grave = " More than half of its change is gone." if worst.ratio < _LOST else ""
+    grave = " More than half of its change is lost." if worst.ratio < _LOST else ""
     return (
-        f"{len(lost)} of {len(found)} changed tensors carry less than 95 % of their change; the weakest is "
-        f"{worst.name} with {worst.ratio:.2f}.{grave} If the figures above are too low, give these a finer type: "
-        f"{advice}."
+        f"{len(lost)} of {len(found)} changed tensors keep less than 95 % of their change; the weakest is "
+        f"{worst.name} with {worst.ratio:.2f}.{grave} If the figures above are too low, store these tensors in a finer "
+        f"type: {advice}."
     )
 
 
-def task(rung: Json, trained: Json) -> str:
-    """The answers, against the trained model's."""
-    stored, before = rung.get("task") or {}, trained.get("task") or {}
-    rows, right = (number(stored.get(key)) for key in ("rows", "right"))
-    if rows is None or right is None:
+def task(rung: Rung, trained: Rung | None) -> str:
+    """Return how many answers are correct, compared with the trained model."""
+    score = rung.task
+    if score is None or not score.rows:
         return ""
-    text = f"{right:,.0f} of {rows:,.0f} answers are right"
-    had = number(before.get("right"))
-    if had is not None:
-        change = right - had
-        text += (
-            f", {abs(change):,.0f} {'more' if change > 0 else 'fewer'} than before export"
-            if change
-            else ", as before export"
-        )
-    same = number(stored.get("same_as_trained"))
-    text += "." if same is None else f"; {same:,.0f} are the trained model's to the letter."
-    agreement = number(entry(rung, "agreement", "mean"))
-    if agreement is not None:
-        text += f" Token by token, {share(agreement)} of each answer is the trained model's before the two part."
+    text = f"{score.right:,.0f} of {score.rows:,.0f} answers are correct"
+    if trained is not None and trained.task is not None:
+        change = score.right - trained.task.right
+        more = f"{abs(change):,.0f} {'more' if change > 0 else 'fewer'} than before the export"
+        text += f", {more if change else 'as many as before the export'}"
+    same = score.same_as_trained
+    text += "." if same is None else f"; {same:,.0f} equal the trained model's, character for character."
+    if rung.agreement is not None:
+        text += f" On average the first {share(rung.agreement.mean)} of the tokens of an answer agree."
     return text

@@ -1,8 +1,8 @@
-"""The page: templates, styles and scripts put together into one file that needs nothing else.
+"""The page: templates, styles and scripts in one file that needs nothing else.
 
-Nothing that comes from data is ever markup: text goes through jinja2's escaping, and the data of the charts stands in a
-script element of type application/json in which `<`, `>`, `&` and the line separators of JavaScript are escaped. The
-content security policy allows the page's own two scripts, by their hashes, and no network at all.
+Data never becomes markup. Text is escaped by jinja2; the data of the charts is in a script element of type
+application/json in which `<`, `>`, `&` and the line separators of JavaScript are escaped. The content security policy
+allows the page's own two scripts, by their hashes, and no network access.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,9 +20,11 @@ import jinja2
 from markupsafe import Markup
 
 import edgetune
-from edgetune.report import chart_data, findings, gate_table, numbers, receipt, survival, verdict
+from edgetune.report import chart_data, facts, findings, gate_table, survival, verdict
 from edgetune.report.curves import curves
 from edgetune.report.gather import FileReport, ReportData
+from edgetune.validation import numbers
+from edgetune_converters.files import atomic
 
 VENDORED = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
@@ -33,56 +34,49 @@ STYLES = ("base.css", "parts.css", "tokens.css", "print.css")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write(path: Path, material: ReportData) -> None:
-    """The report as one HTML file, whole or not at all."""
-    text = render(material)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_page(path: Path, data: ReportData) -> None:
+    """Write the report as one HTML file, atomically."""
+    atomic.write_text(path, render(data), errors="replace")
 
 
-def render(material: ReportData) -> str:
-    """The page's text."""
-    learned = curves(material.log)
-    judged = verdict.judge(material)
+def render(data: ReportData) -> str:
+    """Return the text of the page."""
+    training = curves(data.log)
+    judged = verdict.judge(data)
     library = "\n".join(_read("vendor", name) for name in VENDORED)
     own = "(() => {\n'use strict';\n" + "\n".join(_read("scripts", name) for name in SCRIPTS) + "})();"
     return _environment().get_template("page.html.jinja").render(
         policy=policy(library, own),
         styles=Markup("\n".join(_read("styles", name) for name in STYLES)),
         scripts=[Markup(library), Markup(own)],
-        data=embedded(chart_data.data(material, learned, judged.chosen)),
-        material=material,
+        chart_data=embedded(chart_data.chart_data(data, training, judged.chosen)),
+        report=data,
         verdict=judged,
-        columns=gate_table.columns(material.files),
-        curves=learned,
-        views=[_view(file, material) for file in material.files],
-        chosen=material.files[judged.chosen],
-        run_facts=receipt.run_facts(material.manifest),
+        columns=gate_table.columns(data.files),
+        curves=training,
+        views=[_view(file, data) for file in data.files],
+        chosen=data.files[judged.chosen],
+        run_facts=facts.run_facts(data.manifest),
         version=edgetune.__version__,
     )  # fmt: skip
 
 
-def _view(file: FileReport, material: ReportData) -> dict[str, Any]:
-    """One file, as the templates show it."""
-    changed = survival.tensors(file.receipt)
+def _view(file: FileReport, data: ReportData) -> dict[str, Any]:
+    """Return what the templates show of one file."""
+    changed = survival.tensor_survival(file.receipt)
     return {
         "file": file,
         "spread": findings.spread(file),
         "tokens": findings.tokens(file),
         "survival": findings.survival(changed),
         "weakest": survival.weakest(changed),
-        "task": findings.task(file.rung, material.rung("trained")),
-        "contract": receipt.contract(file),
-        "facts": receipt.facts(file),
-        "hashes": list(receipt.hashes(file)),
-        "ladder": findings.ladder(material, file),
+        "task": findings.task(file.rung, data.rung("trained")),
+        "contract": facts.contract_checks(file),
+        "facts": facts.file_facts(file),
+        "hashes": list(facts.hashes(file)),
+        "ladder": findings.ladder(data, file),
         "long_rows": findings.long_rows(file.rung),
-        "located": findings.located(file.rung),
+        "tensor_costs": findings.tensor_costs(file.rung),
     }
 
 
@@ -96,12 +90,12 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         name: getattr(numbers, name) for name in ("short", "share", "size", "with_error", "plural", "number")
     }
-    environment.globals |= {"cell": gate_table.cell, "entry": numbers.entry, "sizes": findings.sizes}
+    environment.globals |= {"cell": gate_table.cell, "sizes": findings.sizes}
     return environment
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that can stand in a script element, whatever its strings hold: no `</script>`, no `<!--`, no U+2028.
+    """Return JSON that is safe in a script element, whatever its strings hold: no `</script>`, `<!--` or U+2028.
 
     NaN and infinity become null; lone surrogates become U+FFFD.
     """
@@ -120,7 +114,7 @@ def _finite(value: Any) -> Any:
 
 
 def policy(*scripts: str) -> str:
-    """A content security policy that runs these scripts and no other, and loads nothing."""
+    """Return a content security policy that runs these scripts and no others, and loads nothing."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
     )

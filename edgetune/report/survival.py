@@ -1,49 +1,44 @@
-"""How much of each tensor's change survived quantization, as layer x slot."""
+"""The share of each tensor's change that survives quantization, by layer and slot."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from edgetune.report.gather import Json
-from edgetune.report.numbers import number
+from edgetune.validation.numbers import number
+from edgetune_converters.provenance.receipts import Receipt
 
 WEAKEST = 8
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+?)(?:\.weight)?")
 OUTSIDE = ""
-"""Layer of a tensor that is in no layer: the embedding, the head."""
+"""Layer of a tensor outside the layers: the embedding, the head."""
 
 
 @dataclass(frozen=True)
 class TensorSurvival:
-    """One changed tensor."""
+    """One tensor that training changed."""
 
     name: str
     layer: str
     slot: str
     type: str
     ratio: float
-    """<Q(W+D)-Q(W), D>/|D|^2: 1 whole, 0 vanished."""
+    """<Q(W+D)-Q(W), D>/|D|^2: 1 = all of the change D, 0 = nothing."""
 
 
-def tensors(receipt: Json) -> list[TensorSurvival]:
-    """Every tensor whose survival the export measured; [] when it did not."""
-    return list(_tensors(receipt.get("survival"), receipt.get("tensors")))
-
-
-def _tensors(survival: Any, types: Any) -> Iterator[TensorSurvival]:
-    types = types if isinstance(types, Mapping) else {}
-    for name, value in (survival if isinstance(survival, Mapping) else {}).items():
+def tensor_survival(receipt: Receipt | None) -> list[TensorSurvival]:
+    """Return every tensor whose survival the export measured; [] if it did not."""
+    found = []
+    for name, value in (receipt.survival or {}).items() if receipt else ():
         ratio = number(value)
         if ratio is None:
             continue
         match = _BLOCK.fullmatch(name)
         layer, slot = (match[1], match[2]) if match else (OUTSIDE, name.removesuffix(".weight"))
-        yield TensorSurvival(name, layer, slot, str(types.get(name, "")), ratio)
+        found.append(TensorSurvival(name, layer, slot, (receipt.tensors if receipt else {}).get(name, ""), ratio))
+    return found
 
 
 def weakest(found: list[TensorSurvival]) -> list[TensorSurvival]:
-    """The tensors that lost most, the worst first."""
+    """Return the tensors that lost most, the worst first."""
     return sorted(found, key=lambda tensor: (tensor.ratio, tensor.name))[:WEAKEST]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from edgetune.report import gate_table
 from edgetune.report.gate_table import MissedCheck
 from edgetune.report.gather import FileReport, ReportData
-from edgetune.report.numbers import NOTHING, entry, number, plural, share, short, size
+from edgetune.validation import gate
+from edgetune.validation.numbers import NOTHING, number, plural, share, short, size
 from edgetune.validation.sample_size import caution
 
 
@@ -23,89 +24,111 @@ class Tile:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said first."""
+    """The first statement of the report."""
 
     state: str
-    """passed, failed (no file passes) or mixed."""
+    """passed; failed: every file misses a check; incomplete: none does, and no file is fully measured; mixed."""
     word: str
     headline: str
     """One sentence."""
     basis: str
-    """What it rests on: rows, tokens, thresholds."""
+    """The rows, tokens and thresholds behind the verdict."""
     misses: list[MissedCheck]
+    unmeasured: list[str]
+    """One sentence for each threshold that was not measured."""
     next_step: str
     chosen: int
     """Index of the file that the report opens with."""
     tiles: list[Tile]
 
 
-def judge(material: ReportData) -> Verdict:
-    """The verdict on all files."""
-    files = material.files
-    passing = [file for file in files if not file.misses]
-    chosen = min(passing or files, key=lambda file: (file.size or 0, file.kld or 0))
-    state = "failed" if not passing else "passed" if len(passing) == len(files) else "mixed"
-    failing = len(files) - len(passing)
-    verb = "fails" if failing == 1 else "fail"
-    mixed = f"{failing} of {plural(len(files), 'file')} {verb} the gate"
-    words = {"passed": "Gate passed", "failed": "Gate failed", "mixed": mixed}
-    misses = [miss for file in files for miss in gate_table.misses(file)]
-    return Verdict(
-        state, words[state], _headline(files, passing, chosen), _basis(material, passing), misses,
-        _next_step(files, passing, chosen), files.index(chosen), _tiles(material, chosen),
+def judge(data: ReportData) -> Verdict:
+    """Return the verdict on all files."""
+    files = data.files
+    passing = [file for file in files if file.state == "pass"]
+    incomplete = [file for file in files if file.state == "none"]
+    failing = [file for file in files if file.state == "fail"]
+    chosen = min(passing or incomplete or files, key=lambda file: (file.size or 0, file.kld or 0))
+    state = (
+        "passed" if len(passing) == len(files)
+        else "failed" if len(failing) == len(files)
+        else "incomplete" if not passing and not failing
+        else "mixed"
     )  # fmt: skip
+    parts = [
+        f"{len(group)} of {plural(len(files), 'file')} {verb}"
+        for group, verb in (
+            (failing, "fails the gate" if len(failing) == 1 else "fail the gate"),
+            (incomplete, "is not fully measured" if len(incomplete) == 1 else "are not fully measured"),
+        )
+        if group
+    ]
+    words = {"passed": "Gate passed", "failed": "Gate failed", "incomplete": "Gate not fully measured"}
+    return Verdict(
+        state=state,
+        word=words.get(state, ", ".join(parts)),
+        headline=_headline(files, passing, incomplete, chosen),
+        basis=_basis(data, passing),
+        misses=[miss for file in files for miss in gate_table.misses(file)],
+        unmeasured=[
+            f"{each.rung}: {gate.THRESHOLDS[each.figure].words if each.figure in gate.THRESHOLDS else each.figure} "
+            f"was not measured: {each.reason}."
+            for file in files
+            for each in file.unmeasured
+        ],
+        next_step=_next_step(files, passing, incomplete, chosen),
+        chosen=files.index(chosen),
+        tiles=_tiles(data, chosen),
+    )
 
 
-def _headline(files: Sequence[FileReport], passing: Sequence[FileReport], chosen: FileReport) -> str:
-    if len(files) == 1:
-        return f"{chosen.name} is the model that was trained." if passing else f"{chosen.name} is not fit to ship."
-    if not passing:
-        return "None of these files is the model that was trained."
-    return f"{chosen.name} ({size(chosen.size)}) is the model that was trained."
+def _headline(
+    files: Sequence[FileReport], passing: Sequence[FileReport], incomplete: Sequence[FileReport], chosen: FileReport
+) -> str:
+    if passing:
+        named = chosen.name if len(files) == 1 else f"{chosen.name} ({size(chosen.size)})"
+        return f"{named} matches the trained model."
+    if incomplete:
+        return f"{chosen.name} misses no threshold that was measured, but not all of them were measured."
+    return f"{chosen.name} is not fit to ship." if len(files) == 1 else "None of these files matches the trained model."
 
 
-def _basis(material: ReportData, passing: Sequence[FileReport]) -> str:
-    reference = material.newest.get("reference", {})
-    rows, tokens = (number(reference.get(key)) for key in ("rows", "tokens"))
-    counted = f"{plural(int(rows or 0), 'held-out row')}, {plural(int(tokens or 0), 'scored token')}"
-    measured = f"Measured on {counted} against the model as it was trained."
-    doubt = caution(int(rows or 0), int(tokens or 0))
+def _basis(data: ReportData, passing: Sequence[FileReport]) -> str:
+    reference = data.newest.reference
+    counted = f"{plural(reference.rows, 'held-out row')}, {plural(reference.tokens, 'scored token')}"
+    text = f"Measured on {counted}, compared with the trained model."
+    doubt = caution(reference.rows, reference.tokens)
     if doubt:
-        measured += f" {doubt[:1].upper()}{doubt[1:]}."
-    if len(material.files) == 1 or not passing:
-        return measured
-    each = "All" if len(passing) == len(material.files) else f"{len(passing)} of"
-    return f"{measured} {each} {plural(len(material.files), 'file')} pass; this is the smallest that does."
+        text += f" {doubt[:1].upper()}{doubt[1:]}."
+    if len(data.files) == 1 or not passing:
+        return text
+    each = "All" if len(passing) == len(data.files) else f"{len(passing)} of"
+    return f"{text} {each} {plural(len(data.files), 'file')} pass; this is the smallest that does."
 
 
-def _next_step(files: Sequence[FileReport], passing: Sequence[FileReport], chosen: FileReport) -> str:
+def _next_step(
+    files: Sequence[FileReport], passing: Sequence[FileReport], incomplete: Sequence[FileReport], chosen: FileReport
+) -> str:
+    if not passing and incomplete:
+        return "Validate again with everything that the thresholds need, or remove the threshold (--gate KEY=)."
     if not passing:
         return next((miss.hint for file in files for miss in gate_table.misses(file) if miss.hint), "")
-    if not any(number(limit) is not None for limit in (chosen.validation.get("gate") or {}).values()):
+    if not any(number(limit) is not None for limit in chosen.validation.gate.values()):
         return "No threshold is set: only contract and origin were checked. Set some under gate: in the configuration."
-    return "Ship it with its receipt; edgetune verify checks it on the machine where it runs."
+    return "Ship the file with its receipt. On the target machine, edgetune verify checks it."
 
 
-def _tiles(material: ReportData, file: FileReport) -> list[Tile]:
-    figures = file.rung.get("figures", {})
-    bound = "a lower bound, " if entry(file.validation, "reference", "kld_is_lower_bound") else ""
-    recovery = number(figures.get("recovery"))
-    task = file.rung.get("task")
+def _tiles(data: ReportData, file: FileReport) -> list[Tile]:
+    figures = file.rung.figures
+    bound = "a lower bound, " if file.validation.reference.kld_is_lower_bound else ""
     tiles = [
-        Tile(
-            "Mean KL divergence",
-            short(file.kld),
-            f"nats per token, {bound}± {short(entry(figures, 'kld', 'error'), 1)}",
-        ),
-        Tile("Same top token", share(entry(figures, "same_top", "value")), "of tokens, as the trained model"),
-        Tile("Recovery", share(recovery, 2), "of the gain of training has arrived"),
+        Tile("Mean KL divergence", short(file.kld), f"nats per token, {bound}± {short(figures.kld.error, 1)}"),
+        Tile("Same top token", share(figures.same_top.value), "of the tokens, compared with the trained model"),
+        Tile("Recovery", share(figures.recovery, 2), "of the training gain survives the export"),
     ]
-    if task:
-        trained = number(entry(material.rung("trained"), "task", "share"))
-        tiles.append(Tile("Task score", share(task.get("share")), f"{share(trained)} before export"))
-    return [*tiles, Tile("Size", size(file.size), _bits(file))]
-
-
-def _bits(file: FileReport) -> str:
-    bits = number(file.receipt.get("bits_per_weight"))
-    return f"{bits:.2f} bits per weight" if bits is not None else NOTHING
+    if file.rung.task:
+        trained = data.rung("trained")
+        before = trained.task.share if trained and trained.task else None
+        tiles.append(Tile("Task score", share(file.rung.task.share), f"{share(before)} before the export"))
+    bits = number(file.receipt.bits_per_weight) if file.receipt else None
+    return [*tiles, Tile("Size", size(file.size), f"{bits:.2f} bits per weight" if bits is not None else NOTHING)]

@@ -20,6 +20,13 @@ Number = Annotated[
 """A float whose NaN and infinity are null in JSON; null is read as NaN."""
 
 
+OptionalNumber = Annotated[
+    float | None,
+    PlainSerializer(lambda value: value if value is not None and math.isfinite(value) else None, when_used="json"),
+]
+"""A float that may be absent."""
+
+
 class Section(BaseModel):
     """A part of a document. Keys that this version does not know are kept."""
 
@@ -62,12 +69,7 @@ class Document(Section):
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise RunDirectoryError(f"{path} is not valid JSON: {error}", cls.HINT) from None
-        return cls.from_content(content, path)
-
-    @classmethod
-    def from_content(cls, content: Any, path: Path) -> Self:
-        """Check parsed JSON; `path` is named in errors."""
+            raise RunDirectoryError(f"{path} cannot be read: it is not valid JSON ({error})", cls.HINT) from None
         version = content.get("version") if isinstance(content, dict) else None
         if not isinstance(version, int) or version < 1:
             raise RunDirectoryError(f"{path} is not {cls.KIND}", cls.HINT)
@@ -77,7 +79,7 @@ class Document(Section):
                 "Update edgetune",
             )
         try:
-            return cls.model_validate(content)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise RunDirectoryError(f"{path} is damaged: {describe_error(error)}", cls.HINT) from None
 

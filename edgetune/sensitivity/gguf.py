@@ -20,7 +20,7 @@ from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
 from edgetune.reference.store import Reference
 from edgetune.sensitivity.divergence import token_klds, trial_rows
-from edgetune.validation.tensor_costs import TensorCost, TensorCosts
+from edgetune.validation.results import TensorCost, TensorCosts
 from edgetune_converters.exporting import export
 from edgetune_converters.gguf import keys, reader
 from edgetune_converters.names import MERGE_BASES, ORIGINAL
@@ -76,7 +76,9 @@ def locate(request: ExportRequest, reference: Reference, file: Path, seconds: fl
                 without = float(token_klds(reference, rows, path).mean())
             finally:
                 path.unlink(missing_ok=True)
-            return TensorCost(group.name, group.types, group.weights, without, kld - without)
+            return TensorCost(
+                tensor=group.name, type=group.types, weights=group.weights, kld_without=without, gain=kld - without
+            )
 
         def measure_all(groups: Sequence[TensorGroup], done: int, total: int) -> list[TensorCost]:
             costs = []
@@ -92,7 +94,7 @@ def locate(request: ExportRequest, reference: Reference, file: Path, seconds: fl
         inner = layers.get(kind_costs[0].tensor, []) if kind_costs else []
         layer_costs = measure_all(inner, len(kinds), len(kinds) + len(inner))
     complete = len(kind_costs) == len(kinds) and len(layer_costs) == len(inner)
-    return TensorCosts(kld, tuple(kind_costs), tuple(layer_costs), complete)
+    return TensorCosts(kld=kld, kinds=kind_costs, layers=layer_costs, complete=complete)
 
 
 def tensor_groups(file: Path) -> tuple[list[TensorGroup], dict[str, list[TensorGroup]]]:

@@ -1,12 +1,11 @@
-"""The contract: the file renders, tokenizes and stops exactly as training did. One difference fails it.
+"""The contract: the file renders, tokenizes and stops exactly as training did. One difference breaks it.
 
-What training did is stored with the reference: golden conversations as transformers rendered and tokenized them.
+The reference holds the expected values: golden conversations as transformers rendered and tokenized them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,39 +13,14 @@ from typing import Any
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.runtime import Runtime
+from edgetune.validation.results import Contract, Difference
 
 GoldenConversation = Mapping[str, Any]
 """{"messages", "add_generation_prompt", "text", "ids"}, and "tools" where the template was given some."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The first thing that differs in one respect."""
-
-    what: str
-    """template, rendering, BOS, tokens or stop: where along the line it was lost."""
-    detail: str
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What came out."""
-
-    conversations: int
-    differences: list[Difference]
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
-
-    def with_fault(self, what: str, detail: str | None) -> Contract:
-        """With a difference that was found elsewhere, if there is one."""
-        return self if detail is None else Contract(self.conversations, [*self.differences, Difference(what, detail)])
-
-
 def check(runtime: Runtime, golden: Sequence[GoldenConversation], tokenizer: Path) -> Contract:
-    """`golden` from the reference; `tokenizer` is the run's tokenizer directory, with the template of training."""
+    """Check a file against the golden conversations of the reference and the run's `tokenizer` directory."""
     checks: list[Callable[[], str | None]] = [
         lambda: template_difference(runtime, tokenizer),
         lambda: first(rendering_difference(runtime, entry) for entry in golden),
@@ -56,16 +30,17 @@ def check(runtime: Runtime, golden: Sequence[GoldenConversation], tokenizer: Pat
     ]
     names = ("template", "rendering", "BOS", "tokens", "stop")
     found = ((name, look()) for name, look in zip(names, checks, strict=True))
-    return Contract(len(golden), [Difference(name, detail) for name, detail in found if detail is not None])
+    differences = [Difference(what=name, detail=detail) for name, detail in found if detail is not None]
+    return Contract(conversations=len(golden), differences=differences)
 
 
 def first(details: Iterator[str | None]) -> str | None:
-    """The first that is not None."""
+    """Return the first that is not None."""
     return next((detail for detail in details if detail is not None), None)
 
 
 def template_difference(runtime: Runtime, tokenizer: Path) -> str | None:
-    """The file's chat template is the one that training used, to the letter."""
+    """Compare the chat template of the file with that of training, character by character."""
     path = tokenizer / "chat_template.jinja"
     if not path.is_file():
         return None
@@ -77,9 +52,9 @@ def template_difference(runtime: Runtime, tokenizer: Path) -> str | None:
 
 
 def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
-    """The conversation as text."""
+    """Compare the rendered text of a conversation."""
     if runtime.chat_template is None:
-        return None  # said by template_difference
+        return None  # template_difference reports it
     try:
         found = runtime.chat_template.render(
             entry["messages"], add_generation_prompt=entry["add_generation_prompt"], tools=entry.get("tools")
@@ -90,7 +65,7 @@ def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | N
 
 
 def bos_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
-    """How many BOS tokens the ids start with; the classical fault is none, or two."""
+    """Compare the number of leading BOS tokens; the usual faults are none and two."""
     wanted, found = (_leading(ids, runtime.bos_token) for ids in (entry["ids"], runtime.tokenize(entry["text"])))
     if wanted == found:
         return None
@@ -98,19 +73,19 @@ def bos_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
 
 
 def token_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
-    """The text as token ids."""
+    """Compare the token ids of a conversation."""
     wanted, found = entry["ids"], runtime.tokenize(entry["text"])
-    for place, (theirs, ours) in enumerate(zip_longest(wanted, found)):
+    for index, (theirs, ours) in enumerate(zip_longest(wanted, found)):
         if theirs != ours:
             return (
-                f"{_quoted(entry['text'])} differs at token {place}: {_token(runtime, theirs)} in training, "
+                f"{_quoted(entry['text'])} differs at token {index}: {_token(runtime, theirs)} in training, "
                 f"{_token(runtime, ours)} in the file"
             )
     return None
 
 
 def stop_difference(runtime: Runtime, tokenizer: Path) -> str | None:
-    """Generation ends wherever it ended in training."""
+    """Check that generation stops at every stop token of training."""
     if not (tokenizer / "tokenizer.json").is_file():
         return None
     missing = sorted(TextTokenizer.from_directory(tokenizer).stop_ids - runtime.stop_tokens)
@@ -118,7 +93,7 @@ def stop_difference(runtime: Runtime, tokenizer: Path) -> str | None:
 
 
 def _leading(ids: Sequence[int], bos: int | None) -> int:
-    return next((place for place, token in enumerate(ids) if token != bos), len(ids))
+    return next((index for index, token in enumerate(ids) if token != bos), len(ids))
 
 
 def _token(runtime: Runtime, token: int | None) -> str:
@@ -135,6 +110,6 @@ def _quoted(text: str) -> str:
 
 def _first_difference(wanted: str, found: str) -> str:
     pairs = enumerate(zip(wanted, found, strict=False))
-    place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)))
-    start = max(0, place - 15)
-    return f"at character {place} {wanted[start : place + 25]!r} in training, {found[start : place + 25]!r} in the file"
+    index = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+    start = max(0, index - 15)
+    return f"at character {index} {wanted[start : index + 25]!r} in training, {found[start : index + 25]!r} in the file"

@@ -1,80 +1,92 @@
-"""Thresholds: which figures of which rung miss them, and where on the way the loss happened."""
+"""The gate: the thresholds that a file must meet, besides the contract and its provenance.
+
+A threshold that is set and was not measured is neither met nor missed: the gate is then not passed, and the validation
+warns. Only a miss is a failure (exit code 3).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from edgetune.config import GateConfig, parse_config
 from edgetune.errors import ConfigError, GateFailure
 from edgetune.validation.loss_stage import Chain, hint_of, stage_of
-from edgetune.validation.rungs import Ladder, Rung
+from edgetune.validation.results import TRAINED, Contract, Miss, Rung, Unmeasured
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A figure and the side on which it must stay."""
+    """A figure of a rung and the side on which it must stay."""
 
     words: str
-    value: Callable[[Ladder, Rung], float | None]
+    value: Callable[[Sequence[Rung], Rung], float | None]
+    """The figure; None where it was not measured, NaN where it is not defined."""
     is_maximum: bool
-    form: str = ".4g"
+    title: str
+    """For the head of a column."""
+    is_share: bool = False
+    """Whether it is shown in per cent."""
+    digits: int = 3
+    reason: str = ""
+    """Why it may be unmeasured."""
 
-    def met(self, value: float, limit: float) -> bool:
-        """NaN meets nothing."""
+    def is_met(self, value: float, limit: float) -> bool:
+        """Whether the figure meets the limit; NaN meets none."""
         return value <= limit if self.is_maximum else value >= limit
 
 
-def _long_kld(_: Ladder, rung: Rung) -> float | None:
+def _recovery(_: Sequence[Rung], rung: Rung) -> float:
+    return math.nan if rung.figures.recovery is None else rung.figures.recovery
+
+
+def _task_drop(rungs: Sequence[Rung], rung: Rung) -> float | None:
+    trained = next((each.task for each in rungs if each.name == TRAINED), None)
+    return None if rung.task is None or trained is None else trained.share - rung.task.share
+
+
+def _long_kld(_: Sequence[Rung], rung: Rung) -> float | None:
     return max((row.kld for row in rung.long_rows), default=None)
 
 
-def _task_drop(ladder: Ladder, rung: Rung) -> float | None:
-    if rung.task is None or ladder.trained.task is None:
-        return None  # not measured
-    return ladder.trained.task.share - rung.task.share
-
-
-# One row a field of GateConfig, of the same name; a test holds the two together.
-THRESHOLDS = {
-    "mean_kld_max": Threshold("mean KLD", lambda _, rung: rung.figures.kld.value, True),
-    "same_top_min": Threshold("share of same top tokens", lambda _, rung: rung.figures.same_top.value, False),
-    "perplexity_ratio_max": Threshold("perplexity ratio", lambda _, rung: rung.figures.perplexity_ratio.value, True),
-    "recovery_min": Threshold(
-        "recovery", lambda _, rung: math.nan if rung.figures.recovery is None else rung.figures.recovery, False
+THRESHOLDS: Mapping[str, Threshold] = {
+    "mean_kld_max": Threshold("mean KLD", lambda _, rung: rung.figures.kld.value, True, "Mean KLD"),
+    "same_top_min": Threshold(
+        "share of same top tokens", lambda _, rung: rung.figures.same_top.value, False, "Same top", is_share=True
     ),
-    "task_drop_max": Threshold("drop of the task score", _task_drop, True),
+    "perplexity_ratio_max": Threshold(
+        "perplexity ratio", lambda _, rung: rung.figures.perplexity_ratio.value, True, "PPL ratio", digits=4
+    ),
+    "recovery_min": Threshold("recovery", _recovery, False, "Recovery", digits=4),
+    "task_drop_max": Threshold(
+        "drop of the task score", _task_drop, True, "Task drop", is_share=True,
+        reason="the test rows were not answered (--no-task, or the run has none)",
+    ),
     "agreement_min": Threshold(
-        "agreement with greedy answers", lambda _, rung: rung.agreement.mean if rung.agreement else None, False
+        "agreement with greedy answers", lambda _, rung: rung.agreement.mean if rung.agreement else None, False,
+        "Agreement", is_share=True, reason="the reference has no greedy answers",
     ),
-    "long_kld_max": Threshold("mean KLD of a long row", _long_kld, True),
-}
+    "long_kld_max": Threshold(
+        "mean KLD of a long row", _long_kld, True, "KLD, long rows",
+        reason="no long row was scored (--rows leaves them out; `edgetune reference RUN --long` adds them)",
+    ),
+}  # fmt: skip
+"""One row for each field of GateConfig; the report shows the same rows."""
 
 
 @dataclass(frozen=True)
-class Miss:
-    """A threshold that a file misses."""
+class GateResult:
+    """The thresholds and checks that files miss, and the thresholds that were not measured."""
 
-    rung: str
-    figure: str
-    stage: str
-    """Where it was lost: template, tokenizer, merge or convert, quantize."""
-    sentence: str
-    value: float | None = None
-    limit: float | None = None
-    is_maximum: bool | None = None
-
-    @property
-    def hint(self) -> str:
-        """What to do next."""
-        return hint_of(self.stage)
+    misses: list[Miss] = field(default_factory=list)
+    unmeasured: list[Unmeasured] = field(default_factory=list)
 
 
 def parse(overrides: Sequence[str], config: Mapping[str, Any]) -> GateConfig:
-    """`key=value` overrides on the thresholds of the run's configuration; an empty value takes one away."""
+    """Apply `key=value` overrides to the thresholds of the run's configuration; an empty value removes one."""
     given: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -84,59 +96,79 @@ def parse(overrides: Sequence[str], config: Mapping[str, Any]) -> GateConfig:
     return parse_config({**config, "gate": {**config.get("gate", {}), **given}}, "--gate").gate
 
 
-def misses(ladder: Ladder, gate: GateConfig) -> list[Miss]:
-    """Every miss of every file: contract, origin, figures."""
-    found = [(*_broken_contract(rung), *_foreign(rung), *_missed(ladder, rung, gate)) for rung in ladder.files]
-    return [miss for each in found for miss in each]
+def check(rungs: Sequence[Rung], gate: GateConfig) -> GateResult:
+    """Check the contract, the provenance and the thresholds of every file among the rungs."""
+    found = GateResult()
+    for rung in (rung for rung in rungs if rung.file):
+        found.misses.extend(_broken_contract(rung))
+        found.misses.extend(
+            Miss(rung=rung.name, figure="origin", stage="origin", sentence=sentence, hint=hint_of("origin"))
+            for sentence in rung.mismatches
+        )
+        for key, limit in limits(gate.model_dump(), rung).items():
+            value = THRESHOLDS[key].value(rungs, rung)
+            if value is not None and not THRESHOLDS[key].is_met(value, limit):
+                found.misses.append(_miss(rungs, rung, key, value, limit))
+            elif value is None:
+                found.unmeasured.append(Unmeasured(rung=rung.name, figure=key, reason=THRESHOLDS[key].reason))
+    return found
 
 
-def _foreign(rung: Rung) -> list[Miss]:
-    return [Miss(rung.name, "origin", "origin", sentence) for sentence in rung.mismatches]
+def limits(gate: Mapping[str, float | None], rung: Rung) -> dict[str, float]:
+    """Return the limits that a file must meet. Long rows must meet `mean_kld_max` unless `long_kld_max` is set."""
+    found = {key: gate.get(key) for key in THRESHOLDS}
+    if found["long_kld_max"] is None and rung.long_rows:
+        found["long_kld_max"] = gate.get("mean_kld_max")
+    return {key: limit for key, limit in found.items() if limit is not None}
 
 
 def _broken_contract(rung: Rung) -> list[Miss]:
     stages = {"template": "template", "rendering": "template"}
-    return [
-        Miss(rung.name, "contract", stages.get(each.what, "tokenizer"), f"contract: {each.what}: {each.detail}")
-        for each in (rung.contract.differences if rung.contract else [])
-    ]
-
-
-def limits(gate: GateConfig) -> dict[str, float]:
-    """What is asked for; a long row must meet what every row must unless something else is said."""
-    found = {key: getattr(gate, key) for key in THRESHOLDS}
-    if found["long_kld_max"] is None:
-        found["long_kld_max"] = gate.mean_kld_max
-    return {key: limit for key, limit in found.items() if limit is not None}
-
-
-def _missed(ladder: Ladder, rung: Rung, gate: GateConfig) -> list[Miss]:
     found = []
-    for key, limit in limits(gate).items():
-        threshold = THRESHOLDS[key]
-        value = threshold.value(ladder, rung)
-        if value is None or threshold.met(value, limit):
-            continue
-        side = "most" if threshold.is_maximum else "least"
-        sentence = f"{threshold.words} is {_number(value)}, at {side} {limit:g} was asked for ({key})"
-        stage = stage_of(Chain.of(ladder, rung), partial(_misses, ladder, threshold, limit))
-        found.append(Miss(rung.name, key, stage, sentence, value, limit, threshold.is_maximum))
+    for difference in (rung.contract or Contract()).differences:
+        stage = stages.get(difference.what, "tokenizer")
+        sentence = f"contract: {difference.what}: {difference.detail}"
+        found.append(Miss(rung=rung.name, figure="contract", stage=stage, sentence=sentence, hint=hint_of(stage)))
     return found
 
 
-def _misses(ladder: Ladder, threshold: Threshold, limit: float, rung: Rung) -> bool:
-    value = threshold.value(ladder, rung)
-    return value is not None and not threshold.met(value, limit)
+def _miss(rungs: Sequence[Rung], rung: Rung, key: str, value: float, limit: float) -> Miss:
+    threshold = THRESHOLDS[key]
+    stage = stage_of(Chain.of(rungs, rung), partial(_misses, rungs, threshold, limit))
+    compared = f"{value:.4g}, {'above' if threshold.is_maximum else 'below'} the limit of"
+    undefined = "not defined (training gained nothing on these rows); the limit is"
+    return Miss(
+        rung=rung.name,
+        figure=key,
+        stage=stage,
+        sentence=f"{threshold.words} is {undefined if math.isnan(value) else compared} {limit:g} ({key})",
+        value=value,
+        limit=limit,
+        is_maximum=threshold.is_maximum,
+        hint=hint_of(stage),
+    )
 
 
-def _number(value: float) -> str:
-    return "not defined (training gained nothing on these rows)" if math.isnan(value) else f"{value:.4g}"
+def _misses(rungs: Sequence[Rung], threshold: Threshold, limit: float, rung: Rung) -> bool:
+    value = threshold.value(rungs, rung)
+    return value is not None and not threshold.is_met(value, limit)
 
 
-def raise_on(found: Sequence[Miss]) -> None:
-    """GateFailure (exit code 3) with every miss."""
-    if not found:
+def raise_on(misses: Sequence[Miss]) -> None:
+    """Raise GateFailure (exit code 3) with every miss."""
+    if not misses:
         return
-    lines = [f"{miss.rung}: {miss.sentence}; lost at: {miss.stage}" for miss in found]
+    lines = [f"{miss.rung}: {miss.sentence}; lost at: {miss.stage}" for miss in misses]
     message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} checks failed:", *lines])
-    raise GateFailure(message, found[0].hint)
+    raise GateFailure(message, misses[0].hint)
+
+
+def unmeasured_warnings(unmeasured: Sequence[Unmeasured]) -> list[str]:
+    """Return one line for each threshold that was not measured, with the files it concerns."""
+    files: dict[tuple[str, str], list[str]] = {}
+    for each in unmeasured:
+        files.setdefault((each.figure, each.reason), []).append(each.rung)
+    return [
+        f"{', '.join(names)}: {figure} is set and was not measured: {reason}; the gate is not passed"
+        for (figure, reason), names in files.items()
+    ]

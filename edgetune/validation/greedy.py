@@ -1,52 +1,44 @@
-"""Greedy answers, token by token: how far a file goes with the trained model, and whether it stops where that stops."""
+"""Greedy answers, token by token: where a file departs from the trained model, and whether its stop tokens work."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from edgetune.console import Progress
 from edgetune.runtime import Completion, Finish, Runtime, Sampling
+from edgetune.validation.results import Agreement
 
 Answer = Mapping[str, Any]
-"""{"prompt": ids, "answer": ids, "stopped"}: what the trained model says, without the token at which it stopped."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """With the trained model's answers. A stop counts as a token."""
-
-    rows: int
-    mean: float
-    """Mean over the answers of the share, from the start, that is equal."""
-    whole: int
-    """Answers that are equal to the end."""
+"""{"prompt": ids, "answer": ids, "stopped": bool} of the trained model; the answer is without its stop token."""
 
 
 def compare_answers(
     runtime: Runtime, answers: Sequence[Answer], stops: Collection[int], progress: Progress
 ) -> tuple[Agreement | None, str | None]:
-    """The agreement (None without answers), and what is wrong with the file's stop tokens, if anything is.
+    """Return the agreement (None without answers), and the fault of the file's stop tokens, if there is one.
 
-    `stops` are those of training. A file that would rather go on where the trained model stops has lost precision; one
-    that says the stop token and goes on all the same, or stops at a token in the middle of an answer, is broken.
+    `stops` are the stop tokens of training. A file that does not stop where the trained model stops has lost precision.
+    A file that writes the stop token and continues, or that stops at a token within an answer, is broken.
     """
     usable = [entry for entry in answers if len(entry["prompt"]) + len(entry["answer"]) < runtime.context]
     early = [_stop_within(runtime, entry) for entry in usable]
     asked = [entry for entry, token in zip(usable, early, strict=True) if token is None]
-    said = runtime.generate_batch(
+    completions = runtime.generate_batch(
         [entry["prompt"] for entry in asked], Sampling(), [len(entry["answer"]) + 1 for entry in asked]
     )
     shares, fault = [], None
     for done, (entry, token) in enumerate(zip(usable, early, strict=True), 1):
-        share, wrong = _compared(runtime, entry, next(said), stops) if token is None else _too_early(runtime, token)
+        share, wrong = (
+            _compared(runtime, entry, next(completions), stops) if token is None else _too_early(runtime, token)
+        )
         shares.append(share)
         fault = fault or wrong
         progress(done, len(usable))
     if not shares:
         return None, None
-    return Agreement(len(shares), sum(shares) / len(shares), sum(share == 1 for share in shares)), fault
+    mean, whole = sum(shares) / len(shares), sum(share == 1 for share in shares)
+    return Agreement(rows=len(shares), mean=mean, whole=whole), fault
 
 
 def _stop_within(runtime: Runtime, entry: Answer) -> int | None:
@@ -54,7 +46,7 @@ def _stop_within(runtime: Runtime, entry: Answer) -> int | None:
 
 
 def _too_early(runtime: Runtime, token: int) -> tuple[float, str]:
-    return 0.0, f"the file stops at {_named(runtime, token)}, which the trained model writes within an answer"
+    return 0.0, f"the file stops at {_token_name(runtime, token)}, which the trained model writes within an answer"
 
 
 def _compared(runtime: Runtime, entry: Answer, said: Completion, stops: Collection[int]) -> tuple[float, str | None]:
@@ -67,9 +59,11 @@ def _compared(runtime: Runtime, entry: Answer, said: Completion, stops: Collecti
     if not entry["stopped"] or said.finish is Finish.STOP:
         return 1.0, None
     after = next(iter(found[len(wanted) :]), None)
-    wrong = None if after is None or after not in stops else f"the file says {_named(runtime, after)} and goes on"
+    wrong = (
+        None if after is None or after not in stops else f"the file writes {_token_name(runtime, after)} and continues"
+    )
     return len(wanted) / (len(wanted) + 1), wrong
 
 
-def _named(runtime: Runtime, token: int) -> str:
+def _token_name(runtime: Runtime, token: int) -> str:
     return f"{token} {runtime.token_bytes(token, special=True).decode('utf-8', 'replace')!r}"

@@ -1,10 +1,10 @@
-"""The ladder: base, trained and merged model, and each exported file on the same held-out rows."""
+"""The ladder: the base, the trained and the merged models, and each exported file, on the same held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,11 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
-from edgetune.validation.detail import detail
+from edgetune.validation.detail import measure_detail
 from edgetune.validation.metrics import TokenScores
-from edgetune.validation.rungs import BASE, MERGED, TRAINED, Ladder, LongRow, Rung
-from edgetune.validation.tensor_costs import TensorCosts
-
-__all__ = ["Ladder", "Options", "Rung", "climb"]
+from edgetune.validation.results import BASE, FILE, MERGED, TRAINED, LongRow, Rung
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
-Locate = Callable[[Reference, Path, Progress], TensorCosts]
 
 _TEMPLATE = 256  # tokens that a chat template may add to a conversation
 _LONGEST_PROMPT = 16384
@@ -38,62 +34,92 @@ class Options:
     """How much to measure."""
 
     rows: int | None = None
-    """Only the first so many held-out rows."""
+    """Only the first so many held-out rows; the long rows are left out then."""
     with_task: bool = True
     threads: int | None = None
-    locate: Locate | None = None
-    """Measures what the quantization of each tensor of a GGUF file costs; None: not measured."""
 
 
-def climb(run: RunDirectory, files: list[Path], options: Options, bar: ProgressBar) -> Ladder:
-    """Measure every file. Raises one-sentence errors before the first minute of work where that is possible."""
+@dataclass(frozen=True)
+class Ladder:
+    """The measured models, with the run and the reference that they were measured against."""
+
+    run: RunDirectory
+    reference: Reference
+    rows: ScoredRows
+    rungs: list[Rung]
+    """base, trained, the merged models that were captured, then the files in the order given."""
+
+    @property
+    def base(self) -> Rung:
+        """The model before training."""
+        return self.rungs[0]
+
+    @property
+    def trained(self) -> Rung:
+        """The trained model, with which the others are compared."""
+        return self.rungs[1]
+
+    @property
+    def files(self) -> list[Rung]:
+        """The exported files."""
+        return [rung for rung in self.rungs if rung.kind == FILE]
+
+
+def measure_ladder(run: RunDirectory, files: Sequence[Path], options: Options, bar: ProgressBar) -> Ladder:
+    """Measure the stored models and every file."""
     reference = Reference.open(run.reference)
     rows = reference.main_rows if options.rows is None else reference.main_rows.first(options.rows)
     if not len(rows.positions):
-        raise RunDirectoryError(f"the first {len(rows)} rows have no scored token", "Ask for more with --rows.")
-    ladder = Ladder(run, reference, rows, list(_stored(reference, rows, options)))
+        raise RunDirectoryError(f"the first {len(rows)} rows have no scored token", "Ask for more with --rows")
+    ladder = Ladder(
+        run, reference, rows, [*_captured_rungs(reference, rows, options), *_merged_rungs(reference, rows, options)]
+    )
     for file in files:
-        ladder.rungs.append(_located(ladder, measure(ladder, file, options, bar), options, bar))
+        ladder.rungs.append(measure_file(ladder, file, options, bar))
     return ladder
 
 
-def _located(ladder: Ladder, rung: Rung, options: Options, bar: ProgressBar) -> Rung:
-    """With the tensors that cost most, if that was asked for and there is something to swap."""
-    if options.locate is None or not rung.is_quantized or rung.is_onnx or rung.file is None:
-        return rung
-    with bar(f"{rung.name}: locate") as progress:
-        located = options.locate(ladder.reference, rung.file, progress)
-    return replace(rung, located=located)
-
-
-def _stored(reference: Reference, rows: ScoredRows, options: Options) -> list[Rung]:
-    """The rungs that were captured: nothing is computed for them."""
+def _captured_rungs(reference: Reference, rows: ScoredRows, options: Options) -> list[Rung]:
+    """Return the base and the trained model, from their stored outputs."""
     count = len(rows.positions)
-    scored = {BASE: metrics.of_base(reference, count), TRAINED: metrics.of_trained(reference, count)}
-    found = [
-        Rung(which, metrics.figures(each, reference), _stored_task(reference, which, options), which,
-             row_kld=_row_means(rows, each.kld))
-        for which, each in scored.items()
-    ]  # fmt: skip
-    for name in merged.MERGED:
-        compared = merged.read(reference, name)
-        if compared is None:
-            continue
-        each = TokenScores(compared.kld, compared.top, compared.nll)
-        figures = metrics.figures(each.first(count), reference)
+    found = []
+    for name, scores in ((BASE, metrics.of_base(reference, count)), (TRAINED, metrics.of_trained(reference, count))):
+        score = task.stored_score(reference.task, name) if reference.task and options.with_task else None
         found.append(
-            Rung(f"merged {name}", figures, None, MERGED, merge_base=name, row_kld=_row_means(rows, each.kld),
-                 long_rows=_long(reference, each) if options.rows is None else ())
-        )  # fmt: skip
+            Rung(
+                name=name,
+                kind=name,
+                figures=metrics.figures(scores, reference),
+                task=score,
+                row_kld=_row_means(rows, scores.kld),
+            )
+        )
     return found
 
 
-def _stored_task(reference: Reference, which: str, options: Options) -> task.TaskScore | None:
-    return task.stored_score(reference.task, which) if reference.task and options.with_task else None
+def _merged_rungs(reference: Reference, rows: ScoredRows, options: Options) -> list[Rung]:
+    """Return the merged models that were captured (`edgetune reference --merged`)."""
+    found = []
+    for merge_base in merged.MERGE_BASES:
+        stored = merged.read(reference, merge_base)
+        if stored is None:
+            continue
+        scores = TokenScores(stored.kld, stored.top, stored.nll)
+        found.append(
+            Rung(
+                name=f"merged {merge_base}",
+                kind=MERGED,
+                figures=metrics.figures(scores.first(len(rows.positions)), reference),
+                merge_base=merge_base,
+                row_kld=_row_means(rows, scores.kld),
+                long_rows=_long_rows(reference, scores) if options.rows is None else [],
+            )
+        )
+    return found
 
 
-def measure(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> Rung:
-    """One exported file on the ladder's rows, and on the long ones if nothing is left out."""
+def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> Rung:
+    """Measure one exported file: contract, divergences, greedy answers, task score."""
     reference = ladder.reference
     rows = reference.rows if options.rows is None else ladder.rows
     longest = int(max(len(ids) for ids, _, _ in rows))
@@ -102,73 +128,65 @@ def measure(ladder: Ladder, file: Path, options: Options, bar: ProgressBar) -> R
         runtime.verify()
         _check_fits(runtime, longest)
         scoring.check_vocabulary(runtime, reference)
-        held = contract.check(runtime, reference.contract, ladder.run.tokenizer)
+        agreed = contract.check(runtime, reference.contract, ladder.run.tokenizer)
         with bar(f"{file.name}: score") as progress:
-            scored = scoring.score(runtime, reference, rows, progress)
-        rung = _rung(ladder, runtime, scored.first(len(ladder.rows.positions)))
-        rung = _with_answers(rung, ladder, runtime, held, max_tokens if options.with_task else 0, bar)
-        return replace(rung, long_rows=_long(reference, scored) if options.rows is None else ())
+            all_scores = scoring.score(runtime, reference, rows, progress)
+        scores = all_scores.first(len(ladder.rows.positions))
+        with bar(f"{file.name}: greedy") as progress:
+            agreement, fault = greedy.compare_answers(runtime, reference.greedy, _stop_ids(ladder.run), progress)
+        score = None
+        if reference.task and options.with_task:
+            with bar(f"{file.name}: task") as progress:
+                score = task.run_task(runtime, reference.task, max_tokens, progress)
+        metadata = runtime.metadata
+        return Rung(
+            name=file.name,
+            figures=metrics.figures(scores, reference),
+            task=score,
+            file=file.name,
+            path=file,
+            size=runtime.size,
+            contract=agreed.with_difference("stop", fault),
+            is_quantized=runtime.is_quantized,
+            notes=provenance.unsigned(metadata),
+            mismatches=provenance.mismatches(metadata, ladder.run),
+            detail=measure_detail(runtime, reference, ladder.rows, scores),
+            merge_base=provenance.merge_base(metadata),
+            is_onnx=runtime.format == "onnx",
+            agreement=agreement,
+            long_rows=_long_rows(reference, all_scores) if options.rows is None else [],
+            row_kld=_row_means(ladder.rows, scores.kld),
+        )
 
 
-def _rung(ladder: Ladder, runtime: Runtime, scored: TokenScores) -> Rung:
-    file, metadata = runtime.path, runtime.metadata
-    return Rung(
-        name=file.name,
-        figures=metrics.figures(scored, ladder.reference),
-        task=None,
-        file=file,
-        size=runtime.size,
-        is_quantized=runtime.is_quantized,
-        notes=tuple(provenance.unsigned(metadata)),
-        mismatches=tuple(provenance.mismatches(metadata, ladder.run)),
-        detail=detail(runtime, ladder.reference, ladder.rows, scored),
-        merge_base=provenance.merge_base(metadata),
-        is_onnx=runtime.format == "onnx",
-        row_kld=_row_means(ladder.rows, scored.kld),
-    )
-
-
-def _with_answers(
-    rung: Rung, ladder: Ladder, runtime: Runtime, held: contract.Contract, max_tokens: int, bar: ProgressBar
-) -> Rung:
-    """The contract, and what the file says greedily; `max_tokens` 0 leaves the test rows out."""
-    reference, answers = ladder.reference, None
-    with bar(f"{rung.name}: greedy") as progress:
-        agreement, fault = greedy.compare_answers(runtime, reference.greedy, _stops(ladder.run), progress)
-    if reference.task and max_tokens:
-        with bar(f"{rung.name}: task") as progress:
-            answers = task.run_task(runtime, reference.task, max_tokens, progress)
-    return replace(rung, contract=held.with_fault("stop", fault), agreement=agreement, task=answers)
-
-
-def _stops(run: RunDirectory) -> frozenset[int]:
-    """The stop tokens of training."""
+def _stop_ids(run: RunDirectory) -> frozenset[int]:
+    """Return the stop tokens of training."""
     if not (run.tokenizer / "tokenizer.json").is_file():
         return frozenset()
     return TextTokenizer.from_directory(run.tokenizer).stop_ids
 
 
-def _row_means(rows: ScoredRows, kld: F64) -> tuple[float, ...]:
-    return tuple(float(kld[where].mean()) if where.stop > where.start else float("nan") for _, _, where in rows)
+def _row_means(rows: ScoredRows, kld: F64) -> list[float]:
+    return [float(kld[where].mean()) if where.stop > where.start else float("nan") for _, _, where in rows]
 
 
-def _long(reference: Reference, scored: TokenScores) -> tuple[LongRow, ...]:
-    """The last rows of the reference one by one."""
-    same = scored.top == reference.trained_top
-    long_rows = list(reference.rows)[len(reference.rows) - reference.long_rows :]
-    return tuple(
-        LongRow(len(ids), float(np.mean(scored.kld[where])), float(np.mean(same[where]))) for ids, _, where in long_rows
-    )
+def _long_rows(reference: Reference, scores: TokenScores) -> list[LongRow]:
+    """Return the figures of each long row of the reference."""
+    same = scores.top == reference.trained_top
+    rows = list(reference.rows)[len(reference.rows) - reference.long_rows :]
+    return [
+        LongRow(tokens=len(ids), kld=float(np.mean(scores.kld[where])), same_top=float(np.mean(same[where])))
+        for ids, _, where in rows
+    ]
 
 
 def _context(reference: Reference, longest: int, max_tokens: int) -> int:
-    """Room for the longest row, and for the task's prompts with their answers.
+    """Return a context for the longest row, and for the prompts of the task with their answers.
 
-    How many tokens these prompts have is known only once the file is open, with its context: a token is a byte or more.
+    The number of tokens of a prompt is known only once the file is open, with its context; a token is at least a byte.
     """
-    prompts = [
-        sum(len(str(turn).encode()) for turn in row["messages"]) for row in (reference.task or {"rows": []})["rows"]
-    ]
+    rows = reference.task["rows"] if reference.task else []
+    prompts = [sum(len(str(turn).encode()) for turn in row["messages"]) for row in rows]
     return max(longest, min(max(prompts, default=0) + _TEMPLATE, _LONGEST_PROMPT) + max_tokens)
 
 
@@ -176,5 +194,5 @@ def _check_fits(runtime: Runtime, longest: int) -> None:
     if longest > runtime.trained_context:
         raise RunDirectoryError(
             f"a held-out row has {longest} tokens, {runtime.path} was made for {runtime.trained_context}",
-            "Train again with a smaller training.max_length.",
+            "Train again with a smaller training.max_length",
         )

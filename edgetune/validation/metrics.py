@@ -1,7 +1,7 @@
-"""Figures of one rung of the ladder, in the words and with the formulas of DESIGN section 4.
+"""The figures of one model of the ladder, by the formulas of llama-perplexity (docs/validate.md, "Figures").
 
-Everything is computed in float64 from one entry a scored token. Standard errors take the tokens as independent, as
-llama-perplexity does; tokens of one row are not quite, so the true errors are somewhat larger.
+Everything is computed in float64 from one entry per scored token. Standard errors assume independent tokens, as
+llama-perplexity does; the tokens of one row are correlated, so the true errors are somewhat larger.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from edgetune.reference.codecs import F64, I64
 from edgetune.reference.store import Reference
+from edgetune.validation.results import Figures, Mean
 
 KLD_PERCENTILES = (0.1, 1.0, 5.0, 10.0, 50.0, 90.0, 95.0, 99.0, 99.9)
 DELTA_PERCENTILES = (0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
-_NO_GAIN = 1e-9  # nats; below it training has changed nothing that could be recovered
+_NO_GAIN = 1e-9  # nats; a smaller gain is no gain
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model says at P scored tokens."""
+    """The scores of one model at P tokens."""
 
     kld: F64
     """[P] KL(trained || model) in nats; NaN where it was not measured."""
@@ -37,58 +38,8 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean and its standard error."""
-
-    value: float
-    error: float
-
-    @classmethod
-    def of(cls, values: F64) -> Mean:
-        """NaN as the error of a single value."""
-        count = len(values)
-        error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(values.mean()), error)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One model against the reference, which is the trained model (or the base of a llama.cpp file)."""
-
-    tokens: int
-    cross_entropy: Mean
-    """Nats per token."""
-    perplexity: Mean
-    perplexity_trained: Mean
-    """The reference's own, on the same tokens."""
-    perplexity_ratio: Mean
-    """Over the reference's; its error knows that both were measured on the same tokens."""
-    log_perplexity_ratio: Mean
-    perplexity_difference: Mean
-    """The reference's taken away; its error knows their covariance, too."""
-    correlation: float
-    """Of the two models' log-probabilities of the tokens that are there; NaN for a constant one."""
-    kld: Mean
-    """Nats per token; NaN where not measured."""
-    kld_percentiles: dict[str, float]
-    kld_min: float
-    kld_max: float
-    same_top: Mean
-    """Share of tokens with the same most likely token."""
-    delta_p: Mean
-    """Mean change of the probability of the token that is there."""
-    delta_p_rms: float
-    delta_p_rms_error: float
-    delta_p_min: float
-    delta_p_max: float
-    delta_p_percentiles: dict[str, float]
-    recovery: float | None
-    """Share of the trained gain over the base that arrived; None where training gained nothing on these rows."""
-
-
-@dataclass(frozen=True)
 class TokenPairs:
-    """What two models say at the same P scored tokens."""
+    """The scores of two models at the same P tokens."""
 
     kld: F64
     """[P] nats."""
@@ -100,8 +51,15 @@ class TokenPairs:
     """[P] nats."""
 
 
+def mean_of(values: F64) -> Mean:
+    """Return the mean of `values` [n] with its standard error, which is NaN for a single value."""
+    count = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Mean(value=float(values.mean()), error=error)
+
+
 def figures(scored: TokenScores, reference: Reference) -> Figures:
-    """Compare what a model says at the reference's first `len(scored.nll)` tokens with the trained model."""
+    """Compare a model with the trained model at the reference's first `len(scored.nll)` tokens."""
     part = slice(len(scored.nll))
     trained, base = reference.trained_nll[part], reference.base_nll[part]
     pairs = TokenPairs(scored.kld, scored.top == reference.trained_top[part], scored.nll, trained)
@@ -109,10 +67,10 @@ def figures(scored: TokenScores, reference: Reference) -> Figures:
 
 
 def figures_of_pairs(pairs: TokenPairs, recovery: float | None = None) -> Figures:
-    """Every figure that llama-perplexity prints, and `recovery`, which needs a third model."""
+    """Return every figure that llama-perplexity prints; `recovery` needs a third model and is given."""
     change = np.exp(-pairs.nll) - np.exp(-pairs.nll_reference)
-    entropy, reference = Mean.of(pairs.nll), Mean.of(pairs.nll_reference)
-    ratio, square = Mean.of(pairs.nll - pairs.nll_reference), Mean.of(change**2)
+    entropy, reference = mean_of(pairs.nll), mean_of(pairs.nll_reference)
+    ratio, square = mean_of(pairs.nll - pairs.nll_reference), mean_of(change**2)
     perplexity, perplexity_trained = _exponential(entropy), _exponential(reference)
     covariance = (entropy.error**2 + reference.error**2 - ratio.error**2) / 2
     rms = math.sqrt(square.value)
@@ -124,15 +82,15 @@ def figures_of_pairs(pairs: TokenPairs, recovery: float | None = None) -> Figure
         perplexity_ratio=_exponential(ratio),
         log_perplexity_ratio=ratio,
         perplexity_difference=_difference(perplexity, perplexity_trained, covariance),
-        correlation=_divided(covariance, entropy.error * reference.error),
-        kld=Mean.of(pairs.kld),
+        correlation=_ratio(covariance, entropy.error * reference.error),
+        kld=mean_of(pairs.kld),
         kld_percentiles=_percentiles(pairs.kld, KLD_PERCENTILES),
         kld_min=float(pairs.kld.min()),
         kld_max=float(pairs.kld.max()),
-        same_top=Mean.of(pairs.same_top.astype(np.float64)),
-        delta_p=Mean.of(change),
+        same_top=mean_of(pairs.same_top.astype(np.float64)),
+        delta_p=mean_of(change),
         delta_p_rms=rms,
-        delta_p_rms_error=_divided(0.5 * square.error, rms),
+        delta_p_rms_error=_ratio(0.5 * square.error, rms),
         delta_p_min=float(change.min()),
         delta_p_max=float(change.max()),
         delta_p_percentiles=_percentiles(change, DELTA_PERCENTILES),
@@ -141,17 +99,17 @@ def figures_of_pairs(pairs: TokenPairs, recovery: float | None = None) -> Figure
 
 
 def _difference(one: Mean, other: Mean, covariance: float) -> Mean:
-    """Of two perplexities; `covariance` is that of their logarithms."""
+    """Return the difference of two perplexities; `covariance` is that of their logarithms."""
     variance = one.error**2 + other.error**2 - 2 * one.value * other.value * covariance
-    return Mean(one.value - other.value, math.sqrt(max(variance, 0.0)))
+    return Mean(value=one.value - other.value, error=math.sqrt(max(variance, 0.0)))
 
 
-def _divided(number: float, by: float) -> float:
-    return number / by if by else math.nan
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
 
 
 def of_trained(reference: Reference, count: int) -> TokenScores:
-    """The trained model against what is stored of it: the floor that the coding sets."""
+    """Return the trained model's scores against its own stored outputs: the floor that the codec sets."""
     return TokenScores(
         reference.trained_floor[:count].astype(np.float64),
         reference.trained_top[:count].astype(np.int64),
@@ -160,20 +118,22 @@ def of_trained(reference: Reference, count: int) -> TokenScores:
 
 
 def of_base(reference: Reference, count: int) -> TokenScores:
-    """The base model before training."""
+    """Return the scores of the base model."""
     return TokenScores(
         reference.base_kld[:count], reference.base_top[:count].astype(np.int64), reference.base_nll[:count]
     )
 
 
 def _exponential(log: Mean) -> Mean:
-    """exp of a mean; its error by first order. Infinite where it does not fit a float."""
+    """Return exp of a mean, its error to first order; infinite where it overflows."""
     value = math.exp(log.value) if log.value < 700 else math.inf
-    return Mean(value, value * log.error)
+    return Mean(value=value, error=value * log.error)
 
 
-def _percentiles(values: F64, wanted: tuple[float, ...]) -> dict[str, float]:
-    return {f"{percent:g}": float(value) for percent, value in zip(wanted, np.percentile(values, wanted), strict=True)}
+def _percentiles(values: F64, percents: tuple[float, ...]) -> dict[str, float]:
+    return {
+        f"{percent:g}": float(value) for percent, value in zip(percents, np.percentile(values, percents), strict=True)
+    }
 
 
 def _recovery(artifact: float, trained: float, base: float) -> float | None:

@@ -1,25 +1,29 @@
-"""Whether a file says that it was made from this run."""
+"""Whether a file was made from this run, by the hashes in its metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune.reference.merged import MERGED
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.gguf import keys
+from edgetune_converters.names import MERGE_BASES
 from edgetune_converters.provenance.hashing import changed_files
 from edgetune_converters.provenance.receipts import combined_hash
 
 
 def unsigned(metadata: Mapping[str, Any]) -> list[str]:
-    """A file that another tool made carries no hashes: it is measured, and its origin stays unknown."""
-    return [] if keys.BASE_HASH in metadata else ["the file does not say what it was made from"]
+    """Return a note for a file of another tool: it has no hashes, so its origin is unknown."""
+    return (
+        []
+        if keys.BASE_HASH in metadata
+        else ["the file has no hashes of its base and adapter, so its origin is unknown"]
+    )
 
 
 def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
-    """Whether the file says that it was made from another base or adapter than this run's."""
+    """Return what differs if the file was made from another base or adapter than this run's."""
     if keys.BASE_HASH not in metadata:
         return []
     found = []
@@ -30,17 +34,17 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
         changed = changed_files(run.trained_adapter, now)
         if changed:
             found.append(f"the run's adapter is not the one that was trained: {', '.join(changed)} changed")
-        if metadata.get(keys.ADAPTER_HASH) != combined_hash(now | _known(run, now)):
+        if metadata.get(keys.ADAPTER_HASH) != combined_hash(now | _recorded(run, now)):
             found.append("the file was not made with this run's adapter; if you trained again, export again")
     return found
 
 
-def _known(run: RunDirectory, files: Mapping[str, str]) -> dict[str, str]:
-    """What training said of these files."""
+def _recorded(run: RunDirectory, files: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes that training recorded for these files."""
     return {name: digest for name, digest in run.trained_adapter.items() if name in files}
 
 
 def merge_base(metadata: Mapping[str, Any]) -> str | None:
-    """The name of the merged model that this file was made of, as `edgetune.reference.merged` calls it."""
-    stated = metadata.get(keys.MERGE_BASE)
-    return next((name for name, base in MERGED.items() if base == stated), None)
+    """Return the merge base that the file names: "original" or "nf4"."""
+    named = metadata.get(keys.MERGE_BASE)
+    return named if named in MERGE_BASES else None

@@ -1,172 +1,362 @@
-"""What was measured, as a table for people and as JSON for everything else."""
+"""validation.json: the results of `edgetune validate`. The classes that measure, report and print all use these models.
+
+Numbers that are not defined are NaN in memory and null in JSON. KL divergences are in nats.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from pydantic import Field, model_validator
 
-import edgetune
-from edgetune.config import GateConfig
-from edgetune.runs.json_format import write_json
-from edgetune.validation.contract import Contract
-from edgetune.validation.gate import Miss
-from edgetune.validation.loss_stage import largest_loss
-from edgetune.validation.metrics import Mean
-from edgetune.validation.rungs import Ladder, Rung
-from edgetune.validation.sample_size import caution
+from edgetune.runs.documents import Document, Number, OptionalNumber, Section
 
-VERSION = 1
-NOTHING = "–"
+SUFFIX = ".validation.json"
 
 
-def json_path(artifact: Path) -> Path:
-    """Where the report of an exported file lies: beside it, model.gguf.validation.json."""
-    return artifact.with_name(artifact.name + ".validation.json")
+def results_path(artifact: Path) -> Path:
+    """Return the path of the results of an exported file: model.gguf.validation.json."""
+    return artifact.with_name(artifact.name + SUFFIX)
 
 
-def write(path: Path, ladder: Ladder, files: Sequence[Rung], gate: GateConfig, misses: Sequence[Miss]) -> None:
-    """The report of some of the ladder's files as JSON, atomically."""
-    write_json(path, content(ladder, files, gate, misses))
+# -- figures of one model ----------------------------------------------------------------------------------------------
 
 
-def content(ladder: Ladder, files: Sequence[Rung], gate: GateConfig, misses: Sequence[Miss]) -> dict[str, Any]:
-    """The report of some of the ladder's files: what `write` writes."""
-    names = {rung.name for rung in files}
-    own = [miss for miss in misses if miss.rung in names]
-    reference = ladder.reference
-    stored = {
-        "version": VERSION,
-        "edgetune": edgetune.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": ladder.run.path.name,
-        "reference": {
-            "rows": len(ladder.rows), "tokens": len(ladder.rows.positions), "vocabulary": reference.vocab_size,
-            "caution": caution(len(ladder.rows), len(ladder.rows.positions)),
-            "coding": reference.coding, "kld_is_lower_bound": reference.is_lower_bound, "info": reference.info,
-        },
-        "passed": not own,
-        "gate": gate.model_dump(),
-        "misses": [asdict(miss) | {"hint": miss.hint} for miss in own],
-        "rungs": [_as_json(rung, ladder) for rung in (ladder.base, ladder.trained, *ladder.merged, *files)],
-    }  # fmt: skip
-    plain: dict[str, Any] = _plain(stored)
-    return plain
+class Mean(Section):
+    """A mean and its standard error."""
+
+    value: Number = math.nan
+    error: Number = math.nan
 
 
-def _as_json(rung: Rung, ladder: Ladder) -> dict[str, Any]:
-    """All fields; a path by its name only, for a report is sent to other machines."""
-    fields = asdict(rung)
-    fields["file"] = rung.file.name if rung.file else None
-    fields["stage"] = rung.stage
-    fields["lost"] = asdict(largest_loss(ladder, rung)) if rung.file else None
-    if rung.contract:
-        fields["contract"]["holds"] = rung.contract.holds
-    if rung.task:
-        fields["task"]["share"] = rung.task.share
-    return fields
+class Figures(Section):
+    """One model compared with the reference, which is the trained model (or the base of a llama.cpp file)."""
+
+    tokens: int = 0
+    cross_entropy: Mean = Mean()
+    """Nats per token."""
+    perplexity: Mean = Mean()
+    perplexity_trained: Mean = Mean()
+    """The reference's own, on the same tokens."""
+    perplexity_ratio: Mean = Mean()
+    """Over the reference's; the error takes their covariance into account."""
+    log_perplexity_ratio: Mean = Mean()
+    perplexity_difference: Mean = Mean()
+    """Minus the reference's; the error takes their covariance into account."""
+    correlation: Number = math.nan
+    """Of the log-probabilities that both models give to the tokens of the text; NaN for a constant one."""
+    kld: Mean = Mean()
+    """Nats per token; NaN where it was not measured."""
+    kld_percentiles: dict[str, Number] = Field(default_factory=dict)
+    kld_min: Number = math.nan
+    kld_max: Number = math.nan
+    same_top: Mean = Mean()
+    """Share of tokens with the same most likely token."""
+    delta_p: Mean = Mean()
+    """Mean change of the probability of the token of the text."""
+    delta_p_rms: Number = math.nan
+    delta_p_rms_error: Number = math.nan
+    delta_p_min: Number = math.nan
+    delta_p_max: Number = math.nan
+    delta_p_percentiles: dict[str, Number] = Field(default_factory=dict)
+    recovery: OptionalNumber = None
+    """Share of the training gain over the base that survives; None where training gained nothing on these rows."""
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+# -- contract, task, greedy answers, long rows -------------------------------------------------------------------------
 
 
-Cell = Callable[[Rung], str]
+class Difference(Section):
+    """The first difference in one respect of the contract."""
+
+    what: str
+    """template, rendering, BOS, tokens or stop."""
+    detail: str
 
 
-def table(ladder: Ladder, misses: Sequence[Miss]) -> RenderableType:
-    """The ladder, 100 characters wide at most, and what has to be said about it."""
-    at_least = "≥ " if ladder.reference.is_lower_bound else ""
-    columns: list[tuple[str, Cell]] = [
-        ("MB", lambda rung: f"{rung.size / 1e6:.1f}" if rung.size else ""),
-        ("CE", lambda rung: f"{rung.figures.cross_entropy.value:.4f}"),
-        ("PPL", lambda rung: _short(rung.figures.perplexity.value, 4)),
-        ("mean KLD", lambda rung: _with_error(rung.figures.kld, at_least)),
-        ("p99", lambda rung: _short(rung.figures.kld_percentiles["99"])),
-        ("same top", lambda rung: _share(rung.figures.same_top.value)),
-        ("recovery", lambda rung: NOTHING if rung.figures.recovery is None else f"{rung.figures.recovery:.4f}"),
-        ("task", lambda rung: NOTHING if rung.task is None else _share(rung.task.share)),
-    ]
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    grid.add_column("", no_wrap=True)
-    for title, _ in columns:
-        grid.add_column(title, justify="right", no_wrap=True)
-    closed = {miss.rung for miss in misses}
-    for rung in ladder.rungs:
-        style = "red" if rung.name in closed else "green" if rung.file else "dim"
-        grid.add_row(Text(_name(rung), style=style), *(cell(rung) for _, cell in columns))
-    return Group(grid, *(Text(line, style="dim") for line in _remarks(ladder)))
+class Contract(Section):
+    """Whether a file renders, tokenizes and stops as training did."""
+
+    conversations: int = 0
+    differences: list[Difference] = Field(default_factory=list)
+    holds: bool = True
+
+    @model_validator(mode="after")
+    def _set_holds(self) -> Self:
+        self.holds = not self.differences
+        return self
+
+    def with_difference(self, what: str, detail: str | None) -> Contract:
+        """Return the contract with one more difference, if there is one."""
+        if detail is None:
+            return self
+        return Contract(
+            conversations=self.conversations, differences=[*self.differences, Difference(what=what, detail=detail)]
+        )
 
 
-def _remarks(ladder: Ladder) -> list[str]:
-    reference, floor = ladder.reference, ladder.trained.figures.kld.value
-    bound = "; KLD is a lower bound (top-k reference)" if reference.is_lower_bound else ""
-    lines = [
-        "",
-        f"{len(ladder.rows)} rows, {len(ladder.rows.positions)} tokens; KLD in nats per token ± standard error; "
-        f"coding floor {_short(floor)}{bound}",
-    ]
-    doubt = caution(len(ladder.rows), len(ladder.rows.positions))
-    if doubt:
-        lines.append(f"{doubt}; more of them: edgetune reference RUN --rows FILE")
-    if ladder.trained.figures.recovery is None:
-        lines.append("recovery is not defined: training gained nothing on these rows")
-    lines += [f"{_name(rung)}: {_contract(rung.contract)}" for rung in ladder.files if rung.contract]
-    lines += [f"{_name(rung)}: {note}" for rung in ladder.files for note in rung.notes]
-    for rung in ladder.files:
-        if rung.task and rung.task.first_miss:
-            miss = rung.task.first_miss
-            lines.append(
-                f"{_name(rung)}: first answer lost: asked {_cut(miss['prompt'])}, answered {_cut(miss['got'])}"
-            )
-    return lines
+class TaskScore(Section):
+    """The number of correct answers, and the first wrong one."""
+
+    rows: int = 0
+    right: int = 0
+    same_as_trained: int | None = None
+    """Answers that equal the trained model's, character for character."""
+    first_miss: dict[str, str] | None = None
+    """{"prompt", "expected", "got"} of the first row that the trained model answers correctly and this one does not."""
+    share: Number = math.nan
+    """Correct answers per row."""
+
+    @model_validator(mode="after")
+    def _set_share(self) -> Self:
+        self.share = self.right / self.rows if self.rows > 0 else math.nan
+        return self
 
 
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return repr(text if len(text) <= 40 else text[:39] + "…")
+class Agreement(Section):
+    """Agreement with the trained model's greedy answers, token by token. A stop counts as a token."""
+
+    rows: int
+    mean: Number
+    """Mean over the answers of the share of equal tokens, from the start."""
+    whole: int
+    """Answers that are equal to the end."""
 
 
-def _name(rung: Rung) -> str:
-    """At most 24 characters of it; the type, at the end, is what tells files apart."""
-    name = rung.name.removesuffix(".gguf")
-    return name if len(name) <= 24 else "…" + name[-23:]
+class LongRow(Section):
+    """A row that tests a long context."""
+
+    tokens: int
+    kld: Number = math.nan
+    """Mean over its scored tokens."""
+    same_top: Number = math.nan
 
 
-def _contract(contract: Contract) -> str:
-    if contract.holds:
-        return f"contract holds: template, token ids, BOS and stops in {contract.conversations} conversations"
-    return f"contract broken: {', '.join(difference.what for difference in contract.differences)}"
+# -- detail of one file ------------------------------------------------------------------------------------------------
 
 
-def _with_error(mean: Mean, prefix: str) -> str:
-    if math.isnan(mean.value):
-        return NOTHING
-    return prefix + (
-        _short(mean.value) if math.isnan(mean.error) else f"{_short(mean.value)} ± {_short(mean.error, 1)}"
-    )
+class Histogram(Section):
+    """`counts` [n] between `edges` [n + 1]."""
+
+    edges: list[float]
+    counts: list[int]
 
 
-def _short(value: float, digits: int = 3) -> str:
-    """0.0312, 1.2e-05, 13.5: three figures, in the shorter of the two forms."""
-    if not math.isfinite(value):
-        return NOTHING if math.isnan(value) else "∞"
-    if 0 < abs(value) < 1e-4 or abs(value) >= 1e6:
-        return f"{value:.0e}"
-    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}".rstrip(".")
+class Candidates(Section):
+    """The most likely tokens of both models at one position, as (text, probability)."""
+
+    trained: list[tuple[str, float]]
+    file: list[tuple[str, float]]
 
 
-def _share(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.1%}"
+class WorstRow(Section):
+    """A window of a row with a large divergence. The columns have one entry per token, NaN for an unscored one."""
+
+    row: int
+    """Index among the held-out rows."""
+    length: int
+    """Tokens of the whole row."""
+    mean_kld: Number
+    max_kld: Number
+    first: int
+    """Position of the window's first token in the row."""
+    texts: list[str]
+    kld: list[Number]
+    p_trained: list[Number]
+    p_file: list[Number]
+    candidates: dict[str, Candidates]
+    """By the index into the columns."""
+
+
+class KldDetail(Section):
+    """The distribution of a file's KL divergences, and the rows where they are largest."""
+
+    kld_histogram: Histogram | None = None
+    worst_percent_share: OptionalNumber = None
+    """The share of all divergence in the worst hundredth of the tokens; None if all is 0."""
+    worst_rows: list[WorstRow] = Field(default_factory=list)
+
+
+class TensorCost(Section):
+    """The cost of the quantization of some tensors, measured by storing them in 16 bits."""
+
+    tensor: str
+    """Their name; `*` stands for every layer."""
+    type: str
+    """Their storage type in the file."""
+    weights: int = 0
+    kld_without: Number = math.nan
+    """Mean KL divergence with the tensors in 16 bits."""
+    gain: Number
+    """How much smaller that is."""
+
+
+class TensorCosts(Section):
+    """Which tensors' storage types cost most, the worst first: kinds of tensors, then layers of the worst kind."""
+
+    kld: Number
+    """Mean KL divergence of the file, on the tokens of this measurement."""
+    kinds: list[TensorCost]
+    layers: list[TensorCost] = Field(default_factory=list)
+    complete: bool = True
+    """Whether the time was enough for all of them."""
+
+
+class StageLoss(Section):
+    """The stage that adds most divergence."""
+
+    stage: str
+    kld: Number = math.nan
+    """The mean KL divergence that the stage adds."""
+    hint: str = ""
+
+
+# -- rungs, misses, the document ---------------------------------------------------------------------------------------
+
+BASE, TRAINED, MERGED, FILE = "base", "trained", "merged", "file"
+_STAGES = {BASE: "base", TRAINED: "trained", MERGED: "merge"}
+
+
+class Rung(Section):
+    """One model of the ladder. The fields after `kind` are of exported files only, unless they say otherwise."""
+
+    name: str
+    figures: Figures
+    task: TaskScore | None = None
+    """Of every rung but the merged ones."""
+    kind: str = FILE
+    file: str | None = None
+    """The name of the file; the results may be read on another machine, so its directory is not stored."""
+    size: int | None = None
+    """Bytes; of an ONNX directory, all of them."""
+    contract: Contract | None = None
+    is_quantized: bool = False
+    notes: list[str] = Field(default_factory=list)
+    mismatches: list[str] = Field(default_factory=list)
+    """Bases or adapters that the file was made from and that are not this run's; one fails the gate."""
+    detail: KldDetail | None = None
+    merge_base: str | None = None
+    """What the adapter was merged into: "original" or "nf4". Of merged models and of files."""
+    is_onnx: bool = False
+    agreement: Agreement | None = None
+    long_rows: list[LongRow] = Field(default_factory=list)
+    """Of merged models and of files."""
+    row_kld: list[Number] = Field(default_factory=list)
+    """Mean KL divergence of each held-out row, of every rung; NaN for a row without a scored token."""
+    located: TensorCosts | None = None
+    stage: str = ""
+    """The stage whose output this is: base, trained, merge, convert or quantize."""
+    lost: StageLoss | None = None
+    path: Path | None = Field(default=None, exclude=True)
+    """The file on this machine, while it is being validated."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        converted = "quantize" if self.is_quantized else "convert"
+        self.stage = _STAGES.get(self.kind, converted)
+        if self.merge_base == "w16":  # "original" in results of edgetune before 0.1
+            self.merge_base, self.name = "original", self.name.replace("merged w16", "merged original")
+        return self
+
+
+class Miss(Section):
+    """A threshold or a check that a file misses."""
+
+    rung: str = ""
+    figure: str = ""
+    """The key of the threshold, "contract" or "origin"."""
+    stage: str = ""
+    """Where it was lost: template, tokenizer, merge or convert, quantize."""
+    sentence: str = ""
+    value: Number = math.nan
+    limit: Number = math.nan
+    is_maximum: bool | None = None
+    hint: str | None = None
+    """What to do next."""
+
+
+class Unmeasured(Section):
+    """A threshold that is set and was not measured, so that the gate cannot be passed."""
+
+    rung: str
+    figure: str
+    """The key of the threshold."""
+    reason: str
+    """What was left out, in a sentence."""
+
+
+class ReferenceFacts(Section):
+    """The reference that the files were compared with."""
+
+    rows: int = 0
+    tokens: int = 0
+    vocabulary: int = 0
+    caution: str | None = None
+    """What a sample of this size cannot show; None if it is large enough."""
+    coding: str = ""
+    kld_is_lower_bound: bool = False
+    info: dict[str, Any] = Field(default_factory=dict)
+
+
+class ValidationResults(Document):
+    """Everything that one validation measured, and whether the files pass the gate."""
+
+    KIND: ClassVar[str] = "a validation report"
+    HINT: ClassVar[str] = "Validate the file again: its report is written anew"
+
+    version: int = Document.NEWEST
+    edgetune: str = ""
+    created: str = ""
+    """ISO 8601, UTC."""
+    run: str = ""
+    reference: ReferenceFacts = ReferenceFacts()
+    passed: bool | None = None
+    """None if a threshold was not measured and none is missed."""
+    gate: dict[str, OptionalNumber] = Field(default_factory=dict)
+    """The thresholds; None for one that is not set."""
+    misses: list[Miss] = Field(default_factory=list)
+    unmeasured: list[Unmeasured] = Field(default_factory=list)
+    rungs: list[Rung]
+
+    @property
+    def files(self) -> list[Rung]:
+        """The exported files."""
+        return [rung for rung in self.rungs if rung.file]
+
+    @property
+    def stored(self) -> list[Rung]:
+        """The rungs that come from the reference: base, trained, and the merged models that were captured."""
+        return [rung for rung in self.rungs if not rung.file]
+
+    def rung(self, name: str) -> Rung | None:
+        """Return the rung of this name, if there is one."""
+        return next((rung for rung in self.rungs if rung.name == name), None)
+
+    def misses_of(self, name: str) -> list[Miss]:
+        """Return the thresholds and checks that one file misses."""
+        return [miss for miss in self.misses if miss.rung == name]
+
+    def unmeasured_of(self, name: str) -> list[Unmeasured]:
+        """Return the thresholds that were not measured for one file."""
+        return [each for each in self.unmeasured if each.rung == name]
+
+    def for_files(self, names: Collection[str]) -> ValidationResults:
+        """Return the results of some of the files: what stands beside each of them."""
+        misses = [miss for miss in self.misses if miss.rung in names]
+        unmeasured = [each for each in self.unmeasured if each.rung in names]
+        return self.model_copy(
+            update={
+                "passed": outcome(misses, unmeasured),
+                "misses": misses,
+                "unmeasured": unmeasured,
+                "rungs": [rung for rung in self.rungs if not rung.file or rung.name in names],
+            }
+        )
+
+
+def outcome(misses: Collection[Miss], unmeasured: Collection[Unmeasured]) -> bool | None:
+    """Return whether the gate is passed: False for a miss, None where a threshold was not measured."""
+    return False if misses else None if unmeasured else True

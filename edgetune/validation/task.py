@@ -1,46 +1,30 @@
-"""The task: rows with a checkable answer, answered greedily by the file as the trained model answered them."""
+"""The task score: rows with a checkable answer, answered greedily by the file and by the trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from edgetune.console import Progress
 from edgetune.runtime import Runtime, Sampling
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
+from edgetune.validation.results import TaskScore
 
 Row = Mapping[str, Any]
 """{"messages", "expected", "base", "trained"}, and "choices" where these are chosen from."""
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """How many answers are right, and what went wrong first."""
-
-    rows: int
-    right: int
-    same_as_trained: int | None
-    """Answers that are the trained model's, character for character; None for the trained model itself."""
-    first_miss: dict[str, str] | None = None
-    """{"prompt", "expected", "got"} of the first row that the trained model has right and this one has not."""
-
-    @property
-    def share(self) -> float:
-        """Right answers per row."""
-        return self.right / self.rows
-
-
 def stored_score(task: Mapping[str, Any], which: str) -> TaskScore:
-    """The score of the `base` or `trained` model's stored answers."""
+    """Return the score of the stored answers of `which`: "base" or "trained"."""
     rows: Sequence[Row] = task["rows"]
     right = sum(answer_matches(task["kind"], row["expected"], row[which]) for row in rows)
-    return TaskScore(len(rows), right, sum(row[which].strip() == row["trained"].strip() for row in rows))
+    same = sum(row[which].strip() == row["trained"].strip() for row in rows)
+    return TaskScore(rows=len(rows), right=right, same_as_trained=same)
 
 
 def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progress: Progress) -> TaskScore | None:
-    """Answer every row; None when the file has no chat template to ask with."""
+    """Answer every row with the file; None if the file has no chat template."""
     if runtime.chat_template is None:
         return None
     rows: Sequence[Row] = task["rows"]
@@ -54,11 +38,11 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
         if miss is None and not matches and answer_matches(task["kind"], row["expected"], row["trained"]):
             miss = {"prompt": str(row["messages"][-1]["content"]), "expected": row["expected"], "got": got}
         progress(done, len(rows))
-    return TaskScore(len(rows), right, same, miss)
+    return TaskScore(rows=len(rows), right=right, same_as_trained=same, first_miss=miss)
 
 
 def choose(runtime: Runtime, row: Row) -> str:
-    """The choice that the file finds likeliest, as the trained model was asked."""
+    """Return the choice with the largest log-likelihood."""
     assert runtime.chat_template is not None
     prompt = runtime.chat_template.render(row["messages"], add_generation_prompt=True)
     scores = []
@@ -72,7 +56,7 @@ def choose(runtime: Runtime, row: Row) -> str:
 
 
 def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[str]:
-    """The greedy answer to each conversation."""
+    """Generate the greedy answer to each conversation."""
     assert runtime.chat_template is not None
     texts = [runtime.chat_template.render(row["messages"], add_generation_prompt=True) for row in rows]
     prompts = [runtime.tokenize(text) for text in texts]

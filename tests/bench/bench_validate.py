@@ -34,10 +34,10 @@ HERE = Path("build/bench")
 OURS = """
 import sys, time
 from pathlib import Path
-from edgetune.llama_base import LlamaBase
-from edgetune.validation import base_file
+from edgetune.reference.llama_kld import KldBaseFile
+from edgetune.validation.llama_perplexity import measure_against_base_file
 spent = 0.0
-compare = LlamaBase.compare
+compare = KldBaseFile.compare
 def timed(self, *arguments, **options):
     global spent
     begin = time.perf_counter()
@@ -45,8 +45,9 @@ def timed(self, *arguments, **options):
         return compare(self, *arguments, **options)
     finally:
         spent += time.perf_counter() - begin
-LlamaBase.compare = timed
-figures = base_file.measure(LlamaBase(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), lambda *_: None)
+KldBaseFile.compare = timed
+base, file, threads = KldBaseFile(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+figures = measure_against_base_file(base, file, threads, lambda *_: None)
 print(spent)
 """
 

@@ -78,9 +78,9 @@ def test_a_card_after_validation_has_the_figures(base: Path, tmp_path: Path) -> 
         "kld": {"value": 0.00123, "error": 0.1},
         "same_top": {"value": 0.987},
         "recovery": 0.99,
-        "perplexity": None,
+        "perplexity": {"value": None},
     }
-    report = {"rungs": [{"name": "m-q8_0.gguf", "figures": figures}]}
+    report = {"version": 1, "rungs": [{"name": "m-q8_0.gguf", "file": "m-q8_0.gguf", "figures": figures}]}
     (tmp_path / "m-q8_0.gguf.validation.json").write_text(json.dumps(report))
     result = edgetune("card", file, "--base", base, "--name", "My model")
     assert (result.returncode, result.stdout.decode().strip()) == (0, str(tmp_path / "README.md"))

@@ -341,17 +341,17 @@ def test_a_merged_model_belongs_to_one_reference(tmp_path: Path) -> None:
             open_writer.add_trained(TRAINED)
             open_writer.add_base(logits_of_base)
     one, other = Reference.open(tmp_path / "one"), Reference.open(tmp_path / "other")
-    assert merged.read(one, "w16") is None
+    assert merged.read(one, "original") is None
     said = one.compare(0, BASE)
-    path = merged.write(one, "w16", said)
-    found = merged.read(one, "w16")
+    path = merged.write(one, "original", said)
+    found = merged.read(one, "original")
     assert found is not None
     np.testing.assert_array_equal(found.kld, said.kld)
     np.testing.assert_array_equal(found.top, said.top)
     (other.directory / path.name).write_bytes(path.read_bytes())
     with pytest.raises(RunDirectoryError, match="belongs to another reference"):
-        merged.read(other, "w16")
+        merged.read(other, "original")
     for damaged in (path.read_bytes()[:-40], b"", b"PK no archive"):
         path.write_bytes(damaged)
         with pytest.raises(RunDirectoryError, match=r"is damaged.*"):
-            merged.read(one, "w16")
+            merged.read(one, "original")

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune import console
 from edgetune.runs.directory import RunDirectory
-from edgetune.validation import gate, results
-from edgetune.validation.ladder import Options, climb
+from edgetune.validation.validate import validate_run
 from tests.converters import tiny
 from tests.export_requests import export
 from tests.report.factories import Content, files_of, one_file
@@ -54,9 +52,7 @@ def write_log(run: RunDirectory) -> None:
 
 @pytest.fixture(scope="session")
 def measured(run: RunDirectory) -> Content:
-    thresholds = gate.parse([], run.manifest.config)
-    ladder = climb(run, sorted(run.artifacts.glob("*.gguf")), Options(), console.count_progress)
-    return results.content(ladder, ladder.files, thresholds, gate.misses(ladder, thresholds))
+    return validate_run(run, sorted(run.artifacts.glob("*.gguf"))).content()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def rendered(run: RunDirectory, content: Content, folder: Path) -> Path:
     """The page of one validation, which is read from a file as a user's is."""
     path = folder / "made.validation.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    page.write(folder / FILE, gather.gather(run, [path]))
+    page.write_page(folder / FILE, gather.gather(run, [path]))
     return folder / FILE
 
 
@@ -74,7 +74,7 @@ def all_fail(content: Content) -> None:
         {"rung": each["name"], "figure": figure, "stage": stage, "sentence": sentence}
         for each in files_of(content)
         for figure, stage, sentence in (
-            ("recovery_min", "quantize", "recovery is 0.9, at least 2 was asked for (recovery_min)"),
+            ("recovery_min", "quantize", "recovery is 0.9, below the limit of 2 (recovery_min)"),
             ("contract", "tokenizer", "contract: BOS: training starts 'x' with 1 BOS, the file with 0"),
         )
     ]
@@ -139,7 +139,7 @@ def all_measured(content: Content) -> None:
 
 def captured_rungs(content: Content) -> None:
     """Merged models that were captured too, and a miss that says what to do next by itself."""
-    merged = copy.deepcopy(content["rungs"][1]) | {"name": "merged w16", "kind": "merged"}
+    merged = copy.deepcopy(content["rungs"][1]) | {"name": "merged w16", "kind": "merged", "merge_base": "w16"}
     content["rungs"].insert(2, merged)
     content["misses"] = [
         {"rung": files_of(content)[0]["name"], "figure": "origin", "stage": "origin",

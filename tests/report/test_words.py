@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.report import curves, findings, gate_table, numbers, survival, verdict
+from edgetune.report import curves, findings, gate_table, survival, verdict
 from edgetune.report.gather import FileReport, ReportData, short_names
+from edgetune.runs.manifest import RunManifest
+from edgetune.validation import numbers
+from edgetune.validation.results import Miss, ValidationResults
+from edgetune_converters.provenance.receipts import Receipt
 from tests.report.factories import Content
 
 SPACE = "\u00a0"
 
 
-def measured(name: str, size: int, kld: float, *, gate: Content | None = None, misses: int = 0) -> FileReport:
+def measured(
+    name: str, size: int, kld: float, *, gate: Content | None = None, misses: int = 0, unmeasured: Sequence[str] = ()
+) -> FileReport:
     rung = {
         "name": name,
         "file": name,
@@ -30,12 +37,20 @@ def measured(name: str, size: int, kld: float, *, gate: Content | None = None, m
     missed = [
         {"rung": name, "figure": "mean_kld_max", "stage": "quantize", "sentence": "mean KLD is x", "hint": "Finer."}
     ]
-    validation = {"gate": gate or {}, "misses": missed * misses, "rungs": [rung], "reference": {"rows": 2, "tokens": 9}}
-    return FileReport(name, name.removesuffix(".gguf"), rung, validation, {}, False)
+    stored = {
+        "version": 1,
+        "gate": gate or {},
+        "misses": missed * misses,
+        "rungs": [rung],
+        "reference": {"rows": 2, "tokens": 9},
+        "unmeasured": [{"rung": name, "figure": key, "reason": "left out"} for key in unmeasured],
+    }
+    results = ValidationResults.model_validate(stored)
+    return FileReport(name, name.removesuffix(".gguf"), results.rungs[0], results, None, False)
 
 
 def material(*files: FileReport) -> ReportData:
-    return ReportData("run", {}, [], [], list(files))
+    return ReportData("run", RunManifest(), [], [], list(files))
 
 
 def test_the_verdict_says_that_a_sample_is_small() -> None:
@@ -102,6 +117,15 @@ def test_when_nothing_passes_what_to_do_is_said() -> None:
     assert (judged.state, judged.next_step) == ("failed", "Finer.")
 
 
+def test_a_gate_that_was_not_measured_is_not_said_to_be_passed() -> None:
+    judged = verdict.judge(material(measured("one", 9, 0.5, gate={"task_drop_max": 0.1}, unmeasured=["task_drop_max"])))
+    assert (judged.state, judged.word) == ("incomplete", "Gate not fully measured")
+    assert "not all of them were measured" in judged.headline
+    assert judged.unmeasured == ["one: drop of the task score was not measured: left out."]
+    file = measured("one", 9, 0.5, gate={"task_drop_max": 0.1}, unmeasured=["task_drop_max"])
+    assert gate_table.cell(file, gate_table.columns([file])[2]) == gate_table.GateCell("none", "not measured")
+
+
 def test_a_gate_without_thresholds_is_not_praised() -> None:
     assert "No threshold is set" in verdict.judge(material(measured("one", 9, 0.5))).next_step
 
@@ -123,7 +147,7 @@ def test_files_with_different_limits_say_theirs() -> None:
 
 def test_a_missed_threshold_that_the_report_does_not_know_is_shown() -> None:
     file = measured("one", 9, 0.5, gate={"novel_max": 0.1})
-    file.validation["misses"].append({"rung": "one", "figure": "novel_max", "stage": "x", "sentence": "novel is 3"})
+    file.validation.misses.append(Miss(rung="one", figure="novel_max", stage="x", sentence="novel is 3"))
     column = gate_table.columns([file])[2]
     assert gate_table.cell(file, column).state == "fail"
 
@@ -140,11 +164,12 @@ def test_the_front_is_what_no_other_file_beats(points: list[tuple[int, int]]) ->
 
 
 def test_tensors_are_placed_by_layer_and_slot() -> None:
-    receipt = {
-        "survival": {"blk.3.attn_v.weight": 0.4, "token_embd.weight": 0.99},
-        "tensors": {"token_embd.weight": "q6_k"},
-    }
-    found = survival.tensors(receipt)
+    receipt = Receipt(
+        artifact="m.gguf", sha256="", size=1, format="gguf", recipe="q6_k", architecture="llama", base={}, adapter=None,
+        merge_base="original", types={}, tensors={"token_embd.weight": "q6_k"}, weights=1, bits_per_weight=6.5,
+        fallback_share=0.0, tokenizer={}, survival={"blk.3.attn_v.weight": 0.4, "token_embd.weight": 0.99},
+    )  # fmt: skip
+    found = survival.tensor_survival(receipt)
     assert [(each.layer, each.slot, each.type) for each in found] == [("3", "attn_v", ""), ("", "token_embd", "q6_k")]
     said = findings.survival(found)
     assert "1 of 2" in said
@@ -154,7 +179,7 @@ def test_tensors_are_placed_by_layer_and_slot() -> None:
 
 @pytest.mark.parametrize(
     ("values", "word"),
-    [([3, 2, 1], "still falling"), ([3, 1, 2], "rises after step 2"), ([3, 1, 1], "levelled off"), ([3], "too few")],
+    [([3, 2, 1], "still falling"), ([3, 1, 2], "rises after step 2"), ([3, 1, 1], "leveled off"), ([3], "too few")],
 )
 def test_what_the_held_out_loss_says(values: list[float], word: str) -> None:
     log = [{"step": step, "eval_loss": value} for step, value in enumerate(values, 1)]

@@ -13,15 +13,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgetune import console
-from edgetune.commands.validate import locator
+from edgetune.config import ExportConfig
 from edgetune.errors import GateFailure
+from edgetune.exporting.request import export_request
+from edgetune.exporting.source import find_source
 from edgetune.reference import merged
 from edgetune.reference.codecs import Comparison
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
+from edgetune.sensitivity.gguf import locate
 from edgetune.validation import gate, scoring
-from edgetune.validation.ladder import Ladder, Options, climb
+from edgetune.validation.ladder import Ladder, Options, measure_ladder
+from edgetune.validation.results import Miss
 from edgetune_converters.quantization.overrides import overrides_of
 from tests.converters import tiny
 from tests.export_requests import export
@@ -33,11 +37,11 @@ STRICT = ["mean_kld_max=0.001", "same_top_min=0.9", "perplexity_ratio_max=1.05",
 
 
 def ladder(run: RunDirectory, *files: Path, **options: object) -> Ladder:
-    return climb(run, list(files), Options(**options), console.count_progress)  # type: ignore[arg-type]
+    return measure_ladder(run, list(files), Options(**options), console.count_progress)  # type: ignore[arg-type]
 
 
-def misses(run: RunDirectory, *files: Path, gates: list[str] = STRICT) -> list[gate.Miss]:
-    return gate.misses(ladder(run, *files, with_task=False), gate.parse(gates, run.manifest.config))
+def misses(run: RunDirectory, *files: Path, gates: list[str] = STRICT) -> list[Miss]:
+    return gate.check(ladder(run, *files, with_task=False).rungs, gate.parse(gates, run.manifest.config)).misses
 
 
 def changed(base: Path, directory: Path, change: Callable[[Tensors], None]) -> Path:
@@ -88,7 +92,7 @@ def store_merged(run: RunDirectory, file: Path) -> None:
     reference = Reference.open(run.reference)
     with load(file) as runtime:
         said = scoring.score(runtime, reference, reference.rows, lambda *_: None)
-    merged.write(reference, "w16", Comparison(said.kld, said.top, said.nll))
+    merged.write(reference, "original", Comparison(said.kld, said.top, said.nll))
 
 
 def untie_head(tensors: Tensors) -> None:
@@ -96,7 +100,7 @@ def untie_head(tensors: Tensors) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(0.05)
 
 
-def stages(found: list[gate.Miss]) -> dict[str, str]:
+def stages(found: list[Miss]) -> dict[str, str]:
     return {miss.figure: miss.stage for miss in found}
 
 
@@ -116,7 +120,7 @@ def test_a_wrong_merge_is_lost_at_the_merge(run: RunDirectory, base: Path, coars
     assert stages(misses(copy, wrong))["mean_kld_max"] == "merge"
     beside = misses(copy, wrong, coarse)
     assert {miss.stage for miss in beside if miss.figure == "mean_kld_max"} == {"merge"}
-    assert "--merge-base" in next(miss.hint for miss in beside if miss.figure == "mean_kld_max")
+    assert "--merge-base" in next(str(miss.hint) for miss in beside if miss.figure == "mean_kld_max")
 
 
 def test_with_a_merged_rung_a_coarse_type_alone_is_conversion_or_quantization(
@@ -147,12 +151,12 @@ def test_one_tensor_at_two_bits_is_quantization_and_is_located(
     """The 2-bit types want rows of 256; of what fits these rows iq4_nl and q4_0 are the coarsest, so rows are 4-bit."""
     file = tmp_path / "one.gguf"
     export(base, {"q8_0": file}, overrides=overrides_of([f"{tensor}=q4_0"]), allow_fallback=True, threads=1)
-    options = Options(with_task=False, locate=locator(merged_run, 60))
-    found = climb(merged_run, [whole, file], options, console.count_progress)
-    missed = gate.misses(found, gate.parse(["mean_kld_max=0.003"], merged_run.manifest.config))
+    found = measure_ladder(merged_run, [whole, file], Options(with_task=False), console.count_progress)
+    missed = gate.check(found.rungs, gate.parse(["mean_kld_max=0.003"], merged_run.manifest.config)).misses
     assert {(miss.rung, miss.stage) for miss in missed} == {("one.gguf", "quantize")}
-    located = found.files[1].located
-    assert located is not None
+    located = locate(
+        export_request(find_source(merged_run.path), ExportConfig()), found.reference, file, 60, lambda *_: None
+    )
     assert located.layers[0].tensor == f"{tensor}.weight"
 
 
@@ -206,9 +210,9 @@ def test_a_coarse_type_is_blamed_on_quantization_when_a_whole_file_shows_it(
     assert all("validate an f16 export" in miss.stage for miss in alone)
     beside = misses(run, whole, coarse)
     assert {(miss.rung, miss.stage) for miss in beside} == {(coarse.name, "quantize")}
-    with pytest.raises(GateFailure, match=r"mean KLD is 0\..*at most 0.001") as failure:
+    with pytest.raises(GateFailure, match=r"mean KLD is 0\..*above the limit of 0.001") as failure:
         gate.raise_on(beside)
-    assert "finer type" in str(failure.value.hint)
+    assert "finer storage type" in str(failure.value.hint)
 
 
 def rewritten(file: Path, path: Path, old: bytes, new: bytes) -> Path:
@@ -220,7 +224,7 @@ def rewritten(file: Path, path: Path, old: bytes, new: bytes) -> Path:
     return path
 
 
-def contract_miss(run: RunDirectory, file: Path) -> gate.Miss:
+def contract_miss(run: RunDirectory, file: Path) -> Miss:
     found = misses(run, file, gates=[])
     assert {miss.figure for miss in found} == {"contract"}
     return found[0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
-from edgetune.validation.ladder import Ladder, Options, climb
+from edgetune.validation.ladder import Ladder, Options, measure_ladder
+from edgetune.validation.results import ValidationResults
+from edgetune.validation.validate import validate_run
 from tests.converters import tiny
 from tests.export_requests import export
 from tests.runtime import models
@@ -23,7 +25,7 @@ from tests.validation.runs import QUESTIONS, held_out, make_run
 
 
 def ladder(run: RunDirectory, *files: Path, **options: object) -> Ladder:
-    return climb(run, list(files), Options(**options), console.count_progress)  # type: ignore[arg-type]
+    return measure_ladder(run, list(files), Options(**options), console.count_progress)  # type: ignore[arg-type]
 
 
 def test_a_file_against_itself_is_at_the_floor(run: RunDirectory, whole: Path) -> None:
@@ -39,9 +41,9 @@ def test_a_file_against_itself_is_at_the_floor(run: RunDirectory, whole: Path) -
     assert found.trained.task is not None
     assert rung.task.right == found.trained.task.right == len(QUESTIONS) - 1
     assert rung.task.same_as_trained == len(QUESTIONS)
-    assert rung.notes == ()
+    assert rung.notes == []
     everything = ["mean_kld_max=1e-6", "same_top_min=1", "recovery_min=0.999", "task_drop_max=0"]
-    assert gate.misses(found, gate.parse(everything, run.manifest.config)) == []
+    assert gate.check(found.rungs, gate.parse(everything, run.manifest.config)) == gate.GateResult()
 
 
 def test_the_base_is_at_the_foot(run: RunDirectory, whole: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_stale_export_fails(base: Path, run: RunDirectory, whole: Path, tmp_pa
     export(base, {"f32": fresh}, adapter=trained.adapter, threads=1)
     stale_rung, fresh_rung = ladder(trained, whole, fresh, with_task=False).files
     assert "export again" in stale_rung.mismatches[0]
-    assert fresh_rung.mismatches == ()
+    assert fresh_rung.mismatches == []
 
 
 def test_rows_longer_than_the_model_was_made_for(base: Path, whole: Path, run: RunDirectory, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_flags_that_are_wrong(flag: str, what: str) -> None:
     ],
 )  # fmt: skip
 def test_each_threshold_alone_closes_the_gate(run: RunDirectory, coarse: Path, flag: str, words: str) -> None:
-    found = gate.misses(ladder(run, coarse), gate.parse([flag], run.manifest.config))
+    found = gate.check(ladder(run, coarse).rungs, gate.parse([flag], run.manifest.config)).misses
     assert [miss.figure for miss in found] == [flag.split("=")[0]]
     assert words in found[0].sentence
 
@@ -165,7 +167,38 @@ def test_each_threshold_alone_closes_the_gate(run: RunDirectory, coarse: Path, f
 def test_a_recovery_that_is_not_defined_does_not_pass(run: RunDirectory, whole: Path) -> None:
     found = ladder(run, whole, with_task=False)
     rung = found.files[0]
-    undefined = replace(rung, figures=replace(rung.figures, recovery=None))
-    ungained = replace(found, rungs=[found.base, found.trained, undefined])
-    misses = gate.misses(ungained, gate.parse(["recovery_min=0.5"], run.manifest.config))
+    rung.figures.recovery = None
+    misses = gate.check(found.rungs, gate.parse(["recovery_min=0.5"], run.manifest.config)).misses
     assert "not defined" in misses[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [("task_drop_max=0", {"with_task": False}), ("long_kld_max=1", {}), ("long_kld_max=1", {"rows": 2})],
+)
+def test_a_threshold_that_was_not_measured_is_neither_met_nor_missed(
+    run: RunDirectory, whole: Path, flag: str, options: dict[str, object]
+) -> None:
+    found = gate.check(ladder(run, whole, **options).rungs, gate.parse([flag], run.manifest.config))
+    assert found.misses == []
+    assert [(each.rung, each.figure) for each in found.unmeasured] == [(whole.name, flag.partition("=")[0])]
+    (line,) = gate.unmeasured_warnings(found.unmeasured)
+    assert "was not measured" in line
+
+
+def test_long_rows_are_not_asked_for_by_the_limit_of_all_rows(run: RunDirectory, whole: Path) -> None:
+    found = gate.check(ladder(run, whole).rungs, gate.parse(["mean_kld_max=1"], run.manifest.config))
+    assert found == gate.GateResult()
+
+
+def test_validate_run_returns_the_results_and_writes_nothing(run: RunDirectory, coarse: Path) -> None:
+    before = sorted(coarse.parent.iterdir())
+    found = validate_run(run.path, [coarse], gates=["mean_kld_max=0.01", "task_drop_max=1"], with_task=False)
+    assert found.passed is False
+    assert ([miss.figure for miss in found.misses], [each.figure for each in found.unmeasured]) == (
+        ["mean_kld_max"], ["task_drop_max"]
+    )  # fmt: skip
+    assert found.files[0].lost is not None
+    assert sorted(coarse.parent.iterdir()) == before
+    again = ValidationResults.from_json(json.dumps(found.content()), coarse)
+    assert again.content() == found.content()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.reference.llama_kld import KldBaseFile
-from edgetune.validation import base_file, llama_perplexity
+from edgetune.validation import llama_perplexity
 from tests.export_requests import export
 from tests.validation import stock
 
@@ -68,13 +68,13 @@ def test_every_statistic_on_its_own_base_file(files: dict[str, Path], base: Path
     theirs = stock.statistics(files[type_], base, CONTEXT, 1)
     opened = KldBaseFile(base)
     assert opened.chunks >= 10
-    figures = base_file.measure(opened, files[type_], 1, lambda *_: None)
-    assert_same(stock.parsed("\n".join(llama_perplexity.lines(figures))), theirs)
+    figures = llama_perplexity.measure_against_base_file(opened, files[type_], 1, lambda *_: None)
+    assert_same(stock.parsed("\n".join(llama_perplexity.format_statistics(figures))), theirs)
 
 
 @pytest.mark.slow
 def test_a_file_against_itself_has_the_floor_of_the_coding(files: dict[str, Path], base: Path) -> None:
-    figures = base_file.measure(KldBaseFile(base), files["f32"], 1, lambda *_: None)
+    figures = llama_perplexity.measure_against_base_file(KldBaseFile(base), files["f32"], 1, lambda *_: None)
     assert abs(figures.kld.value) < 1e-4
     assert figures.same_top.value > 0.999
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune import console
-from edgetune.commands.validate import locator
+from edgetune.commands.validate import _locator
 from edgetune.config import ExportConfig
 from edgetune.errors import RunDirectoryError
 from edgetune.exporting.request import export_request
@@ -15,7 +14,7 @@ from edgetune.exporting.source import find_source
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.sensitivity.gguf import locate, tensor_groups
-from edgetune.validation.ladder import Options, climb
+from edgetune.validation.validate import validate_run
 from edgetune_converters.quantization.overrides import overrides_of
 from edgetune_converters.request import ExportRequest
 from tests.export_requests import export
@@ -52,13 +51,13 @@ def test_the_embedding_goes_by_its_own_option(run: RunDirectory, base: Path, tmp
     found = locate(request_of(run), Reference.open(run.reference), file, 60, lambda *_: None)
     assert found.kinds[0].tensor == "token_embd.weight"
     assert found.kinds[0].gain > 0.5 * found.kld
-    assert found.layers == ()  # it is one tensor
+    assert found.layers == []  # it is one tensor
 
 
 def test_when_the_time_is_over_what_was_found_is_said(run: RunDirectory, coarse: Path) -> None:
     found = locate(request_of(run), Reference.open(run.reference), coarse, 1e-9, lambda *_: None)
     assert not found.complete
-    assert found.kinds == ()
+    assert found.kinds == []
 
 
 def test_layers_are_tried_from_both_ends(coarse: Path) -> None:
@@ -74,9 +73,9 @@ def test_a_file_of_another_tool_cannot_be_made_again(run: RunDirectory, coarse: 
         locate(request_of(run), Reference.open(run.reference), file, 60, lambda *_: None)
 
 
-def test_the_ladder_asks_for_it_only_where_something_is_quantized(run: RunDirectory, whole: Path, coarse: Path) -> None:
-    options = Options(with_task=False, locate=locator(run, 60))
-    found = climb(run, [whole, coarse], options, console.count_progress)
+def test_the_command_locates_only_where_something_is_quantized(run: RunDirectory, whole: Path, coarse: Path) -> None:
+    attach = _locator(run, 60)
+    found = validate_run(run, [whole, coarse], with_task=False, attach=attach)
     assert found.files[0].located is None
     located = found.files[1].located
     assert located is not None

@@ -12,7 +12,7 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.validation import metrics
-from edgetune.validation.metrics import Mean, TokenScores
+from edgetune.validation.metrics import TokenScores, mean_of
 
 VOCAB, COUNT = 97, 240
 RANDOM = np.random.default_rng(5)
@@ -100,4 +100,4 @@ def test_recovery_is_not_defined_without_a_gain() -> None:
 
 
 def test_a_single_token_has_no_error() -> None:
-    assert math.isnan(Mean.of(np.array([1.0])).error)
+    assert math.isnan(mean_of(np.array([1.0])).error)

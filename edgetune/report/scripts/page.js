@@ -92,8 +92,8 @@ const state = { file: DATA.chosen, metric: DATA.metrics[0]?.key, paper: false };
 const chosenFile = () => DATA.files[state.file];
 
 const KIND_COLOR = { base: 'var(--base)', trained: 'var(--trained)', merged: 'var(--merged)' };
-const colorOf = (rung) => KIND_COLOR[rung.kind] ?? (rung.passed ? 'var(--pass)' : 'var(--fail)');
-const symbolOf = (rung) => (rung.kind !== 'file' ? 'diamond2' : rung.passed ? 'circle' : 'times');
+const colorOf = (rung) => KIND_COLOR[rung.kind] ?? (rung.passed ? 'var(--pass)' : rung.passed === false ? 'var(--fail)' : 'var(--soft)');
+const symbolOf = (rung) => (rung.kind !== 'file' ? 'diamond2' : rung.passed !== false ? 'circle' : 'times');
 
 // Widths of labels, so that margins fit them.
 const ruler = document.createElement('canvas').getContext('2d');

@@ -23,7 +23,7 @@ function sizesChart(width) {
   };
   const scales = Plot.plot(options);
   const labels = placedLabels(points, (name) => scales.scale(name), options);
-  const color = (point) => (point.passed ? 'var(--pass)' : 'var(--fail)');
+  const color = (point) => (point.passed ? 'var(--pass)' : point.passed === false ? 'var(--fail)' : 'var(--soft)');
   return Plot.plot({
     ...options,
     marks: [
@@ -32,7 +32,7 @@ function sizesChart(width) {
       Plot.line(front, { x: 'x', y: 'kld', stroke: 'var(--quiet)', strokeWidth: 2 }),
       Plot.ruleY(limit, { stroke: 'var(--fail)', strokeDasharray: '4 3', strokeWidth: 1.5 }),
       Plot.text(limit, { y: (value) => value, frameAnchor: 'right', dy: -8, text: (value) => `gate ${plain(value)}`, fill: 'var(--fail)' }),
-      Plot.dot(points, { x: 'x', y: 'kld', r: 6, symbol: (point) => (point.passed ? 'circle' : 'times'), fill: (point) => (!point.passed ? 'none' : point.front ? color(point) : 'var(--page)'), stroke: color, strokeWidth: 2 }),
+      Plot.dot(points, { x: 'x', y: 'kld', r: 6, symbol: (point) => (point.passed !== false ? 'circle' : 'times'), fill: (point) => (point.passed === false ? 'none' : point.front ? color(point) : 'var(--page)'), stroke: color, strokeWidth: 2 }),
       ...labels.map((label) => Plot.text([label], { x: 'x', y: 'kld', text: 'short', dx: label.dx, dy: label.dy, textAnchor: label.anchor, fill: 'var(--ink)', fontSize: 13, fontWeight: label.index === state.file ? 700 : 400, stroke: 'var(--page)', strokeWidth: 4 })),
     ],
   });

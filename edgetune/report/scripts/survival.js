@@ -37,5 +37,5 @@ function survivalChart(width) {
 function survivalLegend() {
   const names = ['below 0.5', '0.5 to 0.8', '0.8 to 0.95', '0.95 to 0.99', '0.99 and more'];
   const items = names.map((name, index) => element('li', {}, element('i', { style: `background: var(--s${index})` }), name));
-  return element('ul', { class: 'legend', 'aria-label': 'Colours of the heat map' }, ...items);
+  return element('ul', { class: 'legend', 'aria-label': 'Colors of the heat map' }, ...items);
 }

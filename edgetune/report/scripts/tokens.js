@@ -32,7 +32,7 @@ function tokenElement(row, place) {
   const [text, kld] = [row.texts[place], row.kld[place]];
   const hex = HEX.test(text) ? ' hex' : '';
   if (kld == null) return element('span', { class: `token${hex}`, dir: 'auto' }, visible(text));
-  const words = `${visible(text)}: ${short(kld)} nats${isFlip(row, place) ? ', another top token' : ''}`;
+  const words = `${visible(text)}: ${short(kld)} nats${isFlip(row, place) ? ', different top token' : ''}`;
   return element('button', {
     type: 'button', class: `token k${classOf(kld)}${isFlip(row, place) ? ' flip' : ''}${hex}`, dir: 'auto',
     tabindex: '-1', 'data-place': place, 'aria-label': words, 'aria-pressed': 'false',
@@ -51,10 +51,10 @@ function explanation(row, place) {
   const text = row.texts[place];
   const both = candidatesAt(row, place);
   const said = element('p', {}, 'At ', element('q', { dir: 'auto' }, visible(text)),
-    ` (token ${row.first + place}) the divergence is ${short(row.kld[place])} nats. The trained model gave this token ${percent(row.p_trained[place])}, the file ${percent(row.p_file[place])}.`);
+    ` (token ${row.first + place}) the divergence is ${short(row.kld[place])} nats. Probability of this token: ${percent(row.p_trained[place])} in the trained model, ${percent(row.p_file[place])} in the file.`);
   const sides = both
     ? element('div', { class: 'sides' }, sideOf('Trained model', both.trained, text), sideOf('This file', both.file, text))
-    : element('p', { class: 'note' }, 'Candidates are kept for the worst tokens of a row only.');
+    : element('p', { class: 'note' }, 'Candidates are stored for the worst tokens of a row only.');
   return [said, sides];
 }
 
@@ -97,7 +97,7 @@ function moveFocus(event, buttons, direction) {
 
 function heatLegend() {
   const items = CLASSES.map((each, index) => element('li', {}, element('i', { class: `k${index}` }), each.name));
-  const flip = element('li', {}, element('i', { class: 'token flip k1' }), 'underlined: another top token');
+  const flip = element('li', {}, element('i', { class: 'token flip k1' }), 'underlined: different top token');
   byId('heat-legend').replaceChildren(...items, flip);
 }
 

@@ -38,7 +38,7 @@ class RecaptureRequest:
     reference: bool
     """Recapture the reference."""
     merged: Mapping[str, ExportRequest] = field(default_factory=dict)
-    """Merged models to measure: a key of edgetune.reference.merged.MERGED -> the request for its export."""
+    """Merged models to measure: the merge base -> the request for its export."""
     llama_base: Path | None = None
     """Path of a base file for llama-perplexity --kl-divergence-base."""
     llama_context: int = 512
@@ -85,7 +85,7 @@ def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str, request
     """Merge as the export does, run the result in transformers, and store its divergence from the trained model."""
     reference = Reference.open(run.reference)
     if name == "nf4" and prepared.config.quantization.bits != 4:
-        raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Ask for --merged w16")
+        raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Use --merged original")
     folder = run.path / f"merged-{name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -18,10 +18,9 @@ from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.capture import task_answers
-from edgetune.validation import base_file
 from edgetune.validation.greedy import compare_answers
-from edgetune.validation.metrics import Mean
-from edgetune.validation.results import json_path
+from edgetune.validation.llama_perplexity import measure_against_base_file
+from edgetune.validation.results import Mean, results_path
 from edgetune_converters import exporting
 from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.request import ExportRequest, Target
@@ -80,15 +79,15 @@ def test_long_rows_come_last_and_are_no_rows_of_the_user(run: RunDirectory) -> N
 
 
 def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tmp_path: Path) -> None:
-    """nf4 is what was trained but for rounding; w16 is the file that is exported, as llama.cpp runs it."""
+    """nf4 is what was trained but for rounding; original is the file that is exported, as llama.cpp runs it."""
     kept = Reference.open(run.reference).digest
-    found = reference(run, "--merged", "w16", "--merged", "nf4")
+    found = reference(run, "--merged", "original", "--merged", "nf4")
     assert found.digest == kept
-    nf4, w16 = merged.read(found, "nf4"), merged.read(found, "w16")
+    nf4, original = merged.read(found, "nf4"), merged.read(found, "original")
     assert nf4 is not None
-    assert w16 is not None
-    assert 5 * nf4.kld.mean() < w16.kld.mean()  # rounding the base to 4 bits is what lies between them
-    file = tmp_path / "w16.gguf"
+    assert original is not None
+    assert 5 * nf4.kld.mean() < original.kld.mean()  # rounding the base to 4 bits is what lies between them
+    file = tmp_path / "original.gguf"
     export(base, {"f32": file}, adapter=run.adapter, tokenizer=run.tokenizer)
     from edgetune.runtime import load
     from edgetune.validation import scoring
@@ -96,7 +95,7 @@ def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tm
     with load(file) as runtime:
         said = scoring.score(runtime, found, found.rows, lambda *_: None)
         agreement, fault = compare_answers(runtime, found.greedy, runtime.stop_tokens, lambda *_: None)
-    np.testing.assert_allclose(said.nll, w16.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
+    np.testing.assert_allclose(said.nll, original.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
     assert fault is None
     assert agreement is not None
     assert agreement.rows == task_answers.GREEDY_ROWS
@@ -117,7 +116,7 @@ def test_the_merge_base_is_chosen_by_measurement(
     assert receipt.sha256 == Receipt.read(nf4).sha256
     assert cli.run(["validate", str(run.path), str(auto), "--no-task", "--gate", "mean_kld_max=9"]) == 0
     (figures,) = (
-        rung["figures"] for rung in json.loads(json_path(auto).read_text())["rungs"] if rung["name"] == "auto.gguf"
+        rung["figures"] for rung in json.loads(results_path(auto).read_text())["rungs"] if rung["name"] == "auto.gguf"
     )
     assert receipt.merge_base_kld is not None
     assert receipt.merge_base_kld["nf4"] == pytest.approx(figures["kld"]["value"], rel=1e-3)
@@ -143,7 +142,7 @@ def test_a_merge_base_that_is_not_significantly_closer_is_not_taken(
 
 
 def test_a_better_figure_that_is_not_taken_is_explained() -> None:
-    better, worse = Mean(0.010, 0.002), Mean(0.011, 0.002)
+    better, worse = Mean(value=0.010, error=0.002), Mean(value=0.011, error=0.002)
     unsure = MergeBaseComparison("original", {"original": worse, "nf4": better})
     assert unsure.sentence.endswith(
         "nf4 0.01 ± 0.002; nf4 is not significantly closer (less than two standard errors of the difference)"
@@ -214,7 +213,7 @@ def test_the_base_file_for_llama_cpp(run: RunDirectory, base: Path, tmp_path: Pa
     file = tmp_path / "d.gguf"
     export(base, {"f32": file}, adapter=run.adapter, merge_base="nf4", bnb_record=run.manifest.quantized)
     opened = KldBaseFile(path)
-    figures = base_file.measure(opened, file, 1, lambda *_: None)
+    figures = measure_against_base_file(opened, file, 1, lambda *_: None)
     assert (opened.context, opened.vocab_size) == (64, 512)
     assert opened.chunks > 5
     assert abs(figures.kld.value) < 2e-5
