@@ -40,6 +40,19 @@ def test_raw_continues_the_text_as_it_is(file: Path) -> None:
     assert edgetune("run", file, "--raw", "-p", PROMPT, "--max-tokens", "12").stdout == expected(file, PROMPT, 12)
 
 
+@pytest.mark.parametrize("options", [["--raw"], []])
+def test_an_answer_that_stops_at_once_prints_nothing(file: Path, tmp_path: Path, options: list[str]) -> None:
+    """The first token of the answer is made the stop token."""
+    with load(file) as runtime:
+        prompt = runtime.tokenize(PROMPT if options else chat(PROMPT))
+        first = next(runtime.generate(prompt, Sampling(), 1))
+    before, key, after = file.read_bytes().partition(b"tokenizer.ggml.eos_token_id" + (4).to_bytes(4, "little"))
+    stopping = tmp_path / "stopping.gguf"
+    stopping.write_bytes(before + key + first.to_bytes(4, "little") + after[4:])
+    result = edgetune("run", stopping, *options, "-p", PROMPT)
+    assert (result.returncode, result.stdout) == (0, b"")
+
+
 def test_a_system_message_comes_first(file: Path) -> None:
     found = edgetune("run", file, "-p", PROMPT, "--system", "Be brief.", "--max-tokens", "12").stdout
     assert found == expected(file, chat(PROMPT, "Be brief."), 12)

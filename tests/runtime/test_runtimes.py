@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetune.runtime import Finish, Runtime, RuntimeProblem, Sampling, load
+from edgetune.runtime import Finish, NoChatTemplate, Runtime, RuntimeProblem, Sampling, load
+from edgetune.runtime.artifacts import artifact_format
 from tests.converters import tiny
 from tests.runtime import models
 from tests.runtime.scores import PROMPT, assert_same, scored
@@ -159,3 +160,67 @@ def test_what_is_said_of_the_artifact(base: Path, runtime: Runtime, artifact: Pa
 
 def test_half_a_character_is_no_end(runtime: Runtime) -> None:
     assert runtime.tokenize("\ud800 alone")
+
+
+# -- answers as text ---------------------------------------------------------------------------------------------------
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": models.WORDS}]
+
+
+def test_a_chat_is_the_rendered_conversation_continued(runtime: Runtime) -> None:
+    assert runtime.chat_template is not None
+    text = runtime.chat_template.render(MESSAGES, add_generation_prompt=True)
+    ids = runtime.tokenize(text)
+    assert runtime.tokenize_chat(MESSAGES) == ids
+    tokens = list(runtime.generate(ids, Sampling(), 12))
+    answer = runtime.chat(MESSAGES, max_tokens=12)
+    assert answer.finish is None
+    assert answer.text() == runtime.detokenize(tokens) == runtime.complete(text, max_tokens=12).text()
+    assert answer.tokens == tokens
+    assert answer.finish is Finish.LENGTH
+
+
+def test_the_pieces_of_an_answer_are_whole_characters_and_together_its_text(runtime: Runtime) -> None:
+    sampling = Sampling(temperature=2, seed=3)
+    answer = runtime.complete("dim the lights", sampling=sampling, max_tokens=60)
+    first = next(answer)
+    pieces = [first, *answer]
+    assert all(pieces)
+    assert "".join(pieces) == answer.text() == runtime.detokenize(answer.tokens)
+    assert list(answer) == [], "an answer that is over stays so"
+
+
+def test_an_answer_knows_how_long_it_took(runtime: Runtime) -> None:
+    answer = runtime.complete("dim the lights", max_tokens=12)
+    answer.text()
+    timing = answer.timing
+    assert timing.prompt_tokens == len(runtime.tokenize("dim the lights"))
+    assert timing.tokens == 12
+    assert timing.prompt_seconds > 0
+    assert timing.decode_seconds > 0
+    assert timing.prompt_rate == timing.prompt_tokens / timing.prompt_seconds
+    assert timing.decode_rate == 11 / timing.decode_seconds
+    assert answer.timing == timing, "reading it again changes nothing"
+
+
+def test_a_file_without_a_template_cannot_chat(runtime: Runtime) -> None:
+    runtime.chat_template = None
+    with pytest.raises(NoChatTemplate, match="no chat template") as error:
+        runtime.chat(MESSAGES)
+    assert "Runtime.complete" in str(error.value.hint)
+
+
+def test_no_tokens_are_asked_for_and_none_are_evaluated(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_prefill", None)
+    generation = runtime.generate(PROMPT, Sampling(), 0)
+    assert list(generation) == []
+    assert generation.finish is Finish.LENGTH
+
+
+def test_the_format_is_known_before_and_after_opening(runtime: Runtime, artifact: Path) -> None:
+    assert runtime.format == artifact_format(artifact) == ("gguf" if artifact.suffix == ".gguf" else "onnx")
+
+
+def test_an_input_that_the_model_lacks_cannot_be_bound(runtime: Runtime) -> None:
+    with pytest.raises(RuntimeProblem, match="no input 'swapped'"):
+        runtime.bind_input("swapped", np.zeros(3, bool))
