@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
 from edgetune_converters.inputs import ExportInputs
@@ -16,7 +16,10 @@ from edgetune_converters.provenance import metadata
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.request import Target
-from edgetune_converters.tokenizers.special import special_token_ids
+from edgetune_converters.tokenizers.special import SpecialTokenIds, special_token_ids
+
+if TYPE_CHECKING:
+    from edgetune_converters.outputs.traced import Tracer
 
 
 class Format(NamedTuple):
@@ -81,6 +84,8 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
         )
     extra = {key: str(value) for key, value in request.metadata.items()}
     ends = special_token_ids(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
+    if request.tracer is not None and not model.family.onnx:
+        return _traced(inputs, type_name, path, request.tracer, ends, extra)
     found = onnx_model.source_tensors(model.tensors)
     decoder = onnx_model.describe_model(model.family, model.config, found)
     graph = onnx_model.DecoderGraph.of(
@@ -89,6 +94,31 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     if not request.allow_fallback:
         check_fallback(graph.plan)
     return OnnxOutput(path, graph, model.in_hf_row_order, documents, inputs.proof, ends, inputs.importance, extra)
+
+
+def _traced(
+    inputs: ExportInputs,
+    type_name: str,
+    path: Path,
+    tracer: Tracer,
+    ends: SpecialTokenIds,
+    extra: Mapping[str, str],
+) -> Output:
+    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS
+    from edgetune_converters.onnx.traced_model import TracedSettings
+    from edgetune_converters.onnx.traced_weights import slots_by_name
+    from edgetune_converters.outputs.traced import TracedOutput
+
+    request, model = inputs.request, inputs.model
+    if isinstance(model.checkpoint, GgufBase):
+        raise RecipeError(
+            f"{model.checkpoint.path} is a GGUF file: {tracer.name} cannot trace it",
+            "Give a model directory with --base",
+        )
+    settings = TracedSettings(
+        type_name.lower(), request.onnx_settings or DEFAULT_SETTINGS, slots_by_name(model.bound), request.allow_fallback
+    )
+    return TracedOutput(path, tracer, model, inputs.documents, inputs.proof, ends, settings, extra)
 
 
 def _check_onnx_type(name: str) -> object:

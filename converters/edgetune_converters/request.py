@@ -13,6 +13,7 @@ from edgetune_converters.quantization.overrides import NONE, Overrides
 
 if TYPE_CHECKING:
     from edgetune_converters.onnx.plan import OnnxSettings
+    from edgetune_converters.outputs.traced import Tracer
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class ExportRequest:
     """Accept another storage type where rows do not divide the block, however large its share of the bytes."""
     onnx_settings: OnnxSettings | None = None
     """Blocks, zero points and operators of ONNX; None takes the defaults."""
+    tracer: Tracer | None = None
+    """Exporter of ONNX graphs for families that edgetune has no graph for; None refuses them."""
     split_max_size: int | None = None
     """Largest file of a split GGUF in bytes; None writes one file."""
     max_shard_size: int | None = None

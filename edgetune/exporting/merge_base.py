@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.exporting.scratch import temporary_sibling
+from edgetune_converters.files.atomic import temporary_directory
 from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL, MergeBaseName
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def compare_merge_bases(request: ExportRequest, reference: Reference) -> MergeBa
 
     klds: dict[MergeBaseName, F64] = {}
     with (
-        temporary_sibling(request.targets[0].path, "merge-base") as folder,
+        temporary_directory(request.targets[0].path.resolve(), ".merge-base.partial") as folder,
         console.count_progress("merge base") as progress,
     ):
         for done, name in enumerate(MERGE_BASES):

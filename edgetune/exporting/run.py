@@ -50,24 +50,16 @@ class Export:
         return self._write(request)
 
     def _write(self, request: ExportRequest) -> list[Receipt]:
-        """Write everything; ONNX of a family without a description is traced first and renamed into place last."""
         from edgetune.exporting import traced
-
-        family = traced.check_if_traced(request, self.config)
-        if family is None:
-            return self._export(request)
-        rest = replace(request, targets=tuple(target for target in request.targets if target.format != "onnx"))
-        with traced.prepared(family, request) as publish:
-            receipts = self._export(rest) if rest.targets else []
-            return [*receipts, *publish()]
-
-    def _export(self, request: ExportRequest) -> list[Receipt]:
         from edgetune_converters.exporting import export
 
+        request = traced.with_tracer(request, self.config)
         if self.config.search_types and request.paths("onnx"):
             request = type_search.with_searched_types(request, self.source)
         with console.byte_progress("export") as progress:
-            return export(request, progress=progress)
+            receipts = export(request, progress=progress)
+        traced.report_divergence(receipts)
+        return receipts
 
     def write_documents(self, receipts: Sequence[Receipt]) -> list[Path]:
         """Write the Modelfiles and model cards that the options ask for, and return their paths."""

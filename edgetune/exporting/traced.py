@@ -1,28 +1,22 @@
-"""ONNX of families without a description: merge, let transformers draw the graph, compare, and rename into place.
-
-Everything is made in a temporary directory beside the target. This needs torch.
-"""
+"""ONNX of families that edgetune has no graph for: transformers and torch.onnx.export trace the merged model."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError, EnvironmentProblem
-from edgetune.exporting.scratch import temporary_sibling
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
-    from edgetune_converters.model import Model
-    from edgetune_converters.outputs.traced import TracedSettings, WeightSummary
+    from edgetune_converters.onnx.traced_model import TracedModel
+    from edgetune_converters.outputs.traced import Compare
     from edgetune_converters.provenance.receipts import Receipt
-    from edgetune_converters.request import ExportRequest, Target
+    from edgetune_converters.request import ExportRequest
 
 EXPORTER = "transformers/torch.onnx"
 _NEEDED = ("torch", "transformers")
@@ -80,140 +74,45 @@ def _check(family: str, request: ExportRequest, config: ExportConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A finished directory that is not yet in its place."""
+class TransformersTracer:
+    """Traces models with torch.onnx.export, as transformers implements them."""
 
-    folder: Path
-    receipt: Receipt
+    name = EXPORTER
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the packages that the graph depends on."""
+        from edgetune.training import onnx_trace
+
+        return onnx_trace.package_versions()
+
+    def trace(self, merged: Path, family: str, context: int) -> tuple[TracedModel, Callable[[], Compare]]:
+        """Trace a merged model; see `edgetune_converters.outputs.traced.Tracer`."""
+        from edgetune.training import onnx_trace
+
+        model, ask = onnx_trace.trace_model(merged, family, context)
+
+        def run_model() -> Compare:
+            probe = ask()
+            return lambda graph: onnx_trace.check_graph(graph, probe, family)
+
+        return model, run_model
 
 
-@contextmanager
-def prepared(family: str, request: ExportRequest) -> Iterator[Callable[[], list[Receipt]]]:
-    """Make the directories of all ONNX targets under temporary names. The yielded function renames them into place.
-
-    What was not renamed is removed at the end.
-    """
-    from edgetune_converters.exporting import write_errors
-
+def with_tracer(request: ExportRequest, config: ExportConfig) -> ExportRequest:
+    """Return the request with the exporter of ONNX graphs, if one is needed. Raises as `check_if_traced`."""
+    family = check_if_traced(request, config)
+    if family is None:
+        return request
     console.note(
         f"{family} has no graph of edgetune's own: transformers and torch.onnx.export draw it, which needs torch and "
         "memory for the whole model in f32, twice"
     )
-    with ExitStack() as stack:
-        stack.enter_context(write_errors())
-        finished = []
-        for target in (each for each in request.targets if each.format == "onnx"):
-            scratch = stack.enter_context(temporary_sibling(target.path))
-            finished.append(_Finished(scratch / "model", _make(family, request, target, scratch)))
-        yield lambda: _publish(finished, write_receipts=request.write_receipts)
+    return replace(request, tracer=TransformersTracer())
 
 
-def _publish(finished: list[_Finished], *, write_receipts: bool) -> list[Receipt]:
-    from edgetune_converters.files import atomic
-    from edgetune_converters.files.interrupts import deferred_sigint
-    from edgetune_converters.provenance.receipts import receipt_path
-
-    with deferred_sigint():
-        for folder, receipt in ((each.folder, each.receipt) for each in finished):
-            path = Path(receipt.artifact)
-            receipt_path(path).unlink(missing_ok=True)
-            atomic.replace_directory(folder, path)
-            if write_receipts:
-                receipt.write()
-    return [each.receipt for each in finished]
-
-
-def _make(family: str, request: ExportRequest, target: Target, scratch: Path) -> Receipt:
-    """Merge, trace, write and compare, in the directory `scratch`."""
-    from edgetune.training import onnx_trace
-    from edgetune_converters.exporting import export
-    from edgetune_converters.files.companions import CompanionFiles
-    from edgetune_converters.outputs import traced
-    from edgetune_converters.outputs.onnx import GRAPH_FILE
-    from edgetune_converters.request import Target
-    from edgetune_converters.tokenizers.special import special_token_ids
-
-    model = _open(request)
-    raw, tokenizer = model.config.raw, request.tokenizer or request.base
-    ends = special_token_ids(tokenizer, raw, None, model.config.vocab_size)
-    documents = CompanionFiles(request.base, raw, tokenizer, None, model.tied)
-    folder, merged = scratch / "model", scratch / "merged"
-    with console.byte_progress("export") as progress:
-        (merge_receipt,) = export(request.for_trial(Target("safetensors", "f32", merged)), progress=progress)
-    graph, ask = onnx_trace.trace_model(merged, family, _context(model))
-    folder.mkdir()
-    stated = _metadata(model, request, merge_receipt)
-    stored = traced.write(folder, graph, _settings(target.type, request, model), documents, ends, stated)
-    probe = ask()  # the answer of transformers with the weights as they were stored
-    del graph, ask  # and with them the model: the next step loads the weights again
-    shutil.rmtree(merged)
-    divergence = onnx_trace.check_graph(folder / GRAPH_FILE, probe, family)
-    console.note(
-        f"{family}, {target.type}: mean KLD {divergence:.1e} between the graph and transformers with the same weights"
-    )
-    receipt = _receipt(merge_receipt, folder, stored)
-    return replace(receipt, artifact=str(target.path), recipe=target.type, exporter_kld=divergence)
-
-
-def _settings(type_: str, request: ExportRequest, model: Model) -> TracedSettings:
-    from edgetune_converters.onnx import traced_weights
-    from edgetune_converters.onnx.plan import DEFAULT_SETTINGS
-    from edgetune_converters.outputs.traced import TracedSettings
-
-    settings = request.onnx_settings or DEFAULT_SETTINGS
-    return TracedSettings(type_, settings, traced_weights.slots_by_name(model.bound), request.allow_fallback)
-
-
-def _receipt(merged: Receipt, folder: Path, stored: WeightSummary) -> Receipt:
-    """Return the receipt of the merged model, with the figures of the ONNX directory in their place."""
-    from edgetune.training import onnx_trace
-    from edgetune_converters.files.contents import sha256_of
-    from edgetune_converters.provenance.receipts import combined_hash
-
-    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    return replace(
-        merged,
-        sha256=combined_hash(hashes),
-        size=sum(path.stat().st_size for path in folder.glob("model.onnx*")),
-        format="onnx",
-        types=stored.types,
-        tensors=stored.tensors,
-        weights=stored.weights,
-        bits_per_weight=stored.bits_per_weight,
-        fallback_share=round(stored.fallback_share, 4),
-        files=hashes,
-        exporter=EXPORTER,
-        versions={**merged.versions, **onnx_trace.package_versions()},
-    )
-
-
-def _metadata(model: Model, request: ExportRequest, merged: Receipt) -> dict[str, str]:
-    """Return the metadata of the graph."""
-    from edgetune_converters.gguf import keys
-    from edgetune_converters.provenance.metadata import provenance_keys
-    from edgetune_converters.provenance.receipts import combined_hash
-
-    own = {keys.MERGE_BASE: merged.merge_base, keys.EXPORTER: EXPORTER}
-    return {
-        **{key: str(value) for key, value in request.metadata.items()},
-        **provenance_keys(model, combined_hash(merged.base), merged.adapter),
-        **own,
-    }
-
-
-def _context(model: Model) -> int:
-    """Return the context length, as it stands in the metadata of GGUF."""
-    from edgetune_converters.provenance.metadata import hyperparameter_keys
-
-    found = hyperparameter_keys(model)[f"{model.family.gguf}.context_length"].data
-    assert isinstance(found, int)
-    return found
-
-
-def _open(request: ExportRequest) -> Model:
-    from edgetune_converters.merging.merge_base import merge_base_named
-    from edgetune_converters.model import open_model
-    from edgetune_converters.names import ORIGINAL
-
-    return open_model(request.base, request.adapter, merge_base_named(ORIGINAL))
+def report_divergence(receipts: Sequence[Receipt]) -> None:
+    """Print how far each traced graph is from the model that it was traced from."""
+    for receipt in receipts:
+        if receipt.exporter_kld is not None:
+            name, kld = Path(receipt.artifact).name, receipt.exporter_kld
+            console.note(f"{name}: mean KLD {kld:.1e} between the graph and transformers with the same weights")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.exporting.scratch import temporary_sibling
+from edgetune_converters.files.atomic import temporary_directory
 
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
@@ -53,7 +53,7 @@ def with_searched_types(request: ExportRequest, source: Source) -> ExportRequest
 
     subject = search_subject(request, Reference.open(source.run.reference).main_rows)
     with (
-        temporary_sibling(request.paths("onnx")[_TYPE], "search") as folder,
+        temporary_directory(request.paths("onnx")[_TYPE].resolve(), ".search.partial") as folder,
         console.count_progress("search types") as progress,
     ):
         return replace(request, onnx_settings=search.search_types(subject, folder, progress))

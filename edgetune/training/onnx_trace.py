@@ -31,7 +31,7 @@ from edgetune.planning.base_model import base_loading_error
 from edgetune.training.environment import silence_libraries
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.onnx.genai import DecoderSizes
-from edgetune_converters.outputs.traced import TracedModel
+from edgetune_converters.onnx.traced_model import TracedModel
 
 OPSET = 17  # all that the tracing exporter of torch knows
 MAX_KLD = 1e-6

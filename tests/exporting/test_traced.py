@@ -289,17 +289,16 @@ def test_a_graph_that_is_another_model_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a trace gets wrong shows in the comparison: here one weight of the file differs from the model's."""
+    from edgetune_converters.onnx.traced_model import TracedModel, TracedSettings, WeightSummary, write_weights
     from edgetune_converters.outputs import traced
 
-    write = traced.write
-
-    def wrong(folder: Path, drawn: traced.TracedModel, *more: object) -> traced.WeightSummary:
-        weights = dict(drawn.weights)
+    def write_wrong(path: Path, model: TracedModel, settings: TracedSettings) -> WeightSummary:
+        weights = dict(model.weights)
         name = next(name for name in weights if name.endswith("dense_h_to_4h.weight"))
         weights[name] = weights[name] * np.float32(1.5)
-        return write(folder, traced.TracedModel(drawn.graph, weights, drawn.sizes), *more)  # type: ignore[arg-type]
+        return write_weights(path, TracedModel(model.graph, weights, model.sizes), settings)
 
-    monkeypatch.setattr(traced, "write", wrong)
+    monkeypatch.setattr(traced, "write_weights", write_wrong)
     base = family_models.base("bloom", tmp_path / "base")
     (tmp_path / "out").mkdir()
     assert export(base, tmp_path / "out" / "a") == 1

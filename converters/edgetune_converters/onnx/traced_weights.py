@@ -20,7 +20,7 @@ from edgetune_converters.onnx.layout import SourceTensor
 from edgetune_converters.onnx.plan import OnnxRecipe, OnnxSettings, fit_block, requested_storage
 from edgetune_converters.onnx.storage import Floats, NBitsBlocks, Storage
 
-_TURNED = [1, 0]
+_TRANSPOSED = [1, 0]
 _F32 = Floats("f32")
 
 SlotLookup = Callable[[str], Slot | None]
@@ -39,7 +39,7 @@ class WeightUsage(NamedTuple):
 class WeightNodes:
     """The nodes that read a weight: those that transpose it, the products after them, lookups, and others."""
 
-    turning: tuple[NodeProto, ...]
+    transposes: tuple[NodeProto, ...]
     products: tuple[NodeProto, ...]
     lookups: tuple[NodeProto, ...]
     others: tuple[NodeProto, ...]
@@ -61,25 +61,25 @@ class NodeIndex:
 
     def of(self, name: str) -> WeightNodes:
         """Return the nodes that read a weight."""
-        turning: list[NodeProto] = []
+        transposes: list[NodeProto] = []
         products: list[NodeProto] = []
         lookups: list[NodeProto] = []
         others: list[NodeProto] = []
         for node in self._taking.get(name, ()):
             after = self._taking.get(node.output[0], []) if _transposes(node) else []
             if after and all(_multiplies(other, node.output[0]) for other in after):
-                turning.append(node)
+                transposes.append(node)
                 products += after
             elif node.op_type == "Gather" and node.input[0] == name and _attributes(node).get("axis", 0) == 0:
                 lookups.append(node)
             else:
                 others.append(node)
-        return WeightNodes(tuple(turning), tuple(products), tuple(lookups), tuple(others))
+        return WeightNodes(tuple(transposes), tuple(products), tuple(lookups), tuple(others))
 
 
 def _transposes(node: NodeProto) -> bool:
     """Whether a node transposes a matrix."""
-    return node.op_type == "Transpose" and list(_attributes(node).get("perm", ())) == _TURNED
+    return node.op_type == "Transpose" and list(_attributes(node).get("perm", ())) == _TRANSPOSED
 
 
 def _multiplies(node: NodeProto, matrix: str) -> bool:
@@ -142,7 +142,7 @@ def replacement_nodes(
     name: str, shape: Sequence[int], use: WeightNodes, storage: NBitsBlocks
 ) -> list[tuple[NodeProto, NodeProto | None]]:
     """Return the replacement of each node (None removes it), on arrays NAME.codes, NAME.scales, NAME.zero_points."""
-    changed: list[tuple[NodeProto, NodeProto | None]] = [(node, None) for node in use.turning]
+    changed: list[tuple[NodeProto, NodeProto | None]] = [(node, None) for node in use.transposes]
     changed += [(node, _product(name, shape, node, storage)) for node in use.products]
     return changed + [(node, _lookup(name, shape, node, storage)) for node in use.lookups]
 

@@ -102,6 +102,11 @@ class DirectoryOutput(Output):
     def path(self) -> Path:
         return self._staged.path
 
+    @property
+    def partial(self) -> Path:
+        """Path of the directory until it is renamed into place."""
+        return self._staged.partial
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # an error on the way removes the directory
             stack.enter_context(self._staged)
