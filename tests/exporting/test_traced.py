@@ -112,7 +112,7 @@ def test_the_adapter_is_in_it_and_gguf_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("lfm2", "keeps another state than keys and values"),
+        ("lfm2", "keeps a state other than keys and values"),
         pytest.param("deepseek-v2", "cannot trace it", marks=pytest.mark.slow),
         pytest.param("llama4", "cannot trace it", marks=pytest.mark.slow),
     ],
