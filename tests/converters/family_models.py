@@ -1,7 +1,7 @@
-"""A tiny random model of every family, with options that are awkward on purpose.
+"""A tiny random model of every family, with deliberately awkward options.
 
-Nothing is a power of two, the vocabulary is a multiple of nothing, heads do not share out the hidden size where the
-family allows that, windows and original contexts are shorter than the text.
+No size is a power of two, heads do not divide the hidden size where the family allows that, and windows and original
+contexts are shorter than the text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _USUAL = _COMMON | {
     "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 24, "max_position_embeddings": 640,
 }  # fmt: skip
-# where llama.cpp wants heads to share out the hidden size: 6 heads of 12
+# where llama.cpp needs heads that divide the hidden size: 6 heads of 12
 _EVEN = {key: value for key, value in _USUAL.items() if key != "head_dim"} | {"num_attention_heads": 6}
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 5, "num_local_experts": 5}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 160}
@@ -51,17 +51,17 @@ _LONG = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model: its config, how many tokens are compared, what is done to its directory after saving."""
+    """A model: its config, the number of compared tokens, and a change of its directory after saving."""
 
     config: str
     options: dict[str, Any] = field(default_factory=dict)
     positions: int = POSITIONS
     after: Callable[[Path], None] | None = None
-    seed: int = 0  # another where two tokens of a random model happen to be equally good to six digits
-    alibi: bool = False  # the reference has ALiBi instead of RoPE, which transformers' code of the family has not
+    seed: int = 0  # a different seed where two tokens of a random model tie to six digits
+    alibi: bool = False  # the reference uses ALiBi, which transformers' code of the family lacks, instead of RoPE
 
 
-# families with GELU, which llama.cpp takes from a table of 16-bit floats: smaller weights pass less of its noise on
+# families with GELU, which llama.cpp looks up in a table of 16-bit floats: smaller weights amplify its error less
 _GELU = {"initializer_range": 0.04}
 
 _GPT = _COMMON | {"n_embd": 72, "n_layer": 3, "n_head": 6, "n_positions": 640}
@@ -277,12 +277,12 @@ CASES: dict[str, Case] = {
         after=lambda path: _as_baichuan(path),
         alibi=True,
     ),
-    # the text part of models that also see
+    # the text part of multimodal models
     "gemma3-seeing": Case(
         "Gemma3Config", {"text_config": _GEMMA3, "vision_config": _EYES, "mm_tokens_per_image": 4}, seed=1
     ),
     "llama4-seeing": Case("Llama4Config", {"text_config": _LLAMA4, "vision_config": _EYES}),
-    # config.json as it was written by earlier versions, with less in it
+    # config.json as earlier versions wrote it, with fewer fields
     "neox-before": Case(
         "GPTNeoXConfig",
         _UNSHARED | _GELU | {"rope_parameters": _HALF},
@@ -390,23 +390,23 @@ def base(name: str, directory: Path, *, dtype: str = "float32", seed: int | None
 
 
 def _auto(config: Any) -> Any:
-    """The class that loads a model, which may see as well."""
+    """The class that loads a model, multimodal or not."""
     seeing = hasattr(config, "vision_config")
     return transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
 
 
 def _as_saved(directory: Path) -> Path:
-    """Where the model lies as transformers saved it, when `after` has rearranged it."""
+    """The directory as transformers saved it, where `after` has rearranged the model."""
     return directory.with_name(directory.name + "-as-saved")
 
 
 def ids(name: str) -> list[int]:
-    """The tokens that are compared."""
+    """Return the tokens that are compared."""
     return tiny.random_ids(CASES[name].positions)
 
 
 class _TableGelu(torch.nn.Module):  # type: ignore[misc]
-    """GELU as llama.cpp's CPU code has it: looked up by a 16-bit float, 16-bit floats found."""
+    """GELU as in llama.cpp's CPU code: a table from 16-bit floats to 16-bit floats."""
 
     def forward(self, x: Any) -> Any:
         wide = x.half().float()
@@ -417,7 +417,7 @@ class _TableGelu(torch.nn.Module):  # type: ignore[misc]
 def reference(
     name: str, directory: Path, weights: Mapping[str, NDArray[Any]] | None = None, *, table_gelu: bool = False
 ) -> NDArray[np.float32]:
-    """transformers' logits in f32; `weights` replace its own (filled up at the ends of their rows).
+    """Return transformers' logits in f32; `weights` replace its own (padded at the ends of their rows).
 
     With `table_gelu` its activation is as coarse as llama.cpp's.
     """
@@ -439,9 +439,9 @@ def reference(
 
 
 def _alibi(heads: int, length: int) -> dict[str, Any]:
-    """ALiBi (Press et al. 2022) as the mask of a model whose RoPE stands still, because all positions are 0.
+    """ALiBi (Press et al. 2022) as the mask of a model without effective RoPE: all positions are 0.
 
-    Heads up to the largest power of two have slopes 2^(-8/n), 2^(-16/n), ...; those beyond lie between.
+    Heads up to the largest power of two have slopes 2^(-8/n), 2^(-16/n), ...; those beyond lie in between.
     """
     power = 2 ** int(np.log2(heads))
     slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
@@ -465,7 +465,7 @@ def _rewritten(directory: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]
 
 
 def _fuse(directory: Path) -> None:
-    """Store experts as transformers 5 holds them in memory: one tensor of all gates and ups, one of all downs."""
+    """Store experts as transformers 5 does in memory: one tensor of all gates and ups, one of all downs."""
     with _rewritten(directory) as (_, tensors):
         found: dict[str, dict[tuple[int, str], Any]] = {}
         for key in list(tensors):
@@ -479,14 +479,14 @@ def _fuse(directory: Path) -> None:
 
 
 def _beheaded(directory: Path) -> None:
-    """Name tensors as checkpoints do that were saved from the model without its head."""
+    """Name tensors as in checkpoints saved from the model without its head."""
     with _rewritten(directory) as (_, tensors):
         for key in list(tensors):
             tensors[key.removeprefix("transformer.")] = tensors.pop(key)
 
 
 def _before(directory: Path, **words: Any) -> None:
-    """The same config in the words of an earlier version; a word that is None is left out."""
+    """The same config with an earlier version's field names; a name that is None is left out."""
     with _rewritten(directory) as (config, _):
         config.pop("rope_parameters", None)
         config.update(words)
@@ -495,7 +495,7 @@ def _before(directory: Path, **words: Any) -> None:
 
 
 def _as_minicpm(directory: Path) -> None:
-    """The same model in the words of MiniCPM."""
+    """The same model with MiniCPM's names."""
     with _rewritten(directory) as (config, _):
         config.update(architectures=["MiniCPMForCausalLM"], model_type="minicpm")
         config["scale_emb"] = config.pop("embedding_multiplier")
@@ -505,7 +505,7 @@ def _as_minicpm(directory: Path) -> None:
 
 
 def _as_internlm2(directory: Path) -> None:
-    """The same model in the words of InternLM2."""
+    """The same model with InternLM2's names."""
     with _rewritten(directory) as (config, tensors):
         config.update(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False)
         width = config["hidden_size"] // config["num_attention_heads"]
@@ -532,7 +532,7 @@ def _as_internlm2(directory: Path) -> None:
 
 
 def _as_baichuan(directory: Path) -> None:
-    """The same model in the words of Baichuan."""
+    """The same model with Baichuan's names."""
     with _rewritten(directory) as (config, tensors):
         config.update(architectures=["BaichuanForCausalLM"], model_type="baichuan")
         config["model_max_length"] = config.pop("max_position_embeddings")

@@ -1,4 +1,4 @@
-"""Options that are tried on every family, beside those that its own cases have: the two ways of tying, biases, RoPE."""
+"""Options tried on every family, in addition to its own cases: tied and untied heads, biases, RoPE types."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SCALED: dict[str, dict[str, Any]] = {
     "yarn": {"factor": 4.0, **_ORIGINAL},
     "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_ORIGINAL},
 }
-# where two tokens of a random model happen to be equally good to six digits
+# seeds where two tokens of a random model tie to six digits
 SEEDS = {("Gemma 3 (text)", "untied"): 2, ("GPT-2", "untied"): 1, ("MPT", "untied"): 1, ("StarCoder 2", "linear"): 1}
 
 _OWN_ROPE = "the configuration of Phi-3 takes longrope alone"
@@ -49,13 +49,13 @@ ABSENT: dict[tuple[str, str], str] = {
 
 
 def tried() -> Iterator[tuple[str, str]]:
-    """Family and option, wherever the option means anything."""
+    """Yield family and option, wherever the option has a meaning."""
     for family in CASES:
         yield from ((family, option) for option in OPTIONS if option not in ROPES or family not in WITHOUT_ROPE)
 
 
 def settings(family: str, option: str) -> dict[str, Any]:
-    """What the option changes in the config of the family's case."""
+    """Return the changes of the config of the family's case."""
     if option in ("tied", "untied"):
         return {"tie_word_embeddings": option == "tied"}
     if option == "biases":
@@ -67,7 +67,7 @@ def settings(family: str, option: str) -> dict[str, Any]:
     kept = {key: before[key] for key in ("rope_theta", "partial_rotary_factor") if key in before}
     layered = {key: value for key, value in before.items() if key in ("sliding_attention", "full_attention")}
     scaled = {"rope_type": option, **(_SCALED.get(option) or _longrope(config, kept))}
-    if layered:  # only the layers that see everything are scaled
+    if layered:  # only the layers with full attention are scaled
         return {"rope_parameters": layered | {"full_attention": {"rope_theta": 10000.0, **scaled}}}
     return {"rope_parameters": kept | scaled}
 

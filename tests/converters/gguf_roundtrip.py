@@ -1,7 +1,7 @@
 """The text vocabularies of llama.cpp's source distribution, rebuilt as Hugging Face tokenizers.
 
-A GGUF vocabulary has tokens, types, merges and scores, but not how text is cut: that is stated here as the model's own
-tokenizer.json states it.
+A GGUF vocabulary has tokens, types, merges and scores, but not how text is split: that is stated here, as in the
+model's own tokenizer.json.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _LLAMA2 = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": _M
 
 
 class Source(NamedTuple):
-    """What tokenizer.json says beside vocabulary and merges; `pre`: the name under which it must be recognised."""
+    """The rest of tokenizer.json, beside vocabulary and merges; `pre`: the name that must be recognized."""
 
     pre: str
     cutter: dict[str, Any] | None
@@ -128,9 +128,9 @@ def _text(found: dict[str, Any], role: str) -> str | None:
 
 
 def _added(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Control tokens are special added tokens, user-defined ones added tokens that are not; padding is left out.
+    """Control tokens become special added tokens, user-defined ones plain added tokens; padding is left out.
 
-    So are BOS and EOS, which some of the files type as normal.
+    BOS and EOS are special too, which some of the files type as normal.
     """
     kinds = {TokenType.CONTROL: True, TokenType.USER_DEFINED: False, TokenType.UNKNOWN: True, TokenType.NORMAL: True}
     ends = {found.get(f"{role}_token_id") for role in ("bos", "eos")}
@@ -184,7 +184,7 @@ def _model(source: Source, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[list[str]]:
-    """Every way of merging two tokens into a third, the best third first: as transformers makes them from scores."""
+    """Every way of merging two tokens into a third, the best third first, as transformers makes them from scores."""
     ordered = sorted(vocab, key=lambda text: -scores[vocab[text]])
     return [
         [text[:cut], text[cut:]]

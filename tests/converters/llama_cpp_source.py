@@ -1,8 +1,8 @@
-"""llama.cpp's own sources, as the source distribution of the pinned llama-cpp-python holds them.
+"""llama.cpp's own sources, from the source distribution of the pinned llama-cpp-python.
 
-Its converter is what ours is compared with, its vocabularies are real ones with stated token ids. They are too large
-for this repository: they are taken from the directory that EDGETUNE_LLAMA_CPP names (one that holds
-convert_hf_to_gguf.py), else downloaded once with pip into build/.
+Its converter is the oracle of ours, its vocabularies are real ones with stated token ids. They are too large for this
+repository: they are read from the directory in EDGETUNE_LLAMA_CPP (one that holds convert_hf_to_gguf.py), or else
+downloaded once with pip into build/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "models/ggml
 
 @cache
 def _source() -> Path | str:
-    """The directory, or why it cannot be had."""
+    """The directory, or why it is not available."""
     if os.environ.get(_VARIABLE):
         return Path(os.environ[_VARIABLE])
     kept = _ROOT / "build" / "llama-cpp-source"
@@ -41,7 +41,7 @@ def _source() -> Path | str:
 
 
 def directory() -> Path:
-    """llama.cpp's directory; where it cannot be had the test is skipped with the reason."""
+    """Return llama.cpp's directory; skip the test with the reason where it is not available."""
     found = _source()
     if isinstance(found, str):
         pytest.skip(found)
@@ -49,7 +49,7 @@ def directory() -> Path:
 
 
 def _unpack(kept: Path) -> None:
-    """Keep what is wanted of the archive, and not the archive."""
+    """Keep the needed files of the archive, and delete the archive."""
     archive = next(kept.glob("*.tar.gz"))
     with tarfile.open(archive) as packed:
         for member in packed:

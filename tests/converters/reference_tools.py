@@ -1,7 +1,7 @@
-"""llama.cpp's convert_hf_to_gguf.py, run as it is in a process of its own.
+"""Run llama.cpp's convert_hf_to_gguf.py, unchanged, in a process of its own.
 
-What is laid over it is only what random models lack: it knows pre-tokenizers by a hash of the ids of one text, wants a
-tokenizer.model for families that had one, and reads fields of config.json that a newer transformers does not pass on.
+Only what random models lack is patched: it recognizes pre-tokenizers by a hash of the ids of one text, needs a
+tokenizer.model for families that had one, and reads fields of config.json that a newer transformers drops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pieces = base.TextModel._set_vocab_sentencepiece
 def load_hparams(dir_model, is_mistral_format):
     return json.loads((dir_model / "config.json").read_text("utf-8")) | hparams(dir_model, is_mistral_format)
 
-def recognised(self, tokenizer):
+def recognized(self, tokenizer):
     try:
         return pre(self, tokenizer)
     except NotImplementedError:
@@ -40,7 +40,7 @@ def vocabulary(self, *arguments):
     return pieces(self, *arguments) if there else self._set_vocab_gpt2()
 
 base.ModelBase.load_hparams = staticmethod(load_hparams)
-base.TextModel.get_vocab_base_pre = recognised
+base.TextModel.get_vocab_base_pre = recognized
 base.TextModel._set_vocab_sentencepiece = conversion.internlm.InternLM2Model.set_vocab = vocabulary
 for job in jobs:
     words = ["--outtype", job["type"]] if job["type"] else ["--vocab-only"]
@@ -63,7 +63,7 @@ class Job:
 
 
 def convert(jobs: Sequence[Job]) -> dict[str, str]:
-    """Run all of them in one process. Returns what those say that failed, by output."""
+    """Run all jobs in one process. Return the messages of those that failed, by output."""
     command = [sys.executable, "-c", _DRIVER, str(llama_cpp_source.directory()), json.dumps([*map(asdict, jobs)])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

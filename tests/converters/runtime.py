@@ -1,4 +1,4 @@
-"""llama.cpp through its plain C face: logits, token ids and the real quantizer. Nothing of edgetune is used here."""
+"""llama.cpp through its C API: logits, token ids and the real quantizer. Nothing of edgetune is used here."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _model(path: Path, vocab_only: bool = False) -> Iterator[Any]:
 
 
 def logits(path: Path, ids: Sequence[int], lora: Path | None = None) -> NDArray[np.float32]:
-    """Logits after each token, [len(ids), vocabulary]; the cache is kept in f32 so that it adds no error.
+    """Logits after each token, [len(ids), vocabulary]; the cache is f32 so that it adds no error.
 
-    `lora` is a GGUF adapter that llama.cpp lays over the model.
+    `lora` is a GGUF adapter that llama.cpp applies to the model.
     """
     with _model(path) as model:
         params = llama_cpp.llama_context_default_params()
@@ -72,7 +72,7 @@ def _forward(model: Any, context: Any, ids: Sequence[int]) -> NDArray[np.float32
 
 
 def token_ids(path: Path, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-    """Token ids of each text; `special` also adds BOS and EOS. Special tokens in the text are recognised."""
+    """Token ids of each text; `special` also adds BOS and EOS. Special tokens in the text are recognized."""
     with _model(path, vocab_only=True) as model:
         vocab = llama_cpp.llama_model_get_vocab(model)
         return [_tokenize(vocab, text.encode(), special) for text in texts]
@@ -96,11 +96,11 @@ class Vocabulary:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids without BOS and EOS; special tokens in the text are recognised."""
+        """Token ids without BOS and EOS; special tokens in the text are recognized."""
         return _tokenize(self._vocab, text.encode(), False)
 
     def text(self, ids: Sequence[int]) -> bytes:
-        """The bytes of some tokens, those of special ones too."""
+        """The bytes of some tokens, including special ones."""
         room = ctypes.create_string_buffer(256)
         lengths = (llama_cpp.llama_token_to_piece(self._vocab, id_, room, len(room), 0, True) for id_ in ids)
         return b"".join(room.raw[:length] for length in lengths)
@@ -129,7 +129,7 @@ def quantize(
     embedding_type: int | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """llama-quantize's own code, from one GGUF file to another; types are numbers of ggml."""
+    """Run llama-quantize's code from one GGUF file to another; types are ggml's numbers."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 2
     overrides = _array(_TypeOverride, [(name.encode(), kind) for name, kind in tensor_types])

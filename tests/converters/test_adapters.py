@@ -1,4 +1,4 @@
-"""The delta of each tensor is PEFT's own, and every adapter that does not fit is named with all its faults."""
+"""The delta of each tensor is PEFT's own, and an adapter that does not fit is refused with all its faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Added tokens of every kind, special ids, stop tokens, and what is put at the ends of a text."""
+"""Added tokens of every kind, special ids, stop tokens, and BOS and EOS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any Unicode text at all: the ids of the runtime are those of the tokenizer, for each kind of tokenizer."""
+"""Any Unicode text: the ids of the runtime are those of the tokenizer, for each kind of tokenizer."""
 
 from __future__ import annotations
 

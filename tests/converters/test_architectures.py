@@ -1,4 +1,4 @@
-"""The table of families: what it says of itself, what it refuses, and its operations block by block."""
+"""The table of families: its pages, what it refuses, and its operations block by block."""
 
 from __future__ import annotations
 

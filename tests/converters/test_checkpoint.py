@@ -1,4 +1,4 @@
-"""Reading checkpoints: exact values, shards, and every kind of damage answered by one sentence."""
+"""Reading checkpoints: exact values, shards, and every kind of damage refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pass as a whole: several files from one read, nothing left behind, bounded memory, bad input answered."""
+"""The export as a whole: several files from one read, nothing left behind, bounded memory, bad input refused."""
 
 from __future__ import annotations
 

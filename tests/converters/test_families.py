@@ -1,4 +1,4 @@
-"""Every family: a tiny random model, exported without quantization, gives transformers' logits in llama.cpp."""
+"""Every family: a tiny random model, exported without quantization, has transformers' logits in llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each option on each family: agreement with transformers, or a refusal, as the page says that lists what is proven."""
+"""Each option on each family: agreement with transformers or a refusal, as docs/export.md lists them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What you trained is what you ship: a tiny model of each family, an adapter, a GGUF file, and the same logits.
-
-Torch's PEFT forward, never merged, against llama.cpp on the exported file. Nothing between the two is shared.
-"""
+"""From training to file: a tiny model of each family, an adapter, a GGUF file, and the same logits."""
 
 from __future__ import annotations
 

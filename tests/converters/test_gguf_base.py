@@ -1,4 +1,4 @@
-"""A GGUF file as the base: what comes out is what the Hugging Face model gives, and damage is one sentence."""
+"""A GGUF file as the base: the export equals that of the Hugging Face model; damage is reported in one sentence."""
 
 from __future__ import annotations
 

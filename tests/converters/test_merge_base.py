@@ -1,4 +1,4 @@
-"""QLoRA's base, rounded by the installed bitsandbytes: the same rows to the bit, and the same logits in llama.cpp."""
+"""QLoRA's base, rounded by the installed bitsandbytes: the same rows bit for bit, and the same logits in llama.cpp."""
 
 from __future__ import annotations
 

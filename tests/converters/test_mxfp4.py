@@ -1,4 +1,4 @@
-"""gpt-oss as it was published, with its experts in MXFP4: the numbers that transformers decodes."""
+"""gpt-oss as published, with its experts in MXFP4: the values that transformers decodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the table does to tensors for GGUF is not done to a safetensors directory, but to an adapter's factors."""
+"""A safetensors directory keeps the base's layout; an adapter file has the layout of GGUF."""
 
 from __future__ import annotations
 

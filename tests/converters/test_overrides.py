@@ -1,4 +1,4 @@
-"""Types set by hand and importance matrices: the bytes of llama-quantize, and a sentence for what cannot be meant."""
+"""Overrides and importance matrices: the bytes of llama-quantize, and one sentence for what cannot be meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pass brings into the system's cache goes out again, and what was there stays."""
+"""Pages that a pass brings into the system's cache are dropped; pages cached before stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bases that are quantized already: the numbers of bitsandbytes, transformers and torch; damage in one sentence."""
+"""Quantized checkpoints: the values of bitsandbytes, transformers and torch; damage reported in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real vocabularies, rebuilt as tokenizer.json and converted by us: the ids that llama.cpp's own tests state."""
+"""Real vocabularies, rebuilt as tokenizer.json and converted: the ids that llama.cpp's own tests state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same types and the same bytes as llama-quantize: our direct export against the real quantizer on our f32 file."""
+"""The same types and bytes as llama-quantize: the direct export against the real quantizer on our f32 file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of the rotary embedding: transformers' frequencies, and the same numbers in pieces as at once."""
+"""The RoPE tables: transformers' frequencies, and the same numbers in pieces as at once."""
 
 from __future__ import annotations
 

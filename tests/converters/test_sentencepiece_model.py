@@ -1,4 +1,4 @@
-"""A directory that has only a SentencePiece model."""
+"""Directories with only a SentencePiece model."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def torch_logits(base_directory: Path, adapter_directory: Path | None, ids: list
 
 
 def random_ids(count: int = POSITIONS, vocab: int = 523, seed: int = 2) -> list[int]:
-    """Token ids over the whole embedding, padding rows too."""
+    """Token ids over the whole embedding, including padding rows."""
     return [int(number) for number in np.random.default_rng(seed).integers(0, vocab, count)]
 
 

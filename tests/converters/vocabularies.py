@@ -1,4 +1,4 @@
-"""Tokenizers trained in a second, saved as Hugging Face saves them."""
+"""Small tokenizers, trained in a second and saved as Hugging Face saves them."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def byte_level(directory: Path, cutter: str = "qwen2", size: int = 500, **config
 def sentencepiece(
     directory: Path, size: int = 500, *, prefix: bool = False, bos: bool = False, over_lines: bool = True
 ) -> Tokenizer:
-    """A BPE with byte fallback like the ones converted from SentencePiece: every way of merging a token is listed.
+    """Train a BPE with byte fallback as converted from SentencePiece: every way of merging a token is listed.
 
-    `over_lines`: with tokens in which a line end stands beside other text.
+    `over_lines`: include tokens with a line end next to other text.
     """
     normalizer: list[Any] = [normalizers.Replace(" ", "\u2581")]
     if prefix:
@@ -83,7 +83,7 @@ def sentencepiece(
 
 
 def without_a_merge(directory: Path) -> Tokenizer:
-    """The tokenizer of `directory` with one merge fewer, so that merging by score is not merging by rank."""
+    """The tokenizer of `directory` with one merge fewer, so that merging by score differs from merging by rank."""
     path = directory / "tokenizer.json"
     loaded = json.loads(path.read_text(encoding="utf-8"))
     loaded["model"]["merges"].pop(len(loaded["model"]["merges"]) // 2)
@@ -106,7 +106,7 @@ def _all_merges(trained: dict[str, int]) -> models.BPE:
 
 
 def cut_by(directory: Path, row: pretokenizers.PreTokenizerRow, size: int = 3000) -> Tokenizer:
-    """A byte-level BPE that cuts by the steps of a row of the table, trained on the very text it is proven on."""
+    """A byte-level BPE that splits by the steps of a row of the table, trained on the text that verifies it."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=row.ignore_merges))
     loaded = json.loads(tokenizer.to_str()) | {"pre_tokenizer": _cutter(row.steps)}
     tokenizer = Tokenizer.from_str(json.dumps(loaded))
@@ -140,9 +140,9 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 def unigram(directory: Path, size: int = 400, **model: Any) -> Tokenizer:
-    """A unigram tokenizer as XLM-R and T5 have it: cut at white space, a mark before each word."""
+    """A unigram tokenizer as in XLM-R and T5: split at white space, a mark before each word."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()  # the trainer sees what the table of replacements would make
+    tokenizer.normalizer = normalizers.NFKC()  # the trainer reads text after the table of replacements
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     trainer = trainers.UnigramTrainer(
         vocab_size=size, show_progress=False, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
@@ -158,7 +158,7 @@ def unigram(directory: Path, size: int = 400, **model: Any) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, directory: Path, **config: Any) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

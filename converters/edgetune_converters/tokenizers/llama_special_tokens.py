@@ -35,15 +35,15 @@ def rename_colliding_tokens(files: TokenizerFiles, table: TokenTable) -> list[st
     Their rows keep their ids; only the text changes. Returns the colliding tokens that text can be tokenized into: they
     stay as they are, and llama.cpp splits at them in more places than the tokenizer.
     """
-    armed = []
+    colliding = []
     numbers = {text: number for number, text in enumerate(table.tokens)}
     for text in SPECIAL_TEXTS:
         number = numbers.get(text)
         if number is None or table.types[number] != TokenType.NORMAL:
             continue
         if any(number in ids for ids in files.encode([text, f"a{text}", f" {text}", f"a {text} b"])):
-            armed.append(text)
+            colliding.append(text)
             continue
         table.tokens[number] = f"[UNREACHABLE{number}]"
         table.types[number] = TokenType.UNUSED
-    return armed
+    return colliding
