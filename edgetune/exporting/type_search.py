@@ -70,7 +70,7 @@ def search_subject(request: ExportRequest, rows: ScoredRows) -> Subject:
     from edgetune_converters.quantization.imatrix import read_imatrix
     from edgetune_converters.request import Target
 
-    def make(settings: OnnxSettings, folder: Path) -> None:
+    def export_trial(settings: OnnxSettings, folder: Path) -> None:
         export(replace(request.for_trial(Target("onnx", _TYPE, folder)), onnx_settings=settings))
 
     merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
@@ -79,7 +79,7 @@ def search_subject(request: ExportRequest, rows: ScoredRows) -> Subject:
         model=model,
         plan=plan_onnx(model, _TYPE),
         separate_plan=plan_onnx(model, _TYPE, OnnxSettings(apart=True)),
-        make=make,
+        export=export_trial,
         rows=rows,
         importance=None if request.imatrix is None else read_imatrix(request.imatrix),
         threads=request.threads,

@@ -130,3 +130,15 @@ def test_every_option_is_documented_where_it_stands() -> None:
 def test_a_base_that_is_not_rounded_cannot_be_the_merge_base() -> None:
     with pytest.raises(ConfigError, match=r"export\.merge_base is nf4, but quantization.bits: 16"):
         parse_config({**MINIMAL, "quantization": {"bits": 16}, "export": {"merge_base": "nf4"}})
+
+
+def test_a_renamed_key_is_read_and_the_file_that_has_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse_config({**MINIMAL, "export": {"tune": True}}).export.search_types
+    assert capsys.readouterr().err == ""  # a stored run is not complained about
+    text = "base: b\ndata: {train: t.jsonl}\nexport: {tune: true}\n"
+    assert load_config(write(tmp_path, text)).export.search_types
+    assert "export.tune is now called export.search_types" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is the former name of export"):
+        parse_config({**MINIMAL, "export": {"tune": True, "search_types": True}})

@@ -11,7 +11,7 @@ import pytest
 import edgetune_native
 from edgetune.runtime import load
 from edgetune.sensitivity.onnx import activations, graphs, local_errors, search, swaps
-from edgetune.sensitivity.onnx.candidates import CANDIDATES, EXACT, LEAST, WHOLE, Matrix, matrices_of
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, COARSEST, F32_ACTIVATIONS, FINEST, Matrix, matrices_of
 from edgetune_converters.onnx.plan import OnnxSettings
 from tests.converters import family_models, tiny
 from tests.sensitivity.test_type_search import EVEN, rows_of, subject
@@ -29,7 +29,7 @@ def settings(matrices: Sequence[Matrix], least: Sequence[str]) -> OnnxSettings:
     return OnnxSettings(
         apart=True,
         choices={
-            place: (LEAST if matrix.name in least else WHOLE, "") for matrix in matrices for place in matrix.places
+            place: (COARSEST if matrix.name in least else FINEST, "") for matrix in matrices for place in matrix.slots
         },
     )
 
@@ -41,12 +41,12 @@ def test_a_swap_is_an_export_with_one_matrix_in_other_blocks(made: tuple[search.
     names = [matrix.name for matrix in matrices]
     rows = rows_of(2, 40)
     for name, least in (("whole", []), ("least", names), ("one", names[1:2])):
-        subject.make(settings(matrices, least), folder / name)
+        subject.export(settings(matrices, least), folder / name)
     with load(folder / "whole", context=40) as whole, load(folder / "one", context=40) as one:
-        wanted = swaps.Told(whole, rows, folder / "told.npy").divergence(one)
+        wanted = swaps.StoredLogits(whole, rows, folder / "told.npy").divergence(one)
     with load(folder / "whole", context=40) as whole, load(folder / "least", context=40) as least_of_all:
-        everything = swaps.Told(whole, rows, folder / "told.npy").divergence(least_of_all)
-    graph = graphs.switching(folder / "whole", folder / "least", names)
+        everything = swaps.StoredLogits(whole, rows, folder / "told.npy").divergence(least_of_all)
+    graph = graphs.write_switching_graph(folder / "whole", folder / "least", names)
     counted: list[None] = []
     alone, together = swaps.measure(graph, names, rows, folder, lambda: counted.append(None))
     assert len(counted) == len(alone) == len(names)
@@ -59,7 +59,7 @@ def test_products_are_those_of_the_stored_weights(made: tuple[search.Subject, Pa
     """In f32 the error is that of the weights alone, which numpy computes; in 8 bits that of activations is in it."""
     subject, folder = made
     matrices = matrices_of(subject.separate_plan)
-    subject.make(settings(matrices, []), folder / "captured")
+    subject.export(settings(matrices, []), folder / "captured")
     place = folder / "activations"
     place.mkdir()
     given = activations.capture(folder / "captured", [matrix.name for matrix in matrices], rows_of(2, 80), place)
@@ -70,7 +70,7 @@ def test_products_are_those_of_the_stored_weights(made: tuple[search.Subject, Pa
         weights = np.concatenate(_blocks(subject, matrix))
         x = given[matrix.name].astype(np.float64)
         assert len(x) == activations.TOKENS
-        for codes in (codes for codes in CANDIDATES if codes.accuracy == EXACT):
+        for codes in (codes for codes in CANDIDATES if codes.accuracy == F32_ACTIVATIONS):
             coded = edgetune_native.quantize_blocks(
                 weights, codes.bits, block_size=codes.block, symmetric=codes.symmetric
             )
@@ -81,12 +81,14 @@ def test_products_are_those_of_the_stored_weights(made: tuple[search.Subject, Pa
             # f32 sums of at most 512 products, each some 1e-2 of the result: 1e-4 of the difference
             assert found[matrix.name].errors[codes] == pytest.approx(wanted, rel=1e-3)
         exact = next(
-            codes for codes in CANDIDATES if codes.accuracy == EXACT and codes.block == 128 and codes.symmetric
+            codes
+            for codes in CANDIDATES
+            if codes.accuracy == F32_ACTIVATIONS and codes.block == 128 and codes.symmetric
         )
         rounded = found[matrix.name].errors[next(codes for codes in CANDIDATES if codes.name == exact.name)]
         assert rounded != found[matrix.name].errors[exact]
-        assert found[matrix.name].errors[WHOLE] < 0.05 * found[matrix.name].errors[LEAST]
-        assert found[matrix.name].swapped == pytest.approx(found[matrix.name].errors[LEAST], rel=0.2)
+        assert found[matrix.name].errors[FINEST] < 0.05 * found[matrix.name].errors[COARSEST]
+        assert found[matrix.name].swapped == pytest.approx(found[matrix.name].errors[COARSEST], rel=0.2)
 
 
 def _blocks(subject: search.Subject, matrix: Matrix) -> list[np.ndarray]:

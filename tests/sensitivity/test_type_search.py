@@ -21,7 +21,7 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.sensitivity.onnx import knapsack, search
-from edgetune.sensitivity.onnx.candidates import LEAST, Matrix
+from edgetune.sensitivity.onnx.candidates import COARSEST, Matrix
 from edgetune_converters.request import ExportRequest, Target
 from tests.converters import tiny
 from tests.export_requests import export, plan_onnx, targets
@@ -88,8 +88,8 @@ def _qkv(name: str, joined: str) -> bool:
 def test_the_fixed_mix_stays_where_nothing_better_is_found(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worst(measured: list[knapsack.Measured], budget: float) -> dict[Matrix, object]:
-        return {each.matrix: LEAST for each in measured}
+    def worst(measured: list[knapsack.MatrixErrors], budget: float) -> dict[Matrix, object]:
+        return {each.matrix: COARSEST for each in measured}
 
     monkeypatch.setattr(knapsack, "choose", worst)
     settings = search.search_types(subject(base), tmp_path, lambda *_: None)
@@ -126,10 +126,10 @@ def test_nothing_is_left_of_a_measurement_that_was_stopped(
 
 
 def test_rows_are_cut_to_what_a_pass_may_take() -> None:
-    rows = search._limited(rows_of(4, 300), 400)
+    rows = search._first_rows(rows_of(4, 300), 400)
     assert (len(rows), len(rows.positions)) == (4, 4 * 128)  # 128 of each row, 129 tokens are evaluated for them
-    assert len(search._limited(rows_of(4, 300), 1)) == 1
-    assert len(search._limited(rows_of(2, 20), 10**6).positions) == 38
+    assert len(search._first_rows(rows_of(4, 300), 1)) == 1
+    assert len(search._first_rows(rows_of(2, 20), 10**6).positions) == 38
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the matrices of a model are multiplied with on some tokens of the held-out rows, on disk."""
+"""The activations that the matrices of a model are multiplied with, on some tokens of the held-out rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from edgetune.runtime.threads import default_threads
 from edgetune.sensitivity.onnx import graphs
 
 TOKENS = 128
-"""Positions whose activations are kept: k numbers for each matrix that reads others than the one before it."""
+"""Positions whose activations are stored: k numbers each; matrices with the same input share them."""
 
 
 def capture(folder: Path, names: Sequence[str], rows: ScoredRows, place: Path) -> Mapping[str, F32]:
-    """For each named matrix the rows [n, k] that it is multiplied with, mapped from files in `place`.
+    """Return the activations [n, k] of each named matrix, memory-mapped from files in `place`.
 
-    The tokens are spread over all rows. The first one of a row is left out: attention puts a mark of its own on it,
-    hundreds of times as large as all others.
+    The tokens are spread over all rows. The first token of a row is left out: as an attention sink its activations are
+    hundreds of times larger than all others.
     """
-    graph, outputs = graphs.capturing(folder, names)
+    graph, outputs = graphs.write_capturing_graph(folder, names)
     model = model_file.read(graph)
     session = open_session(model, default_threads(model.size))
     spread = _spread(rows)
@@ -44,7 +44,7 @@ def capture(folder: Path, names: Sequence[str], rows: ScoredRows, place: Path) -
         text = {
             "input_ids": ids[None, :length].astype(np.int64),
             "attention_mask": np.ones((1, length), np.int64),
-            graphs.WANTED: positions,
+            graphs.POSITIONS: positions,
         }
         found = dict(zip(wanted, session.run(wanted, text | past), strict=True))
         for name, values in found.items():
@@ -57,7 +57,7 @@ def capture(folder: Path, names: Sequence[str], rows: ScoredRows, place: Path) -
 
 
 def _spread(rows: ScoredRows) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """For each row the positions that are kept, evenly over all tokens up to the last scored one."""
+    """Return the positions of each row, spread evenly over all tokens up to the last scored one."""
     places = [
         (row, position) for row, (_, scored, _) in enumerate(rows) for position in range(1, max(scored, default=0))
     ]

@@ -1,7 +1,7 @@
-"""The matrices that can be chosen for, and in what each may be stored.
+"""The matrices whose storage is searched, and the candidate storages.
 
-What a choice costs is time, counted in the bytes that a token has to read: reading them is what its time goes into,
-and activations in f32 (accuracy level 1) take twice as long for the same bytes (docs/onnx.md).
+The cost of a storage is time, counted in the bytes that are read for each token, because reading dominates the time of
+a token. Activations in f32 (accuracy level 1) take twice as long for the same bytes (docs/onnx.md).
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ from edgetune_converters.onnx.layout import SourceTensor
 from edgetune_converters.onnx.plan import OnnxPlan
 from edgetune_converters.onnx.storage import NBitsBlocks
 
-EXACT = 1
+F32_ACTIVATIONS = 1
 """MatMulNBits' accuracy_level at which activations stay in f32; at 4 they are rounded to 8 bits."""
 _SLOWER = 2.0
 
-LEAST = NBitsBlocks(4, 128, symmetric=False)
-"""What each matrix is measured in: most blocks of the fixed mix are such."""
-WHOLE = NBitsBlocks(8, 128)
-"""The least error: what is measured is the distance from a model in such blocks."""
+COARSEST = NBitsBlocks(4, 128, symmetric=False)
+"""The storage in which each matrix is measured alone: most of the fixed mix has it."""
+FINEST = NBitsBlocks(8, 128)
+"""The storage with the least error: divergences are measured from a model that has it in all matrices."""
 _FOUR = tuple(NBitsBlocks(4, block, symmetric) for block, symmetric in product((128, 64, 32), (True, False)))
-STORED = (*_FOUR, WHOLE, NBitsBlocks(8, 64), NBitsBlocks(8, 32))
-"""The blocks; 8 bits are only multiplied in 8 bits: anything else is a hundred times slower."""
-CANDIDATES = (*STORED, *(replace(codes, accuracy=EXACT) for codes in _FOUR))
+STORAGES = (*_FOUR, FINEST, NBitsBlocks(8, 64), NBitsBlocks(8, 32))
+"""The storages. 8-bit blocks are multiplied with 8-bit activations only: f32 is a hundred times slower."""
+CANDIDATES = (*STORAGES, *(replace(codes, accuracy=F32_ACTIVATIONS) for codes in _FOUR))
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix that is one MatMulNBits; `sources` are the tensors below one another in it."""
+    """A matrix of one MatMulNBits; `sources` are the tensors whose rows are stacked in it."""
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[SourceTensor, ...]
 
     @property
-    def places(self) -> list[tuple[str, int]]:
-        """Slot and layer of each source."""
+    def slots(self) -> list[tuple[str, int]]:
+        """Return slot and layer of each source."""
         return [(source.slot[0], source.slot[1]) for source in self.sources if source.slot[1] is not None]
 
     def bytes(self, storage: NBitsBlocks) -> int:
-        """Their size in a storage."""
+        """Return the bytes of the matrix in a storage."""
         return sum(spec.bytes for spec in storage.specs(self.shape))
 
     def cost(self, storage: NBitsBlocks) -> float:
-        """Its time for a token, as bytes that are read at the usual accuracy."""
-        return self.bytes(storage) * (_SLOWER if storage.accuracy == EXACT else 1.0)
+        """Return the time for a token, as the bytes that would take as long with 8-bit activations."""
+        return self.bytes(storage) * (_SLOWER if storage.accuracy == F32_ACTIVATIONS else 1.0)
 
 
 def label(storage: NBitsBlocks) -> str:
-    """As reasons and receipts say it."""
-    return storage.name + (" in f32" if storage.accuracy == EXACT else "")
+    """Return the name of a storage for reasons and receipts."""
+    return storage.name + (" in f32" if storage.accuracy == F32_ACTIVATIONS else "")
 
 
-def matrices_of(apart: OnnxPlan) -> list[Matrix]:
-    """The matrices of the layers, from a plan in which query, key and value stand alone.
+def matrices_of(separate_plan: OnnxPlan) -> list[Matrix]:
+    """Return the matrices of the layers, from a plan with query, key and value as matrices of their own.
 
-    Not among them: experts, which are multiplied by another operator, and the head, which has a rule of its own.
+    Experts, which another operator multiplies, and the head, which has a rule of its own, are not among them.
     """
     return [
         Matrix(weight.name, weight.shape, tuple(part.source for part in weight.parts))
-        for weight, storage in apart.chosen
+        for weight, storage in separate_plan.chosen
         if isinstance(storage, NBitsBlocks)
         and len(weight.shape) == 2
         and all(part.source.slot[1] is not None for part in weight.parts)
@@ -70,7 +70,7 @@ def matrices_of(apart: OnnxPlan) -> list[Matrix]:
 
 
 def fixed_mix(plan: OnnxPlan, matrices: list[Matrix]) -> Mapping[Matrix, NBitsBlocks]:
-    """What each matrix gets without a measurement."""
+    """Return the storage of each matrix in the fixed mix."""
     of_source = {part.source: storage for weight, storage in plan.chosen for part in weight.parts}
     found = {matrix: of_source[matrix.sources[0]] for matrix in matrices}
     return {matrix: storage for matrix, storage in found.items() if isinstance(storage, NBitsBlocks)}

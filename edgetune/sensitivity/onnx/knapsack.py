@@ -1,9 +1,9 @@
-"""Which storage each matrix gets: bytes are spent where they take away most of the measured error.
+"""The storage type of each matrix: spend the budget where it reduces the measured error most.
 
-Errors of several matrices are taken to add up, which holds to second order for errors that know nothing of each other;
-so the least sum under a budget is a knapsack with a choice for each matrix. It is filled from the cheapest choice on,
-always by the step that gains most for its cost: the steps along the lower convex hull of each matrix, which is optimal
-but for the last step that no longer fits.
+The errors of several matrices are assumed to add up, which holds to second order for independent errors. The least sum
+under a budget is then a multiple-choice knapsack. It is filled greedily from the cheapest storage of each matrix, by
+the step with the largest gain per cost. These steps follow the lower convex hull of each matrix, so the result is
+optimal except for the last step that does not fit.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from dataclasses import dataclass
 from edgetune.sensitivity.onnx.candidates import Matrix, label
 from edgetune_converters.onnx.storage import NBitsBlocks
 
-_ALTERNATIVES = 3  # that a receipt names beside each choice
+_ALTERNATIVES = 3  # in the receipt, besides the chosen storage and that of the fixed mix
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What each storage of a matrix adds to the mean KL divergence, in nats; `alone` is what was measured of LEAST."""
+class MatrixErrors:
+    """The increase of the mean KL divergence, in nats, with each storage of one matrix."""
 
     matrix: Matrix
     alone: float
+    """With COARSEST, as it was measured by a pass over held-out rows."""
     errors: Mapping[NBitsBlocks, float]
 
 
-Choice = Mapping[Matrix, NBitsBlocks]
+Assignment = Mapping[Matrix, NBitsBlocks]
+"""The storage of each matrix."""
 
 
-def choose(measured: Sequence[Measured], budget: float) -> dict[Matrix, NBitsBlocks]:
-    """The least sum of errors that does not cost more than the budget, or else what costs least."""
+def choose(measured: Sequence[MatrixErrors], budget: float) -> dict[Matrix, NBitsBlocks]:
+    """Return the assignment with the least sum of errors within the budget, or the cheapest one if none is."""
     chosen = {each.matrix: min(each.errors, key=lambda codes: (each.matrix.cost(codes), each.errors[codes]))
               for each in measured}  # fmt: skip
     left = budget - sum(matrix.cost(codes) for matrix, codes in chosen.items())
@@ -41,8 +43,8 @@ def choose(measured: Sequence[Measured], budget: float) -> dict[Matrix, NBitsBlo
     return chosen
 
 
-def _steps(each: Measured, now: NBitsBlocks, left: float) -> list[tuple[float, float, Matrix, NBitsBlocks]]:
-    """What can be gained in a matrix: error for a unit of cost, the cost, and by which storage."""
+def _steps(each: MatrixErrors, now: NBitsBlocks, left: float) -> list[tuple[float, float, Matrix, NBitsBlocks]]:
+    """Return the better storages of a matrix that the budget allows: gain per cost, cost, matrix, storage."""
     before, cost = each.errors[now], each.matrix.cost(now)
     return [
         (gain / spent if spent > 0 else float("inf"), spent, each.matrix, codes)
@@ -52,19 +54,19 @@ def _steps(each: Measured, now: NBitsBlocks, left: float) -> list[tuple[float, f
     ]  # fmt: skip
 
 
-def total(measured: Sequence[Measured], choice: Choice) -> float:
-    """What a choice is expected to cost, in nats."""
+def total_error(measured: Sequence[MatrixErrors], choice: Assignment) -> float:
+    """Return the expected error of an assignment, in nats."""
     return sum(each.errors[choice[each.matrix]] for each in measured)
 
 
-def reason(each: Measured, chosen: NBitsBlocks, fixed: NBitsBlocks) -> str:
-    """For plan and receipt."""
-    said = f"measured: {each.errors[chosen]:.1e} nats"
-    return said if chosen == fixed else f"{said}; {label(fixed)} of the fixed mix {each.errors[fixed]:.1e}"
+def reason(each: MatrixErrors, chosen: NBitsBlocks, fixed: NBitsBlocks) -> str:
+    """Return why the storage was chosen, for plan and receipt."""
+    text = f"measured: {each.errors[chosen]:.1e} nats"
+    return text if chosen == fixed else f"{text}; {label(fixed)} of the fixed mix {each.errors[fixed]:.1e}"
 
 
-def report(each: Measured, chosen: NBitsBlocks, fixed: NBitsBlocks) -> dict[str, object]:
-    """What the receipt says of a matrix: the choice, and the measured errors of what stood beside it."""
+def receipt_entry(each: MatrixErrors, chosen: NBitsBlocks, fixed: NBitsBlocks) -> dict[str, object]:
+    """Return the entry of a matrix in the receipt: its storage, and the measured errors of some alternatives."""
     others = sorted((codes for codes in each.errors if codes not in (chosen, fixed)),
                     key=lambda codes: abs(each.matrix.cost(codes) - each.matrix.cost(chosen)))  # fmt: skip
     shown = dict.fromkeys([chosen, fixed, *others[:_ALTERNATIVES]])

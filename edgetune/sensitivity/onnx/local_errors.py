@@ -1,7 +1,7 @@
-"""How far each storage of a matrix takes its product from that of its weights as they are: by the real operator.
+"""The error of the product of a matrix in each storage, computed by the real operator.
 
-The merged weights come by in blocks of rows, as they do for an export. Each block is stored in every way, and all are
-multiplied with the captured activations in one small session of ONNX Runtime.
+The merged weights are read in blocks of rows, as for an export. Each block is stored in every candidate storage, and
+all are multiplied with the captured activations in one small session of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper
 from edgetune.console import Progress
 from edgetune.reference.codecs import F32
 from edgetune.runtime.onnx.session import library, session_options
-from edgetune.sensitivity.onnx.candidates import CANDIDATES, LEAST, STORED, WHOLE, Matrix
+from edgetune.sensitivity.onnx.candidates import CANDIDATES, COARSEST, FINEST, STORAGES, Matrix
 from edgetune_converters.files.ordered_pool import run_in_order, split_threads
 from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.model import Model
@@ -31,15 +31,15 @@ _EXACT = "exact"
 
 @dataclass
 class LocalErrors:
-    """Of one matrix, sums of squares over all captured tokens and all rows."""
+    """Squared errors of the product of one matrix, summed over all captured tokens and all rows."""
 
     errors: dict[NBitsBlocks, float] = field(default_factory=lambda: dict.fromkeys(CANDIDATES, 0.0))
-    """Between the product in each storage and the exact one."""
+    """Between the product in each storage and that of the unquantized weights."""
     swapped: float = 0.0
-    """Between LEAST and WHOLE: what a swap of the two does."""
+    """Between COARSEST and FINEST, the two that the pass over held-out rows swaps."""
 
 
-class _Found(NamedTuple):
+class _BlockErrors(NamedTuple):
     matrix: Matrix
     block: RowBlock
     errors: Mapping[NBitsBlocks, float]
@@ -54,7 +54,7 @@ def measure(
     threads: int,
     progress: Progress,
 ) -> dict[str, LocalErrors]:
-    """By the matrices' names; `progress` counts weights."""
+    """Return the errors by the names of the matrices; `progress` counts weights."""
     found = {matrix.name: LocalErrors() for matrix in matrices}
     total = sum(int(np.prod(matrix.shape)) for matrix in matrices)
     workers, _ = split_threads(threads)
@@ -72,32 +72,32 @@ def measure(
 
 def _calls(
     model: Model, matrices: Sequence[Matrix], activations: Mapping[str, F32], importance: ImportanceMatrix | None
-) -> Iterator[Callable[[], _Found]]:
+) -> Iterator[Callable[[], _BlockErrors]]:
     for matrix in matrices:
         given = np.ascontiguousarray(activations[matrix.name])
         for source in matrix.sources:
             tensor = model.in_hf_row_order[source.number]
             for make in tensor.pieces(model.checkpoint):
-                yield partial(_measured, matrix, tensor, make, given, importance)
+                yield partial(_measure_block, matrix, tensor, make, given, importance)
 
 
-def _measured(
+def _measure_block(
     matrix: Matrix,
     tensor: MergedTensor,
     make: Callable[[int], RowBlock],
     given: F32,
     importance: ImportanceMatrix | None,
-) -> _Found:
+) -> _BlockErrors:
     block = make(1)
     rows = block.rows.reshape(-1, matrix.shape[-1])
     weights = None
     if importance is not None:
         ((_, weights),) = importance.pieces(tensor.gguf_name, tensor.shape, block.first, rows)
-    stored = {codes: codes.store(rows, matrix.name, 1, weights) for codes in STORED}
+    stored = {codes: codes.store(rows, matrix.name, 1, weights) for codes in STORAGES}
     products = _products(block.floats.reshape(rows.shape), stored, given)
     exact = products.pop(_EXACT)
     errors = {codes: _squares(products[_name(codes)] - exact) for codes in CANDIDATES}
-    return _Found(matrix, block, errors, _squares(products[_name(LEAST)] - products[_name(WHOLE)]))
+    return _BlockErrors(matrix, block, errors, _squares(products[_name(COARSEST)] - products[_name(FINEST)]))
 
 
 def _squares(difference: F32) -> float:
@@ -110,7 +110,7 @@ def _name(codes: NBitsBlocks) -> str:
 
 
 def _products(rows: F32, stored: Mapping[NBitsBlocks, Sequence[NDArray[np.uint8]]], given: F32) -> dict[str, F32]:
-    """given [n, k] times rows.T, exactly and in every candidate."""
+    """Return given [n, k] times rows.T, with the weights as they are and in every candidate."""
     count, width = rows.shape
     weights = [
         TensorProto(name=_EXACT + " rows", data_type=TensorProto.FLOAT, dims=rows.shape, raw_data=rows.tobytes())

@@ -1,4 +1,4 @@
-"""How far the logits move when one matrix of a model is stored in the least blocks: the mean KL divergence."""
+"""The mean KL divergence of the logits with one matrix of a model in the coarsest storage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgetune.sensitivity.onnx import graphs
 from edgetune.validation import scoring
 
 
-class Told:
-    """The logits [P, V] of a model at the scored positions of some rows, on disk."""
+class StoredLogits:
+    """The logits [positions, vocabulary] of a model at the scored positions of some rows, stored on disk."""
 
     def __init__(self, runtime: Runtime, rows: ScoredRows, path: Path) -> None:
         self._rows = rows
@@ -27,7 +27,7 @@ class Told:
             self._logits[start : start + len(logits)] = logits
 
     def divergence(self, runtime: Runtime) -> float:
-        """The mean KL divergence of another model from this one, in nats."""
+        """Return the mean KL divergence of another model from this one, in nats."""
         found = []
         for start, logits in _scored(runtime, self._rows):
             wanted: F32 = np.ascontiguousarray(self._logits[start : start + len(logits)])
@@ -46,21 +46,29 @@ def _scored(runtime: Runtime, rows: ScoredRows):  # type: ignore[no-untyped-def]
 def measure(
     graph: Path, names: Sequence[str], rows: ScoredRows, place: Path, advance: Callable[[], None]
 ) -> tuple[list[float], float]:
-    """For each of the named matrices of a switching graph the divergence when it alone is swapped, and that of all."""
+    """Return the divergence with each named matrix of a switching graph swapped alone, and with all of them.
+
+    Args:
+        graph: Written by `graphs.write_switching_graph`.
+        names: The matrices, in the order of the graph.
+        rows: Held-out rows.
+        place: Directory for the logits of the model as it is.
+        advance: Called after each matrix.
+    """
     with load(graph, context=longest(rows)) as runtime:
         swapped = np.zeros(len(names), bool)
         runtime.bind_input(graphs.SWAPPED, swapped)
-        told = Told(runtime, rows, place / "told.npy")
+        unswapped = StoredLogits(runtime, rows, place / "logits.npy")
         found = []
         for number in range(len(names)):
             swapped[:] = False
             swapped[number] = True
-            found.append(told.divergence(runtime))
+            found.append(unswapped.divergence(runtime))
             advance()
         swapped[:] = True
-        return found, told.divergence(runtime)
+        return found, unswapped.divergence(runtime)
 
 
 def longest(rows: ScoredRows) -> int:
-    """Tokens of the longest row."""
+    """Return the tokens of the longest row."""
     return int(max(len(ids) for ids, _, _ in rows))

@@ -1,0 +1,58 @@
+"""A run exported from Python, without the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetune.errors import ConfigError
+from edgetune.exporting.run import export_run
+from edgetune.runs.directory import RunDirectory
+from edgetune_converters.provenance.receipts import Receipt
+from tests.converters import tiny
+from tests.runtime import models
+from tests.validation.runs import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("export-run")
+    base = models.base(folder / "base")
+    made = make_run(folder / "run", base, models.gguf(base, folder / "f32.gguf"))
+    tiny.adapter(base, made.adapter)
+    return made
+
+
+def test_a_run_is_exported_as_by_the_command(run: RunDirectory, tmp_path: Path) -> None:
+    receipts = export_run(
+        run.path, formats=["gguf", "safetensors"], types=["q8_0", "f16"], out=tmp_path, modelfile=True
+    )
+    assert [Path(receipt.artifact).name for receipt in receipts] == ["run-q8_0.gguf", "run-f16.gguf", "run-f16"]
+    assert (tmp_path / "run-q8_0.Modelfile").is_file()
+    for receipt in receipts:
+        assert Receipt.read(Path(receipt.artifact)) == receipt
+        receipt.check()
+    with pytest.raises(ConfigError, match="exists already"):
+        export_run(run.path, types=["q8_0"], out=tmp_path)
+    assert export_run(run.path, types=["q8_0"], out=tmp_path, overwrite=True)
+
+
+def test_options_from_python_are_checked_as_flags_are(run: RunDirectory, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--block-size is for int4 or int8 in ONNX"):
+        export_run(run.path, types=["q8_0"], out=tmp_path, block_size=32)
+    with pytest.raises(ConfigError, match="unknown key blocksize, did you mean"):
+        export_run(run.path, types=["q8_0"], out=tmp_path, blocksize=32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_from_python_needs_no_command_line(run: RunDirectory, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgetune.exporting.run import export_run\n"
+        "export_run(Path(sys.argv[1]), types=['q8_0'], out=Path(sys.argv[2]))\n"
+        "assert not {'click', 'torch', 'edgetune.cli'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path), str(tmp_path)], check=True)
+    assert (tmp_path / "run-q8_0.gguf").is_file()
