@@ -13,6 +13,7 @@ from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import check_overrides, check_used, export_request
 from edgetune.exporting.source import Source, find_source
 from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, targets_of
+from edgetune.runs.directory import RunDirectory
 from edgetune_converters.names import AUTO
 
 if TYPE_CHECKING:
@@ -94,12 +95,12 @@ def prepare_export(source: Source, given: dict[str, Any], output: Path | None = 
 
 
 def export_run(
-    run: Path,
+    run: RunDirectory | Path | str,
     *,
     formats: Sequence[str] | None = None,
     types: Sequence[str] | None = None,
-    out: Path | None = None,
-    base: Path | None = None,
+    out: Path | str | None = None,
+    base: Path | str | None = None,
     overwrite: bool = False,
     threads: int = 0,
     **options: Any,
@@ -107,7 +108,7 @@ def export_run(
     """Merge the adapter of a run into its base and write it, as `edgetune merge-export` does.
 
     Args:
-        run: Directory of a finished run.
+        run: A finished run, or its directory.
         formats: gguf, onnx, safetensors, gguf-lora; those of the run's configuration by default.
         types: Storage types such as q4_k_m or int4; those of the run's configuration by default.
         out: The one artifact, or the folder for several; RUN/artifacts by default.
@@ -126,7 +127,9 @@ def export_run(
         "formats": None if formats is None else list(formats),
         "types": None if types is None else list(types),
     }
-    export = prepare_export(find_source(Path(run), base), given, out, threads)
+    path = run.path if isinstance(run, RunDirectory) else Path(run)
+    source = find_source(path, None if base is None else Path(base))
+    export = prepare_export(source, given, None if out is None else Path(out), threads)
     receipts = export.run(overwrite=overwrite)
     export.write_documents(receipts)
     return receipts

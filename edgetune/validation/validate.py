@@ -29,7 +29,7 @@ def silent(_: str) -> Iterator[Progress]:
 
 def validate_run(
     run: RunDirectory | Path | str,
-    files: Sequence[Path | str],
+    files: Path | str | Sequence[Path | str],
     *,
     gates: Sequence[str] = (),
     rows: int | None = None,
@@ -44,7 +44,7 @@ def validate_run(
 
     Args:
         run: The run directory.
-        files: GGUF files or ONNX directories.
+        files: GGUF files or ONNX directories, or one of them.
         gates: Thresholds such as "mean_kld_max=0.05", in place of those of the run's configuration.
         rows: Score only the first so many held-out rows.
         with_task: Answer the test rows, too.
@@ -58,7 +58,7 @@ def validate_run(
         ArtifactError: A file cannot be opened, or was changed after its export.
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory.open(Path(run))
-    paths = [Path(file) for file in files]
+    paths = [Path(files)] if isinstance(files, Path | str) else [Path(file) for file in files]
     _check_distinct(paths)
     thresholds = gate.parse(gates, directory.manifest.config)
     ladder = measure_ladder(directory, paths, Options(rows, with_task, threads), bar)
