@@ -236,3 +236,13 @@ def test_preview_without_color(base: Path, tmp_path: Path, capfd: pytest.Capture
     assert "⟦green<|im_end|>⟧" in out
     assert "⟦blue" not in out
     assert "messages: 64 rows" in out
+
+
+def test_preview_needs_neither_torch_nor_the_training_package(base: Path, tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path / "config.yaml", runs.settings(base, tmp_path))
+    script = (
+        "import sys\nfrom edgetune import cli\ncode = cli.run(['preview', sys.argv[1]])\n"
+        "print(code, *[name for name in sys.modules if name == 'torch' or name.startswith('edgetune.training')])"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(config)], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0", result.stderr
