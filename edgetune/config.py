@@ -1,7 +1,7 @@
 """The typed configuration of a run: one declaration for each option, read from YAML and `--set key=value`.
 
-Every field says what it does where it stands; `edgetune train --help-config` prints this file's declarations, and
-docs/configuration.md is generated from them. Relative paths are relative to the configuration file.
+The docstring of a field is its documentation: docs/configuration.md and the flags of `merge-export` are generated from
+it. Relative paths are relative to the configuration file.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from edgetune.errors import ConfigError
 from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
 
 ALL_LINEAR = "all-linear"
-EXAMPLE_HINT = "Start from samples/smart-home/config.yaml."
+EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Parsed = TypeVar("Parsed", bound=BaseModel)
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration. Unknown keys are errors: a misspelt option must not be silently ignored."""
+    """A part of the configuration. Unknown keys are errors: a misspelled option must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class DataConfig(Section):
-    """Which rows are trained on, held out and scored."""
+    """The rows that are trained on, held out and scored."""
 
     train: str | list[str]
     """Training rows: a .jsonl/.json/.parquet file, a list of them, or a Hugging Face dataset (`name#500`: 500 rows)."""
     validation: str | None = None
-    """Held-out rows for the evaluation loss and the reference; else `validation_fraction` of the training rows."""
+    """Held-out rows for the evaluation loss and the reference. Default: `validation_fraction` of the training rows."""
     validation_fraction: Ratio = 0.05
-    """Share of the training rows held out when `validation` is not given (at least one row, at most 500)."""
+    """Share of the training rows that is held out if `validation` is not given (1 to 500 rows)."""
     test: str | None = None
-    """Rows with a checkable answer: greedy generation is scored against the last assistant turn."""
+    """Rows with a checkable answer: greedy answers are compared with the last assistant turn."""
     answer: Literal["exact", "json", "number", "regex", "choice"] = "exact"
-    """How an answer is compared: as a string, as a JSON value, by its last number, against a regex; or `choice`: the
-    likeliest of `choices`, by their log-likelihood."""
+    """How answers are compared: as strings, as JSON values, by their last number, or with a regular expression;
+    `choice`: the answer is the most likely of `choices`."""
     choices: list[str] = []
-    """The possible answers where `answer` is `choice`, such as [A, B, C, D]."""
+    """The possible answers if `answer` is `choice`, such as [A, B, C, D]."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
-    """The shape of a row; `auto` looks at its keys and says what it found."""
+    """Format of the rows; `auto` recognizes it by their keys."""
     chat_template: str | None = None
-    """A .jinja file or a built-in name (chatml, alpaca, plain) to use in place of the base's own chat template."""
+    """A .jinja file or a built-in name (chatml, alpaca, plain) that replaces the chat template of the base."""
     split: str = "train"
     """The split of a Hugging Face dataset."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first so many training rows."""
+    """Use only the first N training rows."""
 
     @model_validator(mode="after")
     def _choices_are_there(self) -> Self:
@@ -62,7 +62,7 @@ class DataConfig(Section):
 
 
 class AdapterConfig(Section):
-    """The trained change to the base: low-rank matrices beside its linear layers (LoRA, arXiv:2106.09685)."""
+    """The trained change of the base: low-rank matrices beside its linear layers (LoRA, arXiv:2106.09685)."""
 
     kind: Literal["lora"] = "lora"
     """The PEFT method."""
@@ -71,80 +71,80 @@ class AdapterConfig(Section):
     alpha: Annotated[float, Field(gt=0)] = 32
     """The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the first low-rank matrix, while training."""
+    """Dropout before the first low-rank matrix during training."""
     target_modules: str | list[str] = ALL_LINEAR
-    """Which layers: `all-linear`, or names such as [q_proj, v_proj]."""
+    """Adapted layers: `all-linear`, names such as [q_proj, v_proj], or a regular expression."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv:2312.03732)."""
 
 
 class QuantizationConfig(Section):
-    """How the frozen base is held while training (QLoRA, arXiv:2305.14314)."""
+    """The precision of the frozen base during training (QLoRA, arXiv:2305.14314)."""
 
     bits: Literal[4, 16] = 4
-    """4: bitsandbytes 4-bit; 16: plain LoRA on the unquantized base."""
+    """4: bitsandbytes 4-bit; 16: LoRA on the unquantized base."""
     type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit code."""
+    """The 4-bit data type."""
     double_quant: bool = True
-    """Quantize the block scales too."""
+    """Also quantize the block scales."""
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """The type in which matrix products are computed."""
+    """Data type of matrix products."""
 
 
 class TrainingConfig(Section):
-    """The optimisation."""
+    """The optimization."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many optimiser steps, whatever `epochs` says."""
+    """Stop after N optimizer steps; overrides `epochs`."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per forward pass."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
-    """Forward passes per optimiser step."""
+    """Forward passes per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """How the learning rate falls."""
+    """Schedule of the learning rate after the warm-up."""
     warmup_ratio: Ratio = 0.03
-    """Share of the steps over which the learning rate rises from 0; a training of one step has no such steps."""
+    """Share of the steps in which the learning rate rises from 0; a training of one step has no warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay on the adapter."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
+    """Clip gradients to this norm."""
     optimizer: Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"] = "paged_adamw_8bit"
-    """bitsandbytes' paged AdamW (its state moves to host memory when the GPU is full), or torch's."""
+    """Paged AdamW of bitsandbytes (its state moves to host memory if the GPU is full), or AdamW of torch."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them."""
     max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longer rows are cut at this many tokens, and counted in the log."""
+    """Cut rows at N tokens; the number of cut rows is reported."""
     seed: int = 0
-    """Seed of everything random: initialisation, row order, dropout."""
+    """Random seed of initialization, row order and dropout."""
     eval_steps: Annotated[int, Field(ge=1)] = 100
-    """Evaluate on the held-out rows every so many steps (and at the end)."""
+    """Evaluate on the held-out rows every N steps and at the end."""
     save_steps: Annotated[int, Field(ge=1)] = 100
-    """Write a checkpoint every so many steps (and at the end)."""
+    """Write a checkpoint every N steps and at the end."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """How many checkpoints to keep."""
+    """Number of checkpoints to keep."""
     logging_steps: Annotated[int, Field(ge=1)] = 5
-    """Write metrics every so many steps."""
+    """Write metrics every N steps."""
 
 
 class ReferenceConfig(Section):
-    """What is stored of the trained model, for exports to be compared with."""
+    """The stored outputs of base and trained model, against which exported files are validated."""
 
     rows: Annotated[int, Field(ge=1)] = 64
-    """Held-out rows whose log-probabilities are stored (base and trained)."""
+    """Number of held-out rows whose log-probabilities are stored."""
     full_vocabulary_limit: Annotated[int, Field(ge=0)] = 8192
-    """Up to this vocabulary size every log-probability is stored; above it, the `top_k` largest and the rest as one."""
+    """Largest vocabulary that is stored in full; of a larger one, `top_k` entries and the rest as one bucket."""
     top_k: Annotated[int, Field(ge=1)] = 1024
-    """Log-probabilities stored per position of a larger vocabulary."""
+    """Number of log-probabilities stored per position of a larger vocabulary."""
     task_rows: Annotated[int, Field(ge=0)] = 200
-    """Rows of `data.test` that are answered by base and trained model."""
+    """Number of rows of `data.test` that base and trained model answer."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    """Longest generated answer."""
+    """Largest number of tokens of a generated answer."""
     long: bool = False
-    """Add rows as long as the original context, and past it where the model allows: they show wrong RoPE scaling."""
+    """Add rows as long as the original context and, if the model allows, longer: they show errors of RoPE scaling."""
 
 
 RENAMED_EXPORT_KEYS = {"tune": "search_types"}
@@ -155,19 +155,19 @@ class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
     formats: list[FormatName] = ["gguf"]
-    """What to write: gguf, safetensors (a merged model directory), gguf-lora (the adapter alone), onnx; in one read."""
+    """Formats to write in one pass: gguf, safetensors (merged model directory), gguf-lora (adapter only), onnx."""
     types: list[str] = ["q4_k_m"]
-    """File types: q4_k_m, q8_0, f16, ...; safetensors and gguf-lora take f32, f16, bf16; onnx int4, int8, f16, f32."""
+    """Storage types: gguf q4_k_m, q8_0, f16 ...; safetensors, gguf-lora f32, f16, bf16; onnx int4, int8, f16, f32."""
     tensor_types: list[str] = []
-    """Another type for the tensors whose name matches, such as `attn_v=q8_0` (the first match counts)."""
+    """Storage type of tensors whose name matches, such as `attn_v=q8_0`; the first match applies."""
     output_tensor_type: str | None = None
-    """Type of the output matrix, or of the embedding where that serves as the output."""
+    """Storage type of the output matrix, or of the embedding if that is also the output."""
     token_embedding_type: str | None = None
-    """Type of the token embedding."""
+    """Storage type of the token embedding."""
     imatrix: str | None = None
-    """An importance matrix of llama-imatrix (GGUF or .dat): the same bits are spent on the columns that matter."""
+    """Importance matrix of llama-imatrix (GGUF or .dat), which weights the quantization error of each column."""
     split_max_size: str | None = None
-    """Write GGUF in several files of at most this size, such as 2G."""
+    """Split GGUF into files of at most this size, such as 2G."""
     max_shard_size: str = "5GB"
     """Largest file of a safetensors directory."""
     modelfile: bool = False
@@ -175,21 +175,21 @@ class ExportConfig(Section):
     card: bool = False
     """Write a Hugging Face model card, README.md, beside the files or into the model directory."""
     survival: bool = False
-    """Measure for each tensor how much of the adapter's change survives quantization (quantizes it twice)."""
+    """Measure the share of the adapter's change that survives quantization, per tensor (quantizes twice)."""
     allow_fallback: bool = False
-    """Accept another type where a row length does not divide the block of the wanted one."""
+    """Accept another storage type for tensors whose row length is not a multiple of the block size."""
     block_size: Literal[32, 64, 128] | None = None
-    """Weights per block of int4 and int8 in ONNX, in place of the mix: fewer cost more bits and lose less."""
+    """Block size of int4 and int8 in ONNX; overrides the default mix; smaller blocks: more bits, smaller error."""
     symmetric: bool = False
-    """Do without zero points in int4 in ONNX: an eighth of a bit less in blocks of 32."""
+    """Symmetric int4 in ONNX (no zero points); saves 0.125 bit per weight at block size 32."""
     search_types: bool = False
     """Choose the storage type of each int4 matrix of ONNX by errors measured on the run's held-out rows; takes some
     minutes."""
     portable: bool = False
-    """Write ONNX with standard operators alone, for other runtimes than ONNX Runtime: larger and slower there."""
+    """Write ONNX with standard operators only, for other runtimes; larger, and slower in ONNX Runtime."""
     merge_base: MergeBaseOption = ORIGINAL
-    """What the adapter is added to: the base as it is, or rounded to 4 bits as it was while training; `auto` measures
-    both on the run's rows."""
+    """Base into which the adapter is merged: the original one, or the NF4 base of the training; `auto` measures both on
+    held-out rows."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,7 +208,7 @@ class ExportConfig(Section):
 
 
 class GateConfig(Section):
-    """Thresholds of `edgetune validate`; one that is not given is not checked."""
+    """Thresholds of `edgetune validate`; a threshold that is not given is not checked."""
 
     mean_kld_max: Annotated[float, Field(ge=0)] | None = None
     """Largest mean KL divergence from the trained model, in nats per token."""
@@ -217,27 +217,27 @@ class GateConfig(Section):
     perplexity_ratio_max: Annotated[float, Field(gt=0)] | None = None
     """Largest perplexity of the artifact over that of the trained model."""
     recovery_min: Annotated[float, Field(le=2)] | None = None
-    """Smallest share (0.95 is 95 %) of the trained gain (in cross-entropy over the base) that arrived; a little above 1
-    can happen, above 2 it is refused."""
+    """Smallest recovery: the share of the training gain in cross-entropy that survives export (0.95 is 95 %). It can be
+    slightly above 1."""
     task_drop_max: Ratio | None = None
-    """Largest loss of task score against the trained model, as a share of the rows."""
+    """Largest drop of the task score below the trained model, as a share of the rows."""
     agreement_min: Ratio | None = None
-    """Smallest share of the trained model's greedy answers, from their start, that the artifact repeats exactly."""
+    """Smallest share of the trained model's greedy answers that the artifact repeats exactly, from the start."""
     long_kld_max: Annotated[float, Field(ge=0)] | None = None
-    """Largest mean KL divergence on a row as long as the original context or longer; without it, `mean_kld_max`."""
+    """Largest mean KL divergence on rows as long as the original context or longer. Default: `mean_kld_max`."""
 
 
 class Config(Section):
-    """One run: base, data, adapter, training, and what is done with the result."""
+    """The configuration of a run: base, data, adapter, training, reference, export and gate."""
 
     name: str = "run"
-    """Name of the run; its directory is runs/NAME unless `-o` says otherwise."""
+    """Name of the run. Its directory is runs/NAME unless `-o` is given."""
     base: str
     """The model to fine-tune: a Hugging Face directory, or a name on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a base from the hub; the resolved commit is recorded in run.json."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the base. Only for a base whose code you have read."""
+    """Run Python code that comes with the base. Use it only for a base whose code you have read."""
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -311,12 +311,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}", EXAMPLE_HINT) from None
     except (IsADirectoryError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not a YAML text file", "Give the path of a .yaml configuration.") from None
+        raise ConfigError(f"{path} is not a YAML text file", "Give the path of a .yaml configuration") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError(f"{path}{where}: {problem}", "Mend the YAML there.") from None
+        raise ConfigError(f"{path}{where}: {problem}", "Fix the YAML at that line") from None
     if raw is None:
         raise ConfigError(f"{path} is empty", EXAMPLE_HINT)
     if not isinstance(raw, dict):
