@@ -63,7 +63,7 @@ def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
             "Give a model directory with --base",
         )
     kind, max_shard = safetensors.check_type(type_name), inputs.request.max_shard_size
-    return safetensors.SafetensorsOutput(path, kind, model.in_base_order, inputs.documents, max_shard)
+    return safetensors.SafetensorsOutput(path, kind, model.in_base_order, inputs.companions, max_shard)
 
 
 def _lora(inputs: ExportInputs, type_name: str, path: Path) -> Output:
@@ -76,14 +76,14 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, check_fallback, onnx_recipe
     from edgetune_converters.outputs.onnx import OnnxOutput
 
-    request, model, documents = inputs.request, inputs.model, inputs.documents
-    if documents.tokenizer.is_file():
+    request, model, companions = inputs.request, inputs.model, inputs.companions
+    if companions.tokenizer.is_file():
         raise TokenizerError(
-            f"{documents.tokenizer} is a GGUF file, which holds none of the tokenizer files of an ONNX folder",
+            f"{companions.tokenizer} is a GGUF file, which holds none of the tokenizer files of an ONNX folder",
             "Give a model directory with --base, or a run, or an adapter with its tokenizer beside it",
         )
     extra = {key: str(value) for key, value in request.metadata.items()}
-    ends = special_token_ids(documents.tokenizer, model.config.raw, documents.chat_template, model.config.vocab_size)
+    ends = special_token_ids(companions.tokenizer, model.config.raw, companions.chat_template, model.config.vocab_size)
     if request.tracer is not None and not model.family.onnx:
         return _traced(inputs, type_name, path, request.tracer, ends, extra)
     found = onnx_model.source_tensors(model.tensors)
@@ -93,7 +93,7 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     )
     if not request.allow_fallback:
         check_fallback(graph.plan)
-    return OnnxOutput(path, graph, model.in_hf_row_order, documents, inputs.proof, ends, inputs.importance, extra)
+    return OnnxOutput(path, graph, model.in_hf_row_order, companions, inputs.provenance, ends, inputs.importance, extra)
 
 
 def _traced(
@@ -118,7 +118,7 @@ def _traced(
     settings = TracedSettings(
         type_name.lower(), request.onnx_settings or DEFAULT_SETTINGS, slots_by_name(model.bound), request.allow_fallback
     )
-    return TracedOutput(path, tracer, model, inputs.documents, inputs.proof, ends, settings, extra)
+    return TracedOutput(path, tracer, model, inputs.companions, inputs.provenance, ends, settings, extra)
 
 
 def _check_onnx_type(name: str) -> object:

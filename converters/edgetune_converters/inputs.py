@@ -83,7 +83,7 @@ class ExportInputs:
         self.hashing.check()
 
     @cached_property
-    def documents(self) -> CompanionFiles:
+    def companions(self) -> CompanionFiles:
         """Return what a model directory holds besides the weights."""
         model = self.model
         return CompanionFiles(
@@ -91,16 +91,16 @@ class ExportInputs:
         )  # fmt: skip
 
     @cached_property
-    def proof(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """Return the metadata of provenance; the hash of the base is a placeholder while it is being computed."""
-        base_hash = self.hashing.promised or keys.HASH_PLACEHOLDER
+        base_hash = self.hashing.expected_base_hash or keys.HASH_PLACEHOLDER
         return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter)
 
     @cached_property
     def general(self) -> dict[str, Value]:
         """Return the metadata of every GGUF file."""
-        stated = {**self.proof, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.request.metadata}
-        return metadata.general_keys(self.model, self.request.name) | metadata.plain_keys(stated)
+        found = {**self.provenance, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.request.metadata}
+        return metadata.general_keys(self.model, self.request.name) | metadata.plain_keys(found)
 
     def plan(self, type_name: str) -> StoragePlan:
         """Plan a GGUF file. Raises RecipeError if too many bytes would get another type than the recipe's."""

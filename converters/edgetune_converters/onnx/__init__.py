@@ -1,1 +1,1 @@
-"""A decoder as an ONNX graph with its weights beside it: types, places of the weights, operators, the graph itself."""
+"""A decoder as an ONNX graph: the plan of storage types, the layout of the file of weights, and the operators."""

@@ -134,10 +134,10 @@ def _experts(operators: Operators, x: str, part: Experts, module: str) -> str:
     graph = operators.graph
     found = operators.experts(x, operators.linear(x, module + ".router"), part, module)
     if part.shared:
-        beside = _dense(operators, x, FeedForward(part.activation), module + ".shared")
+        shared = _dense(operators, x, FeedForward(part.activation), module + ".shared")
         if part.shared_gate:
-            beside = graph.one("Mul", beside, graph.one("Sigmoid", operators.linear(x, module + ".shared.router")))
-        found = graph.one("Add", found, beside)
+            shared = graph.one("Mul", shared, graph.one("Sigmoid", operators.linear(x, module + ".shared.router")))
+        found = graph.one("Add", found, shared)
     return found
 
 
@@ -149,7 +149,7 @@ def _after(operators: Operators, x: str, module: str) -> str:
 def _head(operators: Operators, hidden: str) -> None:
     graph, decoder = operators.graph, operators.decoder
     first, last = graph.add("Split", ["logits_range"], 2, axis=0, num_outputs=2)
-    asked = graph.one("Slice", hidden, first, last, graph.integers(1))
+    positions = graph.one("Slice", hidden, first, last, graph.integers(1))
     matrix = "lm_head.weight" if operators.has("lm_head.weight") else "model.embed_tokens.weight"
-    logits = operators.head(operators.scaled(asked, decoder.logit_scale), matrix)
+    logits = operators.head(operators.scaled(positions, decoder.logit_scale), matrix)
     graph.named(operators.capped(logits, decoder.logit_cap), "logits")

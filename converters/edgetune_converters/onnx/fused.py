@@ -24,34 +24,34 @@ class FusedOperators(Operators):
 
     def linear(self, x: str, module: str, weight: str | None = None) -> str:
         """Append one operator; for quantized weights it includes the bias."""
-        placed = self._weights[weight or module + ".weight"]
+        layout = self._weights[weight or module + ".weight"]
         bias = self.vector(module + ".bias") if self.has(module + ".bias") else ""
-        storage = placed.storage
+        storage = layout.storage
         if isinstance(storage, NBitsBlocks):
-            return self._by_codes(x, placed, storage, bias)
-        product = self.graph.fused("FusedMatMul", x, self.values(placed), transB=1)
+            return self._by_codes(x, layout, storage, bias)
+        product = self.graph.fused("FusedMatMul", x, self.values(layout), transB=1)
         return self.graph.one("Add", product, bias) if bias else product
 
     def rows(self, ids: str, name: str) -> str:
         """Append a lookup, in the same quantized blocks that a tied head multiplies with."""
-        placed = self._weights[name]
-        if not isinstance(placed.storage, NBitsBlocks):
-            found = self.graph.one("Gather", self.graph.external(placed.arrays[0]), ids, axis=0)
-            return found if placed.storage.name == "f32" else self.graph.one("Cast", found, to=TensorProto.FLOAT)
-        codes, *others = placed.arrays
+        layout = self._weights[name]
+        if not isinstance(layout.storage, NBitsBlocks):
+            found = self.graph.one("Gather", self.graph.external(layout.arrays[0]), ids, axis=0)
+            return found if layout.storage.name == "f32" else self.graph.one("Cast", found, to=TensorProto.FLOAT)
+        codes, *others = layout.arrays
         n, blocks, blob = codes.spec.shape
         flat = view_as(codes, ".rows", (n, blocks * blob))
         first, *rest = (self.graph.external(array) for array in (flat, *others))
-        sizes = {"bits": placed.storage.bits, "block_size": placed.storage.block}
+        sizes = {"bits": layout.storage.bits, "block_size": layout.storage.block}
         return self.graph.fused("GatherBlockQuantized", first, ids, *rest, gather_axis=0, quantize_axis=1, **sizes)
 
     def head(self, x: str, name: str) -> str:
         """Append the head. A coarse copy of the matrix, if any, finds the best logits, which are recomputed."""
         graph = self.graph
-        placed = self._weights.get(COARSE)
-        if placed is None or not isinstance(placed.storage, NBitsBlocks):
+        layout = self._weights.get(COARSE)
+        if layout is None or not isinstance(layout.storage, NBitsBlocks):
             return super().head(x, name)
-        coarse = self._by_codes(x, placed, placed.storage, "")
+        coarse = self._by_codes(x, layout, layout.storage, "")
         _, best = graph.add("TopK", [coarse, graph.integers(BEST)], 2, axis=-1, largest=1, sorted=0)
         exact = graph.one("MatMul", self.rows(best, name), graph.one("Unsqueeze", x, graph.integers(3)))
         return graph.one("ScatterElements", coarse, best, graph.one("Squeeze", exact, graph.integers(3)), axis=2)
@@ -111,8 +111,8 @@ class FusedOperators(Operators):
             found = graph.fused("MoE", x, rated, self.values(first), "", self.values(second), "", **kind)
         return found if part.normalized else graph.one("Mul", found, self._share(logits, part.used))
 
-    def _codes_of(self, placed: WeightLayout) -> list[str]:
-        codes, scales = placed.arrays[:2]
+    def _codes_of(self, layout: WeightLayout) -> list[str]:
+        codes, scales = layout.arrays[:2]
         *lead, blocks, blob = codes.spec.shape
         flat = view_as(codes, ".rows", (*lead, blocks * blob))
         return [self.graph.external(flat), self.graph.external(scales)]
@@ -123,9 +123,9 @@ class FusedOperators(Operators):
         best, _ = graph.add("TopK", [graph.one("Softmax", logits, axis=-1), graph.integers(used)], 2, axis=-1)
         return graph.one("ReduceSum", best, graph.integers(-1), keepdims=1)
 
-    def _by_codes(self, x: str, placed: WeightLayout, storage: NBitsBlocks, bias: str) -> str:
-        n, k = placed.weight.shape
-        arrays = [self.graph.external(array) for array in placed.arrays]
+    def _by_codes(self, x: str, layout: WeightLayout, storage: NBitsBlocks, bias: str) -> str:
+        n, k = layout.weight.shape
+        arrays = [self.graph.external(array) for array in layout.arrays]
         zeros = arrays[2] if len(arrays) > 2 else ""
         inputs = [x, *arrays[:2], *([zeros, "", bias] if bias else [zeros] if zeros else [])]
         sizes = {"K": k, "N": n, "bits": storage.bits, "block_size": storage.block}
@@ -136,8 +136,8 @@ class FusedOperators(Operators):
         if attention.rotation is None:
             return False
         rotation = self.decoder.rotations[attention.rotation]
-        whole = attention.head_dim % _ROTATED_MULTIPLE == 0 and rotation.dim % _ROTATED_MULTIPLE == 0
-        return whole and rotation.long is None
+        fits = attention.head_dim % _ROTATED_MULTIPLE == 0 and rotation.dim % _ROTATED_MULTIPLE == 0
+        return fits and rotation.long is None
 
     def _rotate(self, x: str, places: str, tables: list[str], **sizes: int) -> str:
         return self.graph.fused("RotaryEmbedding", x, places, *tables, **sizes)

@@ -124,7 +124,7 @@ def group_weights(
     sources: Sequence[SourceTensor],
     storage: Callable[[SourceTensor], Storage],
     *,
-    in_turn: bool = True,
+    interleave: bool = True,
     apart: bool = False,
 ) -> list[Weight]:
     """Return the weights that the tensors make, in the order of their first tensors.
@@ -132,7 +132,7 @@ def group_weights(
     Args:
         sources: The tensors.
         storage: Returns the storage of a tensor; only matrices of equal storage are stacked.
-        in_turn: Interleave the rows of gate and up of experts, as ONNX Runtime's MoE expects.
+        interleave: Interleave the rows of gate and up of experts, as ONNX Runtime's MoE expects.
         apart: Do not stack query, key and value.
     """
     together: dict[tuple[str, int | None], set[Storage]] = {}
@@ -147,16 +147,16 @@ def group_weights(
         name = _NAMES[slot][0] if joined else _ALONE[slot]
         parts.setdefault(f"{name.format(layer=layer)}.{part}", []).append(source)
     ordered = ((name, sorted(found, key=lambda source: _NAMES[source.slot[0]][1])) for name, found in parts.items())
-    return [_weight(name, found, in_turn) for name, found in ordered]
+    return [_weight(name, found, interleave) for name, found in ordered]
 
 
-def _weight(name: str, sources: Sequence[SourceTensor], in_turn: bool) -> Weight:
+def _weight(name: str, sources: Sequence[SourceTensor], interleave: bool) -> Weight:
     """Stack tensors along the first axis, or the second where the first counts experts."""
     first = sources[0].shape
     axis = 1 if len(first) == 3 else 0
     rows = [source.shape[axis] for source in sources]
     shape = (*first[:axis], sum(rows), *first[axis + 1 :])
-    if axis and in_turn:
+    if axis and interleave:
         return Weight(name, shape, tuple(WeightPart(source, at, len(sources)) for at, source in enumerate(sources)))
     firsts = accumulate(rows, initial=0)
     return Weight(name, shape, tuple(WeightPart(source, at) for source, at in zip(sources, firsts, strict=False)))

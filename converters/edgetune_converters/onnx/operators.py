@@ -110,11 +110,11 @@ class Operators(ABC):
         """Split the last axis."""
         return self.graph.add("Split", [x, self.graph.integers(*widths)], len(widths), axis=-1)
 
-    def values(self, placed: WeightLayout) -> str:
+    def values(self, layout: WeightLayout) -> str:
         """Return an unquantized weight in f32."""
-        stored = self.graph.external(placed.arrays[0])
-        name = f"{placed.weight.name} in f32"
-        if placed.storage.name == "f32":
+        stored = self.graph.external(layout.arrays[0])
+        name = f"{layout.weight.name} in f32"
+        if layout.storage.name == "f32":
             return stored
         return self.graph.shared(name, lambda: self.graph.one("Cast", stored, to=TensorProto.FLOAT))
 

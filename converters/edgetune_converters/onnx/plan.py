@@ -108,15 +108,17 @@ def plan(
 ) -> OnnxPlan:
     """Plan every weight. Tensors with the same input are stacked if their storage is equal."""
     tied = not any(source.slot[0] == "output" for source in sources)
-    asked = {source: requested_storage(types, source, tied, settings) for source in sources}
-    in_turn = not settings.portable
-    weights = group_weights(sources, lambda source: asked[source][0], in_turn=in_turn, apart=settings.apart)
+    requested = {source: requested_storage(types, source, tied, settings) for source in sources}
+    interleave = not settings.portable
+    weights = group_weights(sources, lambda source: requested[source][0], interleave=interleave, apart=settings.apart)
     widths = {weight.shape[-1] for weight in weights if len(weight.shape) == 3}
-    decided = [(weight, *_decided(weight, *asked[weight.parts[0].source], settings, widths)) for weight in weights]
+    planned = [
+        (weight, *_plan_weight(weight, *requested[weight.parts[0].source], settings, widths)) for weight in weights
+    ]
     head = next(at for at, weight in enumerate(weights) if ("embedding" if tied else "output") in weight.slots)
-    decided[head + 1 : head + 1] = _first_look(types, weights, weights[head], settings)
-    rows = tuple(row for _, row, _ in decided)
-    chosen = tuple((weight, storage) for weight, _, storage in decided)
+    planned[head + 1 : head + 1] = _first_look(types, weights, weights[head], settings)
+    rows = tuple(row for _, row, _ in planned)
+    chosen = tuple((weight, storage) for weight, _, storage in planned)
     return OnnxPlan(Recipe(types.name, 0, types.name), (*rows, *tables), chosen)
 
 
@@ -143,28 +145,28 @@ def check_fallback(found: OnnxPlan) -> None:
     widths = sorted({row.shape[-1] for row in found.rows if row.fallback})
     raise RecipeError(
         f"{found.recipe.name} does not fit this model: {found.fallback_share:.0%} of the bytes would be stored as f16, "
-        f"because rows of {_either(widths)} weights are no whole blocks",
+        f"because rows of {_either(widths)} weights do not divide into blocks",
         f"Accept {found.bits_per_weight:.2f} bits per weight with --allow-fallback, or take f16",
     )
 
 
-def _decided(
-    weight: Weight, asked: Storage, reason: str, settings: OnnxSettings, experts: Collection[int]
+def _plan_weight(
+    weight: Weight, requested: Storage, reason: str, settings: OnnxSettings, experts: Collection[int]
 ) -> tuple[PlannedTensor, Storage]:
     """Return the storage of a weight, as its rows allow."""
-    chosen: Storage = asked
-    if isinstance(asked, NBitsBlocks):
+    chosen: Storage = requested
+    if isinstance(requested, NBitsBlocks):
         widths = experts if len(weight.shape) == 3 else {weight.shape[-1]}
         why = _whole_rows(weight, settings)
-        chosen = fit_block(asked, widths) if why else asked
-        if chosen != asked:
-            reason = f"rows of {_either(widths)} are no multiple of {asked.block}, as {why} needs"
+        chosen = fit_block(requested, widths) if why else requested
+        if chosen != requested:
+            reason = f"rows of {_either(widths)} are not a multiple of {requested.block}, as {why} needs"
         if settings.portable and isinstance(chosen, NBitsBlocks):
             chosen = StandardBlocks(chosen.bits, chosen.block)
     size = sum(spec.bytes for spec in chosen.specs(weight.shape))
     dtype = weight.parts[0].source.dtype.lower()
-    wanted = asked if isinstance(chosen, Floats) else chosen  # a smaller block is not a fallback
-    return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, wanted.name, reason, size), chosen
+    intended = requested if isinstance(chosen, Floats) else chosen  # a smaller block is not a fallback
+    return PlannedTensor(weight.name, weight.shape, dtype, chosen.name, intended.name, reason, size), chosen
 
 
 def requested_storage(
@@ -186,20 +188,20 @@ def requested_storage(
     storage = types.matrices if special is None else special
     more = isinstance(storage, NBitsBlocks) and _bits(storage) != _bits(types.matrices)
     reason = "few weights, on which much depends" if more else "the recipe"
-    return (_as_set(storage, source, settings) if isinstance(storage, NBitsBlocks) else storage), reason
+    return (_with_settings(storage, source, settings) if isinstance(storage, NBitsBlocks) else storage), reason
 
 
 def _bits(storage: Storage) -> str:
     return storage.name.split("/")[0]
 
 
-def _as_set(wanted: NBitsBlocks, source: SourceTensor, settings: OnnxSettings) -> NBitsBlocks:
+def _with_settings(requested: NBitsBlocks, source: SourceTensor, settings: OnnxSettings) -> NBitsBlocks:
     """Return the storage with the settings applied."""
-    block = settings.block or wanted.block
+    block = settings.block or requested.block
     looked_up = source.slot[0] == "embedding"
-    bits: Any = 8 if settings.portable and looked_up else wanted.bits  # no runtime has a lookup in 4 bits
-    symmetric = wanted.symmetric or settings.symmetric or settings.portable or looked_up
-    return replace(wanted, bits=bits, block=block, symmetric=symmetric)
+    bits: Any = 8 if settings.portable and looked_up else requested.bits  # no runtime has a lookup in 4 bits
+    symmetric = requested.symmetric or settings.symmetric or settings.portable or looked_up
+    return replace(requested, bits=bits, block=block, symmetric=symmetric)
 
 
 def _whole_rows(weight: Weight, settings: OnnxSettings) -> str:
@@ -219,8 +221,8 @@ def _either(widths: Collection[int]) -> str:
     return " or ".join(str(width) for width in sorted(widths))
 
 
-def fit_block(wanted: NBitsBlocks, widths: Collection[int]) -> NBitsBlocks | Floats:
+def fit_block(requested: NBitsBlocks, widths: Collection[int]) -> NBitsBlocks | Floats:
     """Return the largest block that divides all rows, or f16."""
-    blocks = [block for block in (128, 64, 32, 16) if block <= wanted.block]
-    whole = [block for block in blocks if all(width % block == 0 for width in widths)]
-    return replace(wanted, block=whole[0]) if whole else Floats("f16")
+    blocks = [block for block in (128, 64, 32, 16) if block <= requested.block]
+    dividing = [block for block in blocks if all(width % block == 0 for width in widths)]
+    return replace(requested, block=dividing[0]) if dividing else Floats("f16")

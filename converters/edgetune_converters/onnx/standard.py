@@ -83,11 +83,11 @@ class StandardOperators(StandardAttention):
 
     def rows(self, ids: str, name: str) -> str:
         """Append a lookup; for quantized weights, of blocks and scales, then DequantizeLinear."""
-        placed, graph = self._weights[name], self.graph
-        found = [graph.one("Gather", graph.external(array), ids, axis=0) for array in placed.arrays]
-        if isinstance(placed.storage, StandardBlocks):
-            return graph.one("DequantizeLinear", *found, axis=-1, block_size=placed.storage.block)
-        return found[0] if placed.storage.name == "f32" else graph.one("Cast", found[0], to=TensorProto.FLOAT)
+        layout, graph = self._weights[name], self.graph
+        found = [graph.one("Gather", graph.external(array), ids, axis=0) for array in layout.arrays]
+        if isinstance(layout.storage, StandardBlocks):
+            return graph.one("DequantizeLinear", *found, axis=-1, block_size=layout.storage.block)
+        return found[0] if layout.storage.name == "f32" else graph.one("Cast", found[0], to=TensorProto.FLOAT)
 
     def add_norm(self, x: str, y: str, module: str, norm: Norm) -> tuple[str, str]:
         """Append sum and norm."""
@@ -122,14 +122,14 @@ class StandardOperators(StandardAttention):
     def _product(self, x: str, matrix: str) -> str:
         return self.graph.one("MatMul", x, self.graph.one("Transpose", matrix, perm=[1, 0]))
 
-    def _matrix(self, placed: WeightLayout, expert: int | None = None) -> str:
+    def _matrix(self, layout: WeightLayout, expert: int | None = None) -> str:
         """Return a matrix in f32, or that of one expert."""
         graph = self.graph
-        arrays = placed.arrays if expert is None else [_of_expert(array, expert) for array in placed.arrays]
+        arrays = layout.arrays if expert is None else [_of_expert(array, expert) for array in layout.arrays]
         stored = [graph.external(array) for array in arrays]
-        if isinstance(placed.storage, StandardBlocks):
-            return graph.one("DequantizeLinear", *stored, axis=1, block_size=placed.storage.block)
-        return stored[0] if placed.storage.name == "f32" else graph.one("Cast", stored[0], to=TensorProto.FLOAT)
+        if isinstance(layout.storage, StandardBlocks):
+            return graph.one("DequantizeLinear", *stored, axis=1, block_size=layout.storage.block)
+        return stored[0] if layout.storage.name == "f32" else graph.one("Cast", stored[0], to=TensorProto.FLOAT)
 
     def _rotate(self, x: str, places: str, tables: list[str], **sizes: int) -> str:
         return self.graph.one("RotaryEmbedding", *[x, *tables, places], domain="", **sizes)
@@ -151,5 +151,5 @@ def operators_for(decoder: DecoderSpec, *, portable: bool) -> type[Operators]:
     """Return ONNX Runtime's operators or, for a portable graph, the standard's."""
     if portable:
         return StandardOperators
-    whole = all(block.attention.head_dim % HEAD_MULTIPLE == 0 for block in decoder.blocks)
-    return FusedOperators if whole else FusedWithStandardAttention
+    fits = all(block.attention.head_dim % HEAD_MULTIPLE == 0 for block in decoder.blocks)
+    return FusedOperators if fits else FusedWithStandardAttention

@@ -120,15 +120,15 @@ def choose_storage(
     if name.endswith("bias"):
         return _F32, _F32
     tied = usage.multiplied and usage.looked_up
-    asked, _ = requested_storage(
+    requested, _ = requested_storage(
         types, SourceTensor(0, slot or _guessed(shape, usage), tuple(shape), "F32"), tied, settings
     )
-    if not isinstance(asked, NBitsBlocks):
-        return asked, asked
+    if not isinstance(requested, NBitsBlocks):
+        return requested, requested
     if usage.otherwise:
-        return Floats("f16"), asked
-    stored = fit_block(asked, {shape[-1]}) if usage.looked_up else asked
-    return stored, asked if isinstance(stored, Floats) else stored
+        return Floats("f16"), requested
+    stored = fit_block(requested, {shape[-1]}) if usage.looked_up else requested
+    return stored, requested if isinstance(stored, Floats) else stored
 
 
 def _guessed(shape: Sequence[int], usage: WeightUsage) -> Slot:

@@ -132,8 +132,8 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
             file.sync()
             self._staged.hashes[name] = file.hexdigest()
             found = SafetensorsFile(self._staged.partial / name).tensors
-            wanted = {entry.name: (_TAGS[entry.type], entry.shape) for entry in entries}
-            if {info.name: (info.dtype, info.shape) for info in found.values()} != wanted:
+            planned = {entry.name: (_TAGS[entry.type], entry.shape) for entry in entries}
+            if {info.name: (info.dtype, info.shape) for info in found.values()} != planned:
                 raise ArtifactError(f"{self._staged.partial / name} does not hold what was planned")
 
     def _summary(self) -> Summary:
@@ -166,16 +166,16 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
         companions = self._companions
         write_json(self._staged.partial / "config.json", _config(companions, self._type))
         copy_tokenizer(companions, self._staged.partial)
-        stated = next((d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None)
-        if stated is not None:
-            copy_if_present(stated / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
+        source = next((d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None)
+        if source is not None:
+            copy_if_present(source / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
         if len(self._shards) > 1:
             write_json(self._staged.partial / INDEX_FILE, _index(self._names, self._shards))
 
 
-def stored_as(tensor: BaseTensor, wanted: str) -> str:
-    """Return the storage type of a tensor in a directory of the type `wanted`."""
-    return _OF_BASE.get(tensor.source.dtype, "bf16") if wanted == BASE_TYPE else wanted
+def stored_as(tensor: BaseTensor, type_name: str) -> str:
+    """Return the storage type of a tensor in a directory of the type `type_name`."""
+    return _OF_BASE.get(tensor.source.dtype, "bf16") if type_name == BASE_TYPE else type_name
 
 
 def _shards(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:

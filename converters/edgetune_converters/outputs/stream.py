@@ -47,9 +47,9 @@ def run(outputs: Sequence[StreamedOutput], checkpoint: Checkpoint, threads: int,
             output.append(rows)
         block.release()  # only now: the stored rows may be those of the block
         done += block.rows.size
-        whole = math.prod(job.tensor.shape)
-        progress(before + job.tensor.source_bytes * done // whole, total)
-        if done == whole:
+        size = math.prod(job.tensor.shape)
+        progress(before + job.tensor.source_bytes * done // size, total)
+        if done == size:
             before, done = before + job.tensor.source_bytes, 0
 
 
@@ -58,9 +58,9 @@ def _reads(jobs: Sequence[_Job], checkpoint: Checkpoint) -> dict[str, float]:
     reads: dict[str, float] = {}
     for job in jobs:
         sources = [checkpoint.tensors[name] for name in job.tensor.sources if name in checkpoint.tensors]
-        whole = sum(source.bytes for source in sources)
+        total = sum(source.bytes for source in sources)
         for source in sources:
-            reads[source.name] = reads.get(source.name, 0) + job.tensor.source_bytes / whole
+            reads[source.name] = reads.get(source.name, 0) + job.tensor.source_bytes / total
     return reads
 
 

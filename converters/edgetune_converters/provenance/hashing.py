@@ -75,7 +75,7 @@ class InputHasher:
             pages.close()
 
     @property
-    def promised(self) -> str | None:
+    def expected_base_hash(self) -> str | None:
         """The expected hash of the base, where the hash of each of its files is expected; otherwise None."""
         names = {path.name for path in self._files}
         return combined_hash(self._expected) if names == self._expected.keys() else None

@@ -32,12 +32,12 @@ def _title(model: Model, name: str | None) -> str:
 
 def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
     """Return the keys for the inputs of the export; `adapter` maps the files of the adapter to their hashes."""
-    stated = {
+    found = {
         keys.VERSION: tool_versions()["edgetune"],
         keys.MERGE_BASE: model.merge_base.name,
         keys.BASE_HASH: base_hash,
     }
-    return stated if adapter is None else stated | {keys.ADAPTER_HASH: combined_hash(adapter)}
+    return found if adapter is None else found | {keys.ADAPTER_HASH: combined_hash(adapter)}
 
 
 def hyperparameter_keys(model: Model) -> dict[str, Value]:

@@ -60,6 +60,6 @@ def _labels(parts: Iterable[str], total: int) -> Iterator[str]:
             continue
         number, unit = match["number"].replace("_", "."), match["unit"].upper()
         number += f".{match['after']}" if match["after"] else ""  # 7b1 of BLOOM
-        stated = float(number) * 1000 ** (1 + _UNITS.index(unit)) if number.count(".") < 2 else total
-        if match["before"] or abs(stated - total) <= 7 * total // 8:  # other numbers are context lengths
+        size = float(number) * 1000 ** (1 + _UNITS.index(unit)) if number.count(".") < 2 else total
+        if match["before"] or abs(size - total) <= 7 * total // 8:  # other numbers are context lengths
             yield f"{match['before'] or ''}{number}{unit}"

@@ -158,7 +158,7 @@ def test_the_plan_is_what_is_written(base: Path, tmp_path: Path) -> None:
     by_name = {row.name: row for row in found.rows}
     head = by_name["model.embed_tokens.weight"]
     assert head.type == "int8/32"
-    assert head.reason == "rows of 96 are no multiple of 128, as a lookup needs"
+    assert head.reason == "rows of 96 are not a multiple of 128, as a lookup needs"
     assert by_name["model.layers.0.mlp.down_proj.weight"].type == "int4/128z"
     assert by_name["model.layers.0.attn.q_proj.weight"].type == "int4/32z"
     assert by_name["model.layers.0.attn.v_proj.weight"].type == "int8/128"
@@ -169,7 +169,7 @@ def test_rows_that_are_no_blocks_are_reported_and_refused(tmp_path: Path) -> Non
     (found,) = plan_onnx(base, ["int4"])
     row = next(row for row in found.rows if row.name == "model.embed_tokens.weight")
     assert (row.type, row.fallback) == ("f16", True)
-    with pytest.raises(RecipeError, match="rows of 100 weights are no whole blocks"):
+    with pytest.raises(RecipeError, match="rows of 100 weights do not divide into blocks"):
         export(base, {}, onnx={"int4": tmp_path / "int4"})
     export(base, {}, onnx={"int4": tmp_path / "int4"}, allow_fallback=True)
     ids = tiny.random_ids()
