@@ -36,7 +36,7 @@ def test_the_template_is_applied_and_only_the_answer_is_printed(file: Path) -> N
     assert result.stderr == b""
 
 
-def test_raw_continues_the_text_as_it_is(file: Path) -> None:
+def test_raw_continues_plain_text(file: Path) -> None:
     assert edgetune("run", file, "--raw", "-p", PROMPT, "--max-tokens", "12").stdout == expected(file, PROMPT, 12)
 
 
@@ -77,14 +77,14 @@ def test_sampling_options_reach_the_sampler(file: Path) -> None:
         assert sample(*only) == greedy
 
 
-def test_verbose_says_how_fast_on_standard_error(file: Path) -> None:
+def test_verbose_prints_the_speed_on_standard_error(file: Path) -> None:
     result = edgetune("run", file, "-p", PROMPT, "--max-tokens", "12", "--verbose", "--threads", "2")
     assert b"12 tokens" in result.stderr
     assert b"(2 threads)" in result.stderr
     assert result.stdout == expected(file, chat(PROMPT), 12)
 
 
-def test_a_terminal_is_told_how_fast(file: Path) -> None:
+def test_the_speed_is_printed_on_a_terminal(file: Path) -> None:
     ours, theirs = pty.openpty()
     result = subprocess.run(
         [*COMMAND, "run", str(file), "-p", PROMPT, "--max-tokens", "4"],
@@ -98,20 +98,20 @@ def test_a_terminal_is_told_how_fast(file: Path) -> None:
     assert result.stdout == expected(file, chat(PROMPT), 4)
 
 
-def test_a_full_context_is_said(file: Path) -> None:
+def test_a_full_context_is_a_warning(file: Path) -> None:
     result = edgetune("run", file, "--raw", "-p", PROMPT, "--context", "20")
     assert result.returncode == 0
     assert b"the context of 20 tokens is full" in result.stderr
     assert result.stdout.endswith(b"\n")
 
 
-def test_a_prompt_that_does_not_fit(file: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_an_error(file: Path) -> None:
     result = edgetune("run", file, "-p", PROMPT * 20, "--context", "30")
     assert result.returncode == 1
     assert "the context is 30" in sentence(result)
 
 
-def test_more_context_than_the_model_was_made_for(file: Path) -> None:
+def test_more_context_than_the_model_was_trained_for_is_a_warning(file: Path) -> None:
     result = edgetune("run", file, "-p", PROMPT, "--context", "512", "--max-tokens", "2")
     assert result.returncode == 0
     assert b"the model was trained for 256" in result.stderr
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_the_answer_cleanly(endless: Path) -> None:
     assert b"stopped" in said
 
 
-def test_ctrl_c_while_the_prompt_is_read(file: Path) -> None:
+def test_ctrl_c_while_the_prompt_is_evaluated_ends_at_once(file: Path) -> None:
     """A prompt that takes seconds: the signal arrives while C code computes, and the command ends at once."""
     command = [*COMMAND, "run", str(file), "--raw", "-p", "-", "--max-tokens", "1", "--context", "60000"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -165,7 +165,7 @@ def test_ctrl_c_while_the_prompt_is_read(file: Path) -> None:
     process.stderr.close()
 
 
-def test_a_reader_that_leaves_early_is_no_error(endless: Path) -> None:
+def test_a_reader_that_closes_the_pipe_is_not_an_error(endless: Path) -> None:
     command = [*COMMAND, "run", str(endless), "-p", PROMPT, "--max-tokens", "100000", "--context", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -179,13 +179,13 @@ def test_a_reader_that_leaves_early_is_no_error(endless: Path) -> None:
     assert b"Exception" not in said
 
 
-def test_bad_files_are_one_sentence(bad: Path) -> None:
+def test_a_damaged_file_is_an_error_in_one_sentence(bad: Path) -> None:
     result = edgetune("run", bad, "-p", "x")
     assert result.returncode == 1
     assert "bad.gguf" in sentence(result)
 
 
-def test_a_file_without_a_template_says_what_to_do(file: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_template_has_a_hint(file: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.gguf"
     bare.write_bytes(file.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templote"))
     result = edgetune("run", bare, "-p", "x")
@@ -203,13 +203,13 @@ def test_a_file_without_a_template_says_what_to_do(file: Path, tmp_path: Path) -
         (["--threads", "0"], "--threads"),
     ],
 )
-def test_options_that_make_no_sense(file: Path, options: list[str], what: str) -> None:
+def test_invalid_options_are_usage_errors(file: Path, options: list[str], what: str) -> None:
     result = edgetune("run", file, "-p", "x", *options)
     assert result.returncode == 2
     assert what in sentence(result)
 
 
-def test_a_prompt_that_is_not_text(file: Path) -> None:
+def test_a_prompt_that_is_not_utf_8_is_an_error(file: Path) -> None:
     result = edgetune("run", file, "-p", "-", stdin=b"\xff\xfe")
     assert result.returncode == 2
     assert "UTF-8" in sentence(result)

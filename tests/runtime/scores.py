@@ -17,7 +17,7 @@ def scored(runtime: Runtime, ids: list[int], positions: list[int]) -> NDArray[np
 
 
 def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Up to what llama.cpp's attention, which adds up in 16 bits, makes of another cut into batches."""
+    """Equal up to the order of the sums in llama.cpp's 16-bit attention."""
     assert found.shape == expected.shape
     assert tiny.divergence(expected, found)[0] < 1e-4
     np.testing.assert_allclose(found, expected, atol=0.1)

@@ -49,11 +49,11 @@ def alone(runtime: Runtime, sampling: Sampling, limits: list[int] = LIMITS) -> l
     return found
 
 
-def test_each_row_is_answered_as_if_it_were_alone(runtime: Runtime) -> None:
+def test_an_answer_in_a_batch_is_the_answer_alone(runtime: Runtime) -> None:
     assert list(runtime.generate_batch(PROMPTS, Sampling(), LIMITS)) == alone(runtime, Sampling())
 
 
-def test_a_seed_holds_for_each_row_anew(runtime: Runtime) -> None:
+def test_a_seed_applies_to_each_prompt_anew(runtime: Runtime) -> None:
     sampling = Sampling(1.2, top_k=20, top_p=0.95, seed=5)
     limits = [min(limit, 10) for limit in LIMITS]  # what is drawn can turn on the last bits of llama.cpp's f16
     assert list(runtime.generate_batch(PROMPTS, sampling, limits)) == alone(runtime, sampling, limits)
@@ -89,14 +89,16 @@ def test_a_single_answer_is_that_of_a_loop_written_by_hand(runtime: Runtime, sam
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 16])
-def test_however_many_are_evaluated_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_the_size_of_the_batch_does_not_change_the_answers(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     expected = alone(runtime, Sampling())
     monkeypatch.setattr(llama_cpp, "MAX_SEQUENCES", most)
     monkeypatch.setattr(batch, "MAX_SEQUENCES", most)
     assert list(runtime.generate_batch(PROMPTS, Sampling(), LIMITS)) == expected
 
 
-def test_rows_end_at_stop_tokens_and_at_the_end_of_the_context(artifact: Path) -> None:
+def test_answers_in_a_batch_end_at_stop_tokens_and_at_the_context(artifact: Path) -> None:
     with load(artifact, context=100) as runtime:
         fitting = [ids[:99] for ids in PROMPTS]
         runtime.stop_tokens = frozenset()
@@ -110,14 +112,14 @@ def test_rows_end_at_stop_tokens_and_at_the_end_of_the_context(artifact: Path) -
         assert {row.finish for row in found} == {Finish.STOP, Finish.CONTEXT, Finish.LENGTH}
 
 
-def test_answers_come_as_soon_as_they_and_those_before_are_there(runtime: Runtime) -> None:
+def test_an_answer_is_returned_as_soon_as_it_and_all_before_it_are_finished(runtime: Runtime) -> None:
     rows = runtime.generate_batch([PROMPT, PROMPTS[2]], Sampling(), [1, 200])
     assert len(next(rows).tokens) == 1
     rows.close()  # type: ignore[attr-defined]
     assert list(runtime.generate_batch([], Sampling(), [])) == []
 
 
-def test_nothing_is_evaluated_if_some_prompt_cannot_be(artifact: Path) -> None:
+def test_one_bad_prompt_is_an_error_before_anything_is_evaluated(artifact: Path) -> None:
     with load(artifact, context=64) as runtime:
         for wrong, said in (([], "empty"), ([1, 523], "outside"), (PROMPTS[6], "140 tokens")):
             with pytest.raises(RuntimeProblem, match=said):
@@ -126,7 +128,9 @@ def test_nothing_is_evaluated_if_some_prompt_cannot_be(artifact: Path) -> None:
             runtime.generate_batch([PROMPT, PROMPT], Sampling(), [3])
 
 
-def test_memory_is_bounded(folder: Path, portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_sequences_is_bounded_by_their_memory(
+    folder: Path, portable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     per_token = 3 * 2 * 2 * 24 * 4  # layers, key and value, heads, their size, bytes
     for path, buffers in ((folder, 1), (portable, 2)):
         with load(path) as runtime:
@@ -157,7 +161,7 @@ def made(runtime: Runtime, count: int) -> SequenceBatch:
     return rows
 
 
-def test_the_logits_are_those_of_rows_alone(runtime: Runtime) -> None:
+def test_the_logits_of_a_batch_are_those_of_each_sequence_alone(runtime: Runtime) -> None:
     prompts = [PROMPTS[2], PROMPTS[0], PROMPTS[6], PROMPTS[3]]
     tokens = np.random.default_rng(0).integers(0, 500, (6, 4))
     expected = stepped(runtime, prompts, tokens)
@@ -174,7 +178,9 @@ def test_the_logits_are_those_of_rows_alone(runtime: Runtime) -> None:
 
 @settings(max_examples=scaled(0.25), suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=12))
-def test_rows_come_and_go_and_keep_their_state(runtime: Runtime, changes: list[tuple[bool, int]]) -> None:
+def test_sequences_keep_their_state_while_others_are_admitted_and_retired(
+    runtime: Runtime, changes: list[tuple[bool, int]]
+) -> None:
     """Whatever comes and goes: the greedy continuation of each row that is there is the one it has alone."""
     rows = made(runtime, 3)
     there: list[list[int]] = []
@@ -230,13 +236,13 @@ def scorings(draw: st.DrawFn) -> list[tuple[NDArray[np.int32], NDArray[np.int64]
 
 @settings(max_examples=scaled(0.25), suppress_health_check=list(HealthCheck))
 @given(scorings())
-def test_rows_are_scored_as_if_they_were_alone(
+def test_the_scores_of_a_batch_are_those_of_each_text_alone(
     runtime: Any, rows: list[tuple[NDArray[np.int32], NDArray[np.int64]]]
 ) -> None:
     assert_scores_are_those_of_rows_alone(runtime, rows)
 
 
-def test_rows_that_share_a_pass_begin_and_end_where_they_want(runtime: Runtime) -> None:
+def test_texts_that_share_a_pass_may_have_different_positions(runtime: Runtime) -> None:
     rows = [
         (np.array(tiny.random_ids(30 + i % 4, seed=i), np.int32), np.arange(1 + i % 3, 28 + i % 4)) for i in range(9)
     ]
@@ -251,7 +257,7 @@ def padded(runtime: OnnxRuntime) -> PaddedScoring:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "portable"])
-def test_short_rows_share_a_pass_in_onnx(artifacts: dict[str, Path], kind: str) -> None:
+def test_short_texts_share_a_pass_in_onnx(artifacts: dict[str, Path], kind: str) -> None:
     with load(artifacts[kind]) as runtime:
         assert isinstance(runtime, OnnxRuntime)
         rows = [ScoreRequest.at(i, np.array(tiny.random_ids(20), np.int32), np.arange(1, 20)) for i in range(6)]
@@ -260,8 +266,8 @@ def test_short_rows_share_a_pass_in_onnx(artifacts: dict[str, Path], kind: str) 
         assert [[row.index for row in group] for group in padded(runtime).groups(long)] == [[i] for i in range(6)]
 
 
-def test_llama_cpp_scores_a_row_exactly_as_if_it_were_alone(file: Path) -> None:
-    """The cut of a shared batch would change the sums in 16 bits."""
+def test_llama_cpp_scores_a_text_exactly_as_if_it_were_alone(file: Path) -> None:
+    """The cuts of a shared batch would change the 16-bit sums."""
     rows = [(np.array(tiny.random_ids(20 + i, seed=i), np.int32), np.arange(1, 20 + i)) for i in range(6)]
     with load(file) as runtime:
         together = every_row(runtime, rows)
@@ -270,7 +276,7 @@ def test_llama_cpp_scores_a_row_exactly_as_if_it_were_alone(file: Path) -> None:
 
 
 @pytest.mark.parametrize("outputs", [1, 7, 50])
-def test_no_more_logits_than_there_is_room_for(folder: Path, outputs: int) -> None:
+def test_a_pass_has_no_more_logits_than_fit(folder: Path, outputs: int) -> None:
     rows = [
         ScoreRequest.at(i, np.array(tiny.random_ids(12), np.int32), np.arange(first, 12))
         for i, first in enumerate([1, 11, 5, 11, 11, 2, 11])
@@ -282,7 +288,7 @@ def test_no_more_logits_than_there_is_room_for(folder: Path, outputs: int) -> No
     assert all(len(group) == 1 or sum(len(row.outputs) for row in group) <= outputs for group in groups)
 
 
-def test_ids_are_checked_before_any_is_scored(runtime: Runtime) -> None:
+def test_all_ids_are_checked_before_any_text_is_scored(runtime: Runtime) -> None:
     good, bad = np.array([1, 2, 3], np.int32), np.array([1, 523, 3], np.int32)
     with pytest.raises(RuntimeProblem, match="outside"):
         next(runtime.score_batch([(good, np.array([1])), (bad, np.array([2]))]))
@@ -291,7 +297,7 @@ def test_ids_are_checked_before_any_is_scored(runtime: Runtime) -> None:
 # -- graphs that take one row ------------------------------------------------------------------------------------------
 
 
-def test_a_graph_for_one_row_is_given_one(folder: Path, tmp_path: Path) -> None:
+def test_a_graph_for_one_row_evaluates_one_sequence_at_a_time(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "one")
     proto = onnx.load_model(copy / "model.onnx", load_external_data=False)
     for entry in proto.graph.input:
@@ -305,7 +311,7 @@ def test_a_graph_for_one_row_is_given_one(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("family", ["phi3-long", "gemma3", "qwen3", "gpt2", "mixtral", "stablelm"])
-def test_in_every_kind_of_graph(tmp_path: Path, family: str, portable: bool) -> None:
+def test_batches_agree_with_single_texts_in_every_kind_of_graph(tmp_path: Path, family: str, portable: bool) -> None:
     """Two rotary tables (of which the longest row chooses), windows, norms of heads, positions that are looked up."""
     family_models.base(family, tmp_path / "hf")
     prompts = [tiny.random_ids(length, seed=length) for length in (250, 4, 300, 90, 12)]

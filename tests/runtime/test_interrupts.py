@@ -17,7 +17,7 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 
 @pytest.fixture(autouse=True)
 def deaf() -> Iterator[None]:
-    """Python's own handler does nothing here."""
+    """Python's own handler does nothing."""
     previous = signal.signal(signal.SIGUSR1, lambda *_: None)
     yield
     signal.signal(signal.SIGUSR1, previous)
@@ -37,7 +37,7 @@ def test_a_signal_raises_the_flag_at_once() -> None:
     flag.close()
 
 
-def test_what_watched_before_watches_again() -> None:
+def test_the_previous_wakeup_file_is_restored() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -50,7 +50,7 @@ def test_what_watched_before_watches_again() -> None:
     os.close(writer)
 
 
-def test_another_thread_watches_nothing_and_works() -> None:
+def test_another_thread_may_watch_without_effect() -> None:
     flag = InterruptFlag()
     done = []
 

@@ -27,14 +27,14 @@ def test_scores_are_the_logits_of_transformers(base: Path, runtime: Runtime) -> 
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_only_the_asked_positions_come_back_in_order(runtime: Runtime) -> None:
+def test_only_the_requested_positions_are_scored_in_order(runtime: Runtime) -> None:
     ids = tiny.random_ids(200)
     every = scored(runtime, ids, list(range(1, 200)))
     some = [3, 4, 50, 120, 199]
     assert_same(scored(runtime, ids, some), every[[p - 1 for p in some]])
 
 
-def test_greedy_is_the_arg_max_of_transformers(base: Path, runtime: Runtime) -> None:
+def test_greedy_decoding_takes_the_argmax_of_transformers(base: Path, runtime: Runtime) -> None:
     ids = list(PROMPT)
     generation = runtime.generate(ids, Sampling(), 12)
     for token in generation:
@@ -45,7 +45,7 @@ def test_greedy_is_the_arg_max_of_transformers(base: Path, runtime: Runtime) -> 
     assert generation.finish is Finish.LENGTH
 
 
-def test_generation_does_not_depend_on_what_was_before(runtime: Runtime) -> None:
+def test_generation_does_not_depend_on_earlier_calls(runtime: Runtime) -> None:
     first = list(runtime.generate(PROMPT, Sampling(), 10))
     scored(runtime, tiny.random_ids(100, seed=9), [50, 99])
     assert list(runtime.generate(PROMPT, Sampling(), 10)) == first
@@ -64,7 +64,7 @@ def test_a_seed_makes_sampling_repeatable(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     "sampling", [Sampling(1.0, top_k=1, seed=1), Sampling(1.0, top_p=1e-6, seed=1), Sampling(1.0, min_p=1.0, seed=1)]
 )
-def test_each_filter_alone_can_leave_only_the_likeliest(runtime: Runtime, sampling: Sampling) -> None:
+def test_each_filter_alone_can_leave_only_the_most_likely_token(runtime: Runtime, sampling: Sampling) -> None:
     assert list(runtime.generate(PROMPT, sampling, 8)) == list(runtime.generate(PROMPT, Sampling(), 8))
 
 
@@ -100,7 +100,7 @@ def test_ids_outside_the_vocabulary_never_reach_the_library(runtime: Runtime) ->
         runtime.token_bytes(-1)
 
 
-def test_no_prompt_no_answer(runtime: Runtime) -> None:
+def test_an_empty_prompt_is_an_error(runtime: Runtime) -> None:
     with pytest.raises(RuntimeProblem, match="empty"):
         runtime.generate([], Sampling(), 1)
 
@@ -123,7 +123,7 @@ def test_a_closed_runtime_can_be_closed_again(artifact: Path) -> None:
     runtime.close()
 
 
-def test_all_runtimes_have_the_same_words(artifacts: dict[str, Path]) -> None:
+def test_all_runtimes_tokenize_alike(artifacts: dict[str, Path]) -> None:
     texts = [models.WORDS, "<|im_start|>user\nhi<|im_end|>\n", "", " two  spaces", "e\u0301", "\x00"]
     runtimes = [load(path) for path in artifacts.values()]
     first, *others = runtimes
@@ -149,7 +149,7 @@ def test_all_runtimes_answer_alike(artifacts: dict[str, Path]) -> None:
     assert len(answers) == 1
 
 
-def test_what_is_said_of_the_artifact(base: Path, runtime: Runtime, artifact: Path) -> None:
+def test_the_properties_of_the_artifact(base: Path, runtime: Runtime, artifact: Path) -> None:
     assert runtime.vocabulary_size == 523
     assert runtime.trained_context == 256
     assert not runtime.is_quantized
@@ -158,7 +158,7 @@ def test_what_is_said_of_the_artifact(base: Path, runtime: Runtime, artifact: Pa
     runtime.verify()
 
 
-def test_half_a_character_is_no_end(runtime: Runtime) -> None:
+def test_a_lone_surrogate_is_tokenized(runtime: Runtime) -> None:
     assert runtime.tokenize("\ud800 alone")
 
 

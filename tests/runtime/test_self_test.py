@@ -7,13 +7,13 @@ from edgetune.runtime.llama.self_test import run
 from edgetune.runtime.onnx import self_test as onnx_self_test
 
 
-def test_the_test_model_runs() -> None:
+def test_the_model_of_the_self_test_runs() -> None:
     found = run()
     assert found["q8_0"] < 0.001
     assert 0.001 < found["q4_k"] < KLD_LIMIT / 3
 
 
-def test_the_products_in_codes_are_those_of_numpy() -> None:
+def test_the_quantized_products_are_those_of_numpy() -> None:
     found = onnx_self_test.run()
     assert found["missing"] == {}
     for error in found["errors"].values():

@@ -17,7 +17,7 @@ def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(st.text(), st.lists(st.integers(0, 10**6), max_size=20))
-def test_any_text_in_any_pieces(text: str, cuts: list[int]) -> None:
+def test_text_in_any_pieces_is_decoded_completely(text: str, cuts: list[int]) -> None:
     raw = text.encode("utf-8", "surrogatepass") if text.isprintable() else text.encode("utf-8", "replace")
     stream = Utf8Stream()
     shown = [stream.feed(piece) for piece in cut(raw, cuts)]
@@ -25,7 +25,7 @@ def test_any_text_in_any_pieces(text: str, cuts: list[int]) -> None:
 
 
 @given(st.binary(), st.lists(st.integers(0, 10**6), max_size=20))
-def test_bytes_that_are_no_text_are_shown_as_a_whole_decoder_would(raw: bytes, cuts: list[int]) -> None:
+def test_invalid_bytes_are_decoded_as_a_decoder_of_the_whole_text_would(raw: bytes, cuts: list[int]) -> None:
     stream = Utf8Stream()
     assert "".join(map(stream.feed, cut(raw, cuts))) + stream.finish() == raw.decode("utf-8", "replace")
 

@@ -39,25 +39,25 @@ def test_a_container_gets_no_more_than_its_quota(hyper_threaded: Path, quota: st
     assert threads.physical_cores() == cores
 
 
-def test_only_cpus_that_may_be_used_count(hyper_threaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cpus_of_the_affinity_mask_count(hyper_threaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2})
     assert threads.physical_cores() == 1
 
 
-def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_topology_every_cpu_is_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_TOPOLOGY", tmp_path)
     monkeypatch.setattr(threads, "_CGROUP_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert threads.physical_cores() == 2
 
 
-def test_a_small_model_runs_on_one(hyper_threaded: Path) -> None:
+def test_a_small_model_runs_on_one_thread(hyper_threaded: Path) -> None:
     assert threads.default_threads(1 << 20) == 1
     assert threads.default_threads(1 << 30) == 3
 
 
 class Clock:
-    """A machine of four cores in hundredths of seconds, of which `others` are at work."""
+    """A machine of four cores that counts in hundredths of seconds; other processes use `others` of them."""
 
     def __init__(self, statistics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.statistics, self.now, self.own, self.others = statistics, 0.0, 0.0, 0.0
@@ -71,7 +71,7 @@ class Clock:
         self.pass_(0)
 
     def pass_(self, seconds: float) -> None:
-        """We work on one core all the time."""
+        """This process uses one core all the time."""
         self.now += seconds
         self.own += seconds
         self._worked += seconds * (1 + self.others)
@@ -84,7 +84,7 @@ class Clock:
     [(0.0, True), (0.2, True), (1.0, True), (2.0, True), (2.2, True), (2.5, False), (3.0, False), (4.0, False)],
 )
 @pytest.mark.parametrize("passed", [0.0, 0.05, 2.0])
-def test_two_threads_of_four_cores_are_left_when_others_use_two(
+def test_two_of_four_cores_are_idle_while_others_use_at_most_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, leaves: bool, passed: float
 ) -> None:
     clock = Clock(tmp_path / "stat", monkeypatch)
@@ -96,7 +96,7 @@ def test_two_threads_of_four_cores_are_left_when_others_use_two(
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu 1 2", "cpu a b c d e f g"])
-def test_where_the_system_counts_nothing_all_cores_are_left(
+def test_without_counters_all_cores_count_as_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
     monkeypatch.setattr(threads, "_STATISTICS", tmp_path / "stat")

@@ -24,7 +24,7 @@ from tests.runtime import models
 from tests.runtime.scores import assert_same, scored
 
 
-def test_blocks_are_bounded_whatever_is_asked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_logits_are_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, positions = tiny.random_ids(200), list(range(1, 200))
     with load(file) as runtime:
         whole = scored(runtime, ids, positions)
@@ -52,7 +52,7 @@ def test_truncated_files_are_refused(file: Path, tmp_path: Path, keep: int) -> N
         load(cut)
 
 
-def test_what_llama_cpp_refuses_is_said_in_its_words(file: Path, tmp_path: Path) -> None:
+def test_an_error_of_llama_cpp_contains_its_message(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(file.read_bytes().replace(b"output_norm.weight", b"output_nurm.weight"))
     with pytest.raises(RuntimeProblem, match="output_norm"):
@@ -62,7 +62,7 @@ def test_what_llama_cpp_refuses_is_said_in_its_words(file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("advertised", "usable", "safe"), [(True, False, False), (True, True, True), (False, False, True)]
 )
-def test_amx_that_faults_is_left_alone_and_noticed_once(
+def test_amx_that_faults_is_not_used_and_gives_one_notice(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], advertised: bool, usable: bool,
     safe: bool,
 ) -> None:  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_notice_is_ignored_unless_a_program_asks_for_it() -> None:
     assert "RuntimeNotice: slow" in shown.stderr
 
 
-def test_directories_and_missing_files(tmp_path: Path) -> None:
+def test_a_directory_or_missing_file_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts/m.gguf").touch()
     with pytest.raises(RuntimeProblem, match="is a directory") as error:

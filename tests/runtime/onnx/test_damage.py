@@ -21,7 +21,7 @@ from tests.runtime.onnx.test_runtime import configure, edit
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """A folder to be spoilt."""
+    """A copy to damage."""
     return shutil.copytree(folder, tmp_path / "model")
 
 
@@ -30,7 +30,7 @@ def first_external(proto: Any) -> Any:
 
 
 def place(**entries: str) -> Callable[[Any], None]:
-    """Change where the first tensor's data lie."""
+    """Change the location of the first tensor's data."""
 
     def change(proto: Any) -> None:
         tensor = first_external(proto)
@@ -42,28 +42,28 @@ def place(**entries: str) -> Callable[[Any], None]:
     return change
 
 
-def test_data_that_are_missing(copy: Path) -> None:
+def test_missing_data_are_an_error(copy: Path) -> None:
     (copy / "model.onnx.data").unlink()
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data.*is missing"):
         load(copy)
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1])
-def test_data_that_end_early(copy: Path, keep: int) -> None:
+def test_truncated_data_are_an_error(copy: Path, keep: int) -> None:
     data = copy / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:keep])
     with pytest.raises(ArtifactError, match=rf"has {data.stat().st_size} bytes|but there are"):
         load(copy)
 
 
-def test_data_of_another_size(copy: Path) -> None:
+def test_data_of_another_size_are_an_error(copy: Path) -> None:
     with (copy / "model.onnx.data").open("ab") as stream:
         stream.write(b"more")
     with pytest.raises(ArtifactError, match=r"was written with \d+ bytes of data"):
         load(copy)
 
 
-def test_data_that_were_changed_are_found_when_verified(copy: Path) -> None:
+def test_verify_finds_changed_data(copy: Path) -> None:
     data = bytearray((copy / "model.onnx.data").read_bytes())
     data[5000] ^= 1
     (copy / "model.onnx.data").write_bytes(data)
@@ -74,7 +74,7 @@ def test_data_that_were_changed_are_found_when_verified(copy: Path) -> None:
 @pytest.mark.parametrize(
     "location", ["../model.onnx.data", "/etc/passwd", "", "a/../../x", "..", "C:\\data", "sub/model.onnx.data", "x\0y"]
 )
-def test_data_outside_of_the_folder(copy: Path, location: str) -> None:
+def test_data_outside_the_folder_are_refused(copy: Path, location: str) -> None:
     shutil.copy(copy / "model.onnx.data", copy.parent)
     edit(copy, place(location=location))
     with pytest.raises(ArtifactError, match="outside its folder") as error:
@@ -82,14 +82,14 @@ def test_data_outside_of_the_folder(copy: Path, location: str) -> None:
     assert "trust" in str(error.value.hint)
 
 
-def test_a_link_that_leaves_the_folder(copy: Path) -> None:
+def test_a_link_to_data_outside_the_folder_is_refused(copy: Path) -> None:
     outside = shutil.move(copy / "model.onnx.data", copy.parent / "elsewhere")
     (copy / "model.onnx.data").symlink_to(outside)
     with pytest.raises(ArtifactError, match="outside its folder"):
         load(copy)
 
 
-def test_a_snapshot_of_the_cache_of_the_hub_is_links_to_one_folder(copy: Path) -> None:
+def test_a_snapshot_in_the_hub_cache_which_consists_of_links_is_read(copy: Path) -> None:
     blobs = copy.parent / "blobs"
     blobs.mkdir()
     for number, file in enumerate(sorted(copy.iterdir())):
@@ -110,12 +110,12 @@ def test_a_snapshot_of_the_cache_of_the_hub_is_links_to_one_folder(copy: Path) -
         ({"location": "nowhere.data"}, "is missing"),
     ],
 )
-def test_places_that_cannot_be(copy: Path, entries: dict[str, str], message: str) -> None:
+def test_impossible_locations_of_data_are_an_error(copy: Path, entries: dict[str, str], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         load(edit(copy, place(**entries)))
 
 
-def test_shapes_and_types_that_cannot_be(copy: Path) -> None:
+def test_impossible_shapes_and_types_are_an_error(copy: Path) -> None:
     whole = (copy / "model.onnx").read_bytes()
     changes: dict[str, Callable[[Any], None]] = {
         "shape": lambda proto: first_external(proto).dims.__setitem__(0, -3),
@@ -129,13 +129,13 @@ def test_shapes_and_types_that_cannot_be(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(500), b"GGUF", b"\x08\x0a"])
-def test_what_is_no_onnx_model(copy: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_onnx_model_is_an_error(copy: Path, content: bytes) -> None:
     (copy / "model.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match="is not an ONNX model"):
         load(copy)
 
 
-def test_a_graph_that_is_missing(copy: Path) -> None:
+def test_a_missing_graph_is_an_error(copy: Path) -> None:
     (copy / "model.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"model\.onnx is missing"):
         load(copy)
@@ -154,13 +154,13 @@ def an_operator(domain: str, name: str) -> Callable[[Any], None]:
     return change
 
 
-def test_an_operator_that_is_not_there(copy: Path) -> None:
+def test_a_missing_operator_is_named(copy: Path) -> None:
     with pytest.raises(RuntimeProblem, match=r"com\.microsoft\.Divine, which the installed onnxruntime") as error:
         load(edit(copy, an_operator("com.microsoft", "Divine")))
     assert "pip install" in str(error.value.hint)
 
 
-def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_operator_comes_with_the_release_that_has_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were ONNX Runtime 1.17: the session fails, and the operator is not among the available ones."""
     import onnxruntime
 
@@ -178,13 +178,13 @@ def test_an_operator_that_a_later_release_has(copy: Path, monkeypatch: pytest.Mo
     assert "onnxruntime>=1.18" in str(error.value.hint)
 
 
-def test_every_operator_of_the_exports_is_available_here() -> None:
+def test_the_installed_onnxruntime_has_every_operator_of_the_exports() -> None:
     from edgetune.runtime.onnx import operators
 
     assert {("com.microsoft", name) for name in operators.FIRST_RELEASE} <= operators.available_operators()
 
 
-def test_an_operator_set_of_the_future(copy: Path) -> None:
+def test_an_operator_set_that_is_too_new_is_an_error(copy: Path) -> None:
     def change(proto: Any) -> None:
         proto.opset_import[0].version = 99
 
@@ -217,13 +217,13 @@ def retype_logits(proto: Any) -> None:
         (lambda proto: proto.graph.output.pop(0), "no output 'logits'"),
     ],
 )
-def test_inputs_and_outputs_of_another_kind(copy: Path, change: Callable[[Any], None], message: str) -> None:
+def test_unexpected_inputs_and_outputs_are_an_error(copy: Path, change: Callable[[Any], None], message: str) -> None:
     with pytest.raises(RuntimeProblem, match=message):
         load(edit(copy, change))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 40, "two", None])
-def test_heads_that_cannot_be(copy: Path, value: Any) -> None:
+def test_impossible_heads_are_an_error(copy: Path, value: Any) -> None:
     def forget(proto: Any) -> None:
         for entry in proto.graph.input:
             if entry.name.startswith("past"):
@@ -233,7 +233,7 @@ def test_heads_that_cannot_be(copy: Path, value: Any) -> None:
         load(configure(edit(copy, forget), decoder={"num_key_value_heads": value}))
 
 
-def test_what_onnx_runtime_refuses_is_said_in_its_words(copy: Path) -> None:
+def test_an_error_of_onnx_runtime_contains_its_message(copy: Path) -> None:
     def break_(proto: Any) -> None:
         proto.graph.node[0].input[0] = "nowhere"
 
@@ -241,7 +241,7 @@ def test_what_onnx_runtime_refuses_is_said_in_its_words(copy: Path) -> None:
         load(edit(copy, break_))
 
 
-def test_a_graph_whose_weights_are_inside_runs(folder: Path, copy: Path) -> None:
+def test_a_graph_with_its_weights_inside_runs(folder: Path, copy: Path) -> None:
     whole = onnx.load_model(folder / "model.onnx")
     del whole.metadata_props[:]
     (copy / "model.onnx").write_bytes(whole.SerializeToString())

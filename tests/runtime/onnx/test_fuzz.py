@@ -73,7 +73,9 @@ def cuts(raw: bytes, count: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize(("damage", "count"), [(flips, 60), (cuts, 20)])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_damaged_graphs(copy: Path, damage: Callable[[bytes, int], Iterator[bytes]], count: int) -> None:
+def test_a_damaged_graph_is_an_error_and_never_a_crash(
+    copy: Path, damage: Callable[[bytes, int], Iterator[bytes]], count: int
+) -> None:
     raw, expected = (copy / "model.onnx").read_bytes(), answer(copy)
     outcomes: Counter[int] = Counter()
     for damaged in damage(raw, count):

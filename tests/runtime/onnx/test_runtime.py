@@ -30,7 +30,7 @@ IDS, POSITIONS = tiny.random_ids(200), list(range(1, 200))
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """A folder to be spoilt."""
+    """A copy to damage."""
     return shutil.copytree(folder, tmp_path / "model")
 
 
@@ -59,7 +59,7 @@ def test_the_graph_itself_can_be_named(folder: Path) -> None:
         assert list(graph.generate(PROMPT, Sampling(), 5)) == list(whole.generate(PROMPT, Sampling(), 5))
 
 
-def test_blocks_are_bounded_whatever_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_logits_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(folder) as runtime:
         whole = scored(runtime, IDS, POSITIONS)
     monkeypatch.setattr(implementation, "_OUTPUT_BYTES", 7 * 4 * 523)
@@ -89,7 +89,7 @@ def test_a_prompt_in_several_pieces_is_the_same_prompt(folder: Path, monkeypatch
         assert list(runtime.generate(IDS, Sampling(), 20)) == whole
 
 
-def test_logits_of_every_token_are_computed_where_the_graph_knows_no_range(folder: Path, copy: Path) -> None:
+def test_a_graph_without_logits_range_gives_the_same_scores(folder: Path, copy: Path) -> None:
     def without_range(proto: Any) -> None:
         inputs = proto.graph.input
         inputs.remove(next(entry for entry in inputs if entry.name == "logits_range"))
@@ -100,7 +100,7 @@ def test_logits_of_every_token_are_computed_where_the_graph_knows_no_range(folde
         assert list(other.generate(PROMPT, Sampling(), 9)) == list(runtime.generate(PROMPT, Sampling(), 9))
 
 
-def test_names_are_those_of_the_config(folder: Path, copy: Path) -> None:
+def test_inputs_and_outputs_are_named_by_genai_config(folder: Path, copy: Path) -> None:
     def rename(proto: Any) -> None:
         for entry in (*proto.graph.input, *proto.graph.output):
             entry.name = entry.name.replace("past_key_values.", "kv_in_").replace("present.", "kv_out_")
@@ -119,7 +119,7 @@ def test_names_are_those_of_the_config(folder: Path, copy: Path) -> None:
 
 
 def test_the_cache_is_written_in_place(folder: Path) -> None:
-    """A token adds its keys and values behind those before it, in memory that was there from the start."""
+    """A token appends its keys and values to a buffer that was allocated at the start."""
     with load(folder, context=64) as runtime:
         list(runtime.generate(PROMPT, Sampling(), 1))
         cache = runtime._decoder._cache  # type: ignore[attr-defined]
@@ -160,7 +160,7 @@ def test_a_signal_terminates_and_nothing_else_does() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_in_another_thread_nothing_is_watched(folder: Path) -> None:
+def test_generation_works_in_another_thread(folder: Path) -> None:
     found: list[int] = []
     with load(folder) as runtime:
         thread = threading.Thread(target=lambda: found.extend(runtime.generate(PROMPT, Sampling(), 4)))
@@ -170,7 +170,7 @@ def test_in_another_thread_nothing_is_watched(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("deaf")
-def test_an_answer_survives_a_signal_that_is_handled(folder: Path) -> None:
+def test_scores_are_unchanged_by_a_handled_signal(folder: Path) -> None:
     with load(folder) as runtime:
         undisturbed = scored(runtime, IDS, POSITIONS)
         stop = threading.Event()
@@ -201,7 +201,7 @@ def test_a_context_longer_than_the_tables_is_refused(folder: Path) -> None:
         assert len(list(runtime.generate(IDS, Sampling(), 100))) == 256 - 200 + 1
 
 
-def test_a_model_that_does_not_say_its_context(copy: Path) -> None:
+def test_a_model_without_a_context_length_is_an_error(copy: Path) -> None:
     (copy / "genai_config.json").unlink()
     (copy / "config.json").unlink(missing_ok=True)
     with pytest.raises(RuntimeProblem, match="the length of the context"):
@@ -211,7 +211,7 @@ def test_a_model_that_does_not_say_its_context(copy: Path) -> None:
         assert runtime.context == 100
 
 
-def test_a_tokenizer_of_another_model(copy: Path) -> None:
+def test_a_tokenizer_of_another_model_is_an_error(copy: Path) -> None:
     tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 523, "content": "<|more|>"})
     tokenizer["model"]["vocab"] |= {f"more{i}": i for i in range(503, 523)}
@@ -221,7 +221,7 @@ def test_a_tokenizer_of_another_model(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_no_tokenizer(copy: Path, content: str | None) -> None:
+def test_a_missing_or_malformed_tokenizer_is_an_error(copy: Path, content: str | None) -> None:
     (copy / "tokenizer.json").unlink()
     if content is not None:
         (copy / "tokenizer.json").write_text(content, encoding="utf-8")
@@ -230,6 +230,6 @@ def test_no_tokenizer(copy: Path, content: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "", 3, "a/b.onnx"])
-def test_the_graph_is_a_file_of_the_folder(copy: Path, name: Any) -> None:
+def test_a_graph_outside_the_folder_is_refused(copy: Path, name: Any) -> None:
     with pytest.raises(ArtifactError, match="not a file in its folder"):
         load(configure(copy, decoder={"filename": name}))

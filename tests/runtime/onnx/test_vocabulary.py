@@ -47,7 +47,7 @@ def test_bytes_and_ids_are_those_of_llama_cpp(make: Callable[[Path], Any], tmp_p
         assert ours.stop_tokens <= theirs.stop_tokens
 
 
-def test_bos_stands_there_once(tmp_path: Path) -> None:
+def test_bos_is_added_once(tmp_path: Path) -> None:
     vocabularies.sentencepiece(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}), encoding="utf-8")
