@@ -155,18 +155,18 @@ def test_the_pass_restarts_with_the_vocabulary_that_is_verified(
 ) -> None:
     """The first way of writing it is shown to be wrong; what is then written is what the second one gives."""
     began = threading.Event()
-    kinds = convert._kinds
+    candidates = convert._candidates
 
     def two(*arguments: Any) -> Any:
-        kind = next(iter(kinds(*arguments)))
-        return iter([replace(kind, pre="gpt-2"), replace(kind, pre="llama-bpe")])
+        candidate = next(iter(candidates(*arguments)))
+        return iter([replace(candidate, pre="gpt-2"), replace(candidate, pre="llama-bpe")])
 
     def verify(files: Any, metadata: Any, *rest: Any) -> Any:
         wrong = metadata["tokenizer.ggml.pre"].data == "gpt-2"
         assert not wrong or began.wait(10)
         return verify_ids.IdComparison(1, [verify_ids.IdDifference("text", [1], [2])] if wrong else [], [])
 
-    monkeypatch.setattr(convert, "_kinds", two)
+    monkeypatch.setattr(convert, "_candidates", two)
     monkeypatch.setattr(convert, "verify", verify)
     (receipt,) = export(base, {"f32": tmp_path / "x.gguf"}, progress=lambda done, total: began.set())
     assert gguf.read(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"

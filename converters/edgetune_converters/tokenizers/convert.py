@@ -43,7 +43,7 @@ class Vocabulary:
 class _Trial:
     """A candidate with all its metadata, verified on first use."""
 
-    kind: Candidate
+    candidate: Candidate
     metadata: dict[str, Value]
     verify: Callable[[], IdComparison | None]
 
@@ -91,8 +91,8 @@ class Conversion:
         stops = special.stop_ids(files, eos, rows, turn_end)
         self._files, self._rows = files, rows
         self._limits = _limits(files, colliding)
-        self._candidates = _candidates(files, table, common, stops)
-        self._first = next(self._candidates)
+        self._trials = _trials(files, table, common, stops)
+        self._first = next(self._trials)
 
     @property
     def likely(self) -> Vocabulary:
@@ -106,33 +106,35 @@ class Conversion:
 
         Raises TokenizerError when llama.cpp cannot reproduce the tokenizer.
         """
-        chosen = _best(self._files, self._limits, chain([self._first], self._candidates))
+        chosen = _best(self._files, self._limits, chain([self._first], self._trials))
         _note(self._files, self._limits, chosen)
         return self._vocabulary(chosen)
 
     def _vocabulary(self, chosen: _Trial) -> Vocabulary:
-        return Vocabulary(chosen.kind.model, chosen.kind.pre, self._rows, chosen.metadata, tuple(self._files.notes))
+        return Vocabulary(
+            chosen.candidate.model, chosen.candidate.pre, self._rows, chosen.metadata, tuple(self._files.notes)
+        )
 
 
-def _candidates(
+def _trials(
     files: TokenizerFiles, table: TokenTable, common: Mapping[str, Value], stops: list[int]
 ) -> Iterator[_Trial]:
     """Each way of writing the tokenizer, made only when the one before was not exact."""
-    for kind in _kinds(files, table):
-        normalization = _normalization(files, kind)
+    for candidate in _candidates(files, table):
+        normalization = _normalization(files, candidate)
         metadata = {
-            "tokenizer.ggml.model": string(kind.model),
-            "tokenizer.ggml.pre": string(kind.pre),
+            "tokenizer.ggml.model": string(candidate.model),
+            "tokenizer.ggml.pre": string(candidate.pre),
             "tokenizer.ggml.tokens": strings(table.tokens),
             "tokenizer.ggml.token_type": i32s(table.types),
-            **kind.metadata,
+            **candidate.metadata,
             **normalization.metadata(),
             **common,
         }
-        yield _Trial(kind, metadata, partial(verify, files, metadata, normalization, stops))
+        yield _Trial(candidate, metadata, partial(verify, files, metadata, normalization, stops))
 
 
-def _kinds(files: TokenizerFiles, table: TokenTable) -> Iterable[Candidate]:
+def _candidates(files: TokenizerFiles, table: TokenTable) -> Iterable[Candidate]:
     if files.model.get("type") == "Unigram":
         return unigram.candidates(files, table)
     if files.model.get("byte_fallback"):
@@ -140,10 +142,10 @@ def _kinds(files: TokenizerFiles, table: TokenTable) -> Iterable[Candidate]:
     return byte_level.candidates(files)
 
 
-def _normalization(files: TokenizerFiles, kind: Candidate) -> Normalization:
+def _normalization(files: TokenizerFiles, candidate: Candidate) -> Normalization:
     lstrip, rstrip = (tuple(_stripping(files, side, among_marks=False)) for side in _SIDES)
-    added = tuple(entry["content"] for entry in files.added.values()) if kind.space else ()
-    return Normalization(kind.form, kind.space, lstrip, rstrip, added)
+    added = tuple(entry["content"] for entry in files.added.values()) if candidate.space else ()
+    return Normalization(candidate.form, candidate.space, lstrip, rstrip, added)
 
 
 _SIDES = ("lstrip", "rstrip")
@@ -159,20 +161,21 @@ def _stripping(files: TokenizerFiles, side: str, *, among_marks: bool) -> list[s
     return [entry["content"] for entry in chosen if among_marks == (marks and bool(entry.get("normalized")))]
 
 
-def _best(files: TokenizerFiles, limits: tuple[str, ...], candidates: Iterable[_Trial]) -> _Trial:
-    """The first exact candidate, else the one with the fewest differences that all have known reasons."""
+def _best(files: TokenizerFiles, limits: tuple[str, ...], trials: Iterable[_Trial]) -> _Trial:
+    """The first exact trial, else the one with the fewest differences that all have known reasons."""
     tried = []
-    for candidate in candidates:
-        if not candidate.faults:
-            return candidate
-        tried.append(candidate)
-    explained = [candidate for candidate in tried if candidate.kind.limits or limits]
+    for trial in trials:
+        if not trial.faults:
+            return trial
+        tried.append(trial)
+    explained = [trial for trial in tried if trial.candidate.limits or limits]
     if explained:
-        return min(explained, key=lambda candidate: candidate.faults)
-    worst = min(tried, key=lambda candidate: candidate.faults)
+        return min(explained, key=lambda trial: trial.faults)
+    worst = min(tried, key=lambda trial: trial.faults)
     assert worst.result is not None
+    form = f"{worst.candidate.model}, {worst.candidate.pre}"
     raise TokenizerError(
-        f"llama.cpp does not cut text as the tokenizer in {files.path} does ({worst.kind.model}, {worst.kind.pre}): "
+        f"llama.cpp does not cut text as the tokenizer in {files.path} does ({form}): "
         f"{worst.faults} of {worst.result.compared} texts differ, the first {worst.result.differences[0]}"
     )
 
@@ -198,7 +201,7 @@ def _some(texts: Sequence[str]) -> str:
 
 def _note(files: TokenizerFiles, limits: tuple[str, ...], chosen: _Trial) -> None:
     """Note what stock llama.cpp does differently."""
-    files.notes += chosen.kind.notes
+    files.notes += chosen.candidate.notes
     for side in _SIDES:
         texts = [entry["content"] for entry in files.added.values() if entry.get(side)]
         if texts:
@@ -211,5 +214,5 @@ def _note(files: TokenizerFiles, limits: tuple[str, ...], chosen: _Trial) -> Non
     if chosen.faults:
         files.notes.append(
             f"llama.cpp cuts {chosen.faults} of {chosen.result.compared} texts differently, as "
-            f"{' and '.join((*chosen.kind.limits, *limits))}; the first {chosen.result.differences[0]}"
+            f"{' and '.join((*chosen.candidate.limits, *limits))}; the first {chosen.result.differences[0]}"
         )
