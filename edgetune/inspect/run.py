@@ -39,7 +39,7 @@ def _stage_facts(run: RunDirectory) -> Facts:
     """Return a section for each stage; without the reference if that is missing or damaged."""
     stages = run.manifest.stages.model_dump(mode="json", exclude_unset=True)
     with suppress(RunDirectoryError):
-        stages["reference"] = store.summary(run)
+        stages["reference"] = store.summary(run).model_dump(mode="json", exclude_unset=True)
     return {f"stage: {name}": stage for name, stage in stages.items()}
 
 

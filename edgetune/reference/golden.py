@@ -35,7 +35,7 @@ class GoldenSet:
 def metadata(run: RunDirectory) -> dict[str, str]:
     """The metadata for a file that is exported from this run; {} for a run whose reference has none to give."""
     try:
-        contract = read_manifest(run.reference)["contract"]
+        contract = read_manifest(run.reference).contract
     except RunDirectoryError:
         return {}
     kept = [entry for entry in contract if not entry.get("own", True)]

@@ -11,7 +11,7 @@ from edgetune.config import Config
 from edgetune.errors import RunDirectoryError
 from edgetune.planning.prepare import PreparedRun
 from edgetune.planning.tokenizer_files import changed_tokenizer_files
-from edgetune.reference.writer import stopped_directory
+from edgetune.reference.partial import stopped_directory
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest

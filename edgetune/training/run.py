@@ -186,15 +186,15 @@ def _translate_torch_errors(path: Path) -> Iterator[None]:
 def format_summary(run: RunDirectory) -> str:
     """Return the results of a finished run as lines for standard output."""
     trained, captured = run.train_results, store.summary(run)
-    entropy = captured["cross_entropy"]
+    entropy = captured.cross_entropy
     lines = [
         f"run         {run.path}",
         f"training    {trained.steps} steps in {trained.seconds:.0f} s, "
         f"loss {trained.loss_first:.4f} -> {trained.loss_last:.4f}, evaluation loss {trained.eval_loss:.4f}",
-        f"held out    {captured['rows']} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
+        f"held out    {captured.rows} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
         f"{math.exp(entropy['trained']):.3f} (trained)",
     ]
-    task = captured["task"]
+    task = captured.task
     if task:
         lines.append(f"task        {task['rows']} rows, {task['base']:.1%} (base) -> {task['trained']:.1%} (trained)")
     if trained.adapter_is_zero:

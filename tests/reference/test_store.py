@@ -278,7 +278,7 @@ def test_a_killed_writer_is_taken_up_where_it_was_safe(tmp_path: Path, limit: in
     killed.checkpoint()
     add(killed, 12, 20)
     killed.add_trained(TRAINED[20:23])
-    killed._close_files()  # as far as the kernel has it, which outlives the process
+    killed._partial.close()  # as far as the kernel has it, which outlives the process
     with keyed(tmp_path / "reference", limit=limit) as again:
         assert again.done == 12
         add(again, 12, len(TRAINED))
@@ -309,7 +309,7 @@ def test_what_cannot_be_taken_up_is_begun_anew(tmp_path: Path, damage: str) -> N
     killed = keyed(tmp_path / "reference")
     add(killed, 0, 12)
     killed.checkpoint()
-    killed._close_files()
+    killed._partial.close()
     partial = next(tmp_path.glob("*.partial"))
     column = partial / "trained.codes.npy"
     changes: dict[str, Callable[[], object]] = {

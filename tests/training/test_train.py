@@ -72,7 +72,7 @@ def test_it_learns(finished: RunDirectory) -> None:
     results = finished.train_results
     assert results.steps == STEPS
     assert results.loss_last < results.loss_first - 0.3
-    entropy = summary(finished)["cross_entropy"]
+    entropy = summary(finished).cross_entropy
     assert entropy["trained"] < entropy["base"]
 
 
@@ -150,7 +150,8 @@ def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, conf
         assert row["trained"] == plan.tokenizer.decode(answer, skip_special=True)
         assert row["expected"] == conversation[-1]["content"]
         assert row["messages"] == conversation[:-1]
-    scores = summary(finished)["task"]
+    scores = summary(finished).task
+    assert scores is not None
     assert scores["trained"] == sum(row["trained"].strip() == row["expected"] for row in task["rows"]) / 6
 
 
@@ -400,7 +401,7 @@ def test_another_reference_is_captured_without_training(
     said = " ".join(capfd.readouterr().err.split())
     assert "keeps its adapter; recapturing the reference: its options changed" in said
     assert "the adapter is trained already" in said
-    assert (summary(run)["rows"], run.manifest.config["reference"]["rows"]) == (2, 2)
+    assert (summary(run).rows, run.manifest.config["reference"]["rows"]) == (2, 2)
     assert run.train_results == finished.train_results
 
 

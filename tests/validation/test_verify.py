@@ -132,14 +132,14 @@ def test_a_file_that_carries_nothing(whole: Path, tmp_path: Path) -> None:
     assert found(file).is_empty
     result = edgetune("verify", file)
     assert result.returncode == 3
-    assert b"carries nothing" in result.stderr
+    assert b"has no embedded data" in result.stderr
 
 
 def test_the_users_rows_do_not_leave_the_run(run: RunDirectory, tmp_path: Path) -> None:
     copy = RunDirectory(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
     manifest = json.loads((copy.reference / "reference.json").read_text())
-    from edgetune.reference.writer import digest_of
+    from edgetune.reference.manifest import digest_of
 
     manifest.pop("digest")
     manifest["contract"][0]["own"] = True

@@ -59,7 +59,7 @@ def test_again_it_says_the_same(run: RunDirectory) -> None:
     assert after.greedy == before.greedy
     assert after.digest == before.digest
     assert run.finished_file.stat() == manifest  # which make compares with the exports
-    assert summary(run)["rows"] == 4
+    assert summary(run).rows == 4
 
 
 def test_other_rows_and_another_coding(run: RunDirectory, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_long_rows_come_last_and_are_no_rows_of_the_user(run: RunDirectory) -> N
     assert found.long_rows == 1  # this model allows nothing past its context
     assert [len(ids) for ids, _, _ in found.rows][-1] == 256
     np.testing.assert_array_equal(found.main_rows.tokens, before.rows.tokens)
-    assert summary(run)["cross_entropy"]["trained"] == pytest.approx(before.trained_nll.mean(), rel=1e-5)
+    assert summary(run).cross_entropy["trained"] == pytest.approx(before.trained_nll.mean(), rel=1e-5)
 
 
 def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tmp_path: Path) -> None:
