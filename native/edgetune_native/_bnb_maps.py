@@ -1,7 +1,7 @@
-"""The tables of bitsandbytes: what its 4-bit and 8-bit codes stand for.
+"""The tables of bitsandbytes: the values of its 4-bit and 8-bit codes.
 
-Facts of bitsandbytes 0.50 (`get_4bit_type`, `create_dynamic_map`, `build_quantize_lut`), compared with the installed
-library in the tests.
+They are those of bitsandbytes 0.50 (`get_4bit_type`, `create_dynamic_map`, `build_quantize_lut`); the tests compare
+them with the installed library.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # of 12; then the same again, negative
+_FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # twelfths; the other eight are their negatives
 
 NEAREST_STEPS = 65536
 
 
 @functools.cache
 def four_bit_map(quant_type: str) -> NDArray[np.float32]:
-    """Return what each of the 16 codes stands for, [16] float32 from -1 to 1."""
+    """Return the values of the 16 codes, [16] float32 from -1 to 1."""
     if quant_type == "nf4":
         return np.array(_NF4, np.float32)
     half = np.array(_FP4, np.float32) / np.float32(12)
@@ -37,9 +37,10 @@ def four_bit_map(quant_type: str) -> NDArray[np.float32]:
 def dynamic_map() -> NDArray[np.float32]:
     """Return the 8-bit dynamic map, [256] float32, ascending from about -0.993 to 1.
 
-    Seven decades, each with twice the values of the one below: the middles of equal parts of 0.1..1, both signs, and 0
-    and 1. The parts are those of `torch.linspace` where it fuses the product and the sum (x86-64 with AVX2): start plus
-    step * i in the lower half, end minus step * i in the upper. Without fusing some values differ by up to 2 ulp.
+    It has 0, 1 and seven decades of both signs, each with twice the values of the one below: the midpoints of equal
+    parts of 0.1 .. 1. The parts are those of `torch.linspace` where it fuses the product and the sum (x86-64 with
+    AVX2): start + step * i in the lower half, end - step * i in the upper. Without fusing, some values differ by up to
+    2 ulp.
     """
     values = [np.zeros(1, np.float32), np.ones(1, np.float32)]
     first, last = np.float32(0.1), np.float32(1)
@@ -57,8 +58,8 @@ def dynamic_map() -> NDArray[np.float32]:
 def nearest_codes(table: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return the code of a 256-entry map for each of 65536 steps from -1 to 1, [65536] uint8.
 
-    It is the number of midpoints between neighbouring values that lie below the step. Near 0, where the map is finer
-    than the steps, that is not the nearest code; bitsandbytes' CUDA kernel searches the map itself and differs there.
+    A code is the number of midpoints of neighboring values below the step. Near 0, where the map is finer than the
+    steps, that is not the nearest code; the CUDA kernel of bitsandbytes searches the map itself and differs there.
     """
     midpoints = np.float32(0.5) * (table[:-1] + table[1:])
     twice = 2 * np.arange(NEAREST_STEPS, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What the functions of `edgetune_native` return."""
+"""The result types of `edgetune_native`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = [
 
 
 class Comparison(NamedTuple):
-    """Two models' logits compared, one entry a row; every number in nats and f64."""
+    """A comparison of two models' logits, one entry per row; all numbers are float64, divergences in nats."""
 
     kld: NDArray[np.float64]
-    """[n] KL(reference || other), never negative; +inf where the other gives no mass to what the reference allows."""
+    """[n] KL(reference || other), never negative; +inf where the other has probability 0 and the reference has not."""
     same_top: NDArray[np.bool_]
-    """[n] whether both have the same arg-max; of equal logits the lowest index counts, as in `numpy.argmax`."""
+    """[n] whether both have the same arg-max; the lowest index of equal logits, as in `numpy.argmax`."""
     nll_reference: NDArray[np.float64]
     """[n] -log p_reference(target)."""
     nll: NDArray[np.float64]
     """[n] -log p_other(target)."""
     reverse_kld: NDArray[np.float64]
-    """[n] KL(other || reference), never negative; +inf where the reference gives no mass to what the other allows."""
+    """[n] KL(other || reference), never negative; +inf where the reference has probability 0 and the other has not."""
     entropy_reference: NDArray[np.float64]
     """[n] -sum p_reference log p_reference."""
     entropy: NDArray[np.float64]
     """[n] -sum p_other log p_other."""
     top_k_overlap: NDArray[np.float64]
-    """[n] share of the k largest of the reference that are among the k largest of the other, 0 to 1; of equal logits
-    the lower index counts as the larger, as in a stable sort."""
+    """[n] share of the reference's k largest logits that are also among the k largest of the other, 0 to 1. Of equal
+    logits, the one with the lower index counts as larger, as in a stable sort."""
 
 
 class LogProbCodes(NamedTuple):
@@ -48,13 +48,13 @@ class LogProbCodes(NamedTuple):
     scale: NDArray[np.float32]
     """[n] nats per step; 0 for a row whose logits are all equal."""
     min_log_prob: NDArray[np.float32]
-    """[n] what code 0 stands for: the smallest log-probability, but at most 16 nats below the largest."""
+    """[n] the value of code 0: the smallest log-probability, but at most 16 nats below the largest."""
     codes: NDArray[np.uint16]
     """[n, v]."""
 
 
 class NBits(NamedTuple):
-    """Rows of weights in blocks of 4- or 8-bit codes, as com.microsoft.MatMulNBits reads them: w = scale * (q - zero).
+    """Rows of weights in blocks of 4- or 8-bit codes, for com.microsoft.MatMulNBits: scale * (q - zero point).
 
     k_blocks = ceil(k / block_size).
     """
@@ -64,26 +64,26 @@ class NBits(NamedTuple):
     scales: NDArray[np.float32] | NDArray[np.float16]
     """[n, k_blocks]; may be negative in symmetric blocks."""
     zero_points: NDArray[np.uint8] | None
-    """[n, ceil(k_blocks * bits / 8)], packed as the codes; None if symmetric: 8 (4 bits) or 128 (8 bits)."""
+    """[n, ceil(k_blocks * bits / 8)], packed as the codes; None means 8 (4 bits) or 128 (8 bits)."""
 
 
 class Cpu(NamedTuple):
-    """The instruction set in use and why."""
+    """The instruction set in use and the reason for it."""
 
     isa: str
-    """`scalar`, `avx2`, `avx512` or `neon`; `numpy` for the twin."""
+    """`scalar`, `avx2`, `avx512` or `neon`; `numpy` for the NumPy reference backend."""
     reason: str
     features: tuple[str, ...]
-    """What the CPU and the operating system offer, of what could matter to kernels."""
+    """Features of the CPU that the operating system enables and that matter to kernels."""
 
 
 class AmxProbe(NamedTuple):
-    """Whether AMX works, as tried in a child process."""
+    """Whether AMX works, tried in a child process."""
 
     advertised: bool
     """The CPU reports AMX and the operating system saves its registers."""
     usable: bool
-    """A tile product really ran."""
+    """A tile product ran and was right."""
     reason: str
 
 
@@ -99,21 +99,21 @@ class GgmlType(NamedTuple):
     block_bytes: int
     """Bytes per block."""
     requires_weights: bool
-    """Whether it cannot be quantized to without importance weights."""
+    """Whether quantization to it needs importance weights."""
 
 
 class GgmlLibrary(NamedTuple):
-    """The libggml that quantizes."""
+    """The libggml in use."""
 
     path: str
     version: str
 
 
 class NestedAbsmax(NamedTuple):
-    """How the absmax of 4-bit blocks are themselves coded: absmax = quant_map[code] * nested absmax + offset.
+    """The 8-bit encoding of the absmax of 4-bit blocks: absmax = quant_map[code] * nested absmax + offset.
 
-    The fields are those of a saved checkpoint: `nested_absmax` and `nested_quant_map` are tensors beside the weight,
-    `nested_offset` and `nested_blocksize` stand in the JSON of its `quant_state.bitsandbytes__nf4`.
+    The fields are those of a saved checkpoint: `nested_absmax` and `nested_quant_map` are tensors next to the weight,
+    `nested_offset` and `nested_blocksize` are in the JSON of its `quant_state.bitsandbytes__nf4`.
     """
 
     absmax: NDArray[np.float32]
@@ -121,25 +121,25 @@ class NestedAbsmax(NamedTuple):
     quant_map: NDArray[np.float32]
     """[256] `nested_quant_map`."""
     offset: float
-    """`nested_offset`: the mean of the absmax; a float32 in value."""
+    """`nested_offset`: the mean of the absmax; a float32 value."""
     blocksize: int = 256
     """`nested_blocksize`: absmax per nested block."""
 
 
 class FourBit(NamedTuple):
-    """A tensor in bitsandbytes' 4-bit blocks: its bytes and its quant_state."""
+    """A tensor in bitsandbytes' 4-bit blocks: its packed codes and its quant_state."""
 
     packed: NDArray[np.uint8]
-    """[ceil(elements / 2)] the code of the even element in the high half of a byte."""
+    """[ceil(elements / 2)]; the code of the even element is in the high half of a byte."""
     absmax: NDArray[np.uint8] | NDArray[np.float32]
     """[blocks] the scales: float32, or with `nested` their 8-bit codes."""
     nested: NestedAbsmax | None
     quant_map: NDArray[np.float32]
-    """[16] what the codes stand for."""
+    """[16] the values of the codes."""
     shape: tuple[int, ...]
     quant_type: str
     """`nf4` or `fp4`."""
     blocksize: int
     """Elements per block."""
     dtype: str
-    """What the tensor was and what it is dequantized to: `f32`, `f16` or `bf16`."""
+    """The dtype of the tensor, before and after: `f32`, `f16` or `bf16`."""

@@ -109,7 +109,7 @@ def back(backend: Backend, stored: FourBit) -> NDArray[np.float32]:
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
-def test_maps() -> None:
+def test_maps_are_those_of_bitsandbytes() -> None:
     for name in _bnb_maps.QUANT_TYPES:
         assert _bnb_maps.four_bit_map(name).tobytes() == bnb.get_4bit_type(name, device="cpu").numpy().tobytes()
     if USUAL_MAP:

@@ -306,12 +306,14 @@ REFUSALS: list[tuple[Callable[[Backend], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
-def test_refused(backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=message):
         call(backend)
 
 
-# The door of the extension itself, past the backend.
+# The extension itself checks again what could corrupt memory.
 X = np.ones(64, np.float32)
 VALUES = np.linspace(-1, 1, 16).astype(np.float32)
 OUT = np.zeros(64, np.float32)
@@ -342,7 +344,9 @@ ONE = np.ones(1, np.float32)
         ("dequantize_int8", (BYTES, ONE, 2, 16, 0, OUT[:32], 1), "scb holds 4 bytes, expected 8"),
     ],
 )
-def test_the_door(compiled: Backend, name: str, arguments: tuple[Any, ...], message: str) -> None:
+def test_the_extension_checks_memory_again(
+    compiled: Backend, name: str, arguments: tuple[Any, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(native, name)(*arguments)
     assert not OUT.any()

@@ -131,7 +131,7 @@ def floats(rows: NDArray[Any]) -> NDArray[np.float32]:
     threads=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
-def test_compare(
+def test_compare_is_its_definition(
     backend: Backend,
     n: int,
     v: int,

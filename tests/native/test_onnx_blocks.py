@@ -409,7 +409,9 @@ def test_scales_that_half_precision_cannot_hold(backend: Backend, search: bool) 
         ({"threads": -1}, ValueError, "threads is -1"),
     ],
 )
-def test_refused(backend: Backend, changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    backend: Backend, changes: dict[str, Any], kind: type[Exception], message: str
+) -> None:
     arguments: dict[str, Any] = {"rows": ROWS, "bits": 4, "block_size": 16, **changes}
     with pytest.raises(kind, match=message):
         backend.quantize_blocks(**arguments)
@@ -429,7 +431,7 @@ def test_refused(backend: Backend, changes: dict[str, Any], kind: type[Exception
         ({"bits": 8}, ValueError, r"expected \(any, 4, 16\)"),
     ],
 )
-def test_refused_on_the_way_back(
+def test_wrong_arguments_of_dequantize_are_refused(
     backend: Backend, changes: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     found = backend.quantize_blocks(ROWS, 4, block_size=16, symmetric=False)
@@ -447,8 +449,8 @@ def test_unaligned_rows_are_copied(backend: Backend) -> None:
     )
 
 
-# The door of the extension itself, past the backend: what could corrupt memory is checked there once more.
-DOOR: dict[str, Any] = {
+# The extension itself checks again what could corrupt memory.
+ARGUMENTS: dict[str, Any] = {
     "rows": ROWS,
     "dtype": 0,
     "n": 4,
@@ -485,8 +487,8 @@ DOOR: dict[str, Any] = {
         ({"zero_points": np.zeros((4, 1), np.uint8)}, "zero_points holds 4 bytes, expected 8"),
     ],
 )
-def test_the_door(changes: dict[str, Any], message: str) -> None:
+def test_the_extension_checks_memory_again(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        native.quantize_blocks(*{**DOOR, **changes}.values())
+        native.quantize_blocks(*{**ARGUMENTS, **changes}.values())
     with pytest.raises((TypeError, BufferError)):
-        native.quantize_blocks(*{**DOOR, "zero_points": None}.values())
+        native.quantize_blocks(*{**ARGUMENTS, "zero_points": None}.values())

@@ -30,7 +30,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_cpu(backend: Backend) -> None:
+def test_cpu_names_the_instruction_set_in_use(backend: Backend) -> None:
     cpu = backend.cpu()
     assert cpu.isa in ("scalar", "avx2", "avx512", "neon", "numpy")
     assert cpu.reason

@@ -151,7 +151,7 @@ def test_dequantize_of_random_bytes_does_not_crash(backend: Backend, name: str) 
     assert backend.dequantize(blocks, name, K).shape == (5, K)
 
 
-def test_sizes(backend: Backend) -> None:
+def test_sizes_are_those_of_libggml(backend: Backend) -> None:
     assert len(backend.types()) == 28
     for name in backend.types():
         k = 3 * backend.block_size(name)

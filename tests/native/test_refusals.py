@@ -96,7 +96,9 @@ REFUSALS: list[tuple[Callable[[Backend], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
-def test_refused(backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    backend: Backend, call: Callable[[Backend], object], kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=message):
         call(backend)
 
@@ -116,7 +118,7 @@ def test_overlapping_output(backend: Backend) -> None:
         backend.quantize(rows, "q4_k", out=memory[: 4 * 288].reshape(4, 288))
 
 
-# The door of the extension itself, past the backend: what could corrupt memory is checked there once more.
+# The extension itself checks again what could corrupt memory.
 F4 = np.ones(512, np.float32)
 OUT = np.zeros(288, np.uint8)
 
@@ -138,14 +140,14 @@ OUT = np.zeros(288, np.uint8)
         ((np.frombuffer(bytes(2049), np.float32, offset=1, count=512), 0, 12, 1, 512, None, OUT, 1), "not aligned"),
     ],
 )
-def test_the_door(compiled: Backend, arguments: tuple[Any, ...], message: str) -> None:
+def test_the_extension_checks_memory_again(compiled: Backend, arguments: tuple[Any, ...], message: str) -> None:
     compiled.ggml_library()
     with pytest.raises(ValueError, match=message):
         native.quantize(*arguments)
     assert not OUT.any()
 
 
-def test_the_door_refuses_what_is_no_buffer(compiled: Backend) -> None:
+def test_the_extension_refuses_objects_that_are_not_buffers(compiled: Backend) -> None:
     compiled.ggml_library()
     with pytest.raises(TypeError):
         native.quantize("rows", 0, 12, 1, 512, None, OUT, 1)
@@ -155,7 +157,7 @@ def test_the_door_refuses_what_is_no_buffer(compiled: Backend) -> None:
         native.quantize(np.ones(1024, np.float32)[::2], 0, 12, 1, 512, None, OUT, 1)
 
 
-def test_the_door_of_compare(compiled: Backend) -> None:
+def test_the_extension_checks_compare_again(compiled: Backend) -> None:
     def call(targets: list[int], dtype: int = 0, k: int = 1, short: int = -1) -> None:
         outputs = tuple(np.empty(4 - (i == short), np.uint8 if i == 1 else np.float64) for i in range(8))
         native.compare(LOGITS, dtype, LOGITS, 0, np.array(targets), 4, 10, k, outputs, 1)
