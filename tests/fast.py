@@ -28,7 +28,7 @@ NOT_FAST = {
         "publish/test_modelfile.py",
     ),
     # processes
-    *("bench", "smoke", "project/test_make_rules.py", "project/test_python_api.py", "native/test_machine.py"),
+    *("bench", "smoke", "project/test_make_rules.py", "project/test_python_api.py", "native/test_processor.py"),
     *("converters/test_killed.py", "converters/test_memory.py"),
     # tens of seconds: large matrices, and llama.cpp as the oracle
     *("converters/test_overrides.py", "converters/test_recipes.py", "converters/test_architectures.py"),
