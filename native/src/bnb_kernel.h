@@ -1,4 +1,5 @@
-/* The inner loops of the 4-bit and 8-bit formats of bitsandbytes: what bnb_kernel.c gives for each instruction set. */
+/* The inner loops of the 4-bit and 8-bit formats of bitsandbytes, implemented for each instruction set by
+ * bnb_kernel.c. */
 #ifndef EDGETUNE_BNB_KERNEL_H
 #define EDGETUNE_BNB_KERNEL_H
 

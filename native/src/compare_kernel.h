@@ -1,4 +1,4 @@
-/* The inner loops over rows of logits: what compare_kernel.c gives for each instruction set. */
+/* The inner loops over rows of logits, implemented for each instruction set by compare_kernel.c. */
 #ifndef EDGETUNE_COMPARE_KERNEL_H
 #define EDGETUNE_COMPARE_KERNEL_H
 

@@ -30,12 +30,12 @@ static struct {
 /* On rows that are not finite, and on some that are (tiny, or 1e30), an assertion of the IQ1 to IQ3 quantizers fails,
  * and libggml calls abort(). That must not end an export. libggml calls this callback first, which jumps back into our
  * call, if this thread is in one. Those quantizers are plain C that holds no lock and no memory at that point. */
-static _Thread_local jmp_buf *way_back = NULL;
+static _Thread_local jmp_buf *recovery_point = NULL;
 static et_ggml_abort_fn callback_before = NULL;
 
 static void on_abort(const char *message) {
-    if (way_back)
-        longjmp(*way_back, 1);
+    if (recovery_point)
+        longjmp(*recovery_point, 1);
     if (callback_before)
         callback_before(message);
     else
@@ -128,12 +128,12 @@ enum et_status et_ggml_quantize(int id, const float *rows, void *out, int64_t n,
     if (!ggml.quantize_chunk)
         return ET_GGML_REFUSED;
     if (setjmp(here) != 0) {
-        way_back = NULL;
+        recovery_point = NULL;
         return ET_GGML_REFUSED;
     }
-    way_back = &here;
+    recovery_point = &here;
     size_t written = ggml.quantize_chunk(id, rows, out, 0, n, k, weights);
-    way_back = NULL;
+    recovery_point = NULL;
     return written == (size_t)n * row_bytes ? ET_OK : ET_GGML_SIZE;
 }
 

@@ -1,4 +1,5 @@
-/* Blocks of 4- and 8-bit codes: a tile of them, and what nbits_kernel.c gives for each instruction set. */
+/* Blocks of 4- and 8-bit codes: a tile of them, and the kernels that nbits_kernel.c implements for each instruction
+ * set. */
 #ifndef EDGETUNE_NBITS_KERNEL_H
 #define EDGETUNE_NBITS_KERNEL_H
 

@@ -1,4 +1,4 @@
-/* rows + left right for one panel of columns: what product_kernel.c gives for each instruction set. */
+/* rows + left right for one panel of columns, implemented for each instruction set by product_kernel.c. */
 #ifndef EDGETUNE_PRODUCT_KERNEL_H
 #define EDGETUNE_PRODUCT_KERNEL_H
 

@@ -38,8 +38,7 @@ static PyObject *py_ggml_types(PyObject *self, PyObject *args) {
     return list;
 }
 
-/* Looks the type up and computes its row size; the memory of the caller depends on both, so they are not taken on
- * trust. */
+/* Looks up the type and computes its row size, which bounds the accesses to the caller's memory. */
 static bool row_layout(int id, int64_t k, bool has_weights, size_t *row_bytes) {
     struct et_ggml_type type;
     if (!require_ggml())

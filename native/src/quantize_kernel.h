@@ -1,4 +1,4 @@
-/* Quantizing many blocks at once, one block per SIMD lane: what quantize_kernel.c gives for each instruction set.
+/* Quantizing many blocks at once, one block per SIMD lane, implemented for each instruction set by quantize_kernel.c.
  *
  * Each lane performs the operations of libggml's quantizer on its block, in libggml's order. Nothing is added across
  * lanes, so the bytes are the same. A shorter way is used only where the result is proven equal for all blocks within

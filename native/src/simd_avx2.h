@@ -18,7 +18,7 @@ static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline __m256i widened(const uint16_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline vf vf_load_bf16(const uint16_t *p) { return _mm256_castsi256_ps(_mm256_slli_epi32(widened(p), 16)); }
 
-static inline vf vf_load_f16(const uint16_t *p) { /* float_of_f16 of half.h; F16C is a feature of its own */
+static inline vf vf_load_f16(const uint16_t *p) { /* float_of_f16 of half.h; F16C is a separate feature */
     __m256i half = widened(p);
     __m256i sign = _mm256_slli_epi32(_mm256_and_si256(half, _mm256_set1_epi32(0x8000)), 16);
     __m256i rest = _mm256_slli_epi32(_mm256_and_si256(half, _mm256_set1_epi32(0x7fff)), 13);

@@ -29,7 +29,7 @@ def add_product(
 def _fused(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a b + c, rounded once.
 
-    The product is exact in float64. The sum is rounded there to odd: of the two neighbours of an inexact sum the one
+    The product is exact in float64. The sum is rounded there to odd: of the two neighbors of an inexact sum the one
     whose last bit is 1, so that rounding again to float32, which has less than half of the bits, is right (Boldo and
     Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
     """

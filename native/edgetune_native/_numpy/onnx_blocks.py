@@ -112,8 +112,8 @@ class _Search:
             more = F32(first + i * step)
             side = F32(i % 3 - 1) * (more * F32(0.5))
             inverse = self.unit * ((full + more) / full)
-            centre = top * F32(0.5) - (high * F32(0.5) + low * F32(0.5)) * inverse
-            zero = np.full_like(centre, middle) if symmetric else round_even(clamp(centre + side, F32(0), top))
+            center = top * F32(0.5) - (high * F32(0.5) + low * F32(0.5)) * inverse
+            zero = np.full_like(center, middle) if symmetric else round_even(clamp(center + side, F32(0), top))
             self.attempt(inverse, zero)
 
     def moves(self) -> None:
