@@ -71,6 +71,9 @@ $(RULES): $(CONFIG) edgetune/commands/make_rules.py edgetune/config.py $(VENV)/.
 
 # Read only for the goals that need it: `make help` must not build an environment.
 ifneq ($(filter pipeline demo,$(MAKECMDGOALS)),)
+ifeq ($(wildcard $(CONFIG)),)
+$(error there is no configuration file $(CONFIG); name yours with `make pipeline CONFIG=my.yaml`)
+endif
 include $(RULES)
 endif
 

@@ -206,6 +206,13 @@ def test_the_makefile_that_is_shown_fits_the_configuration_that_is_shown(project
     assert "validate runs/assistant runs/assistant/artifacts/assistant-q8_0.gguf" in planned.stdout
 
 
+def test_a_configuration_that_does_not_exist_is_one_sentence() -> None:
+    result = subprocess.run(["make", "pipeline", "CONFIG=no.yaml"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "there is no configuration file no.yaml; name yours with `make pipeline CONFIG=my.yaml`" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["a b.txt", "50%.txt", "a#b", "c:d", "$x", "it's"])
 def test_names_survive_make_and_the_shell(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
