@@ -65,7 +65,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt native/CMakeLists.txt $(wildcard 
 
 RULES := build/pipeline/$(subst /,_,$(basename $(CONFIG))).mk
 
-$(RULES): $(CONFIG) edgetune/commands/make_rules.py edgetune/config.py $(VENV)/.ready
+$(RULES): $(CONFIG) edgetune/exporting/make_rules.py edgetune/config.py $(VENV)/.ready
 	@mkdir -p $(@D)
 	@$(EDGETUNE) make-rules $(CONFIG) > $@
 

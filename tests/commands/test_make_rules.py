@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.commands.make_rules import argument, file_name, make_rules
 from edgetune.config import load_config
 from edgetune.errors import ConfigError
+from edgetune.exporting.make_rules import argument, file_name, make_rules
 
 STAND_IN = """#!/bin/sh
 echo "$*" >> calls

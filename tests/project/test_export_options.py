@@ -56,6 +56,14 @@ def test_a_flag_sets_its_field(field: str) -> None:
     assert value == (expected or (True if kind is bool else get_args(kind)[-1] if get_args(kind) else "text"))
 
 
+def test_the_help_of_the_types_names_those_of_every_format() -> None:
+    help_ = FLAGS["types"].help or ""
+    for format_ in FORMATS.values():
+        assert [type_ for type_ in format_.types if type_ in help_], format_
+    for name in ("onnx", "safetensors", "gguf-lora"):
+        assert all(type_ in help_ for type_ in FORMATS[name].types)
+
+
 def test_formats_and_merge_bases_are_those_of_the_converters() -> None:
     assert tuple(FORMATS) == get_args(FormatName)
     assert [merge_base_named(name).name for name in MERGE_BASES] == list(MERGE_BASES)
