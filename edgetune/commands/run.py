@@ -137,7 +137,7 @@ def emit(text: str) -> None:
 
 
 def report(answer: Answer, runtime: Runtime, with_speed: bool) -> None:
-    """Warn about an answer that the context cut off; print the speed if wanted."""
+    """Warn about an answer that the context cut off; print the speed on request."""
     from edgetune.runtime import Finish
 
     if answer.finish is Finish.CONTEXT:

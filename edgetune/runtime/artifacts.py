@@ -1,4 +1,4 @@
-"""Tell exported models from the files beside them: a shell's `artifacts/*` also names receipts, reports and cards."""
+"""Tell exported models from the other files of their folder, which a shell's `artifacts/*` names as well."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHER = "other files"
 def artifact_format(path: Path) -> str | None:
     """Return the format in which `path` is opened, "gguf" or "onnx"; None for a directory without a graph.
 
-    Any other file counts as GGUF: its reader says what is wrong with it.
+    Any other file counts as GGUF: its reader reports what is wrong with it.
     """
     if is_onnx(path):
         return "onnx"
@@ -51,7 +51,7 @@ def select_models(paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Pat
 
 
 def _other_kind(path: Path) -> str | None:
-    """Return what a path is if it is not a model that can be run."""
+    """Return the kind of a path that is not a model; None for a model."""
     if not path.exists() or is_onnx(path):
         return None
     if path.is_dir():

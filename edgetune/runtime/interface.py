@@ -156,7 +156,7 @@ class Runtime(ABC):
         """Continue several prompts; return the completions in the order of the prompts.
 
         As many sequences as memory has room for are decoded together. Each completion is the one that `generate` gives;
-        a seed applies to each prompt anew.
+        the seed applies to each prompt separately.
 
         Args:
             prompts: Token ids of each prompt.

@@ -36,13 +36,14 @@ def run_samples(codes: list[str]) -> dict[str, Any]:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return models.gguf(models.base(tmp_path / "hf"), tmp_path / "model.gguf")
+    return models.gguf(models.base(tmp_path / "base"), tmp_path / "model.gguf")
 
 
 @pytest.mark.usefixtures("model")
-def test_the_samples_that_run_a_model_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_samples_that_need_no_run_directory_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
-        names = run_samples(samples("Run a model", "Errors and notices"))
+        names = run_samples(samples("Run a model", "Lower-level packages", "Errors and notices"))
+    assert (tmp_path / "base-q8_0.gguf").is_file()
     assert names["text"]
     assert names["reply"]
     printed = capsys.readouterr().out
@@ -58,7 +59,7 @@ def test_the_samples_from_training_to_validation_run(tmp_path: Path, capsys: pyt
     from tests.training import runs
 
     with environment.silence_libraries():
-        values = runs.settings(runs.make_base(tmp_path / "base"), tmp_path)
+        values = runs.settings(runs.make_base(tmp_path / "trained"), tmp_path)
     runs.write_config(tmp_path / "config.yaml", values)
     with environment.silence_libraries():
         names = run_samples(["import edgetune", *samples("Train", "Export", "Validate")])

@@ -1,6 +1,6 @@
 """Run GGUF files with llama.cpp's C API (llama.h), through the ctypes declarations of llama-cpp-python.
 
-Its high-level `Llama` class is not used: it keeps n_ctx x n_vocab floats when logits are wanted, copies every row of
+Its high-level `Llama` class is not used: it keeps n_ctx x n_vocab floats when logits are requested, copies every row of
 them, and prints. Here logits stay in llama.cpp's own buffer, bounded by `_OUTPUT_BYTES`, and are returned as views.
 """
 

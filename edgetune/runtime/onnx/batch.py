@@ -4,7 +4,7 @@ Decoding: a prompt is evaluated alone, in the runtime's own decoder, and its key
 GroupQueryAttention takes the length of each sequence from its mask, so every sequence starts at position 0 of the
 buffer. A cache that grows by concatenation is aligned at its end, with masked padding before the shorter sequences.
 
-Scoring: short texts of similar length share a pass, padded behind their end, where causal attention does not look.
+Scoring: short texts of similar length share a pass, padded at their end, which causal attention does not see.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _as_cache(buffer: NDArray[Any], cache: CacheTensor, count: int, total: int) 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A text to score: its index, the ids that are evaluated, and the indices of those with wanted logits."""
+    """A text to score: its index, the ids that are evaluated, and the indices of those whose logits are returned."""
 
     index: int
     ids: NDArray[np.int32]
@@ -270,7 +270,7 @@ class PaddedScoring:
 
     @staticmethod
     def _output_range(group: Sequence[ScoreRequest]) -> tuple[int, int]:
-        """Return (first, end) of the tokens with logits: from the first wanted one of any text to behind the last."""
+        """Return the range (first, end) of tokens that contains the outputs of all texts."""
         return min(int(each.outputs[0]) for each in group), max(int(each.outputs[-1]) for each in group) + 1
 
     def score(self, group: Sequence[ScoreRequest]) -> Iterator[tuple[int, F32]]:

@@ -40,10 +40,8 @@ def missing_operator(model: GraphFile) -> RuntimeProblem | None:
 
 
 def _missing(model: GraphFile, what: str, release: str | None) -> RuntimeProblem:
-    wanted = f"onnxruntime>={release}" if release else "--upgrade onnxruntime"
-    return RuntimeProblem(
-        f"{model.path} uses {what}", f"pip install '{wanted}'" if release else f"pip install {wanted}"
-    )
+    requirement = f"'onnxruntime>={release}'" if release else "--upgrade onnxruntime"
+    return RuntimeProblem(f"{model.path} uses {what}", f"pip install {requirement}")
 
 
 def used_operators(model: GraphFile) -> list[tuple[str, str]]:

@@ -175,14 +175,14 @@ def _trained_context(folder: OnnxFolder) -> int:
     return folder.trained_context
 
 
-def _context(folder: OnnxFolder, trained: int, asked: int | None, clip: bool) -> int:
+def _context(folder: OnnxFolder, trained: int, requested: int | None, clip: bool) -> int:
     """Return the context to use: the rotary tables in the graph end with the trained context."""
-    if asked is not None and asked > trained and not clip:
+    if requested is not None and requested > trained and not clip:
         raise RuntimeProblem(
-            f"a context of {asked} tokens was requested, but {folder.path} was made for {trained}",
+            f"a context of {requested} tokens was requested, but {folder.path} was made for {trained}",
             f"Ask for {trained} or less with --context",
         )
-    return min(trained, asked or _DEFAULT_CONTEXT)
+    return min(trained, requested or _DEFAULT_CONTEXT)
 
 
 def _pieces(outputs: NDArray[np.int64], batch: int, most: int) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from edgetune_converters.tokenizers.vocabulary import MARK, byte_value, looks_sp
 
 
 class OnnxVocabulary:
-    """tokenizer.json, with the special tokens of the files beside it."""
+    """tokenizer.json, with the special tokens of the tokenizer's other files."""
 
     def __init__(self, directory: Path, size: int) -> None:
         """Open the tokenizer of a model with `size` logits. Raises RuntimeProblem if it does not belong to it."""
