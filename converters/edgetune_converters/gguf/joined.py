@@ -90,7 +90,7 @@ def _check_parts(files: tuple[GgufFile, ...]) -> None:
     for number, file in enumerate(files):
         found = [file.metadata.get(key) for key in (NUMBER_KEY, COUNT_KEY)]
         if found != [number, len(files)]:
-            raise ArtifactError(f"{file.path} says that it is part {found[0]} of {found[1]}, counted from 0")
+            raise ArtifactError(f"{file.path} is part {found[0]} of {found[1]} by its metadata, counted from 0")
         for entry in file.tensors:
             if entry.name in names:
                 raise ArtifactError(f"the tensor {entry.name!r} is in {names[entry.name].name} and in {file.path.name}")

@@ -1,7 +1,7 @@
-"""A reader that believes nothing: every length is checked against what is left of the file before it is used.
+"""Read GGUF files that are not trusted: every length is checked against the rest of the file before it is used.
 
-A truncated, foreign or damaged file raises ArtifactError; it never crashes, hangs or allocates more than the file
-has bytes.
+A truncated, damaged or other file raises ArtifactError. Reading never crashes, hangs or allocates more than the size of
+the file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Parser:
     def parse(self) -> GgufFile:
         version = self._integer("I")
         if version not in _VERSIONS:
-            raise ArtifactError(f"{self._path} says GGUF version {version}; versions 2 and 3 are read", _HINT)
+            raise ArtifactError(f"{self._path} has GGUF version {version}; versions 2 and 3 are supported", _HINT)
         n_tensors, n_values = self._integer("Q"), self._integer("Q")
         # the shortest key-value is 13 bytes (empty key, u8), the shortest tensor entry 32 (empty name, one dimension)
         self._room(n_values, 13, "metadata entries")
@@ -126,7 +126,7 @@ class _Parser:
         for _ in range(count):
             key = self._text("strict")
             if key in metadata:
-                raise self._fail(f"the metadata key {key!r} is there twice")
+                raise self._fail(f"the metadata key {key!r} occurs twice")
             metadata[key] = self._value(self._kind())
         return metadata
 
@@ -135,7 +135,7 @@ class _Parser:
         try:
             return ValueKind(number)
         except ValueError as error:
-            raise self._fail(f"{number} is not a metadata type") from error
+            raise self._fail(f"{number} is not a known metadata type") from error
 
     def _value(self, kind: ValueKind) -> Plain:
         if kind is ValueKind.ARRAY:
@@ -166,9 +166,9 @@ class _Parser:
         shape = tuple(self._integer("Q") for _ in range(n_dimensions))[::-1]
         storage = BY_ID.get(self._integer("I"))
         if storage is None:
-            raise self._fail(f"tensor {name!r} has a storage type that is not known here")
+            raise self._fail(f"tensor {name!r} has an unknown storage type")
         if shape[-1] % storage.block:
-            raise self._fail(f"tensor {name!r} has rows of {shape[-1]}, which {storage.name} cannot hold")
+            raise self._fail(f"tensor {name!r} has rows of {shape[-1]}, not a multiple of the block of {storage.name}")
         return name, shape, storage, self._integer("Q")
 
     def _placed(
@@ -196,7 +196,7 @@ class _Parser:
         end = 0
         for tensor in sorted(tensors, key=lambda entry: (entry.offset, entry.bytes)):
             if tensor.name in names:
-                raise self._fail(f"the tensor {tensor.name!r} is there twice")
+                raise self._fail(f"the tensor {tensor.name!r} occurs twice")
             if tensor.offset < end:
                 raise self._fail(f"the data of tensor {tensor.name!r} overlaps the tensor before it")
             names.add(tensor.name)
