@@ -20,7 +20,7 @@ from edgetune.inspect.doctor import Finding, Status
 from tests.cli_runner import edgetune
 
 
-def test_this_machine_is_fit() -> None:
+def test_every_check_passes_on_this_machine() -> None:
     result = edgetune("doctor")
     assert result.returncode == 0, result.stdout
     text = result.stdout.decode()
@@ -41,7 +41,7 @@ def test_this_machine_is_fit() -> None:
     assert "KLD" in text
 
 
-def test_for_programs() -> None:
+def test_findings_are_printed_as_json() -> None:
     findings = json.loads(edgetune("doctor", "--json").stdout)
     assert [finding["name"] for finding in findings][:2] == ["python", "edgetune"]
     assert {finding["status"] for finding in findings} <= {"ok", "warn"}
@@ -52,7 +52,7 @@ def test_torch_is_not_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_everything_that_is_not_fine_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_finding_that_is_not_ok_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     for check, breaks in BREAKAGES:
         with monkeypatch.context() as patch:
             breaks(patch)
@@ -117,7 +117,7 @@ BREAKAGES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
 ]
 
 
-def test_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_can_use_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(answer(0, "2.9.0 12.8 True"))(monkeypatch)
     assert doctor.gpu().status is Status.OK
 
@@ -132,7 +132,7 @@ def test_something_essential_that_is_broken_exits_with_1(
     assert "died of SIGSEGV" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_edgetune_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edgetune_that_is_not_installed_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise importlib.metadata.PackageNotFoundError
 

@@ -11,7 +11,7 @@ from tests.cli_runner import edgetune, sentence
 from tests.runtime import models
 
 
-def test_a_file_for_people(file: Path) -> None:
+def test_facts_of_a_file_are_printed_as_text(file: Path) -> None:
     result = edgetune("inspect", file)
     assert result.returncode == 0
     text = result.stdout.decode()
@@ -20,7 +20,7 @@ def test_a_file_for_people(file: Path) -> None:
     assert "ffn_down" in text
 
 
-def test_a_file_for_programs(file: Path) -> None:
+def test_facts_of_a_file_are_printed_as_json(file: Path) -> None:
     facts = json.loads(edgetune("inspect", file, "--json", "--tensors").stdout)
     assert facts["file"]["bytes"] == file.stat().st_size
     assert facts["file"]["bits per weight"] == 32
@@ -69,7 +69,7 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
     assert "is not a run directory" in sentence(edgetune("inspect", tmp_path))
 
 
-def test_a_receipt_that_is_none_is_said(file: Path, tmp_path: Path) -> None:
+def test_a_malformed_receipt_is_an_error(file: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(file, tmp_path / "tiny.gguf"))
     (tmp_path / "tiny.gguf.receipt.json").write_text("{}")
     result = edgetune("inspect", copy)

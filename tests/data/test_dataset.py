@@ -84,7 +84,7 @@ def test_one_row_cannot_be_held_out() -> None:
         hold_out([_talk("q", "a")], 0.5, 0)
 
 
-def test_splits(tmp_path: Path) -> None:
+def test_splits_hold_train_validation_and_test_rows(tmp_path: Path) -> None:
     for name, count in (("train", 20), ("more", 5), ("test", 2)):
         lines = [json.dumps({"prompt": f"{name}{n}", "completion": "a"}) + "\n" for n in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))

@@ -46,7 +46,9 @@ SYSTEM = {"role": "system", "content": "s"}
         ("prompt-completion", {"prompt": "q", "completion": 5}, [USER, {"role": "assistant", "content": "5"}]),
     ],
 )
-def test_conversion(form: str, row: dict[str, Any], expected: list[dict[str, str]]) -> None:
+def test_rows_of_each_format_become_conversations(
+    form: str, row: dict[str, Any], expected: list[dict[str, str]]
+) -> None:
     assert detect_format(row) == form
     assert to_conversation(row) == to_conversation(row, form) == expected
 

@@ -132,7 +132,7 @@ def test_tokens_belong_to_the_span_of_their_first_character(spans: list[int], cu
     assert mark_supervised(offsets, pairs) == oracle
 
 
-def test_straddling_tokens() -> None:
+def test_tokens_across_a_boundary_belong_to_the_turn_of_their_first_character() -> None:
     """given|answer|rest: a token that begins in the prompt is given, one that begins in the answer is trained on."""
     assert mark_supervised([(0, 3), (3, 7), (7, 12), (12, 20), (20, 21)], [(5, 15)]) == [
         False,
@@ -197,7 +197,7 @@ def test_rewritten_history_names_the_difference(byte_level: TextTokenizer) -> No
     assert byte_level.decode(trained) == "<think>\nhm\n</think>\n\na2<|im_end|>"
 
 
-def test_row_cut() -> None:
+def test_a_cut_row_keeps_its_first_tokens() -> None:
     row = EncodedRow([5, 6, 7], [False, True, True])
     assert row.cut(2) == EncodedRow([5, 6], [False, True])
     assert row.scored == [1, 2]

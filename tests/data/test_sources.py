@@ -37,7 +37,7 @@ def test_json_array_object_and_lines(tmp_path: Path) -> None:
     assert len(read_source(_file(tmp_path / "c.json", json.dumps(ROW) + "\n" + json.dumps(ROW))).conversations) == 2
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_rows_are_read(tmp_path: Path) -> None:
     arrow: Any = pytest.importorskip("pyarrow")
     parquet: Any = pytest.importorskip("pyarrow.parquet")
     table = arrow.table({"instruction": ["q"], "input": [None], "output": ["a"], "messages": [None]})
@@ -45,13 +45,13 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_source(str(tmp_path / "a.parquet")).formats == ["alpaca"]
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match=r"bad.parquet is not a parquet file"):
         read_source(_file(tmp_path / "bad.parquet", "PAR1 not really"))
 
 
-def test_first_rows(tmp_path: Path) -> None:
+def test_a_number_after_the_name_takes_the_first_rows(tmp_path: Path) -> None:
     name = _file(tmp_path / "a.jsonl", (json.dumps(ROW) + "\n") * 9)
     assert len(read_source(f"{name}#5").conversations) == 5
     assert len(read_source(f"{name}#5", limit=2).conversations) == 2
@@ -79,12 +79,12 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         ("a.csv", "x", "a.csv is of an unknown kind"),
     ],
 )
-def test_unusable_files(tmp_path: Path, name: str, text: str, problem: str) -> None:
+def test_unusable_files_are_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         read_source(_file(tmp_path / name, text))
 
 
-def test_not_utf8(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_source(str(tmp_path / "a.jsonl"))

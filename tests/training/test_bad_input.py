@@ -41,11 +41,11 @@ def train(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Said
     return call
 
 
-def test_missing_base(train: Said, tmp_path: Path) -> None:
+def test_a_missing_base_is_refused(train: Said, tmp_path: Path) -> None:
     assert f"there is no model directory {tmp_path / 'nothing'}" in train(base=str(tmp_path / "nothing"))
 
 
-def test_empty_base(train: Said, tmp_path: Path) -> None:
+def test_an_empty_base_is_refused(train: Said, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "is empty" in train(base=str(tmp_path / "empty"))
     assert "base is empty; name a Hugging Face directory" in train(2, base="")
@@ -58,7 +58,7 @@ def test_pickles_are_refused(train: Said, base: Path, tmp_path: Path) -> None:
     assert "holds pickled weights (pytorch_model.bin); safetensors only" in said
 
 
-def test_damaged_weights(train: Said, base: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(train: Said, base: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(base, tmp_path / "damaged")
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -96,7 +96,7 @@ def test_row_in_no_known_format(train: Said, tmp_path: Path) -> None:
     assert "bad.jsonl, line 1: in no known format; its keys are text; looked for messages" in said
 
 
-def test_missing_data(train: Said, tmp_path: Path) -> None:
+def test_a_missing_data_file_is_refused(train: Said, tmp_path: Path) -> None:
     assert "there is no data file" in train(data={"validation": str(tmp_path / "nothing.jsonl")})
 
 
@@ -104,7 +104,7 @@ def test_expected_answers_are_checked_before_training(train: Said) -> None:
     assert "the expected answer 'red' is not JSON" in train(data={"answer": "json"})
 
 
-def test_unknown_key(train: Said) -> None:
+def test_an_unknown_key_is_named_with_its_nearest_match(train: Said) -> None:
     assert "unknown key training.learnin_rate, did you mean training.learning_rate?" in train(
         2, training={"learnin_rate": 1}
     )
@@ -134,7 +134,7 @@ def test_a_type_of_a_format_that_is_not_asked_for(train: Said) -> None:
     assert "Add onnx to the formats" in said
 
 
-def test_full_disk(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_training(train: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgetune.planning.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     assert "MiB, and its disk has 1 MiB free" in train()
 
@@ -183,7 +183,7 @@ def test_a_sentencepiece_model_alone(train: Said, base: Path, tmp_path: Path) ->
     assert "nothing was written" in train(0, "--dry-run", **wanted)
 
 
-def test_empty_answers_are_said(train: Said, tmp_path: Path) -> None:
+def test_empty_answers_are_a_warning(train: Said, tmp_path: Path) -> None:
     rows = [{"instruction": f"question {number}", "output": "yes" if number % 3 else ""} for number in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = " ".join(train(0, "--dry-run", data={"train": str(tmp_path / "rows.jsonl")}).split())
@@ -191,7 +191,7 @@ def test_empty_answers_are_said(train: Said, tmp_path: Path) -> None:
     assert "empty answer" not in train(0, "--dry-run")
 
 
-def test_held_out_rows_that_are_trained_on_are_said(train: Said, tmp_path: Path) -> None:
+def test_held_out_rows_that_are_trained_on_are_a_warning(train: Said, tmp_path: Path) -> None:
     rows = [json.dumps({"instruction": f"question {number}", "output": f"yes {number}"}) + "\n" for number in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     (tmp_path / "held.jsonl").write_text("".join(rows[:2]) + json.dumps({"instruction": "new", "output": "yes 1"}))
@@ -202,7 +202,7 @@ def test_held_out_rows_that_are_trained_on_are_said(train: Said, tmp_path: Path)
     assert "trained on too" not in train(0, "--dry-run", data={"train": str(tmp_path / "rows.jsonl")})
 
 
-def test_a_small_held_out_set_is_said(train: Said) -> None:
+def test_a_small_held_out_set_is_a_warning(train: Said) -> None:
     said = " ".join(train(0, "--dry-run").split())
     assert re.search(r"warning: 4 held-out rows with \d\d scored tokens are a small sample: a difference in", said)
     assert "standard errors, which take the tokens of a row as independent, are too small" in said

@@ -97,7 +97,7 @@ def test_weights_stay_as_quantized_when_evaluated(made: tuple[Trainer, PreparedR
     ("name", "paged", "bits"),
     [("paged_adamw_8bit", True, 8), ("paged_adamw_32bit", True, 32), ("adamw_torch", False, 0)],
 )
-def test_optimizer_is_what_the_configuration_says(
+def test_the_optimizer_is_that_of_the_configuration(
     base: Path, tmp_path: Path, name: str, paged: bool, bits: int
 ) -> None:
     trainer, _ = _trainer(parse_config(runs.settings(base, tmp_path, optimizer=name)), tmp_path / "checkpoints")

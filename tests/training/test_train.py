@@ -68,7 +68,7 @@ def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
     )
 
 
-def test_it_learns(finished: RunDirectory) -> None:
+def test_training_lowers_loss_and_cross_entropy(finished: RunDirectory) -> None:
     results = finished.train_results
     assert results.steps == STEPS
     assert results.loss_last < results.loss_first - 0.3
@@ -76,7 +76,7 @@ def test_it_learns(finished: RunDirectory) -> None:
     assert entropy["trained"] < entropy["base"]
 
 
-def test_what_is_written(finished: RunDirectory, base: Path) -> None:
+def test_a_run_directory_holds_adapter_tokenizer_reference_and_checkpoints(finished: RunDirectory, base: Path) -> None:
     assert {path.name for path in finished.path.iterdir()} == {
         "run.json", "adapter", "tokenizer", "reference", "checkpoints", "logs"
     }  # fmt: skip
@@ -86,7 +86,7 @@ def test_what_is_written(finished: RunDirectory, base: Path) -> None:
     assert any(path.name.startswith("events.out.tfevents") for path in finished.logs.iterdir())
 
 
-def test_metrics(finished: RunDirectory) -> None:
+def test_metrics_hold_windows_evaluations_and_speed(finished: RunDirectory) -> None:
     lines = [json.loads(line) for line in finished.metrics_file.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 9]
     assert [line["step"] for line in lines if "eval_loss" in line] == [5, 9]
@@ -94,7 +94,7 @@ def test_metrics(finished: RunDirectory) -> None:
     assert {"loss", "learning_rate", "grad_norm"} <= lines[0].keys()
 
 
-def test_manifest(finished: RunDirectory, base: Path, config: Path) -> None:
+def test_the_manifest_records_base_data_versions_and_results(finished: RunDirectory, base: Path, config: Path) -> None:
     manifest = finished.manifest
     assert manifest.base.files == {name: sha256_of(base / name) for name in ("config.json", "model.safetensors")}
     assert manifest.config == load_config(config).model_dump(mode="json")
@@ -121,7 +121,7 @@ def alone(model: Any, row: EncodedRow) -> np.ndarray[Any, Any]:
     return np.asarray(logits[torch.tensor(row.scored) - 1].float().numpy())
 
 
-def test_reference_is_what_the_saved_adapter_says(finished: RunDirectory, config: Path) -> None:
+def test_the_reference_holds_the_log_probabilities_of_the_saved_adapter(finished: RunDirectory, config: Path) -> None:
     reference = Reference.open(finished.reference)
     model = _model_of(finished, config)
     rows = prepare_run(load_config(config)).reference_rows
@@ -203,7 +203,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_resumed_after_sigkill_it_goes_on_as_if_nothing_had_happened(
+def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     finished: RunDirectory, config: Path, tmp_path: Path
 ) -> None:
     """Killed after step 8, while its checkpoint is being written: it goes on from step 4."""
@@ -230,7 +230,7 @@ def _at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(MetricsCallback, "_stepped", acting)
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_costs_nothing(
+def test_ctrl_c_saves_a_checkpoint_and_names_the_command_that_resumes(
     finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "stopped"
@@ -317,7 +317,9 @@ def test_one_step_with_warm_up_trains(config: Path, tmp_path: Path, ratio: float
     assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
 
-def test_an_adapter_that_is_all_zero_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_is_all_zero_is_a_warning(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """By training at its end, and by the export, each in one sentence."""
     run = tmp_path / "run"
     assert cli.run(one_step(config, run, "--set", "training.learning_rate=1.0e-300")) == 0  # 0 in 32 bits
@@ -328,7 +330,7 @@ def test_an_adapter_that_is_all_zero_is_said(config: Path, tmp_path: Path, capfd
     assert len(said.splitlines()) == 2
 
 
-def test_divergence_is_said(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_diverged_training_is_an_error(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             MetricsCallback, "on_log", lambda self, args, state, *_, **__: self._stepped(2, 9, {"loss": float("nan")})
@@ -373,7 +375,7 @@ def test_states_of_the_run_directory(
     assert (foreign / "thesis.txt").exists()
 
 
-def test_a_finished_run_takes_what_has_no_say_in_training(
+def test_a_finished_run_adopts_options_that_do_not_affect_training(
     finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As make calls it after a change of the gate: nothing is trained, and the products are as new as the change."""
@@ -405,7 +407,7 @@ def test_another_reference_is_captured_without_training(
     assert run.train_results == finished.train_results
 
 
-def test_a_finished_run_is_replaced_with_a_sentence_that_says_why(
+def test_replacing_a_finished_run_names_the_reason(
     finished: RunDirectory,
     config: Path,
     base: Path,
@@ -502,7 +504,7 @@ def test_resume_checks_the_tokens(
     assert "the rows of data.train as tokens (by tokenizer or template), the held-out rows as tokens" in said
 
 
-def test_resume_with_overwrite_starts_anew_only_if_inputs_changed(
+def test_resume_with_overwrite_starts_over_only_if_inputs_changed(
     finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     unfinished = tmp_path / "unfinished"

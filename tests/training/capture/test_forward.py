@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_rows(kind: str, rows: ScoredRows) -> None:
+def test_logits_of_batches_are_those_of_single_rows(kind: str, rows: ScoredRows) -> None:
     """A cap or a scale after the head is the model's own affair, and is done here too."""
     name, own = KINDS[kind]
     config = getattr(transformers, name)(**COMMON | own)

@@ -50,7 +50,7 @@ def reference(run: RunDirectory, *arguments: str, code: int = 0) -> Reference:
     return Reference.open(run.reference)
 
 
-def test_again_it_says_the_same(run: RunDirectory) -> None:
+def test_recapturing_gives_the_same_reference(run: RunDirectory) -> None:
     before, manifest = Reference.open(run.reference), run.finished_file.stat()
     after = reference(run)
     np.testing.assert_array_equal(after.rows.tokens, before.rows.tokens)
@@ -168,7 +168,7 @@ def test_a_merge_base_without_anything_to_choose(
     assert Receipt.read(tmp_path / "x.gguf").merge_base_kld is None
 
 
-def test_killed_in_the_middle_it_goes_on(
+def test_a_killed_capture_resumes(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """After the first batch, at a batch a row."""
@@ -195,7 +195,7 @@ def test_killed_in_the_middle_it_goes_on(
     assert not list(run.path.glob("*.partial"))
 
 
-def test_choices_are_stored(run: RunDirectory) -> None:
+def test_choices_are_stored_with_the_task(run: RunDirectory) -> None:
     stored = Reference.open(run.reference).task
     assert stored is not None
     assert stored["kind"] == "choice"
