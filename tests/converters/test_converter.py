@@ -286,7 +286,7 @@ def test_every_token_is_the_converters(name: str, vocabularies: Path) -> None:
         assert ours.pop(key) == theirs.pop(key, False), key
     _assert_same_order(ours.pop("tokenizer.ggml.scores", None), theirs.pop("tokenizer.ggml.scores", None), theirs)
     ours.pop("tokenizer.ggml.add_space_prefix", None)  # llama.cpp's own default where the file is of Llama 2
-    for at in _disarmed(ours, theirs):
+    for at in _renamed_tokens(ours, theirs):
         for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
             ours[key][at] = theirs[key][at]
     assert ours == theirs
@@ -302,7 +302,7 @@ def _assert_same_order(ours: list[float] | None, theirs: list[float] | None, met
         assert ranked == sorted(ranked, reverse=True)
 
 
-def _disarmed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
+def _renamed_tokens(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
     """Plain tokens that read like special ones, which llama.cpp would end a text at: ours have lost their text.
 
     And DeepSeek's <pad>, an added token that is not special: the converter knows it by its text.
