@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.architectures import slots
 from edgetune_converters.architectures.config import ModelConfig
-from edgetune_converters.architectures.table import Generated, MetadataRow, Requirement
+from edgetune_converters.architectures.table import GeneratedTensor, MetadataRow, Requirement
 from edgetune_converters.errors import ArchitectureError
 from edgetune_converters.gguf.values import Value, f32, string, u32
 
@@ -126,10 +126,10 @@ LOCAL_METADATA: tuple[MetadataRow, ...] = (
     ("rope.freq_base_swa", lambda config: f32(_number(config.local_rope, "rope_theta"))),
 )
 
-LLAMA3_FACTORS = Generated(slots.ROPE_FACTORS, llama3_factors)
+LLAMA3_FACTORS = GeneratedTensor(slots.ROPE_FACTORS, llama3_factors)
 LONG_FACTORS = (
-    Generated(slots.ROPE_FACTORS_LONG, _long_factors("long_factor")),
-    Generated(slots.ROPE_FACTORS_SHORT, _long_factors("short_factor")),
+    GeneratedTensor(slots.ROPE_FACTORS_LONG, _long_factors("long_factor")),
+    GeneratedTensor(slots.ROPE_FACTORS_SHORT, _long_factors("short_factor")),
 )
 
 

@@ -88,7 +88,7 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedTensor:
     """A tensor computed from the config; None where the config does not ask for it."""
 
     slot: str
@@ -133,7 +133,7 @@ class Family:
     gguf: str
     tensors: tuple[TensorRow, ...]
     metadata: tuple[MetadataRow, ...]
-    generated: tuple[Generated, ...] = ()
+    generated: tuple[GeneratedTensor, ...] = ()
     requirements: tuple[Requirement, ...] = ()
     notes: tuple[Requirement, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()

@@ -128,7 +128,7 @@ def _kind(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], is_qua
     if f"{module}.SCB" in tensors or (info.dtype == "I8" and _scale(module, tensors) is None):
         return _Int8
     if _scale(module, tensors) is not None or (info.dtype in FLOAT8 and is_quantized):
-        return _Scaled
+        return _ScaledWeight
     if info.dtype == "U8" and is_quantized:
         return _FourBit
     return None
@@ -220,7 +220,7 @@ _SCALES = ("weight_scale_inv", "weight_scale")
 _UNUSED = ("input_scale", "output_scale", "activation_scale", "input_zero_point")
 
 
-class _Scaled:
+class _ScaledWeight:
     """Small floats or integers times scales: one per tensor, row, or block of rows and columns."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTensor) -> None:
