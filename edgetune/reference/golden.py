@@ -1,7 +1,7 @@
-"""What an exported file carries of the trained model, so that it can be verified where nothing else is.
+"""Golden conversations, embedded in an exported file so that it can be verified without the run.
 
-Golden conversations with their rendering, their token ids and, where an answer is awaited, the trained model's
-likeliest first tokens. Only conversations that edgetune itself made up: the user's rows do not leave the run directory.
+They hold the rendering, the token ids and, where an answer follows, the trained model's most likely first tokens. Only
+conversations made up by edgetune are embedded: the user's rows do not leave the run directory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first")
 
 @dataclass(frozen=True)
 class GoldenSet:
-    """As it is read from a file."""
+    """The golden conversations of a file."""
 
     conversations: Sequence[Mapping[str, Any]]
-    """As in the reference's contract; some with "first": {"ids", "log_probs"}."""
+    """As in the contract of the reference; some with "first": {"ids", "log_probs"}."""
     stop_ids: frozenset[int]
-    """At which generation stopped in training."""
+    """The stop tokens of training."""
 
 
 def metadata(run: RunDirectory) -> dict[str, str]:
-    """The metadata for a file that is exported from this run; {} for a run whose reference has none to give."""
+    """Return the metadata for a file that is exported from this run; {} if its reference has none."""
     try:
         contract = read_manifest(run.reference).contract
     except RunDirectoryError:
@@ -50,7 +50,11 @@ def metadata(run: RunDirectory) -> dict[str, str]:
 
 
 def read(file_metadata: Mapping[str, Any], path: Path) -> GoldenSet | None:
-    """What the file carries, None if nothing. Raises RunDirectoryError when it cannot be understood."""
+    """Return the golden conversations of a file, None if it has none.
+
+    Raises:
+        RunDirectoryError: They cannot be read.
+    """
     text = file_metadata.get(keys.GOLDEN)
     if text is None:
         return None
@@ -62,19 +66,19 @@ def read(file_metadata: Mapping[str, Any], path: Path) -> GoldenSet | None:
             _check(entry)
         return GoldenSet(found["conversations"], frozenset(map(int, found["stop_ids"])))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RunDirectoryError(f"{keys.GOLDEN} in {path} cannot be read: {error}", "Export the file again.") from None
+        raise RunDirectoryError(f"{keys.GOLDEN} in {path} cannot be read: {error}", "Export the file again") from None
 
 
 def _check(entry: Mapping[str, Any]) -> None:
-    """ValueError, KeyError or TypeError for a conversation that could not be used."""
+    """Raise ValueError, KeyError or TypeError for a conversation that cannot be used."""
     if not isinstance(entry["text"], str) or not isinstance(entry["add_generation_prompt"], bool):
         raise ValueError("a conversation has no text")
     lists: list[tuple[Any, type]] = [(entry["messages"], dict), (entry["ids"], int), (entry.get("tools", []), dict)]
     first = entry.get("first", {"ids": [], "log_probs": []})
     lists += [(first["ids"], int), ([float(value) for value in first["log_probs"]], float)]
     if not all(isinstance(values, list) and all(type(each) is kind for each in values) for values, kind in lists):
-        raise ValueError("a conversation holds what is no message, token or number")
+        raise ValueError("a conversation has an entry that is not a message, token or number")
     if len(first["ids"]) != len(first["log_probs"]) or any(not 0 <= token < 2**31 for token in entry["ids"]):
-        raise ValueError("a conversation's tokens do not fit")
+        raise ValueError("the tokens of a conversation are out of range")
     if "first" in entry and not entry["ids"]:
-        raise ValueError("a conversation without tokens has a first answer")
+        raise ValueError("a conversation has a first token and no prompt")

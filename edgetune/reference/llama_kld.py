@@ -1,4 +1,4 @@
-"""llama.cpp's files of a model's log-probabilities (`llama-perplexity --kl-divergence-base`): read and written.
+"""Read and write base files of llama.cpp: log-probabilities of a model, for `llama-perplexity --kl-divergence`.
 
 Layout (tools/perplexity/perplexity.cpp): "_logits_", then i32 n_ctx, n_vocab, n_chunk, then i32
 tokens[n_chunk * n_ctx], then for each chunk a row for each of the positions n_ctx/2 .. n_ctx-2: f32 scale, f32
@@ -36,24 +36,24 @@ HINT = "Write it again with `llama-perplexity --kl-divergence-base FILE`, or `ed
 
 @dataclass(frozen=True)
 class KldComparison:
-    """Some scored positions against a base file, one entry each."""
+    """A comparison with a base file, one entry per scored position."""
 
     kld: F64
-    """Nats, by llama-perplexity's formula: the stored probabilities as they are, whose sum is only nearly 1."""
+    """Nats, by llama-perplexity's formula: the stored probabilities are not normalized."""
     same_top: NDArray[np.bool_]
     nll: F64
-    """Minus the log-probability of the token that is there, in nats."""
+    """Negative log-likelihood of the token of the text, in nats."""
     nll_base: F64
-    """The base's, as its code says."""
+    """The same of the base, as it is stored."""
 
 
 def scored_positions(n_ctx: int) -> I64:
-    """Places of a chunk whose tokens are predicted: n_ctx/2 + 1 .. n_ctx - 1."""
+    """Return the positions of a chunk whose tokens are scored: n_ctx/2 + 1 .. n_ctx - 1."""
     return np.arange(n_ctx // 2 + 1, n_ctx)
 
 
 def with_bos(chunk: NDArray[np.int32], bos: int | None) -> NDArray[np.int32]:
-    """The tokens that are fed forward for a chunk. `bos`: the BOS token of a vocabulary that adds one, else None."""
+    """Return the input tokens of a chunk. `bos`: the BOS token of a vocabulary that adds one, else None."""
     tokens = np.array(chunk, np.int32)
     if bos is not None:
         tokens[0] = bos
@@ -66,10 +66,10 @@ def _row_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class KldBaseFile:
-    """A base file, opened and checked; its rows stay on the disk."""
+    """A base file, opened and checked; its rows stay on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError for a file that is foreign, truncated or contradicts itself."""
+        """Open the file. Raises DataError if it is foreign, truncated or inconsistent."""
         self.path = path
         try:
             size = path.stat().st_size
@@ -85,7 +85,7 @@ class KldBaseFile:
 
     @property
     def rows_per_chunk(self) -> int:
-        """Scored positions of a chunk."""
+        """Scored positions per chunk."""
         return self.context - 1 - self.context // 2
 
     @property
@@ -116,7 +116,7 @@ class KldBaseFile:
         return DataError(f"{self.path} is damaged: {why}", HINT)
 
     def _read_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Read, not mapped: a mapped page costs more to come by than to copy, and stays in the process."""
+        """Read rows; a memory map would be slower, and its pages would stay in the process."""
         kind = _row_type(self.vocab_size)
         skipped = _HEADER.size + 4 * self.chunks * self.context + start * kind.itemsize
         with self.path.open("rb", buffering=0) as stream:
@@ -124,11 +124,11 @@ class KldBaseFile:
 
     @cached_property
     def targets(self) -> I64:
-        """[rows] the tokens that are predicted."""
+        """[rows] the tokens at the scored positions."""
         return self.tokens[:, self.context // 2 + 1 :].reshape(-1).astype(np.int64)
 
     def log_probs(self, start: int, stop: int, *, threads: int = 0) -> F32:
-        """The base's log-probabilities [stop - start, V]. Raises DataError for rows that hold none."""
+        """Return the base's log-probabilities [stop - start, V]. Raises DataError for rows that are damaged."""
         part = self._read_rows(start, stop)
         if len(part) != stop - start:
             raise self._damaged(f"it ends before row {stop}")
@@ -137,12 +137,12 @@ class KldBaseFile:
         with np.errstate(over="ignore", invalid="ignore"):
             highest = low + np.float32(65535) * scale
         if not (np.isfinite(highest).all() and (scale >= 0).all() and (highest < _ROUNDING).all()):
-            raise self._damaged(f"rows {start} to {stop} hold numbers that are no log-probabilities")
+            raise self._damaged(f"rows {start} to {stop} hold numbers that are not log-probabilities")
         codes = np.ascontiguousarray(part["codes"][:, : self.vocab_size], np.uint16)
         return edgetune_native.decode_log_probs(scale, low, codes, threads=threads)
 
     def compare(self, start: int, logits: F32, *, threads: int = 0) -> KldComparison:
-        """Another model's logits [m, V] at scored positions start .. start + m - 1 against the base's."""
+        """Compare another model's logits [m, V] at scored positions start .. start + m - 1 with the base."""
         stop = start + len(logits)
         base, targets = self.log_probs(start, stop, threads=threads), self.targets[start:stop]
         nll_base = -base[np.arange(len(base)), targets].astype(np.float64)
@@ -161,7 +161,7 @@ class KldBaseWriter:
     """Writes a base file row by row; a context manager that publishes on success and leaves nothing on failure."""
 
     def __init__(self, path: Path, tokens: NDArray[np.int32], vocab_size: int) -> None:
-        """`tokens` [n_chunk, n_ctx], as the text has them."""
+        """Start a file for `tokens` [n_chunk, n_ctx] of the text."""
         self.path = path
         self.tokens = np.ascontiguousarray(tokens, "<i4")
         self.vocab_size = vocab_size
@@ -189,7 +189,7 @@ class KldBaseWriter:
             self._partial.unlink(missing_ok=True)
 
     def add(self, logits: F32) -> None:
-        """The logits [m, V] at the next m scored positions."""
+        """Add the logits [m, V] at the next m scored positions."""
         scale, low, codes = edgetune_native.encode_log_probs(np.ascontiguousarray(logits, np.float32))
         rows = np.zeros(len(logits), _row_type(self.vocab_size))
         rows["scale"], rows["min_log_prob"], rows["codes"][:, : self.vocab_size] = scale, low, codes
@@ -198,7 +198,7 @@ class KldBaseWriter:
 
 
 def split_into_chunks(tokens: NDArray[np.int32], context: int) -> NDArray[np.int32]:
-    """[n_chunk, context] of a run of tokens, what is left over dropped. DataError when there is not one chunk."""
+    """Split tokens into chunks [n_chunk, context] and drop the rest. Raises DataError if there is not one chunk."""
     count = len(tokens) // context
     if not count:
         raise DataError(
@@ -208,6 +208,6 @@ def split_into_chunks(tokens: NDArray[np.int32], context: int) -> NDArray[np.int
 
 
 def iterate_chunks(base: KldBaseFile) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """(index of its first row, tokens) of each chunk."""
+    """Yield the index of the first row, and the tokens, of each chunk."""
     for number, chunk in enumerate(base.tokens):
         yield number * base.rows_per_chunk, chunk

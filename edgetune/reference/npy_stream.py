@@ -1,4 +1,4 @@
-"""Arrays that are written in pieces, and can be taken up again after a kill."""
+"""Write .npy files in pieces, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgetune_converters.files.contents import sha256_of
 
 
 class NpyStream:
-    """A .npy file of known final shape that is written in pieces."""
+    """A .npy file of known final shape, written row by row."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.path = path
@@ -26,18 +26,18 @@ class NpyStream:
 
     @classmethod
     def reopen(cls, path: Path, rows: int) -> NpyStream:
-        """Go on after the first `rows` rows. ValueError when the file does not hold them."""
-        column = cls.__new__(cls)
-        column.path = path
-        column.stream = path.open("r+b")
+        """Reopen a file after its first `rows` rows. Raises ValueError if it has fewer."""
+        stream = cls.__new__(cls)
+        stream.path = path
+        stream.stream = path.open("r+b")
         try:
-            column._go_to(rows)
+            stream._seek_row(rows)
         except ValueError:
-            column.stream.close()
+            stream.stream.close()
             raise
-        return column
+        return stream
 
-    def _go_to(self, rows: int) -> None:
+    def _seek_row(self, rows: int) -> None:
         if np.lib.format.read_magic(self.stream) != (1, 0):
             raise ValueError(f"{self.path} is not a column")
         self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.stream)
@@ -53,22 +53,22 @@ class NpyStream:
         return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write the next rows."""
+        """Append rows."""
         self.stream.write(np.ascontiguousarray(values).data)
 
     def read(self, start: int, count: int) -> NDArray[Any]:
-        """Rows that were appended before."""
+        """Read `count` rows from `start`."""
         self.stream.flush()
         raw = os.pread(self.stream.fileno(), count * self._row_bytes, self._data + start * self._row_bytes)
         return np.frombuffer(raw, self.dtype).reshape(count, *self.shape[1:])
 
     def flush(self) -> None:
-        """To the disk."""
+        """Flush to disk."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
 
     def finish(self) -> str:
-        """Flush to the disk; returns the file's hash."""
+        """Flush to disk and return the SHA-256 of the file."""
         self.flush()
         self.stream.close()
         return sha256_of(self.path)

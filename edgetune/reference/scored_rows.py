@@ -13,7 +13,7 @@ from edgetune.reference.codecs import I64
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Held-out rows, one after the other, and which of their tokens are scored."""
+    """Held-out rows in one array, and the positions of their scored tokens."""
 
     tokens: NDArray[np.int32]
     """[T] token ids of all rows."""
@@ -23,7 +23,7 @@ class ScoredRows:
     """[P] increasing indices into `tokens`; tokens[p] is predicted from the tokens of its row before p."""
 
     def __post_init__(self) -> None:
-        """ValueError for offsets or positions that contradict each other."""
+        """Raise ValueError for inconsistent offsets or positions."""
         object.__setattr__(self, "tokens", np.ascontiguousarray(self.tokens, np.int32))
         object.__setattr__(self, "row_offsets", np.ascontiguousarray(self.row_offsets, np.int64))
         object.__setattr__(self, "positions", np.ascontiguousarray(self.positions, np.int64))
@@ -41,11 +41,11 @@ class ScoredRows:
 
     @property
     def targets(self) -> I64:
-        """[P] the tokens that are predicted."""
+        """[P] the tokens at the scored positions."""
         return self.tokens[self.positions].astype(np.int64)
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int32], I64, slice]]:
-        """Each row: its ids, the scored positions within it, and where these stand among all P."""
+        """Yield the ids of each row, the scored positions within it, and their slice of all P positions."""
         bounds = np.searchsorted(self.positions, self.row_offsets)
         for row in range(len(self)):
             start, stop = self.row_offsets[row], self.row_offsets[row + 1]
@@ -53,7 +53,7 @@ class ScoredRows:
             yield self.tokens[start:stop], self.positions[scored] - start, scored
 
     def first(self, count: int) -> ScoredRows:
-        """Only the first `count` rows."""
+        """Return the first `count` rows."""
         end = self.row_offsets[min(count, len(self))]
         positions = self.positions[: np.searchsorted(self.positions, end)]
         return ScoredRows(self.tokens[:end], self.row_offsets[: min(count, len(self)) + 1], positions)

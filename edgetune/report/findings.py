@@ -49,7 +49,7 @@ def tensor_costs(rung: Rung) -> str:
         return "The divergence is not lower with any kind of tensor in 16 bits: the storage types are not the cause."
     slot = worst.tensor.removeprefix("blk.*.").removesuffix(".weight")
     return (
-        f"{worst.tensor} as {worst.type} costs most: in 16 bits the mean would be {share(gain / total, 0)} lower. "
+        f"{worst.tensor} as {worst.type} costs most: in 16 bits the mean KLD would be {share(gain / total, 0)} lower. "
         f"To store only these tensors in a finer type: --tensor-type '{slot}=q8_0'."
     )
 

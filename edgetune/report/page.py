@@ -89,7 +89,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         name: getattr(numbers, name) for name in ("short", "share", "size", "with_error", "plural", "number")
-    }
+    } | {"sentence": lambda text: text if not text or text.endswith((".", "?", "!")) else f"{text}."}
     environment.globals |= {"cell": gate_table.cell, "sizes": findings.sizes}
     return environment
 

@@ -89,7 +89,7 @@ def _headline(
         named = chosen.name if len(files) == 1 else f"{chosen.name} ({size(chosen.size)})"
         return f"{named} matches the trained model."
     if incomplete:
-        return f"{chosen.name} misses no threshold that was measured, but not all of them were measured."
+        return f"{chosen.name} misses no threshold, but some were not measured."
     return f"{chosen.name} is not fit to ship." if len(files) == 1 else "None of these files matches the trained model."
 
 

@@ -1,4 +1,4 @@
-"""Whether a generated answer is right, in the ways that `data.answer` offers."""
+"""Check generated answers, in the ways that `data.answer` offers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 from edgetune.errors import DataError
 
 CHOICE = "choice"
-"""The kind whose answers are not generated but chosen by log-likelihood (edgetune/validation/choices.py)."""
+"""The kind whose answers are chosen by log-likelihood (edgetune/validation/choices.py)."""
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 
 
 def answer_matches(kind: str, expected: str, got: str) -> bool:
-    """Compare a generated answer with the expected one; white space around either does not count.
+    """Whether a generated answer equals the expected one. Whitespace around either is ignored.
 
-    `kind` is "exact" (equal strings), "json" (equal values, key order aside), "number" (equal last numbers), "regex"
-    (`expected` is a pattern that occurs in `got`) or "choice" (the same one). Raises DataError when `expected` itself
-    cannot be used so.
+    `kind` is "exact" (equal strings), "json" (equal values, in any key order), "number" (equal last numbers), "regex"
+    (`expected` is a pattern that occurs in `got`) or "choice" (the same choice).
+
+    Raises:
+        DataError: `expected` is not of this kind.
     """
     return _MATCHERS[kind](expected.strip(), got.strip())
 
@@ -41,7 +43,7 @@ def _parse_json(text: str) -> Any:
 
 
 def _typed(value: Any) -> Any:
-    """A form in which `true` is not 1, as it is for Python; 30 and 30.0 are the same number in JSON."""
+    """Convert a value so that `true` differs from 1, which are equal in Python; 30 and 30.0 stay equal."""
     if isinstance(value, dict):
         return {key: _typed(entry) for key, entry in value.items()}
     if isinstance(value, list):

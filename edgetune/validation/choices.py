@@ -1,4 +1,4 @@
-"""Multiple choice: the answer is the choice with the largest log-likelihood after the prompt, nothing is generated."""
+"""Multiple choice: the answer is the choice with the largest log-likelihood after the prompt. Nothing is generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Continuation = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 def continuations(encode: Encode, prompt: str, choices: Sequence[str]) -> list[Continuation]:
-    """Each choice after the prompt, tokenized as one text; what differs from the prompt's own tokens is the choice."""
+    """Tokenize each choice with the prompt, as one text; the tokens that differ from the prompt's are the choice."""
     alone = np.asarray(encode(prompt), np.int32)
     found = []
     for choice in choices:
@@ -26,12 +26,12 @@ def continuations(encode: Encode, prompt: str, choices: Sequence[str]) -> list[C
 
 
 def log_likelihoods(logits: NDArray[np.float32], targets: NDArray[np.integer]) -> NDArray[np.float64]:
-    """[m] log-probabilities of the targets under logits [m, V]."""
+    """Return the log-probabilities [m] of the targets [m] under logits [m, V]."""
     high = logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(logits - high).sum(axis=1, dtype=np.float64)) + high[:, 0]
     return np.asarray(logits[np.arange(len(logits)), targets] - total, np.float64)
 
 
 def best(choices: Sequence[str], scores: Sequence[float]) -> str:
-    """The choice with the largest score, the first of equals."""
+    """Return the choice with the largest score, the first one of equals."""
     return choices[int(np.argmax(scores))]

@@ -1,4 +1,4 @@
-"""The held-out rows through a file, token by token."""
+"""Score the held-out rows with a file, token by token."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ _PIECE_BYTES = 2 << 20
 
 
 def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Progress) -> TokenScores:
-    """Compare `runtime` with the reference at the scored tokens of `rows` (the reference's first ones).
+    """Compare `runtime` with the reference at the scored tokens of `rows`, the reference's first rows.
 
-    One block of logits exists at a time. RunDirectoryError when the reference is of another vocabulary.
+    One block of logits is in memory at a time.
+
+    Raises:
+        RunDirectoryError: The reference is of another vocabulary.
+        RuntimeProblem: A logit is not a finite number.
     """
     check_vocabulary(runtime, reference)
     each = list(rows)
@@ -40,9 +44,9 @@ def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Pr
 
 
 def in_cache(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The rows of the blocks in pieces that the processor's cache holds: comparing reads each of them several times.
+    """Split blocks into pieces that fit the processor's cache: a comparison reads each piece several times.
 
-    A piece is half a millisecond's work, on one thread: waking others takes as long, and longer on a busy machine.
+    A piece takes half a millisecond on one thread; waking more threads takes as long.
     """
     for block in blocks:
         rows = max(1, _PIECE_BYTES // max(1, block[:1].nbytes))
@@ -51,20 +55,20 @@ def in_cache(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float
 
 
 def check_finite(runtime: Runtime, logits: NDArray[np.float32], done: int) -> None:
-    """RuntimeProblem for logits [m, V] of which some row has no number to compare."""
+    """Raise RuntimeProblem if a row of the logits [m, V] has no finite maximum."""
     bad = np.flatnonzero(~np.isfinite(logits.max(axis=1)))
     if len(bad):
         raise RuntimeProblem(
             f"the output of {runtime.path} at scored token {done + int(bad[0])} is not a finite number",
-            "Its weights are damaged or out of range: export again, with another type if it stays.",
+            "Its weights are damaged or out of range: export again, with another storage type if the error remains",
         )
 
 
 def check_vocabulary(runtime: Runtime, reference: Reference) -> None:
-    """A file with another vocabulary was made from another base."""
+    """Raise RunDirectoryError for another vocabulary: the file was made from another base."""
     if runtime.vocabulary_size != reference.vocab_size:
         raise RunDirectoryError(
             f"{runtime.path} has a vocabulary of {runtime.vocabulary_size} tokens, the reference one of "
             f"{reference.vocab_size}: it was made from another base",
-            "Validate a file that was exported from this run.",
+            "Validate a file that was exported from this run",
         )

@@ -1,7 +1,7 @@
-"""`edgetune verify`: an exported file from itself alone: its hashes, its contract, and what it says first.
+"""Verify an exported file using only what is embedded in it: its hashes, its contract and its golden first tokens.
 
-What is told apart here is a whole file from a damaged or a foreign one, on the machine where it will run. How much
-quantization cost is what `edgetune validate` measures, beside the run.
+This tells an intact file from a damaged or a foreign one, on the machine where it will run. The cost of quantization is
+measured by `edgetune validate`.
 """
 
 from __future__ import annotations
@@ -28,58 +28,59 @@ PUBLISHED = {
     "f32": 0.0, "f16": 0.0, "bf16": 0.0, "q8": 0.0014, "int8": 0.0014, "q6": 0.0055, "q5": 0.011, "q4_k": 0.031,
     "q4": 0.072, "iq4": 0.072, "int4": 0.072, "q3": 0.10, "iq3": 0.10,
 }  # fmt: skip
-"""Mean KLD of types, by the beginning of their names, in nats: Llama-3-8B as published by llama.cpp, or its nearest."""
+"""Mean KLD in nats by the beginning of the type's name: Llama-3-8B as published by llama.cpp, or the nearest type."""
 _COARSEST = 0.45  # q2_k
-_MERGING = 0.1  # the trained model stood on a base of 4 bits, the file does not: published cases cost 0.02 to 0.05
+_MERGING = 0.1  # the model was trained on a 4-bit base, the file has another: published cases cost 0.02 to 0.05
 _SPREAD = 5  # models other than Llama-3-8B, and few prompts
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check."""
 
     name: str
     """receipt, data, template, tokens, BOS, stop or first tokens."""
     passed: bool | None
-    """None: there was nothing to compare with."""
+    """None: the file has nothing to compare with."""
     detail: str
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was looked at."""
+    """The result of all checks."""
 
     checks: list[Check]
 
     @property
     def failed(self) -> list[Check]:
-        """What is wrong."""
+        """The checks that failed."""
         return [check for check in self.checks if check.passed is False]
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing at all to compare with."""
+        """Whether no check could be made."""
         return all(check.passed is None for check in self.checks)
 
 
 def limit_for(metadata: Mapping[str, Any]) -> float:
-    """The largest mean KLD of first tokens that the type of a file explains."""
+    """Return the largest mean KLD of first tokens that the storage type of a file explains."""
     recipe = str(metadata.get(keys.RECIPE, "")).lower()
     known = max((name for name in PUBLISHED if recipe.startswith(name)), key=len, default=None)
     return _MERGING + _SPREAD * (_COARSEST if known is None else PUBLISHED[known])
 
 
 def verify(path: Path, *, max_kld: float | None = None, threads: int | None = None, progress: Progress) -> Verification:
-    """Look at everything; `max_kld` None leaves the limit for the first tokens to the file's type.
+    """Make all checks. With `max_kld` None, the limit for the first tokens depends on the file's storage type.
 
-    Raises ArtifactError or RuntimeProblem for a file that cannot even be opened.
+    Raises:
+        ArtifactError, RuntimeProblem: The file cannot be opened.
     """
     checks = [_receipt(path)]
     with load(path, threads=threads) as runtime:
         checks.append(_data(runtime))
         carried = golden.read(runtime.metadata, path)
         if carried is None:
-            return Verification([*checks, Check("golden", None, "the file carries no golden conversations")])
+            return Verification([*checks, Check("golden", None, "the file has no golden conversations")])
         checks += _contract(runtime, carried)
         limit = limit_for(runtime.metadata) if max_kld is None else max_kld
         checks.append(_first_tokens(runtime, carried, limit, progress))
@@ -87,25 +88,25 @@ def verify(path: Path, *, max_kld: float | None = None, threads: int | None = No
 
 
 def _receipt(path: Path) -> Check:
-    """The hash of the whole file, if its receipt lies beside it."""
+    """Check the hash of the file against the receipt beside it."""
     if not receipt_path(path).is_file():
-        return Check("receipt", None, "no receipt lies beside it")
+        return Check("receipt", None, "there is no receipt beside the file")
     try:
         Receipt.read(path).check()
     except ArtifactError as error:
         return Check("receipt", False, error.message)
-    return Check("receipt", True, "the file is the one that its receipt speaks of")
+    return Check("receipt", True, "the file matches its receipt")
 
 
 def _data(runtime: Runtime) -> Check:
-    """The hash of the weights, which the metadata carry."""
+    """Check the hash of the weights in the metadata."""
     if keys.DATA_HASH not in runtime.metadata:
-        return Check("data", None, "the file carries no hash of its weights")
+        return Check("data", None, "the file has no hash of its weights")
     try:
         runtime.verify()
     except ArtifactError as error:
         return Check("data", False, error.message)
-    return Check("data", True, "the weights are those that were written")
+    return Check("data", True, "the weights match their hash")
 
 
 def _contract(runtime: Runtime, carried: GoldenSet) -> list[Check]:
@@ -124,10 +125,10 @@ def _contract(runtime: Runtime, carried: GoldenSet) -> list[Check]:
 
 
 def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress: Progress) -> Check:
-    """KL divergence of the first token of each answer, over the tokens that are carried and the rest as one."""
+    """Check the KL divergence of the first token of each answer, over the embedded tokens and the rest as one."""
     asked = [entry for entry in carried.conversations if "first" in entry and len(entry["ids"]) < runtime.context]
     if not asked:
-        return Check("first tokens", None, "the file carries none")
+        return Check("first tokens", None, "the file has none")
     klds, same = [], 0
     for done, entry in enumerate(asked, 1):
         kld, is_same = _first_token(runtime, entry)
@@ -136,7 +137,7 @@ def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress
         progress(done, len(asked))
     mean = float(np.mean(klds))
     detail = f"mean KLD {mean:.3g} over {len(asked)} prompts, same top token in {same}"
-    return Check("first tokens", bool(mean <= max_kld), f"{detail}; at most {max_kld:g} was asked for")
+    return Check("first tokens", bool(mean <= max_kld), f"{detail}; the limit is {max_kld:g}")
 
 
 def _first_token(runtime: Runtime, entry: Mapping[str, Any]) -> tuple[float, bool]:

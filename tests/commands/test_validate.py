@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -83,6 +84,27 @@ def test_one_report_where_asked(run_directory: Path, copy: Path, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     assert json.loads(place.read_text())["reference"]["rows"] == 2
     assert not copy.with_name(copy.name + ".validation.json").exists()
+
+
+def test_junit_has_a_case_for_each_check_and_skips_what_was_not_measured(
+    run_directory: Path, copy: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "deep/junit.xml"
+    gates = ("--gate", "mean_kld_max=1e-6", "--gate", "task_drop_max=0", "--gate", "same_top_min=1")
+    result = edgetune("validate", run_directory, copy, "--no-task", *gates, "--junit", place)
+    assert result.returncode == 0
+    said = " ".join(result.stderr.decode().split())
+    assert "warning: tiny.gguf: task_drop_max is set and was not measured: the test rows were not answered" in said
+    suite = ElementTree.parse(place).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "0", "1")
+    cases = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert cases == {"origin": [], "contract": [], "mean_kld_max": [], "same_top_min": [], "task_drop_max": ["skipped"]}
+    report = report_of(copy)
+    assert report["passed"] is None
+    assert report["unmeasured"] == [
+        {"rung": "tiny.gguf", "figure": "task_drop_max",
+         "reason": "the test rows were not answered (--no-task, or the run has none)"}
+    ]  # fmt: skip
 
 
 def test_bad_files_are_one_sentence_and_leave_no_report(run_directory: Path, bad: Path) -> None:

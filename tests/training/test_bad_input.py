@@ -205,7 +205,7 @@ def test_held_out_rows_that_are_trained_on_are_a_warning(train: Said, tmp_path: 
 def test_a_small_held_out_set_is_a_warning(train: Said) -> None:
     said = " ".join(train(0, "--dry-run").split())
     assert re.search(r"warning: 4 held-out rows with \d\d scored tokens are a small sample: a difference in", said)
-    assert "standard errors, which take the tokens of a row as independent, are too small" in said
+    assert "the standard errors, which assume independent tokens, are too small" in said
 
 
 def test_dry_run_checks_everything_and_writes_nothing(train: Said) -> None:

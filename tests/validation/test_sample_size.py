@@ -11,8 +11,8 @@ from edgetune.validation.sample_size import FEW_ROWS, FEW_TOKENS, caution
     ("rows", "tokens", "words"),
     [
         (1, 1, "1 held-out row with 1 scored token is a small sample: a difference in 100% of all tokens"),
-        (64, 150, "a difference in 2.0% of all tokens can go unseen"),
-        (5, 5000, "5 held-out rows with 5000 scored tokens are a small sample: standard errors"),
+        (64, 150, "a difference in 2.0% of all tokens can remain unseen"),
+        (5, 5000, "5 held-out rows with 5000 scored tokens are a small sample: the standard errors"),
     ],
 )
 def test_too_few(rows: int, tokens: int, words: str) -> None:

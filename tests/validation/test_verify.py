@@ -97,7 +97,7 @@ def test_other_weights_are_noticed_though_every_hash_fits(base: Path, run: RunDi
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
     failed = failures(exported(other, run, tmp_path / "tiny.gguf"))
     assert list(failed) == ["first tokens"]
-    assert "at most 0.1 was asked for" in failed["first tokens"]
+    assert "the limit is 0.1" in failed["first tokens"]
 
 
 @pytest.mark.parametrize(
