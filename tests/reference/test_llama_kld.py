@@ -118,10 +118,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "negative": (_header(vocab=-5), "vocabulary of -5"),
     "huge": (_header(chunks=2**31 - 1, vocab=2**31 - 1), "truncated"),
     "foreign tokens": (lambda content: content[:20] + b"\xff\xff\xff\x7f" + content[24:], "outside its vocabulary"),
-    "not a number": (_row(0, struct.pack("<f", float("nan"))), "no log-probabilities"),
+    "not a number": (_row(0, struct.pack("<f", float("nan"))), "not log-probabilities"),
     "another scale": (_row(4, struct.pack("<f", -30.0)), "add up to 0"),
-    "above 1": (_row(4, struct.pack("<f", 3.0)), "no log-probabilities"),
-    "infinite": (_row(0, struct.pack("<f", 3e38)), "no log-probabilities"),
+    "above 1": (_row(4, struct.pack("<f", 3.0)), "not log-probabilities"),
+    "infinite": (_row(0, struct.pack("<f", 3e38)), "not log-probabilities"),
 }
 
 
