@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from edgetune.config import ExportConfig, parse_section
+from edgetune.config import RENAMED_EXPORT_KEYS, ExportConfig, parse_section
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,7 +60,8 @@ def resolve_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Expo
         given: Field -> value of the command line or of Python. None, () and False mean that it is not given.
     """
     values = {field: _field_value(field, value) for field, value in given.items() if value not in (None, (), False)}
-    return parse_section(ExportConfig, {**stored, **values}, "the export's options")
+    present = {RENAMED_EXPORT_KEYS.get(field, field): value for field, value in stored.items()}
+    return parse_section(ExportConfig, {**present, **values}, "the export's options")
 
 
 def _flag(field: str) -> _Flag:

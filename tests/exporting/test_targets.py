@@ -93,6 +93,11 @@ def test_a_flag_goes_before_the_run() -> None:
         resolve_options({}, {"formats": "ggml"})
 
 
+def test_a_flag_goes_before_the_key_of_an_old_run() -> None:
+    assert resolve_options({"tune": True}, {}).search_types
+    assert resolve_options({"tune": False}, {"search_types": True}).search_types
+
+
 @pytest.mark.parametrize(("text", "size"), [("2G", 2 * 10**9), ("1.5MB", 1_500_000), ("700", 700), ("3 kb", 3000)])
 def test_sizes(text: str, size: int) -> None:
     assert byte_count(text, "--split-max-size") == size
