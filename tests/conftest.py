@@ -1,4 +1,4 @@
-"""Shared by all tests: threads, signals, hypothesis profiles, and the choice of the fast tests."""
+"""Shared by all tests: threads, signals, hypothesis profiles, ids of cases, and the choice of the fast tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import fast, profiles
+from tests.readable_ids import readable_id
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported; see edgetune/training/environment.py
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each for BLAS and OpenMP
@@ -33,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     inside = Path(__file__).parent in collection_path.parents
     return True if inside and config.getoption("--fast") and not fast.is_fast(collection_path) else None
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    return readable_id(val, argname)
 
 
 class NoTorch(MetaPathFinder):
