@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, M
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.resume import TrainingInterrupted
 from edgetune.training.trainer import Collator, Trainer, build_trainer
+from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import sha256_of
 
 
@@ -105,12 +105,10 @@ def _load_if_final(trainer: Trainer, checkpoint: Path) -> bool:
 
 def _save_adapter(trainer: Trainer, run: RunDirectory) -> None:
     """Save the adapter in PEFT's format; the finished directory is renamed into place."""
-    partial = run.adapter.with_name("adapter.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.model.save_pretrained(str(partial), save_embedding_layers=False)
-    (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, which holds only placeholders
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    partial.replace(run.adapter)
+    with atomic.temporary_directory(run.adapter) as folder:
+        trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, which holds only placeholders
+        atomic.replace_directory(folder, run.adapter)
 
 
 def _results(

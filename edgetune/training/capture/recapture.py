@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
 from edgetune_converters.exporting import export
+from edgetune_converters.files.atomic import temporary_directory
 from edgetune_converters.request import ExportRequest, Target
 
 
@@ -86,14 +86,10 @@ def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str, request
     reference = Reference.open(run.reference)
     if name == "nf4" and prepared.config.quantization.bits != 4:
         raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Use --merged original")
-    folder = run.path / f"merged-{name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with temporary_directory(run.path / f"merged-{name}") as folder:
         with console.byte_progress(f"merge {name}") as progress:
             export(request.for_trial(Target("safetensors", _merged_type(), folder)), progress=progress)
         compared = _compare_directory(folder, prepared, reference, name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     path = merged.write(reference, name, compared)
     console.note(f"{path.name}: mean KLD {compared.kld.mean():.3g} from the trained model")
 
