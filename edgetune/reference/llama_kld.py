@@ -4,13 +4,12 @@ Layout (tools/perplexity/perplexity.cpp): "_logits_", then i32 n_ctx, n_vocab, n
 tokens[n_chunk * n_ctx], then for each chunk a row for each of the positions n_ctx/2 .. n_ctx-2: f32 scale, f32
 min_log_prob, u16 codes[n_vocab, padded to even]. The row at position p predicts the token at p + 1. All little-endian.
 
-The stored tokens are those of the text. Where the vocabulary wants BOS, the first token of every chunk is replaced by
-it for the forward pass, and only there: `fed` does that, and a reader or a writer that forgets it measures noise.
+The stored tokens are those of the text. If the vocabulary adds BOS, it replaces the first token of every chunk, for the
+forward pass only: see `with_bos`.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 import edgetune_native
 from edgetune.errors import DataError
 from edgetune.reference.codecs import F32, F64, I64, leave_out_negligible
+from edgetune_converters.files import atomic
 
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8siii")
@@ -165,12 +165,11 @@ class KldBaseWriter:
         self.path = path
         self.tokens = np.ascontiguousarray(tokens, "<i4")
         self.vocab_size = vocab_size
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._replacing = atomic.replacing(path)
         self._left = len(tokens) * len(scored_positions(tokens.shape[1]))
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._partial.open("wb")
+        self._stream = self._replacing.__enter__().open("wb")
         chunks, context = self.tokens.shape
         self._stream.write(_HEADER.pack(MAGIC, context, self.vocab_size, chunks))
         self._stream.write(self.tokens.tobytes())
@@ -180,13 +179,11 @@ class KldBaseWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
-        try:
-            if kind is None and self._left:
-                raise DataError(f"{self.path}: {self._left} rows were not written")
-            if kind is None:
-                self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        if kind is None and self._left:
+            error = DataError(f"{self.path}: {self._left} rows were not written")
+            self._replacing.__exit__(DataError, error, None)
+            raise error
+        self._replacing.__exit__(kind, value, trace)
 
     def add(self, logits: F32) -> None:
         """Add the logits [m, V] at the next m scored positions."""
