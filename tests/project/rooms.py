@@ -39,7 +39,6 @@ CONVERTERS: dict[str, set[str]] = {
         *("gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
         *("request", "inputs", "formats"),
     },
-    "export": {"exporting"},
 }
 
 EDGETUNE: dict[str, set[str]] = {
