@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgetune_native import FourBit, _bnb_maps
 from tests.native.backends import Backend, native
 from tests.native.golden import GOLDEN, digest, golden_weights
+from tests.pairwise import pairwise
 from tests.profiles import scaled
 
 torch: Any = pytest.importorskip("torch")
@@ -165,10 +166,7 @@ def test_mean_of_any_size(compiled: Backend, size: int, threads: int, seed: int)
 # --- 4 bits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("blocksize", BLOCKSIZES)
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pairwise(dtype=DTYPES, quant_type=["nf4", "fp4"], blocksize=BLOCKSIZES, double_quant=[False, True])
 def test_four_bits(backend: Backend, dtype: str, quant_type: str, blocksize: int, double_quant: bool) -> None:
     for shape in ((96, 4096), (7, 64), (13, 1000), (5, 33), (1, 1)):
         options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": double_quant}

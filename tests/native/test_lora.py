@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.native.backends import COMPILED, REFERENCE, Backend, native
+from tests.pairwise import pairwise
 
 SHAPES = [(1, 1, 1), (3, 5, 63), (4, 16, 64), (5, 16, 65), (9, 1, 200), (130, 17, 1111), (2, 0, 70), (0, 3, 5)]
 
@@ -76,9 +77,7 @@ def test_inputs_are_not_changed(backend: Backend) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, (rows, left, right), strict=True))
 
 
-@pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("at", [(0, 0), (700, 69), (999, 12)])
+@pairwise(dtype=STORED, value=[np.nan, np.inf, -np.inf], at=[(0, 0), (700, 69), (999, 12)])
 def test_what_is_not_finite_is_named(backend: Backend, dtype: str, value: float, at: tuple[int, int]) -> None:
     rows, left, right = _inputs(1000, 2, 70, seed=3)
     rows[at] = value

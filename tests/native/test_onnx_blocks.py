@@ -16,16 +16,15 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmu
 
 from edgetune_native import NBits
 from tests.native.backends import COMPILED, REFERENCE, Backend, native
+from tests.pairwise import pairwise
 from tests.profiles import scaled
 
 SETTINGS = settings(max_examples=scaled(0.5))
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 Rows = NDArray[np.float32]
 
-formats = pytest.mark.parametrize(
-    ("bits", "block_size", "symmetric"),
-    [(bits, size, symmetric) for bits in (4, 8) for size in BLOCK_SIZES for symmetric in (True, False)],
-)
+FORMATS = [(bits, size, symmetric) for bits in (4, 8) for size in BLOCK_SIZES for symmetric in (True, False)]
+formats = pytest.mark.parametrize(("bits", "block_size", "symmetric"), FORMATS)
 
 
 def gaussian(n: int, k: int, seed: int = 0) -> Rows:
@@ -100,8 +99,7 @@ def matmul(a: NDArray[Any], found: NBits, bits: int, block_size: int) -> NDArray
     return np.asarray(model.run(None, {"a": a})[0])
 
 
-@formats
-@pytest.mark.parametrize("k", [512, 331])
+@pairwise(bits=[4, 8], block_size=BLOCK_SIZES, symmetric=[True, False], k=[512, 331])
 def test_matmul_nbits_reads_it(backend: Backend, bits: int, block_size: int, symmetric: bool, k: int) -> None:
     rows, a = gaussian(24, k), gaussian(5, k, seed=1)
     found = backend.quantize_blocks(rows, bits, block_size=block_size, symmetric=symmetric)
@@ -145,12 +143,12 @@ def test_gather_block_quantized_reads_it(compiled: Backend, bits: int, block_siz
     )
 
 
-@formats
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("k", [512, 331])
+# each format with each k: the layout of the last block follows from both
+@pairwise(form=FORMATS, k=[512, 331], dtype=[np.float32, np.float16])
 def test_without_search_it_is_what_onnxruntime_writes(
-    backend: Backend, bits: int, block_size: int, symmetric: bool, dtype: Any, k: int
+    backend: Backend, form: tuple[int, int, bool], k: int, dtype: Any
 ) -> None:
+    bits, block_size, symmetric = form
     rows = gaussian(12, k)
     rows[3, :256] = 0
     rows[4], rows[5] = np.abs(rows[4]), -np.abs(rows[5]) - np.float32(0.1)
@@ -270,7 +268,7 @@ def test_search_gains(bits: int, block_size: int, symmetric: bool, weighted: boo
 
 
 # each with a search of its own: integers, either kind of zero point; with importance; 8 bits
-FORMATS = ((4, 32, True, False), (4, 64, False, False), (4, 16, False, True), (8, 128, False, False))
+SEARCHES = ((4, 32, True, False), (4, 64, False, False), (4, 16, False, True), (8, 128, False, False))
 
 
 @pytest.mark.parametrize("search", [True, False])
@@ -280,7 +278,7 @@ FORMATS = ((4, 32, True, False), (4, 64, False, False), (4, 16, False, True), (8
 def test_instruction_sets_threads_and_backends_give_the_same_bytes(
     compiled: Backend, isas: tuple[str, ...], kind: str, half: bool, search: bool
 ) -> None:
-    for bits, block_size, symmetric, weighted in FORMATS:
+    for bits, block_size, symmetric, weighted in SEARCHES:
         rows = rows_of(kind, 37, 301, 3)
         if half:
             rows = rows.clip(-1e5, 1e5)
