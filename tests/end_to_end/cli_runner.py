@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
+
+from tests import cli_runner
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "samples/smart-home/config.yaml"
@@ -21,13 +21,16 @@ SHORT = {
 }
 
 
-def edgetune(
-    *arguments: str | Path, env: dict[str, str] | None = None, **options: object
-) -> subprocess.CompletedProcess[str]:
+def edgetune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process."""
+    result = cli_runner.edgetune(*arguments)
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def edgetune_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, as a user would."""
-    command = [sys.executable, "-m", "edgetune.cli", *map(str, arguments)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+    result = cli_runner.edgetune_process(*arguments, stdin=b"", **environment)
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
 def short_run(path: Path) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.cli_runner import edgetune, short_run
+from tests.end_to_end.cli_runner import edgetune, edgetune_process, short_run
 
 
 @pytest.fixture(scope="session")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("main-line") / "run"
-    result = edgetune(*short_run(path))
+    result = edgetune_process(*short_run(path))
     assert result.returncode == 0, result.stderr
     return path
 

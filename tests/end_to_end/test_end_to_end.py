@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_converters.gguf import reader
-from tests.end_to_end.cli_runner import edgetune, short_run
+from tests.end_to_end.cli_runner import edgetune, edgetune_process, short_run
 
 PROMPT = "turn on the kitchen light"
 
@@ -39,7 +39,7 @@ def test_export_run_validate_inspect_without_torch(
     run_directory: Path, without_torch: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "m.gguf"
-    exported = edgetune("merge-export", run_directory, "-q", "q4_k_m", "-o", file, env=without_torch)
+    exported = edgetune_process("merge-export", run_directory, "-q", "q4_k_m", "-o", file, **without_torch)
     assert exported.returncode == 0, exported.stderr
     commands: list[list[str | Path]] = [
         ["run", file, "-p", PROMPT, "--max-tokens", "8"],
@@ -47,14 +47,14 @@ def test_export_run_validate_inspect_without_torch(
         ["inspect", run_directory],
     ]
     for arguments in commands:
-        result = edgetune(*arguments, env=without_torch)
+        result = edgetune_process(*arguments, **without_torch)
         assert result.returncode == 0, result.stderr
         assert result.stdout
     report = tmp_path / "report.json"
     # six steps do not train a model: what is asked here is that everything is measured and the contract holds
-    validated = edgetune(
+    validated = edgetune_process(
         "validate", run_directory, file, "--json", report, "--gate", "recovery_min=-1000", "--gate", "same_top_min=0",
-        "--gate", "task_drop_max=1", env=without_torch,
+        "--gate", "task_drop_max=1", **without_torch,
     )  # fmt: skip
     assert validated.returncode == 0, validated.stderr
     assert json.loads(report.read_text(encoding="utf-8"))
