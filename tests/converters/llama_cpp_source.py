@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.locks import exclusive
+
 _ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = "EDGETUNE_LLAMA_CPP"
 _WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "models/ggml-vocab-")
@@ -27,6 +29,11 @@ def _source() -> Path | str:
     if os.environ.get(_VARIABLE):
         return Path(os.environ[_VARIABLE])
     kept = _ROOT / "build" / "llama-cpp-source"
+    with exclusive(kept):  # another worker may want it at the same time
+        return _kept(kept)
+
+
+def _kept(kept: Path) -> Path | str:
     if not (kept / "convert_hf_to_gguf.py").is_file():
         pinned = (_ROOT / "constraints.txt").read_text(encoding="utf-8")
         pin = next(line for line in pinned.splitlines() if line.startswith("llama_cpp_python"))

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 import tarfile
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+from tests.locks import exclusive
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/llama-perplexity"
@@ -36,8 +39,14 @@ def _downloaded(pinned: str) -> Path:
     return next(BUILD.glob(f"llama_cpp_python-{pinned}.tar.gz"))
 
 
+@cache
 def program() -> Path:
-    """The executable, about five minutes of two cores the first time."""
+    """The executable, about five minutes of two cores the first time; another worker waits meanwhile."""
+    with exclusive(BUILD):
+        return _built()
+
+
+def _built() -> Path:
     found = BUILD / "cmake/perplexity/llama-perplexity"
     if not found.is_file():
         spec = find_spec("llama_cpp")
