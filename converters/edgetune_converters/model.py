@@ -78,6 +78,11 @@ class Model:
         ]
 
     @property
+    def input_notes(self) -> list[str]:
+        """Notes on what the base and the adapter have that is not used, for every format."""
+        return [*self.checkpoint.notes, *(self.adapter.notes if self.adapter else [])]
+
+    @property
     def notes(self) -> list[str]:
         """Notes on what GGUF cannot represent, and on uncertainties of the merge base."""
         return [text for note in self.family.notes if (text := note(self.config))] + self.merge_base.notes

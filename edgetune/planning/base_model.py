@@ -72,6 +72,12 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             f"the base {base.name} is already quantized; training quantizes the original weights itself",
             "Give the 16-bit or 32-bit model that it was made from (merge-export also takes quantized bases)",
         )
+    if weights and base.checkpoint.wrappers:
+        raise CheckpointError(
+            f"tensor names of the base {base.name} carry {' and '.join(base.checkpoint.wrappers)}, the name of a "
+            "wrapper: transformers would load none of them",
+            "Write it again under its own names: edgetune merge-export --base DIR --format safetensors -q base",
+        )
     return base
 
 

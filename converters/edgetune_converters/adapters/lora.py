@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import numpy as np
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import read_json, sha256_of
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers, without_prefix
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 _MAX_ALPHA = 1e9  # beyond any real use; products in f32 stay finite
+_SHOWN_NAMES = 3  # of names with the same problem
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -102,6 +104,7 @@ class Adapter:
             _check_kind(self.config)
             self._file = SafetensorsFile(_weights(path))
             self._cache = _StackCache()
+            self.notes: list[str] = []
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
 
@@ -127,13 +130,18 @@ class Adapter:
             AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
                 nothing; the message lists them all.
         """
-        factors, saved, problems = self._classified()
+        factors, saved, problems = self._classified(_fits(targets, renamed))
         replacements = {renamed(target): info for target, info in saved.items()}
         changes = {target: Change(self._file, replacement=info) for target, info in replacements.items()}
+        problems += _unknown_replacements(replacements, targets)
         problems += [text for target, info in replacements.items() for text in _bad_replacement(target, info, targets)]
+        unknown: list[str] = []
+        misfits: list[str] = []
         for module, roles in factors.items():
             known = _Base(targets, transposed)
-            problems += self._add_factors(module, renamed(module), roles, known, changes)
+            misfits += self._add_factors(module, renamed(module), roles, known, changes, unknown)
+        problems += _as_one_line(unknown, "is not a module of the base model", "are not modules of the base model")
+        problems += misfits
         if not problems:
             problems = [text for target, change in changes.items() for text in _no_effect(target, change)]
             if problems and len(problems) == len(changes) and all(_NOTHING in text for text in problems):
@@ -146,26 +154,47 @@ class Adapter:
             )
         return changes
 
-    def _classified(self) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[str]]:
+    def _classified(
+        self, fits: Callable[[str], bool]
+    ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[str]]:
         """LoRA factors by module and role, replacements by target, and problems with the rest."""
-        factors: dict[str, dict[str, TensorInfo]] = {}
-        replacements: dict[str, TensorInfo] = {}
-        problems = []
+        matched: list[tuple[TensorInfo, re.Match[str]]] = []
+        problems, foreign = [], []
         for name, info in self._file.tensors.items():
+            key = without_inner_wrappers(name)
+            match = _FACTOR.match(key) or _REPLACEMENT.match(key)
             if info.dtype not in ("F32", "F16", "BF16", "F64"):
                 problems.append(f"{name} is stored as {info.dtype}, not as floats")
-            elif match := _FACTOR.match(name):
-                role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
-                known = factors.setdefault(match["module"], {})
-                problems += [f"{name} is duplicated under another name"] if role in known else []
-                known[role] = info
-            elif match := _REPLACEMENT.match(name):
-                target = f"{match['module']}.{match['part']}"
-                problems += [f"{name} is duplicated under another name"] if target in replacements else []
-                replacements[target] = info
+            elif match is None:
+                foreign.append(name)
             else:
-                problems.append(f"{name} is not a tensor of a LoRA adapter")
-        return factors, replacements, problems
+                matched.append((info, match))
+        problems += _as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
+        modules, ambiguous = self._module_names([match["module"] for _, match in matched], fits)
+        factors: dict[str, dict[str, TensorInfo]] = {}
+        replacements: dict[str, TensorInfo] = {}
+        for info, match in matched:
+            module = modules[match["module"]]
+            if match.re is _FACTOR:
+                role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
+                found, key = factors.setdefault(module, {}), role
+            else:
+                found, key = replacements, f"{module}.{match['part']}"
+            problems += [f"{info.name} is duplicated under another name"] if key in found else []
+            found[key] = info
+        return factors, replacements, problems + ambiguous
+
+    def _module_names(self, modules: Sequence[str], fits: Callable[[str], bool]) -> tuple[Mapping[str, str], list[str]]:
+        """The names of modules without a wrapper's prefix, and a problem for each that fits in two ways."""
+        choice = without_prefix(modules, fits)
+        removed = [*inner_wrappers(self._file.tensors), *(prefix.rstrip(".") for prefix in choice.removed)]
+        if removed:
+            wrappers = " and ".join(repr(name) for name in removed)
+            self.notes.append(f"the adapter's keys carry {wrappers}, the name of a wrapper around the model; ignored")
+        return choice.names, [
+            f"{module} can be {' or '.join(names)} of the base model: its keys have no common prefix"
+            for module, names in choice.ambiguous.items()
+        ]
 
     def _add_factors(
         self,
@@ -174,8 +203,9 @@ class Adapter:
         roles: Mapping[str, TensorInfo],
         known: _Base,
         changes: dict[str, Change],
+        unknown: list[str],
     ) -> Iterator[str]:
-        """Attach one module's A/B pair to its base tensor, or yield why it does not fit."""
+        """Attach one module's A/B pair to its base tensor, or yield why it does not fit; list an unknown module."""
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(roles) != set(wanted):
@@ -184,7 +214,7 @@ class Adapter:
         a, b = (roles[role] for role in wanted)
         found = self._linear(module, renamed, embedding, known) or self._experts(renamed, a, b, known)
         if found is None:
-            yield f"{module} is not a module of the base model"
+            unknown.append(module)
             return
         if (a.shape, b.shape) != found.shapes:
             shape = list(known.targets[found.target])
@@ -333,10 +363,32 @@ def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple
     return f"{module} has no lora_{missing[0]}"
 
 
+def _fits(targets: Mapping[str, tuple[int, ...]], renamed: Callable[[str], str]) -> Callable[[str], bool]:
+    """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
+    with_experts = {target.rpartition(".")[0] for target, shape in targets.items() if len(shape) == 3}
+
+    def fits(module: str) -> bool:
+        single = any(renamed(f"{module}.{part}") in targets for part in ("weight", "bias"))
+        return single or re.sub(r"(\.base_layer)+$", "", renamed(module)) in with_experts
+
+    return fits
+
+
+def _unknown_replacements(replacements: Mapping[str, TensorInfo], targets: Mapping[str, tuple[int, ...]]) -> list[str]:
+    unknown = [info.name for target, info in replacements.items() if target not in targets]
+    return _as_one_line(unknown, "matches no tensor of the base model", "match no tensor of the base model")
+
+
+def _as_one_line(names: Sequence[str], one: str, many: str) -> list[str]:
+    """One problem for all names that have it, with the first of them."""
+    if len(names) < 2:
+        return [f"{name} {one}" for name in names]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return [f"{len(names)} names {many}: {', '.join(names[:_SHOWN_NAMES])}{more}"]
+
+
 def _bad_replacement(target: str, info: TensorInfo, targets: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    if target not in targets:
-        yield f"{info.name} matches no tensor of the base model"
-    elif info.shape != targets[target]:
+    if target in targets and info.shape != targets[target]:
         yield f"{info.name} has the shape {list(info.shape)}, the base {list(targets[target])}"
 
 

@@ -6,6 +6,7 @@ Pickled weights are refused, because opening a pickle can run any code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgetune_converters.files.contents import DAMAGED, read_json, sha256_of
 from edgetune_converters.reading import prequantized
 from edgetune_converters.reading.page_cache import PassingPages
 from edgetune_converters.reading.safetensors_file import SafetensorsFile, row_count
+from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers
 from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo, span
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -36,10 +38,29 @@ class Checkpoint:
         prequantized.check_method(path, self.config)
         self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
         stored = _collect(path, self._files)
+        # remarks for the receipt; wrappers of training whose names are in the stored tensor names
+        self.notes: list[str] = []
+        self.wrappers: tuple[str, ...] = ()
+        stored = self._without_wrappers(stored)
         self._decoders = prequantized.decoders(stored, self.config, self._view)
         self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
+
+    def _without_wrappers(self, stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors under their own names, where torch.compile, FSDP or the like put a component into them."""
+        self.wrappers = wrappers = inner_wrappers(stored)
+        if not wrappers:
+            return stored
+        clean: dict[str, TensorInfo] = {}
+        for name, info in stored.items():
+            own = without_inner_wrappers(name)
+            if own in clean:
+                raise CheckpointError(f"{self.path} holds {own} twice, with and without {' or '.join(wrappers)}")
+            clean[own] = replace(info, name=own)
+        names = " and ".join(repr(name) for name in wrappers)
+        self.notes.append(f"the base's tensor names carry {names}, the name of a wrapper around the model; ignored")
+        return clean
 
     @property
     def is_quantized(self) -> bool:
