@@ -28,7 +28,7 @@ def int4(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.onnx(base, tmp_path_factory.mktemp("onnx") / "tiny-int4", "int4")
 
 
-def test_run_answers(folder: Path) -> None:
+def test_run_prints_the_same_answer_from_the_folder_and_from_its_graph(folder: Path) -> None:
     with load(folder) as runtime:
         ids = list(runtime.generate(runtime.tokenize(PROMPT), Sampling(), 12))
         expected = (runtime.detokenize(ids) + "\n").encode()

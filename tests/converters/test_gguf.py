@@ -160,7 +160,7 @@ def test_a_name_that_llama_cpp_would_cut_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"GGUF", b"PK\x03\x04 some other file", b"GGUF" + bytes(20)])
-def test_foreign_files(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_gguf_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     with pytest.raises(ArtifactError):

@@ -123,7 +123,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(("damage", "code", "words"), TRAIN, ids=lambda value: getattr(value, "__name__", None))
-def test_train(
+def test_bad_input_of_train_is_one_sentence_and_leaves_nothing(
     project: Project, capsys: pytest.CaptureFixture[str], damage: Damage, code: int, words: tuple[str, ...]
 ) -> None:
     damage(project)
@@ -145,7 +145,7 @@ EXPORT: list[tuple[Damage, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("damage", "words"), EXPORT, ids=lambda value: getattr(value, "__name__", None))
-def test_merge_export(
+def test_bad_input_of_merge_export_is_one_sentence_and_leaves_nothing(
     project: Project, capsys: pytest.CaptureFixture[str], damage: Damage, words: tuple[str, ...]
 ) -> None:
     damage(project)

@@ -99,7 +99,7 @@ def test_a_flag_goes_before_the_key_of_an_old_run() -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [("2G", 2 * 10**9), ("1.5MB", 1_500_000), ("700", 700), ("3 kb", 3000)])
-def test_sizes(text: str, size: int) -> None:
+def test_byte_counts_take_a_unit_and_wrong_ones_are_refused(text: str, size: int) -> None:
     assert byte_count(text, "--split-max-size") == size
     for wrong in ("", "G", "-1", "0", "1X"):
         with pytest.raises(ConfigError, match="--split-max-size"):

@@ -167,7 +167,9 @@ def test_mean_of_any_size(compiled: Backend, size: int, threads: int, seed: int)
 
 
 @pairwise(dtype=DTYPES, quant_type=["nf4", "fp4"], blocksize=BLOCKSIZES, double_quant=[False, True])
-def test_four_bits(backend: Backend, dtype: str, quant_type: str, blocksize: int, double_quant: bool) -> None:
+def test_every_format_gives_the_bytes_of_bitsandbytes(
+    backend: Backend, dtype: str, quant_type: str, blocksize: int, double_quant: bool
+) -> None:
     for shape in ((96, 4096), (7, 64), (13, 1000), (5, 33), (1, 1)):
         options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": double_quant}
         assert_same(backend, tensor(gaussian(shape), dtype), dtype, **options)
@@ -193,7 +195,7 @@ def test_weights_large_enough_for_torch_to_use_its_threads(backend: Backend, thr
     zeros=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_any_weights(
+def test_any_weights_give_the_bytes_of_bitsandbytes(
     backend: Backend,
     n: int,
     k: int,
@@ -217,7 +219,7 @@ def test_any_weights(
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_every_half(backend: Backend, quant_type: str, double_quant: bool) -> None:
+def test_every_half_gives_the_bytes_of_bitsandbytes(backend: Backend, quant_type: str, double_quant: bool) -> None:
     """All finite patterns as weights: f16 in its own order, bf16 from 2^-90 up (below, their AVX512-BF16 gives 0)."""
     patterns = np.arange(65536, dtype=np.uint16)
     f16 = torch.from_numpy(patterns.view(np.float16)[np.isfinite(patterns.view(np.float16))].reshape(-1, 64).copy())
@@ -244,7 +246,7 @@ def test_zeros_and_the_smallest(backend: Backend) -> None:
             assert_same(backend, tensor(rows[:, :33], "f32"), "f32", quant_type="nf4", double_quant=double_quant)
 
 
-def test_the_largest(backend: Backend) -> None:
+def test_the_largest_weights_give_the_bytes_of_bitsandbytes(backend: Backend) -> None:
     rows = gaussian((4, 64), scale=1e38)
     rows[1, 3] = np.finfo(np.float32).max
     assert_same(backend, tensor(rows, "f32"), "f32", quant_type="nf4", double_quant=False)
@@ -271,7 +273,7 @@ def test_a_saved_checkpoint(backend: Backend) -> None:
     seed=st.integers(0, 2**20), dtype=st.sampled_from(list(DTYPES)), quant_type=st.sampled_from(_bnb_maps.QUANT_TYPES)
 )
 def test_any_bytes_and_absmax(backend: Backend, seed: int, dtype: str, quant_type: str) -> None:
-    """Codes and scales that no quantizer wrote; products from 2^-126 up (see test_every_half)."""
+    """Codes and scales that no quantizer wrote; products from 2^-126 up, as for every half."""
     rng = np.random.default_rng(seed)
     packed = rng.integers(0, 256, (8 * 64 // 2, 1), dtype=np.uint8)
     absmax = (rng.integers(0, 2**31, 8, dtype=np.uint32) % 0x72000000 + 0x0D000000).view(np.float32)
@@ -303,7 +305,7 @@ def test_the_golden_digests_are_those_of_bitsandbytes() -> None:
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_int8(backend: Backend, dtype: str) -> None:
+def test_int8_is_dequantized_as_bitsandbytes_does(backend: Backend, dtype: str) -> None:
     """Every code with many scales, and what transformers does: dequantize to float32, then cast."""
     scales = np.abs(gaussian((500,), scale=1.0)) * np.exp2(np.arange(500) % 40 - 30).astype(np.float32)
     codes = np.tile(np.arange(-128, 128, dtype=np.int16).astype(np.int8), (500, 1))

@@ -171,7 +171,9 @@ def test_ties_and_minus_infinity(backend: Backend, v: int, masked: float, levels
 
 @SETTINGS
 @given(v=st.integers(1, 200), dtype=st.sampled_from(["f32", "f16", "bf16"]), seed=st.integers(0, 10_000))
-def test_any_bits(backend: Backend, v: int, dtype: str, seed: int) -> None:
+def test_any_bits_are_refused_or_give_numbers_that_are_not_negative(
+    backend: Backend, v: int, dtype: str, seed: int
+) -> None:
     """Whatever the bits: refused as a NaN or infinity, or numbers that are not negative."""
     bits = np.random.default_rng(seed).integers(0, 1 << (32 if dtype == "f32" else 16), (2, 2, v))
     kind = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[dtype]
@@ -264,7 +266,7 @@ def test_equal_rows_and_offsets(backend: Backend) -> None:
     assert backend.compare(coarse + np.float32(1024), coarse, ids).kld.max() < 1e-12
 
 
-def test_minus_infinity(backend: Backend) -> None:
+def test_minus_infinity_means_no_probability(backend: Backend) -> None:
     a, b = pair(4, 50)
     a[0, 3] = -np.inf  # no mass in the reference: contributes nothing, whatever the other says
     a[1, 3] = b[1, 3] = -np.inf
@@ -310,7 +312,7 @@ def test_rows_that_are_no_distribution(backend: Backend, threads: int, value: fl
             getattr(backend, name)(*rows, threads=threads)
 
 
-def test_no_rows(backend: Backend) -> None:
+def test_no_rows_give_no_results(backend: Backend) -> None:
     empty = np.empty((0, 5), np.float32)
     assert all(len(part) == 0 for part in backend.compare(empty, empty, np.empty(0, np.int64)))
     assert all(len(part) == 0 for part in backend.encode_log_probs(empty))
@@ -399,7 +401,7 @@ def test_encode_of_halves_is_that_of_their_values(backend: Backend, dtype: str) 
     assert np.array_equal(found.codes, wanted.codes)
 
 
-def test_round_trip(backend: Backend) -> None:
+def test_decoding_gives_the_stored_values_back(backend: Backend) -> None:
     logits, _ = pair(20, 5000, scale=4.0)
     stored = backend.encode_log_probs(logits)
     decoded = backend.decode_log_probs(*stored)
@@ -419,7 +421,7 @@ def test_round_trip(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("difference", [0.0, 1e-45, 1e-40, 1e-36])
-def test_flat_rows(backend: Backend, difference: float) -> None:
+def test_flat_rows_are_encoded_with_a_finite_scale(backend: Backend, difference: float) -> None:
     logits = np.zeros((2, 9), np.float32)
     logits[:, 4] = difference
     stored = backend.encode_log_probs(logits)

@@ -173,12 +173,12 @@ def test_sizes_are_those_of_libggml(backend: Backend) -> None:
             )
 
 
-def test_no_rows(backend: Backend) -> None:
+def test_no_rows_give_no_bytes(backend: Backend) -> None:
     assert backend.quantize(np.empty((0, 256), np.float32), "q4_k").shape == (0, 144)
     assert backend.dequantize(np.empty((0, 144), np.uint8), "q4_k", 256).shape == (0, 256)
 
 
-def test_callers_buffer(backend: Backend) -> None:
+def test_the_buffer_of_the_caller_is_filled(backend: Backend) -> None:
     out = np.zeros((4, backend.row_bytes("q6_k", K)), np.uint8)
     assert backend.quantize(gaussian(4), "q6_k", out=out) is out
     assert np.array_equal(out, ggml.quantize(gaussian(4), "q6_k"))

@@ -139,7 +139,7 @@ def test_any_bits_on_every_instruction_set(
     exponent=st.integers(-60, 60),
     weighted=st.booleans(),
 )
-def test_near_ties(
+def test_near_ties_are_rounded_alike_on_every_instruction_set(
     compiled: Backend,
     isas: tuple[str, ...],
     name: str,
@@ -174,7 +174,9 @@ def test_every_row_count(compiled: Backend, isas: tuple[str, ...], name: str, we
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", OWN_TYPES)
-def test_half_rows(compiled: Backend, isas: tuple[str, ...], name: str, weighted: bool) -> None:
+def test_half_rows_give_the_bytes_of_their_values(
+    compiled: Backend, isas: tuple[str, ...], name: str, weighted: bool
+) -> None:
     rng = np.random.default_rng(8)
     weights = importance() if weighted else None
     for bits in (bf16_bits(gaussian(40)), rng.integers(0, 1 << 16, (40, K), np.uint16)):

@@ -86,7 +86,7 @@ def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> Non
     assert "trian" in capsys.readouterr().err
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert "edgetune" in capsys.readouterr().out
 

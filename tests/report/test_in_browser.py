@@ -231,7 +231,7 @@ def test_right_to_left_rows_run_from_right_to_left(
             assert text in shown
 
 
-def test_paper(browser: Any, path: Path) -> None:
+def test_print_is_light_and_opens_every_table(browser: Any, path: Path) -> None:
     """Light whatever the screen is, charts no wider than the paper, tables opened, nothing to press."""
     with Opened(browser, path, scheme="dark") as opened:
         document = opened.page.pdf(format="A4", print_background=True, prefer_css_page_size=True)

@@ -66,7 +66,7 @@ def test_the_verdict_says_that_a_sample_is_small() -> None:
         (13.5, "13.5"), (184.992, "185"), (12345.6, "12,346"), (2.5e7, "2.5×10⁷"), (-0.5, "-0.500"), (1, "1.00"),
     ],
 )  # fmt: skip
-def test_short(value: object, text: str) -> None:
+def test_numbers_are_shortened_to_three_digits(value: object, text: str) -> None:
     assert numbers.short(value) == text
 
 
@@ -85,7 +85,7 @@ def test_only_the_whole_is_a_hundred_per_cent(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(5_850_816, "5.85 MB"), (4_370_000_000, "4.37 GB"), (999, "0.999 kB")])
-def test_sizes(value: int, text: str) -> None:
+def test_sizes_are_written_in_decimal_units(value: int, text: str) -> None:
     assert numbers.size(value) == text.replace(" ", SPACE)
 
 
@@ -100,7 +100,7 @@ def test_sizes(value: int, text: str) -> None:
         (["m.gguf", "m-q4_0.gguf"], ["m", "q4_0"]),
     ],
 )
-def test_short_names(names: list[str], shorts: list[str]) -> None:
+def test_names_are_shortened_to_where_they_differ(names: list[str], shorts: list[str]) -> None:
     assert list(short_names(names).values()) == shorts
 
 

@@ -27,7 +27,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "expected", "got", "right"), CASES)
-def test_cases(kind: str, expected: str, got: str, right: bool) -> None:
+def test_answers_match_by_the_kind_of_the_expectation(kind: str, expected: str, got: str, right: bool) -> None:
     assert answer_matches(kind, expected, got) is right
 
 

@@ -44,7 +44,7 @@ def scored(reference: Reference, logits: F32) -> TokenScores:
     return TokenScores(found.kld, found.top, found.nll)
 
 
-def test_every_figure(reference: Reference) -> None:
+def test_every_figure_is_that_of_the_full_distributions(reference: Reference) -> None:
     found = metrics.figures(scored(reference, OTHER), reference)
     p, q, base = probabilities(TRAINED), probabilities(OTHER), probabilities(BASE)
     at = (np.arange(COUNT), reference.rows.targets)

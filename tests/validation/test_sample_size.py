@@ -15,11 +15,11 @@ from edgetune.validation.sample_size import FEW_ROWS, FEW_TOKENS, caution
         (5, 5000, "5 held-out rows with 5000 scored tokens are a small sample: the standard errors"),
     ],
 )
-def test_too_few(rows: int, tokens: int, words: str) -> None:
+def test_a_small_sample_gets_a_warning_with_its_resolution(rows: int, tokens: int, words: str) -> None:
     assert words in (caution(rows, tokens) or "")
 
 
-def test_enough() -> None:
+def test_the_warning_begins_just_below_the_limits() -> None:
     assert caution(FEW_ROWS, FEW_TOKENS) is None
     assert caution(FEW_ROWS, FEW_TOKENS - 1)
     assert caution(FEW_ROWS - 1, FEW_TOKENS)

@@ -185,7 +185,7 @@ def test_golden_conversations_of_any_shape(
         assert all(check.detail for check in checks)
 
 
-def test_the_command(file: Path, tmp_path: Path, without_torch: str) -> None:
+def test_verify_needs_neither_torch_nor_the_run_directory(file: Path, tmp_path: Path, without_torch: str) -> None:
     """Where there is neither torch nor the run directory."""
     alone = tmp_path / "edge"
     alone.mkdir()

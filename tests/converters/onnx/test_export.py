@@ -177,7 +177,7 @@ def test_rows_that_are_no_blocks_are_reported_and_refused(tmp_path: Path) -> Non
     assert kld < WORST["int4"]
 
 
-def test_refusals(base: Path, tmp_path: Path) -> None:
+def test_wrong_types_and_foreign_directories_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="ONNX cannot be written as 'q4_k_m'"):
         export(base, {}, onnx={"q4_k_m": tmp_path / "x"})
     (tmp_path / "mine").mkdir()
