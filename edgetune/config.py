@@ -88,7 +88,7 @@ class QuantizationConfig(Section):
     double_quant: bool = True
     """Also quantize the block scales."""
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Data type of matrix products."""
+    """Data type of matrix products. CPUs without bfloat16 instructions take float32 instead of bfloat16."""
 
 
 class TrainingConfig(Section):

@@ -10,12 +10,14 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from edgetune.errors import EnvironmentProblem
 
 EXTRA = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl")
 _RECORDED = ("edgetune", *EXTRA, "tokenizers", "safetensors", "numpy")
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86-64 and, the last one, of AArch64
 _NOISY = ("transformers", "bitsandbytes", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub")
 
 # Set before the libraries are imported. TRL and huggingface_hub send telemetry by default.
@@ -82,10 +84,24 @@ def describe_device() -> dict[str, Any]:
     return {"type": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads()}
 
 
+def emulates_bfloat16() -> bool:
+    """Whether training runs on a CPU without bfloat16 instructions, where such products are some ten times slower."""
+    import torch
+
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return not torch.cuda.is_available() and bool(flags) and not flags & _BFLOAT16_FLAGS
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def _cpuinfo(field: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - not a file of ours
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+            values = (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field)
+            return next(values, "")
     except OSError:
-        names = []
-    return names[0] if names and names[0] else platform.processor() or platform.machine()
+        return ""

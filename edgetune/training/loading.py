@@ -12,16 +12,20 @@ from edgetune.config import Config, QuantizationConfig
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, base_loading_error
+from edgetune.training.environment import emulates_bfloat16
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def compute_dtype(config: Config) -> torch.dtype:
-    """Return the type of matrix products. Raises ConfigError if the device cannot train in it."""
+    """Return the type of matrix products: that of the configuration, or float32 where the CPU emulates bfloat16.
+
+    Raises ConfigError if the device cannot train in it.
+    """
     name = config.quantization.compute_dtype
     if name == "float16" and not torch.cuda.is_available():
         raise ConfigError("quantization.compute_dtype: float16 needs a CUDA GPU", "Use bfloat16, or float32")
-    return DTYPES[name]
+    return torch.float32 if name == "bfloat16" and emulates_bfloat16() else DTYPES[name]
 
 
 def load_model(base: Base, config: Config) -> Any:
@@ -38,7 +42,7 @@ def load_model(base: Base, config: Config) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             base.path,
             dtype=dtype,
-            quantization_config=_bitsandbytes(config.quantization),
+            quantization_config=_bitsandbytes(config.quantization, products),
             device_map={"": 0 if on_gpu else "cpu"},
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
@@ -59,14 +63,14 @@ def load_empty_model(base: Base, config: Config) -> Any:
         raise base_loading_error(base.name, error) from None
 
 
-def _bitsandbytes(config: QuantizationConfig) -> BitsAndBytesConfig | None:
+def _bitsandbytes(config: QuantizationConfig, products: torch.dtype) -> BitsAndBytesConfig | None:
     if config.bits == 16:
         return None
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.type,
         bnb_4bit_use_double_quant=config.double_quant,
-        bnb_4bit_compute_dtype=DTYPES[config.compute_dtype],
+        bnb_4bit_compute_dtype=products,
     )
 
 

@@ -141,6 +141,8 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun) -> None:
     device = environment.describe_device()
     if device["type"] == "cpu" and prepared.config.training.optimizer.startswith("paged"):
         console.note("no CUDA GPU: training on the CPU, where the paged optimizer's state is not paged")
+    if prepared.config.quantization.compute_dtype == "bfloat16" and environment.emulates_bfloat16():
+        console.note("this CPU has no bfloat16 instructions: computing in float32, which is about ten times as fast")
     run.update_manifest(
         config=prepared.config.model_dump(mode="json"),
         base=dict(prepared.base.identity),

@@ -17,6 +17,7 @@ from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import DataError
 from edgetune.training.adapters import cast_trainable_to_float32
+from edgetune.training.loading import compute_dtype
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -80,7 +81,7 @@ class TrainerArguments(SFTConfig):  # type: ignore[misc]
 def trainer_arguments(config: Config, directory: Path) -> TrainerArguments:
     """Return our options under TRL's names."""
     training = config.training
-    on_gpu = torch.cuda.is_available()
+    on_gpu, products = torch.cuda.is_available(), compute_dtype(config)
     return TrainerArguments(
         output_dir=str(directory),
         num_train_epochs=training.epochs,
@@ -98,8 +99,8 @@ def trainer_arguments(config: Config, directory: Path) -> TrainerArguments:
         gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=training.seed,
         data_seed=training.seed,
-        bf16=config.quantization.compute_dtype == "bfloat16",
-        fp16=config.quantization.compute_dtype == "float16",
+        bf16=products is torch.bfloat16,
+        fp16=products is torch.float16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         dataloader_num_workers=0,

@@ -13,8 +13,8 @@ from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import adapters, environment
-from edgetune.training.loading import four_bit_layers, load_model, load_tokenizer
-from edgetune.training.trainer import Collator, Trainer, build_trainer, check_batch
+from edgetune.training.loading import compute_dtype, four_bit_layers, load_model, load_tokenizer
+from edgetune.training.trainer import Collator, Trainer, build_trainer, check_batch, trainer_arguments
 from tests.training import runs
 
 
@@ -125,7 +125,7 @@ def test_options_reach_the_trainer(base: Path, tmp_path: Path) -> None:
     assert args.get_warmup_steps(3) == 2
     assert args.get_warmup_steps(1) == 0
     assert args.eval_steps == 11
-    assert args.bf16
+    assert args.bf16 is not environment.emulates_bfloat16()
 
 
 @pytest.mark.parametrize(
@@ -195,3 +195,18 @@ def test_float16_needs_a_gpu(base: Path, tmp_path: Path) -> None:
     config = parse_config(values)
     with pytest.raises(ConfigError, match="float16 needs a CUDA GPU"):
         load_model(prepare_run(config).base, config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "products"),
+    [("fma avx2", torch.float32), ("avx2 avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16)],
+)
+def test_a_cpu_that_emulates_bfloat16_computes_in_float32(
+    flags: str, products: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(environment, "_cpuinfo", lambda field: flags if field == "flags" else "")
+    settings = Config.model_validate({"base": "b", "data": {"train": "t.jsonl"}})
+    assert settings.quantization.compute_dtype == "bfloat16"
+    assert compute_dtype(settings) is products
+    assert trainer_arguments(settings, tmp_path).bf16 == (products is torch.bfloat16)
