@@ -54,5 +54,6 @@ def _words(code: CodeType) -> list[str]:
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split()).encode("ascii", "backslashreplace").decode()  # xdist sends no lone surrogates
+    text = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

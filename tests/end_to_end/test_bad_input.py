@@ -162,7 +162,7 @@ def test_bad_input_of_merge_export_is_one_sentence_and_leaves_nothing(
     ("arguments", "code", "words"),
     [
         ([], 2, ("nothing to export was named",)),
-        (["no-such-run"], 1, ("no run directory no-such-run",)),
+        (["no-such-run"], 1, ("there is no run in no-such-run",)),
         (["--base", str(SAMPLE / "base"), "-q", "q9_x"], 2, ("q9_x", "q4_k_m")),
         (["--base", str(SAMPLE / "base"), "-q", ","], 2, ("-q names no type",)),
         (["--base", str(SAMPLE / "base"), "-q", "q8_0,f16", "-o", "x.gguf"], 2, ("one file", "folder")),

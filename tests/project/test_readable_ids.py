@@ -29,6 +29,7 @@ class Kind(Enum):
         pytest.param(37, "value=37", id="number"),
         pytest.param("q4_k", "q4_k", id="text"),
         pytest.param("", "value=empty", id="empty text"),
+        pytest.param("a\ud800\0灯", r"a\ud800\x00\u706f", id="letters that no terminal shows"),
         pytest.param((37, 301), "37x301", id="shape"),
         pytest.param({"rank": 4, "use_dora": None}, "rank=4,use_dora=None", id="mapping"),
         pytest.param(["--seed", "1"], "--seed,1", id="words"),
