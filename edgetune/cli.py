@@ -29,6 +29,8 @@ COMMANDS = {
 }
 """Command -> one-line summary, in the order of the work: the only declaration of both."""
 
+TERMS = "Terms such as reference, ladder, gate and merge base are explained in docs/concepts.md."
+
 
 class LazyGroup(click.Group):
     """A group whose commands are modules `edgetune.commands.NAME`, each with a click command called `command`."""
@@ -44,6 +46,7 @@ class LazyGroup(click.Group):
         module = importlib.import_module("edgetune.commands." + cmd_name.replace("-", "_"))
         command: click.Command = module.command
         command.short_help = COMMANDS[cmd_name]
+        command.epilog = TERMS
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -57,7 +60,7 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=TERMS)
 @click.version_option(package_name="edgetune", prog_name="edgetune")
 def cli() -> None:
     """Fine-tune a language model on a GPU, run it on a CPU, and prove that the exported file is what was trained.
