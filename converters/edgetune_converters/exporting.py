@@ -19,7 +19,7 @@ from edgetune_converters.inputs import ExportInputs, VocabularyChanged
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs import stream
-from edgetune_converters.outputs.base import Output, StreamedOutput, Summary
+from edgetune_converters.outputs.base import Output, OutputSummary, StreamedOutput
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import InputHasher, InputHashes
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
@@ -118,7 +118,7 @@ def write_errors() -> Iterator[None]:
         raise EdgetuneError(f"cannot write{where}: {error.strerror or error}") from error
 
 
-def _receipt(inputs: ExportInputs, identity: InputHashes, made: Summary) -> Receipt:
+def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -> Receipt:
     model, kld = inputs.model, inputs.request.merge_base_kld
     vocabulary = inputs.vocabulary.current if made.format == "gguf" else None
     notes = model.notes + list(vocabulary.notes) if vocabulary else []

@@ -28,7 +28,7 @@ Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StoredComparison:
     """Two models compared at the same m tokens."""
 
     kld: F64
@@ -48,7 +48,7 @@ class Codec(Protocol):
     def encode(self, logits: F32) -> Columns:
         """Encode logits [m, V] as columns of m rows."""
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> StoredComparison:
         """Compare stored columns (m rows) with another model's logits [m, V]; targets [m]."""
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
@@ -71,12 +71,12 @@ class FullVocabulary:
         columns = (np.ascontiguousarray(stored[name]) for name in ("scale", "min_log_prob", "codes"))
         return edgetune_native.decode_log_probs(*columns, threads=threads)
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> StoredComparison:
         """Compare over the full vocabulary."""
         decoded = self.decode(stored, threads)
         leave_out_negligible(decoded)
         result = edgetune_native.compare(decoded, logits, targets, threads=threads)
-        return Comparison(result.kld, logits.argmax(axis=1), result.nll)
+        return StoredComparison(result.kld, logits.argmax(axis=1), result.nll)
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
         """Return the most likely tokens of the full vocabulary."""
@@ -98,13 +98,13 @@ class TopK:
         log_probs, rest, _ = _bucketed(logits, ids)
         return {"ids": ids, "log_probs": log_probs.astype(np.float32), "rest": rest.astype(np.float32)}
 
-    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> Comparison:
+    def compare(self, stored: Mapping[str, NDArray[Any]], logits: F32, targets: I64, threads: int) -> StoredComparison:
         """Compare over k + 1 events."""
         log_probs, rest, log_total = _bucketed(logits, np.asarray(stored["ids"]))
         kept, others = (np.asarray(stored[name], np.float64) for name in ("log_probs", "rest"))
         kld = _divergence(kept, log_probs).sum(axis=1) + _divergence(others, rest)
         nll = log_total - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0].astype(np.float64)
-        return Comparison(np.maximum(kld, 0.0), logits.argmax(axis=1), nll)
+        return StoredComparison(np.maximum(kld, 0.0), logits.argmax(axis=1), nll)
 
     def most_likely(self, stored: Mapping[str, NDArray[Any]], count: int) -> tuple[I64, F64]:
         """Return the most likely tokens of the k stored ones."""

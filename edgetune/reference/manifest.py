@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 
 from edgetune.errors import RunDirectoryError
-from edgetune.runs.documents import Document, Number, Section
+from edgetune.runs.documents import Document, DocumentSection, Number
 from edgetune.runs.json_format import write_json
 
 FILE = "reference.json"
 HINT = "Capture it again with `edgetune reference RUN`, or resume the training (`--resume`)"
 
 
-class Summary(Section):
+class ReferenceSummary(DocumentSection):
     """The results of the capture. Cross-entropies are in nats per token."""
 
     rows: int
@@ -33,7 +33,7 @@ class Summary(Section):
     dtype: str | None = None
 
 
-class Task(Section):
+class Task(DocumentSection):
     """Rows with a checkable answer."""
 
     kind: str
@@ -56,7 +56,7 @@ class ReferenceManifest(Document):
     greedy: list[dict[str, Any]] = Field(default_factory=list)
     """The trained model's greedy answers: {"prompt", "answer" (ids), "stopped"}."""
     task: Task | None = None
-    summary: Summary | None = None
+    summary: ReferenceSummary | None = None
     """None in references of edgetune before 0.1, whose summary is in run.json."""
     vocab_size: int
     coding: str

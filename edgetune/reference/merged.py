@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import Comparison
+from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.store import Reference
 from edgetune_converters.files import atomic
 from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
@@ -31,7 +31,7 @@ def path_of(directory: Path, merge_base: str) -> Path:
     return earlier if earlier.is_file() and not path.is_file() else path
 
 
-def write(reference: Reference, merge_base: str, compared: Comparison) -> Path:
+def write(reference: Reference, merge_base: str, compared: StoredComparison) -> Path:
     """Store the outputs, atomically, and return their path."""
     path = reference.directory / f"merged-{merge_base}.npz"
     with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
@@ -40,7 +40,7 @@ def write(reference: Reference, merge_base: str, compared: Comparison) -> Path:
     return path
 
 
-def read(reference: Reference, merge_base: str) -> Comparison | None:
+def read(reference: Reference, merge_base: str) -> StoredComparison | None:
     """Return the stored outputs, or None.
 
     Raises:
@@ -57,4 +57,4 @@ def read(reference: Reference, merge_base: str) -> Comparison | None:
         raise RunDirectoryError(f"{path} is damaged: {error}", hint) from None
     if digest != reference.digest or any(len(array) != len(reference.rows.positions) for array in arrays):
         raise RunDirectoryError(f"{path} belongs to another reference", hint)
-    return Comparison(*arrays)
+    return StoredComparison(*arrays)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import F32, F64, I64, Codec, Columns, Comparison, FullVocabulary, TopK
-from edgetune.reference.manifest import FILE, HINT, ReferenceManifest, Summary
+from edgetune.reference.codecs import F32, F64, I64, Codec, Columns, FullVocabulary, StoredComparison, TopK
+from edgetune.reference.manifest import FILE, HINT, ReferenceManifest, ReferenceSummary
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.files.contents import sha256_of
@@ -119,7 +119,7 @@ class Reference:
             raise ValueError("a top-k reference does not hold the whole vocabulary; use compare()")
         return self._codec.decode(self._columns(start, stop))
 
-    def compare(self, start: int, logits: F32, *, threads: int = 0) -> Comparison:
+    def compare(self, start: int, logits: F32, *, threads: int = 0) -> StoredComparison:
         """Compare another model's logits [m, V] at scored positions start..start+m-1 with the trained model."""
         stop = start + len(logits)
         targets = self.rows.tokens[self.rows.positions[start:stop]].astype(np.int64)
@@ -157,7 +157,7 @@ def read_manifest(directory: Path) -> ReferenceManifest:
     return ReferenceManifest.read(path)
 
 
-def summary(run: RunDirectory) -> Summary:
+def summary(run: RunDirectory) -> ReferenceSummary:
     """Return the results of the capture.
 
     They are in reference.json and not in run.json, so that a recaptured reference makes no export out of date.
@@ -171,7 +171,7 @@ def summary(run: RunDirectory) -> Summary:
     earlier = run.manifest.stages.reference  # in runs of edgetune before 0.1
     if earlier is None:
         raise _damaged(run.reference, f"{FILE} has no summary")
-    return Summary.model_validate(earlier)
+    return ReferenceSummary.model_validate(earlier)
 
 
 def _check_files(directory: Path, files: Mapping[str, str]) -> None:

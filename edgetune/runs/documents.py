@@ -27,13 +27,13 @@ OptionalNumber = Annotated[
 """A float that may be absent."""
 
 
-class Section(BaseModel):
+class DocumentSection(BaseModel):
     """A part of a document. Keys that this version does not know are kept."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Document(Section):
+class Document(DocumentSection):
     """A JSON document with a version.
 
     A document of an older version is read: what it lacks has a default. One of a newer version is refused.

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from edgetune.runs.documents import Document, Number, Section
+from edgetune.runs.documents import Document, DocumentSection, Number
 from edgetune.runs.status import Stage
 
 
-class BaseIdentity(Section):
+class BaseIdentity(DocumentSection):
     """The base model that a run was trained on."""
 
     name: str | None = None
@@ -24,7 +24,7 @@ class BaseIdentity(Section):
     """SHA-256 of config.json and of the weights, by file name."""
 
 
-class TrainResults(Section):
+class TrainResults(DocumentSection):
     """The results of the stage `train`. Losses are in nats per token."""
 
     steps: int = 0
@@ -45,7 +45,7 @@ class TrainResults(Section):
     """ISO 8601, UTC."""
 
 
-class Stages(Section):
+class Stages(DocumentSection):
     """The results of each stage that has finished."""
 
     train: TrainResults | None = None

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.runs.documents import Document, Number, OptionalNumber, Section
+from edgetune.runs.documents import Document, DocumentSection, Number, OptionalNumber
 
 SUFFIX = ".validation.json"
 
@@ -25,14 +25,14 @@ def results_path(artifact: Path) -> Path:
 # -- figures of one model ----------------------------------------------------------------------------------------------
 
 
-class Mean(Section):
+class Mean(DocumentSection):
     """A mean and its standard error."""
 
     value: Number = math.nan
     error: Number = math.nan
 
 
-class Figures(Section):
+class Figures(DocumentSection):
     """One model compared with the reference, which is the trained model (or the base of a llama.cpp file)."""
 
     tokens: int = 0
@@ -69,7 +69,7 @@ class Figures(Section):
 # -- contract, task, greedy answers, long rows -------------------------------------------------------------------------
 
 
-class Difference(Section):
+class Difference(DocumentSection):
     """The first difference in one respect of the contract."""
 
     what: str
@@ -77,7 +77,7 @@ class Difference(Section):
     detail: str
 
 
-class Contract(Section):
+class Contract(DocumentSection):
     """Whether a file renders, tokenizes and stops as training did."""
 
     conversations: int = 0
@@ -98,7 +98,7 @@ class Contract(Section):
         )
 
 
-class TaskScore(Section):
+class TaskScore(DocumentSection):
     """The number of correct answers, and the first wrong one."""
 
     rows: int = 0
@@ -116,7 +116,7 @@ class TaskScore(Section):
         return self
 
 
-class Agreement(Section):
+class Agreement(DocumentSection):
     """Agreement with the trained model's greedy answers, token by token. A stop counts as a token."""
 
     rows: int
@@ -126,7 +126,7 @@ class Agreement(Section):
     """Answers that are equal to the end."""
 
 
-class LongRow(Section):
+class LongRow(DocumentSection):
     """A row that tests a long context."""
 
     tokens: int
@@ -138,21 +138,21 @@ class LongRow(Section):
 # -- detail of one file ------------------------------------------------------------------------------------------------
 
 
-class Histogram(Section):
+class Histogram(DocumentSection):
     """`counts` [n] between `edges` [n + 1]."""
 
     edges: list[float]
     counts: list[int]
 
 
-class Candidates(Section):
+class Candidates(DocumentSection):
     """The most likely tokens of both models at one position, as (text, probability)."""
 
     trained: list[tuple[str, float]]
     file: list[tuple[str, float]]
 
 
-class WorstRow(Section):
+class WorstRow(DocumentSection):
     """A window of a row with a large divergence. The columns have one entry per token, NaN for an unscored one."""
 
     row: int
@@ -171,7 +171,7 @@ class WorstRow(Section):
     """By the index into the columns."""
 
 
-class KldDetail(Section):
+class KldDetail(DocumentSection):
     """The distribution of a file's KL divergences, and the rows where they are largest."""
 
     kld_histogram: Histogram | None = None
@@ -180,7 +180,7 @@ class KldDetail(Section):
     worst_rows: list[WorstRow] = Field(default_factory=list)
 
 
-class TensorCost(Section):
+class TensorCost(DocumentSection):
     """The cost of the quantization of some tensors, measured by storing them in 16 bits."""
 
     tensor: str
@@ -194,7 +194,7 @@ class TensorCost(Section):
     """How much smaller that is."""
 
 
-class TensorCosts(Section):
+class TensorCosts(DocumentSection):
     """Which tensors' storage types cost most, the worst first: kinds of tensors, then layers of the worst kind."""
 
     kld: Number
@@ -205,7 +205,7 @@ class TensorCosts(Section):
     """Whether the time was enough for all of them."""
 
 
-class StageLoss(Section):
+class StageLoss(DocumentSection):
     """The stage that adds most divergence."""
 
     stage: str
@@ -220,7 +220,7 @@ BASE, TRAINED, MERGED, FILE = "base", "trained", "merged", "file"
 _STAGES = {BASE: "base", TRAINED: "trained", MERGED: "merge"}
 
 
-class Rung(Section):
+class Rung(DocumentSection):
     """One model of the ladder. The fields after `kind` are of exported files only, unless they say otherwise."""
 
     name: str
@@ -262,7 +262,7 @@ class Rung(Section):
         return self
 
 
-class Miss(Section):
+class Miss(DocumentSection):
     """A threshold or a check that a file misses."""
 
     rung: str = ""
@@ -278,7 +278,7 @@ class Miss(Section):
     """What to do next."""
 
 
-class Unmeasured(Section):
+class Unmeasured(DocumentSection):
     """A threshold that is set and was not measured, so that the gate cannot be passed."""
 
     rung: str
@@ -288,7 +288,7 @@ class Unmeasured(Section):
     """What was left out, in a sentence."""
 
 
-class ReferenceFacts(Section):
+class ReferenceFacts(DocumentSection):
     """The reference that the files were compared with."""
 
     rows: int = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgetune.console import Progress
 from edgetune.errors import RunDirectoryError
-from edgetune.reference.codecs import Comparison
+from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runtime import Runtime, RuntimeProblem
@@ -30,7 +30,7 @@ def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Pr
     check_vocabulary(runtime, reference)
     each = list(rows)
     places = [where.start for _, _, where in each]
-    found: dict[int, Comparison] = {}
+    found: dict[int, StoredComparison] = {}
     done = 0
     for row, block in runtime.score_batch([(ids, positions) for ids, positions, _ in each]):
         for logits in in_cache([block]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_converters.errors import EdgetuneError
-from edgetune_converters.outputs.base import Summary
+from edgetune_converters.outputs.base import OutputSummary
 from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput, StagedDirectory
 from edgetune_converters.provenance.hashing import InputHashes
 
@@ -82,7 +82,7 @@ class Unopenable(DirectoryOutput):
     def verify(self) -> None:
         raise NotImplementedError
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> OutputSummary:
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What the optimiser sees: the loss of the assistant's tokens, and bitsandbytes' own optimisers and layers."""
+"""What the optimizer sees: the loss of the assistant's tokens, and bitsandbytes' own optimizers and layers."""
 
 from __future__ import annotations
 

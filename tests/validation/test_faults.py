@@ -18,7 +18,7 @@ from edgetune.errors import GateFailure
 from edgetune.exporting.request import export_request
 from edgetune.exporting.source import find_source
 from edgetune.reference import merged
-from edgetune.reference.codecs import Comparison
+from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
@@ -92,7 +92,7 @@ def store_merged(run: RunDirectory, file: Path) -> None:
     reference = Reference.open(run.reference)
     with load(file) as runtime:
         said = scoring.score(runtime, reference, reference.rows, lambda *_: None)
-    merged.write(reference, "original", Comparison(said.kld, said.top, said.nll))
+    merged.write(reference, "original", StoredComparison(said.kld, said.top, said.nll))
 
 
 def untie_head(tensors: Tensors) -> None:

@@ -24,7 +24,7 @@ from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 
-class Summary(NamedTuple):
+class OutputSummary(NamedTuple):
     """The entries of a receipt that depend on the output alone; see `Receipt`."""
 
     artifact: Path
@@ -107,7 +107,7 @@ class Output(ABC):
         """Compute the hashes of all files, so that `publish` takes no time."""
 
     @abstractmethod
-    def publish(self) -> Summary:
+    def publish(self) -> OutputSummary:
         """Rename the output into place."""
 
 

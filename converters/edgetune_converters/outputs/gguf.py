@@ -15,7 +15,7 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitPlan, SplitWriter
 from edgetune_converters.gguf.values import Value, string, strings, u32
 from edgetune_converters.merging.stream import RowBlock
-from edgetune_converters.outputs.base import Output, StreamedOutput, StreamTensor, Summary
+from edgetune_converters.outputs.base import Output, OutputSummary, StreamedOutput, StreamTensor
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.delta_survival import DeltaSurvival
@@ -118,10 +118,10 @@ class GgufOutput(StagedGguf, StreamedOutput):
         stored = [encode_rows(piece, row.type, row.name, threads, weights) for piece, weights in pieces]
         return stored[0] if len(stored) == 1 else np.concatenate(stored)
 
-    def publish(self) -> Summary:
+    def publish(self) -> OutputSummary:
         files = self._writer.publish()
         plan = self._plan
-        return Summary(
+        return OutputSummary(
             artifact=self.path,
             sha256=files[self.path.name],
             size=self.size,

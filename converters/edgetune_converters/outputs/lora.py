@@ -22,7 +22,7 @@ from edgetune_converters.gguf.split import SplitPlan
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
 from edgetune_converters.model import Model
-from edgetune_converters.outputs.base import Summary
+from edgetune_converters.outputs.base import OutputSummary
 from edgetune_converters.outputs.gguf import StagedGguf
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization.encode import encode_rows
@@ -168,10 +168,10 @@ class LoraOutput(StagedGguf):
             self._writer.append(encode_rows(item.values, self._type, item.name, 0))
         super().finish(inputs)
 
-    def publish(self) -> Summary:
+    def publish(self) -> OutputSummary:
         weights = sum(item.values.size for item in self._factors)
         size = weights * BY_NAME[self._type].bytes
-        return Summary(
+        return OutputSummary(
             artifact=self.path,
             sha256=self._writer.publish()[self.path.name],
             size=self.size,

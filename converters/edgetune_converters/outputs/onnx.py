@@ -19,7 +19,7 @@ from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.onnx.genai import DecoderSizes, genai_config
 from edgetune_converters.onnx.model import DATA_FILE, DecoderGraph
 from edgetune_converters.onnx.weight_file import EncodedBlock, WeightEncoder, WeightFile
-from edgetune_converters.outputs.base import StreamedOutput, StreamTensor, Summary
+from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
 from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import tool_versions
@@ -121,9 +121,9 @@ class OnnxOutput(DirectoryOutput, StreamedOutput):
             self._extra,
         )
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> OutputSummary:
         plan, search = self._graph.plan, self._graph.settings.type_search
-        return Summary(
+        return OutputSummary(
             artifact=self.path,
             sha256=self._staged.sha256,
             size=self.size,

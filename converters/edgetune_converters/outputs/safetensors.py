@@ -23,7 +23,7 @@ from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
 from edgetune_converters.merging.stream import RowBlock
-from edgetune_converters.outputs.base import StreamedOutput, StreamTensor, Summary
+from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
 from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import tool_versions
@@ -136,13 +136,13 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
             if {info.name: (info.dtype, info.shape) for info in found.values()} != planned:
                 raise ArtifactError(f"{self._staged.partial / name} does not hold what was planned")
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> OutputSummary:
         weights = sum(math.prod(entry.shape) for entry in self._entries)
         size = sum(entry.bytes for entry in self._entries)
         types: dict[str, int] = {}
         for entry in self._entries:
             types[entry.type] = types.get(entry.type, 0) + entry.bytes
-        return Summary(
+        return OutputSummary(
             artifact=self.path,
             sha256=self._staged.sha256,
             size=self.size,

@@ -18,7 +18,7 @@ from typing import Self
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.outputs.base import Output, Summary
+from edgetune_converters.outputs.base import Output, OutputSummary
 from edgetune_converters.provenance.receipts import combined_hash
 
 
@@ -129,10 +129,10 @@ class DirectoryOutput(Output):
     def hash_files(self) -> None:
         self._staged.hash_all()
 
-    def publish(self) -> Summary:
+    def publish(self) -> OutputSummary:
         self._staged.publish()
         return self._summary()
 
     @abstractmethod
-    def _summary(self) -> Summary:
+    def _summary(self) -> OutputSummary:
         """Return the receipt's entries about the directory."""

@@ -22,7 +22,7 @@ from edgetune_converters.model import Model
 from edgetune_converters.onnx.genai import genai_config
 from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.traced_model import TracedModel, TracedSettings, WeightSummary, write_weights
-from edgetune_converters.outputs.base import StreamedOutput, StreamTensor, Summary
+from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
 from edgetune_converters.outputs.onnx import CONFIG_FILE, GRAPH_FILE, ONNX_MODEL, check_graph, graph_metadata
 from edgetune_converters.outputs.safetensors import SafetensorsOutput
 from edgetune_converters.outputs.staging import DirectoryOutput
@@ -152,9 +152,9 @@ class TracedOutput(DirectoryOutput, StreamedOutput):
         write_json(folder / CONFIG_FILE, genai_config(traced.sizes, self._ends))
         return weights
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> OutputSummary:
         weights = self._summary_of_weights
-        return Summary(
+        return OutputSummary(
             artifact=self.path,
             sha256=self._staged.sha256,
             size=sum((self.path / name).stat().st_size for name in (GRAPH_FILE, DATA_FILE)),

@@ -18,7 +18,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.reference import merged
-from edgetune.reference.codecs import Comparison
+from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.llama_kld import KldBaseWriter, scored_positions, split_into_chunks, with_bos
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
@@ -99,14 +99,14 @@ def _merged_type() -> str:
     return "bf16" if torch.cuda.is_available() else "f32"
 
 
-def _compare_directory(folder: Path, prepared: PreparedRun, reference: Reference, name: str) -> Comparison:
+def _compare_directory(folder: Path, prepared: PreparedRun, reference: Reference, name: str) -> StoredComparison:
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": 0 if on_gpu else "cpu"},
         use_safetensors=True, trust_remote_code=prepared.config.trust_remote_code,
     ).eval()  # fmt: skip
-    parts: list[Comparison] = []
+    parts: list[StoredComparison] = []
     done = 0
     with torch.inference_mode(), console.count_progress(f"merged {name}") as progress:
         for batch in forward.batches_for_device(model, reference.rows):
@@ -114,7 +114,9 @@ def _compare_directory(folder: Path, prepared: PreparedRun, reference: Reference
                 parts.append(reference.compare(done, logits))
                 done += len(logits)
             progress(done, len(reference.rows.positions))
-    return Comparison(*(np.concatenate([getattr(part, array) for part in parts]) for array in ("kld", "top", "nll")))
+    return StoredComparison(
+        *(np.concatenate([getattr(part, array) for part in parts]) for array in ("kld", "top", "nll"))
+    )
 
 
 # -- llama.cpp's base file ---------------------------------------------------------------------------------------------
