@@ -101,6 +101,8 @@ def _check_expected_answers(prepared: PreparedRun) -> None:
 def print_overview(prepared: PreparedRun) -> None:
     """Print what will be trained on, and a warning for each doubtful property of the rows."""
     console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
+    for note in prepared.base.checkpoint.notes:
+        console.note(note)
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")
     for warning in _warnings(prepared):

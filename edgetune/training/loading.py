@@ -46,6 +46,7 @@ def load_model(base: Base, config: Config) -> Any:
             device_map={"": 0 if on_gpu else "cpu"},
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            **_config_without_quantization(base, config),
         )
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None
@@ -58,9 +59,23 @@ def load_empty_model(base: Base, config: Config) -> Any:
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, **options), **options)
+            stated = _config_without_quantization(base, config).get("config")
+            stated = stated or AutoConfig.from_pretrained(base.path, **options)
+            return AutoModelForCausalLM.from_config(stated, **options)
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None
+
+
+def _config_without_quantization(base: Base, config: Config) -> dict[str, Any]:
+    """Return `config` for transformers where config.json declares a quantization that the weights do not have.
+
+    transformers would take them for quantized and put 16-bit weights into 4-bit layers as they are.
+    """
+    if not base.checkpoint.has_outdated_quantization:
+        return {}
+    stated = AutoConfig.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
+    del stated.quantization_config
+    return {"config": stated}
 
 
 def _bitsandbytes(config: QuantizationConfig, products: torch.dtype) -> BitsAndBytesConfig | None:

@@ -34,12 +34,15 @@ def raw_safetensors(path: Path, header: Any, data: bytes) -> Path:
     return path
 
 
-def model(directory: Path, config: dict[str, Any] | None = None) -> Path:
-    """A directory with two small tensors."""
+def model(directory: Path, config: dict[str, Any] | None = None, *, packed: bool = False) -> Path:
+    """A directory with two small tensors, the second of packed integers if asked for."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config or {"architectures": ["LlamaForCausalLM"]}))
     values = np.arange(12, dtype="<f4")
-    safetensors(directory / SINGLE_FILE, {"a": ("F32", [4, 3], values.tobytes()), "b": ("F32", [2], bytes(8))})
+    safetensors(
+        directory / SINGLE_FILE,
+        {"a": ("F32", [4, 3], values.tobytes()), "b": ("I32" if packed else "F32", [2], bytes(8))},
+    )
     return directory
 
 
@@ -127,7 +130,7 @@ def test_pickles_are_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_quantization_is_refused(tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     with pytest.raises(CheckpointError, match=r"already quantized \(gptq\).*not read"):
-        Checkpoint(model(tmp_path, config))
+        Checkpoint(model(tmp_path, config, packed=True))
 
 
 # -- damaged files -----------------------------------------------------------------------------------------------------

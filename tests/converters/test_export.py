@@ -270,7 +270,7 @@ def _reconfigured(base: Path, target: Path, **changes: Any) -> Path:
         ({"rope_parameters": {"rope_type": "llama3"}}, ArchitectureError, "rope factor must be a positive number"),
         ({"rope_parameters": [1]}, ArchitectureError, "rope parameters must be an object"),
         ({"tie_word_embeddings": False}, ArchitectureError, r"lm_head.weight is missing"),
-        ({"quantization_config": {"quant_method": "gptq"}}, CheckpointError, r"already quantized \(gptq\)"),
+        ({"quantization_config": {"quant_method": "bitnet"}}, CheckpointError, r"already quantized \(bitnet\)"),
     ],
 )
 def test_configs_that_do_not_fit(

@@ -260,6 +260,7 @@ def test_integers_of_llm_compressor_are_decoded(tmp_path: Path) -> None:
 )
 def test_other_methods_are_refused(stated: Any, said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": stated}))
+    save_file({f"{UP}.qweight": torch.zeros(2, 2, dtype=torch.int32)}, tmp_path / WEIGHTS)
     with pytest.raises(CheckpointError, match=f"already quantized.*{said}|{said}.*not read"):
         Checkpoint(tmp_path)
 

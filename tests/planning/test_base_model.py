@@ -9,6 +9,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+import transformers
 
 from edgetune.config import parse_config
 from edgetune.errors import EnvironmentProblem
@@ -94,9 +96,9 @@ def test_disk_space_grows_with_rank_optimizer_and_reference(base: Path, tmp_path
 
 
 def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(base, tmp_path / "own")
-    config = json.loads((own / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (own / "config.json").write_text(json.dumps(config))
+    own = tmp_path / "own"
+    in_four_bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, quantization_config=in_four_bits)
+    model.save_pretrained(own)
     with pytest.raises(CheckpointError, match="already quantized; training quantizes the original weights"):
         find_base(_config(tmp_path, base=str(own)))

@@ -35,17 +35,29 @@ class Checkpoint:
         self.path = path
         _check_directory(path)
         self.config = read_json(path / "config.json")
-        prequantized.check_method(path, self.config)
         self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
         stored = _collect(path, self._files)
         # remarks for the receipt; wrappers of training whose names are in the stored tensor names
         self.notes: list[str] = []
         self.wrappers: tuple[str, ...] = ()
         stored = self._without_wrappers(stored)
+        self.has_outdated_quantization = prequantized.is_outdated_entry(self.config, stored)
+        if self.has_outdated_quantization:
+            self._drop_quantization_entry()
+        prequantized.check_method(path, self.config)
         self._decoders = prequantized.decoders(stored, self.config, self._view)
         self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
+
+    def _drop_quantization_entry(self) -> None:
+        """Take quantization_config out of `config`, with a note."""
+        entry = self.config["quantization_config"]
+        method = entry.get("quant_method", "unknown") if isinstance(entry, dict) else "unknown"
+        self.config = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        self.notes.append(
+            f"config.json declares a quantization ({method}), but the weights are not quantized: the entry is ignored"
+        )
 
     def _without_wrappers(self, stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
         """The tensors under their own names, where torch.compile, FSDP or the like put a component into them."""

@@ -51,7 +51,7 @@ class GgufBase(Checkpoint):
         self._assembled = read_back.found
         self.tensors = {name: tensor.info for name, tensor in read_back.found.items()}
         self.carried = read_back.carried
-        self.notes, self.wrappers = [], ()
+        self.notes, self.wrappers, self.has_outdated_quantization = [], (), False
 
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""

@@ -33,6 +33,18 @@ _METHODS: Mapping[str, tuple[str, tuple[Any, ...]] | None] = {
     "modelopt": ("quant_algo", ("FP8",)),
     "mxfp4": None,
 }
+# methods whose quantized weights are recognized by their tensors; "none": old entries name none
+_STORED_METHODS = (*_METHODS, "gptq", "awq", "aqlm", "eetq", "hqq", "none")
+# what tells that weights are stored quantized: integers and small floats, and the names of codes and scales
+_PACKED_DTYPES = ("U8", "I8", "I16", "I32", "U16", "U32", *FLOAT8)
+_PACKED_PARTS = frozenset(
+    {
+        *("qweight", "qzeros", "scales", "g_idx", "SCB", "weight_format", "absmax", "quant_map"),
+        *("weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale"),
+        *("weight_zero_point", "weight_shape", "codes", "codebooks", "Qidxs", "trellis"),
+    }
+)
+_PACKED_ENDS = ("_blocks", "_scales", "_scale", "_scale_inv")
 _OF_CACHE = re.compile(r".*\.[qkv]_scale")
 _HINT = "Give the original 16-bit or 32-bit model that it was made from, or fetch this one again"
 _BLOCK = (128, 128)
@@ -55,7 +67,23 @@ class WeightDecoder(Protocol):
         """Return rows first..last as a fresh f32 array."""
 
 
-def check_method(path: object, config: Mapping[str, Any]) -> None:
+def is_outdated_entry(config: ConfigJson, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether config.json declares a quantization that the tensors do not have: all are floats, none is a scale.
+
+    Merged models often keep the entry of the quantized model that they were trained on. An entry that says how plain
+    weights are computed with (bitnet, transforms) is not outdated.
+    """
+    entry = config.get("quantization_config")
+    stated = entry if isinstance(entry, dict) else {}
+    if not entry or stated.get("quant_method", "none") not in _STORED_METHODS or stated.get("transform_config"):
+        return False
+    return not any(
+        info.dtype in _PACKED_DTYPES or name.rpartition(".")[2] in _PACKED_PARTS or name.endswith(_PACKED_ENDS)
+        for name, info in tensors.items()
+    )
+
+
+def check_method(path: object, config: ConfigJson) -> None:
     """Raise CheckpointError when config.json declares a quantization method that is not supported."""
     quantization = config.get("quantization_config")
     if not quantization:
