@@ -145,4 +145,4 @@ def test_file_types_are_those_of_the_gguf_package() -> None:
     constants = pytest.importorskip("gguf.constants")
     for recipe in RECIPES.values():
         theirs = constants.LlamaFileType(recipe.file_type).name.lower().replace("mostly_", "").replace("all_", "")
-        assert theirs == recipe.name
+        assert theirs == recipe.name, "a recipe is a file type of llama.cpp; --tensor-type makes other mixes"

@@ -9,10 +9,12 @@ import pytest
 
 from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError, EdgetuneError
+from edgetune.exporting import targets as naming
 from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import byte_count, check_overrides, check_used
 from edgetune.exporting.targets import refuse_existing, targets_of
 from edgetune_converters.formats import FORMATS
+from edgetune_converters.planning import PLANNERS
 from edgetune_converters.request import Target
 from tests.export_requests import targets
 
@@ -51,11 +53,16 @@ def test_the_types_of_a_run_do_not_hinder_other_formats() -> None:
         found(None, ["safetensors"], ["q4_k_m"])
 
 
+def test_every_format_has_names_of_artifacts_and_a_plan() -> None:
+    assert set(naming._NAMES) == set(FORMATS), "_NAMES in edgetune/exporting/targets.py"
+    assert set(PLANNERS) == set(FORMATS), "PLANNERS in edgetune_converters/planning.py"
+
+
 def test_formats_have_the_types_that_the_converters_can_write() -> None:
     """FORMATS names the types of ONNX without importing onnx."""
     from edgetune_converters.onnx.plan import RECIPES
 
-    assert set(FORMATS["onnx"].types) == set(RECIPES)
+    assert set(FORMATS["onnx"].types) == set(RECIPES), "edgetune_converters/formats.py repeats the names of RECIPES"
     for format_ in FORMATS.values():
         for type_ in (*format_.types, format_.default_type):
             format_.check_type(type_)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from edgetune.config import Config, load_config, option_names, parse_config
 from edgetune.errors import ConfigError
+from tests.project.import_graph import modules, tree
 
 MINIMAL = {"base": "b", "data": {"train": "t.jsonl"}}
 
@@ -125,6 +127,17 @@ def test_every_option_is_documented_where_it_stands() -> None:
 
     assert undocumented(Config) == []
     assert len(set(option_names())) == len(list(option_names()))
+
+
+def test_every_option_is_read_somewhere() -> None:
+    """An attribute or a text of its name, outside the declaration."""
+    used: set[str] = set()
+    for module, file in modules().items():
+        if module != "edgetune.config" and module.startswith("edgetune."):
+            used |= {node.attr for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)}
+            used |= {str(node.value) for node in ast.walk(tree(file)) if isinstance(node, ast.Constant)}
+    unused = [name for name in option_names() if name.rpartition(".")[2] not in used]
+    assert not unused, "options that nothing in edgetune/ reads"
 
 
 def test_a_base_that_is_not_rounded_cannot_be_the_merge_base() -> None:
