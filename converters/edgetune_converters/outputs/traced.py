@@ -31,7 +31,6 @@ from edgetune_converters.provenance.metadata import hyperparameter_keys
 from edgetune_converters.tokenizers.special import SpecialTokenIds
 
 CODES = ("int8", "int4")
-TYPES = ("f32", "f16", *CODES)
 Compare = Callable[[Path], float]
 """Returns the mean KL divergence (nats) of a written graph from the exporter's own model with the same weights."""
 

@@ -1,8 +1,7 @@
 """The table of model families, one file per name. Nothing outside this package asks which family a model is.
 
-To add a family, write a file with its `Family` row, made of the parts in common.py and experts.py, and add the row to
-`FAMILIES`. The failures of tests/converters/test_architectures.py, test_family_options.py and onnx/test_families.py
-then name the pages and test tables that list every family.
+To add a family, write a file with its `Family` row and add the row to `FAMILIES`: docs/architecture.md, section "A model
+family", lists the tests and pages that follow.
 """
 
 from __future__ import annotations
