@@ -1,7 +1,7 @@
 """The table of model families, one file per name. Nothing outside this package asks which family a model is.
 
-To add a family, write a file with its `Family` row and add the row to `FAMILIES`: docs/architecture.md, section "A model
-family", lists the tests and pages that follow.
+To add a family, write a file with its `Family` row and add the row to `FAMILIES`. docs/architecture.md, section "A
+model family", lists the tests and pages that follow.
 """
 
 from __future__ import annotations
