@@ -130,13 +130,23 @@ def test_every_option_is_documented_where_it_stands() -> None:
 
 
 def test_every_option_is_read_somewhere() -> None:
-    """An attribute or a text of its name, outside the declaration."""
-    used: set[str] = set()
+    """As `config.option` or `section.option`, or by a text of its name."""
+    read: set[tuple[str, str]] = set()
+    texts: set[object] = set()
     for module, file in modules().items():
-        if module != "edgetune.config" and module.startswith("edgetune."):
-            used |= {node.attr for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)}
-            used |= {str(node.value) for node in ast.walk(tree(file)) if isinstance(node, ast.Constant)}
-    unused = [name for name in option_names() if name.rpartition(".")[2] not in used]
+        if not module.startswith("edgetune.") or module == "edgetune.config":
+            continue
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.Attribute):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                read.add((owner, node.attr))
+            elif isinstance(node, ast.Constant):
+                texts.add(node.value)
+    unused = []
+    for option in option_names():
+        section, _, name = option.rpartition(".")
+        if not {("config", name), (section, name)} & read and name not in texts:
+            unused.append(option)
     assert not unused, "options that nothing in edgetune/ reads"
 
 
