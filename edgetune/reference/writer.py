@@ -120,7 +120,7 @@ class ReferenceWriter:
         self._header["contract"] = [dict(conversation) for conversation in conversations]
 
     def set_summary(self, results: Mapping[str, Any]) -> None:
-        """Set the results of the capture (manifest.Summary). The same work must give the same figures."""
+        """Set the results of the capture (manifest.ReferenceSummary). The same work must give the same figures."""
         self._header["summary"] = dict(results)
 
     def set_task(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
