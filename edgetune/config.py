@@ -47,6 +47,8 @@ class DataConfig(Section):
     """The possible answers if `answer` is `choice`, such as [A, B, C, D]."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
     """Format of the rows; `auto` recognizes it by their keys."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """`skip`: leave out rows that cannot be trained on, count them, and list them in the run."""
     chat_template: str | None = None
     """A .jinja file or a built-in name (chatml, alpaca, plain) that replaces the chat template of the base."""
     split: str = "train"

@@ -30,7 +30,8 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.config import load_config
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all, read_splits
-    from edgetune.data.preview import format_heading, format_totals, highlight_row
+    from edgetune.data.preview import format_heading, format_skipped, format_totals, format_unused, highlight_row
+    from edgetune.data.problems import RowProblems
     from edgetune.data.text_tokenizer import TextTokenizer
     from edgetune.planning.base_model import find_base
 
@@ -38,8 +39,10 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     base = find_base(options, weights=False)
     template = ChatTemplate.from_directory(base.path, options.data.chat_template)
     tokenizer = TextTokenizer.from_directory(base.path)
-    splits = read_splits(options.data, options.training.seed)
-    encoding = encode_all(template, tokenizer, splits.train, options.training.max_length)
+    problems = RowProblems(skip=options.data.on_bad_row == "skip")
+    splits = read_splits(options.data, options.training.seed, problems)
+    encoding = encode_all(template, tokenizer, splits.train, options.training.max_length, problems)
+    problems.raise_if_any()
     out = Console(highlight=False, soft_wrap=True)
     color = out.is_terminal and not os.environ.get("NO_COLOR")
     for number, row in enumerate(encoding.rows[:count], 1):
@@ -47,5 +50,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
         out.print(highlight_row(row, tokenizer, color=color))
         out.print()
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
+    for line in (*format_unused(encoding.usage), *format_skipped(problems)):
+        out.print(line, markup=False)
     if encoding.rewritten:
         out.print(f"each assistant turn is a separate row, because {encoding.rewritten}", markup=False)

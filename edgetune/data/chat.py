@@ -71,6 +71,17 @@ class ChatTemplate:
         named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
         return cls(source, named.pop("bos_token", None), named.pop("eos_token", None), named)
 
+    def check_syntax(self) -> None:
+        """Raise DataError if the template is not valid Jinja text."""
+        try:
+            self.source.encode("utf-8")
+            chat_template.compiled(self.source)
+        except ChatTemplateError as error:
+            raise DataError(f"the chat template is not valid Jinja: {error}", NO_TEMPLATE_HINT) from None
+        except UnicodeEncodeError as error:
+            code = ord(self.source[error.start])
+            raise DataError(f"the chat template holds half a character (U+{code:04X})", NO_TEMPLATE_HINT) from None
+
     def render(
         self,
         messages: Sequence[Message],
@@ -84,10 +95,7 @@ class ChatTemplate:
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
         named = {name: token for name, token in tokens.items() if token is not None}
-        try:
-            chat_template.compiled(self.source)
-        except ChatTemplateError as error:
-            raise DataError(f"the chat template is not valid Jinja: {error}", NO_TEMPLATE_HINT) from None
+        self.check_syntax()
         try:
             return chat_template.render(
                 self.source, messages, named, add_generation_prompt=add_generation_prompt, tools=tools

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
-from edgetune.data.formats import Conversation
+from edgetune.data.fitting import KeyUsage, fit_to_template
+from edgetune.data.formats import ChatRow
 from edgetune.data.masks import EncodedRow, HistoryRewriteError, encode_conversation
+from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.sources import DataSource, read_sources
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
@@ -23,9 +25,9 @@ MAX_HELD_OUT = 500
 class Splits:
     """The rows of a run as conversations."""
 
-    train: list[Conversation]
-    validation: list[Conversation]
-    test: list[Conversation]
+    train: list[ChatRow]
+    validation: list[ChatRow]
+    test: list[ChatRow]
     formats: list[str]
     identity: dict[str, list[dict[str, object]]]
     """For the manifest: split -> what identifies each of its sources."""
@@ -36,6 +38,11 @@ class EncodedSplit:
     """The encoded rows of a split, and counts from the encoding."""
 
     rows: list[EncodedRow] = field(default_factory=list)
+    chats: list[ChatRow] = field(default_factory=list)
+    """The rows without a problem, as the template renders them."""
+    usage: KeyUsage = field(default_factory=KeyUsage)
+    untrained_turns: int = 0
+    """Assistant turns that flags of the rows exclude from the loss."""
     truncated: int = 0
     longest_uncut: int = 0
     dropped: int = 0
@@ -79,28 +86,39 @@ class EncodedSplit:
         }  # fmt: skip
 
 
-def read_splits(config: DataConfig, seed: int) -> Splits:
-    """Read all sources; without a validation source, hold out a share of the training rows."""
-    train = read_sources(config.train, form=config.format, split=config.split)
-    rows = _conversations(train)[: config.max_rows]
-    test = read_sources(config.test, form=config.format, split=config.split) if config.test else []
+def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = None) -> Splits:
+    """Read all sources; without a validation source, hold out a share of the training rows.
+
+    Without `problems`, raise DataError for problems of rows.
+    """
+    found = RowProblems(skip=config.on_bad_row == "skip") if problems is None else problems
+
+    def read(names: str | list[str]) -> list[DataSource]:
+        return read_sources(names, form=config.format, split=config.split, problems=found)
+
+    train = read(config.train)
+    rows = _chat_rows(train)[: config.max_rows]
+    test = read(config.test) if config.test else []
+    held = read(config.validation) if config.validation else []
+    if problems is None:
+        found.raise_if_any()
+    if found.count and len(rows) < 2:
+        found.raise_all()
     if config.validation:
-        held = read_sources(config.validation, form=config.format, split=config.split)
-        validation = _conversations(held)
+        validation = _chat_rows(held)
     else:
-        held = []
         rows, validation = hold_out(rows, config.validation_fraction, seed)
     sources = {"train": train, "validation": held, "test": test}
     return Splits(
         rows,
         validation,
-        _conversations(test),
+        _chat_rows(test),
         sorted({name for each in sources.values() for source in each for name in source.formats}),
         {name: [source.identity for source in each] for name, each in sources.items()},
     )
 
 
-def hold_out(rows: Sequence[Conversation], fraction: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
+def hold_out(rows: Sequence[ChatRow], fraction: float, seed: int) -> tuple[list[ChatRow], list[ChatRow]]:
     """Return (kept, held out): a random sample of at least one row, in the order of the rows."""
     if len(rows) < 2:
         raise DataError(
@@ -113,34 +131,62 @@ def hold_out(rows: Sequence[Conversation], fraction: float, seed: int) -> tuple[
 
 
 def encode_all(
-    template: ChatTemplate, tokenizer: TextTokenizer, conversations: Sequence[Conversation], max_length: int
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    rows: Sequence[ChatRow],
+    max_length: int,
+    problems: RowProblems | None = None,
 ) -> EncodedSplit:
-    """Encode every conversation; cut rows at `max_length` tokens, and drop those without a supervised token.
+    """Encode every row; cut rows at `max_length` tokens, and drop those without a supervised token.
+
+    Rows that the template refuses are added to `problems`; without it, they are raised together.
 
     Raises:
         DataError: If no token or every token would be trained on, or if no row keeps its stop token.
     """
+    template.check_syntax()
+    found = RowProblems() if problems is None else problems
     result = EncodedSplit()
-    for conversation in conversations:
-        for row in _rows_of(template, tokenizer, conversation, result):
-            _add_row(row, max_length, tokenizer, result)
-    _check_supervision(result, tokenizer, max_length)
+    for given in rows:
+        try:
+            row = fit_to_template(template, given, result.usage)
+            encoded = _encode_row(template, tokenizer, row, result)
+        except DataError as error:
+            found.add(given.place, error.message, error.hint)
+            continue
+        except RowProblem as problem:
+            found.add(given.place, str(problem))
+            continue
+        result.chats.append(row)
+        result.untrained_turns += len(row.untrained)
+        for each in encoded:
+            _add_row(each, max_length, tokenizer, result)
+    if problems is None:
+        found.raise_if_any()
+    if found.count and not result.chats:
+        found.raise_all()
+    if found.skip or not found.count:  # otherwise the caller raises
+        _check_supervision(result, tokenizer, max_length)
     return result
 
 
-def _rows_of(
-    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, result: EncodedSplit
+def _encode_row(
+    template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow, result: EncodedSplit
 ) -> list[EncodedRow]:
     """Return one row; or one per assistant turn, rendered as in use, if the template rewrites history."""
     try:
-        return [encode_conversation(template, tokenizer, conversation)]
+        return [encode_conversation(template, tokenizer, row.messages, tools=row.tools, untrained=row.untrained)]
     except HistoryRewriteError as error:
-        turns = [index for index, message in enumerate(conversation) if message["role"] == "assistant"]
-        if len(turns) < 2:
+        if sum(message["role"] == "assistant" for message in row.messages) < 2:
             raise
-        result.split += 1
-        result.rewritten = result.rewritten or error.message
-    return [encode_conversation(template, tokenizer, conversation[: index + 1], only_last=True) for index in turns]
+        rewritten = error.message
+    encoded = [
+        encode_conversation(template, tokenizer, row.messages[: index + 1], only_last=True, tools=row.tools)
+        for index in row.answers
+    ]
+    result.split += 1
+    result.rewritten = result.rewritten or rewritten
+    return encoded
 
 
 def _add_row(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: EncodedSplit) -> None:
@@ -176,5 +222,5 @@ def _check_supervision(result: EncodedSplit, tokenizer: TextTokenizer, max_lengt
         )
 
 
-def _conversations(sources: Sequence[DataSource]) -> list[Conversation]:
-    return [conversation for source in sources for conversation in source.conversations]
+def _chat_rows(sources: Sequence[DataSource]) -> list[ChatRow]:
+    return [row for source in sources for row in source.rows]

@@ -13,8 +13,9 @@ token belongs to the turn that holds its first character. Therefore:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.formats import Conversation
@@ -68,19 +69,35 @@ class Rendered:
     spans: list[Span]
 
 
-def render_with_spans(template: ChatTemplate, conversation: Conversation, *, only_last: bool = False) -> Rendered:
+def render_with_spans(
+    template: ChatTemplate,
+    conversation: Conversation,
+    *,
+    only_last: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    untrained: Collection[int] = (),
+) -> Rendered:
     """Render a conversation and find the assistant's turns in it, or only its last message.
+
+    Args:
+        template: The chat template.
+        conversation: The messages.
+        only_last: Find the last message only.
+        tools: JSON schemas of the tools that the template describes.
+        untrained: Indices of assistant messages that are context only.
 
     Raises:
         HistoryRewriteError: If a prefix of the conversation does not render as a prefix of the whole.
     """
-    whole = template.render(conversation)
+    whole = template.render(conversation, tools=tools)
     spans = []
     for index, message in enumerate(conversation):
         if message["role"] != "assistant" or (only_last and index + 1 < len(conversation)):
             continue
-        given = template.render(conversation[:index], add_generation_prompt=True)
-        answered = template.render(conversation[: index + 1])
+        if index in untrained:
+            continue
+        given = template.render(conversation[:index], add_generation_prompt=True, tools=tools)
+        answered = template.render(conversation[: index + 1], tools=tools)
         _check_prefix(given, whole, f"the prompt before message {index + 1}")
         _check_prefix(answered, whole, f"the conversation up to message {index + 1}")
         spans.append((min(len(given), len(answered)), len(answered)))
@@ -111,15 +128,21 @@ def mark_supervised(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bo
 
 
 def encode_conversation(
-    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, *, only_last: bool = False
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    conversation: Conversation,
+    *,
+    only_last: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    untrained: Collection[int] = (),
 ) -> EncodedRow:
-    """Render a conversation, tokenize it once, and mark the tokens that are trained on.
+    """Render a conversation, tokenize it once, and mark the tokens that are trained on; see `render_with_spans`.
 
     Raises:
         DataError: If a turn does not end with a stop token.
         HistoryRewriteError: If the template rewrites earlier turns.
     """
-    rendered = render_with_spans(template, conversation, only_last=only_last)
+    rendered = render_with_spans(template, conversation, only_last=only_last, tools=tools, untrained=untrained)
     ids, offsets = tokenizer.encode(rendered.text)
     supervised = mark_supervised(offsets, rendered.spans)
     for start, end in rendered.spans:

@@ -8,7 +8,9 @@ from itertools import groupby
 from rich.text import Text
 
 from edgetune.data.dataset import EncodedSplit
+from edgetune.data.fitting import KeyUsage
 from edgetune.data.masks import EncodedRow
+from edgetune.data.problems import SHOWN_PROBLEMS, RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 
 TRAINED = "bold green"
@@ -48,5 +50,22 @@ def format_totals(encoding: EncodedSplit) -> str:
         f"{encoding.truncated} cut at max_length" if encoding.truncated else "",
         f"{encoding.dropped} dropped, with nothing to train on" if encoding.dropped else "",
         f"{encoding.split} split into one row for each turn" if encoding.split else "",
+        f"{encoding.untrained_turns} assistant turns not trained on, by their flags"
+        if encoding.untrained_turns
+        else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def format_unused(usage: KeyUsage) -> list[str]:
+    """Return the block that names the keys of rows that training does not see; [] if there are none."""
+    lines = usage.describe()
+    return ["keys that are not used:", *(f"  {line}" for line in lines)] if lines else []
+
+
+def format_skipped(problems: RowProblems) -> list[str]:
+    """Return the number of rows that are left out, and the kinds of their problems; [] if there are none."""
+    if not problems.count:
+        return []
+    shown = problems.describe()
+    return [f"{problems.count} rows are left out (data.on_bad_row: skip):", *shown[:SHOWN_PROBLEMS]]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.formats import Conversation, RowProblem, convert_rows, detect_formats
+from edgetune.data.formats import ChatRow, convert_rows, detect_formats
+from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune_converters.files.contents import sha256_of
 
@@ -21,17 +22,24 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 @dataclass(frozen=True)
 class DataSource:
-    """The conversations of a source, and what identifies the source."""
+    """The rows of a source as conversations, and what identifies the source."""
 
     name: str
-    conversations: list[Conversation]
+    rows: list[ChatRow]
     formats: list[str]
     """Formats that occur in the rows."""
     identity: dict[str, Any]
     """For the manifest: path and SHA-256 of a file, or name, split and revision of a hub dataset; number of rows."""
 
 
-def read_source(name: str, *, form: str = "auto", split: str = "train", limit: int | None = None) -> DataSource:
+def read_source(
+    name: str,
+    *,
+    form: str = "auto",
+    split: str = "train",
+    limit: int | None = None,
+    problems: RowProblems | None = None,
+) -> DataSource:
     """Read a file or a hub dataset.
 
     Args:
@@ -39,6 +47,7 @@ def read_source(name: str, *, form: str = "auto", split: str = "train", limit: i
         form: The format of the rows, or "auto".
         split: The split of a hub dataset.
         limit: Largest number of rows.
+        problems: Where problems of rows are added; without it they are raised together.
 
     Raises:
         DataError: For a missing or damaged source; names the rows.
@@ -53,9 +62,9 @@ def read_source(name: str, *, form: str = "auto", split: str = "train", limit: i
         rows = rows[:limit]
     if not rows:
         raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row")
-    conversations = convert_rows(rows, form)
+    converted = convert_rows(rows, form, problems)
     formats = list(detect_formats(row for _, row in rows)) if form == "auto" else [form]
-    return DataSource(name, conversations, formats, {**identity, "rows": len(rows)})
+    return DataSource(name, converted, formats, {**identity, "rows": len(rows)})
 
 
 def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
@@ -140,7 +149,14 @@ def _read_parquet(path: Path) -> Iterator[tuple[Place, Any]]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a parquet file: {error}", "Check the file") from None
     for number, row in enumerate(rows, 1):
-        yield f"{path.name}, row {number}", row
+        yield f"{path.name}, row {number}", _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value of a table without the nulls that fill absent keys of its objects; a null content stays."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None or key == "content"}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
@@ -164,7 +180,7 @@ def _read_hub(name: str, split: str, limit: int | None) -> tuple[list[tuple[Plac
             f"{name} is neither a file nor a Hugging Face dataset that can be loaded: {_first_line(error)}",
             "Check the path, the name, the split (data.split) and the network",
         ) from None
-    rows = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(table, 1)]
+    rows = [(f"{name}, row {number}", _without_nulls(dict(row))) for number, row in enumerate(table, 1)]
     return rows, {"dataset": repository, "subset": subset or None, "split": split, "revision": revision}
 
 

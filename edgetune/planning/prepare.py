@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune import console
 from edgetune.config import Config
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
-from edgetune.data.formats import Conversation
-from edgetune.data.masks import EncodedRow
-from edgetune.data.preview import format_totals
+from edgetune.data.fitting import KeyUsage, fit_to_template
+from edgetune.data.formats import ChatRow
+from edgetune.data.masks import EncodedRow, encode_conversation
+from edgetune.data.messages import check_characters
+from edgetune.data.preview import format_skipped, format_totals, format_unused
+from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.planning.base_model import Base, check_exportable, find_base
@@ -33,6 +36,10 @@ class PreparedRun:
     validation: EncodedSplit
     pad_id: int
     pad_reason: str
+    problems: RowProblems = field(default_factory=RowProblems)
+    """The rows that are left out (data.on_bad_row: skip)."""
+    usage: KeyUsage = field(default_factory=KeyUsage)
+    """Keys of all rows that are neither rendered nor used."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -43,7 +50,8 @@ class PreparedRun:
     def data_identity(self) -> dict[str, Any]:
         """The `data` entry of the manifest: the sources of each split, and the hashes of the encoded rows."""
         rows = {"train": self.train.sha256, "validation": self.validation.sha256}
-        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows}
+        skipped = {"skipped": {"count": self.problems.count, "rows": self.problems.rows}} if self.problems.count else {}
+        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows, **skipped}
 
     @property
     def reference_rows(self) -> list[EncodedRow]:
@@ -57,13 +65,21 @@ class PreparedRun:
         return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
 
     @property
-    def task_rows(self) -> list[Conversation]:
-        """Test rows up to the last assistant turn, which is the expected answer."""
-        found = []
-        for conversation in self.splits.test:
-            last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
-            found.append(conversation[: last + 1])
-        return found[: self.config.reference.task_rows]
+    def task_rows(self) -> list[ChatRow]:
+        """Test rows up to the last assistant turn that no flag excludes, which is the expected answer."""
+        return self.splits.test[: self.config.reference.task_rows]
+
+    @property
+    def expected_answers(self) -> list[str]:
+        """The expected answer to each test row; a tool call as the template renders it."""
+        return [self._expected(row) for row in self.task_rows]
+
+    def _expected(self, row: ChatRow) -> str:
+        answer = row.messages[-1]
+        if not answer.get("tool_calls"):
+            return str(answer["content"])
+        encoded = encode_conversation(self.template, self.tokenizer, row.messages, only_last=True, tools=row.tools)
+        return self.tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
 
 
 def prepare_run(config: Config) -> PreparedRun:
@@ -76,19 +92,52 @@ def prepare_run(config: Config) -> PreparedRun:
     template = ChatTemplate.from_directory(base.path, config.data.chat_template)
     check_exportable(base, config, template.source)
     tokenizer = TextTokenizer.from_directory(base.path)
-    splits = read_splits(config.data, config.training.seed)
-    train = encode_all(template, tokenizer, splits.train, config.training.max_length)
-    validation = encode_all(template, tokenizer, splits.validation, config.training.max_length)
+    problems = RowProblems(skip=config.data.on_bad_row == "skip")
+    splits = read_splits(config.data, config.training.seed, problems)
+    length = config.training.max_length
+    train = encode_all(template, tokenizer, splits.train, length, problems)
+    validation = encode_all(template, tokenizer, splits.validation, length, problems)
+    usage = KeyUsage()
+    test = list(_fit_test_rows(template, splits.test, usage, problems))
+    problems.raise_if_any()
+    splits = replace(splits, train=train.chats, validation=validation.chats, test=test)
     pad_id, pad_reason = tokenizer.choose_pad()
-    prepared = PreparedRun(config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason)
+    usage = train.usage.merge([validation.usage, usage])
+    prepared = PreparedRun(
+        config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, problems, usage
+    )
     _check_expected_answers(prepared)
     return prepared
+
+
+def _fit_test_rows(
+    template: ChatTemplate, rows: list[ChatRow], usage: KeyUsage, problems: RowProblems
+) -> Iterator[ChatRow]:
+    """Yield the test rows up to their expected answers, with prompts that the template renders."""
+    for given in rows:
+        try:
+            row = fit_to_template(template, given, usage)
+            if not row.answers:
+                raise RowProblem("has no expected answer: every assistant message is excluded by a flag")
+            row = replace(row, messages=row.messages[: row.answers[-1] + 1])
+            template.render(row.messages[:-1], add_generation_prompt=True, tools=row.tools)
+        except DataError as error:
+            problems.add(given.place, error.message, error.hint)
+        except RowProblem as problem:
+            problems.add(given.place, str(problem))
+        else:
+            yield row
 
 
 def _check_expected_answers(prepared: PreparedRun) -> None:
     """Raise DataError for an expected answer that no generated answer can be compared with."""
     data = prepared.config.data
-    expected = [row[-1]["content"] for row in prepared.task_rows]
+    for choice in data.choices:
+        try:
+            check_characters(choice)
+        except RowProblem as problem:
+            raise DataError(f"an entry of data.choices {problem}", "Correct data.choices") from None
+    expected = prepared.expected_answers
     unknown = next((text for text in expected if text not in data.choices), None)
     if data.answer == CHOICE and unknown is not None:
         raise DataError(
@@ -105,6 +154,8 @@ def print_overview(prepared: PreparedRun) -> None:
         console.note(note)
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")
+    for line in format_unused(prepared.usage):
+        console.note(line)
     for warning in _warnings(prepared):
         console.warn(warning)
     rewritten = prepared.train.rewritten or prepared.validation.rewritten
@@ -114,6 +165,8 @@ def print_overview(prepared: PreparedRun) -> None:
 
 def _warnings(prepared: PreparedRun) -> Iterator[str]:
     rows, held_out = prepared.train.rows, prepared.validation.rows
+    if prepared.problems.count:
+        yield "\n  - ".join(format_skipped(prepared.problems))
     empty = sum(len(row.scored) < 2 for row in rows)
     if empty:
         yield (

@@ -19,7 +19,10 @@ from edgetune.runs.status import RunStatus
 
 # Options that do not affect the weights: they may differ between a run and its resumption.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
-_FREE_TRAINING = ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps")
+_FREE_KEYS = {
+    "training": ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps"),
+    "data": ("on_bad_row",),  # the hashes of the rows show its effect
+}
 
 _EXISTING = {
     RunStatus.FINISHED: ("holds a finished run", "Write elsewhere with -o, or replace the run with --overwrite"),
@@ -132,7 +135,7 @@ def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
         if not isinstance(before, Mapping) or not isinstance(after, Mapping):
             found.append(section)
             continue
-        free = _FREE_TRAINING if section == "training" else ()
+        free = _FREE_KEYS.get(section, ())
         keys = sorted(before.keys() | after.keys())
         found += [f"{section}.{key}" for key in keys if key not in free and before.get(key) != after.get(key)]
     return found

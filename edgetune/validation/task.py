@@ -12,7 +12,7 @@ from edgetune.validation.choices import best, continuations, log_likelihoods
 from edgetune.validation.results import TaskScore
 
 Row = Mapping[str, Any]
-"""{"messages", "expected", "base", "trained"}, and "choices" where these are chosen from."""
+"""{"messages", "expected", "base", "trained"}, "choices" where these are chosen from, and "tools" if there are some."""
 
 
 def stored_score(task: Mapping[str, Any], which: str) -> TaskScore:
@@ -36,7 +36,7 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
         right += matches
         same += got.strip() == row["trained"].strip()
         if miss is None and not matches and answer_matches(task["kind"], row["expected"], row["trained"]):
-            miss = {"prompt": str(row["messages"][-1]["content"]), "expected": row["expected"], "got": got}
+            miss = {"prompt": str(row["messages"][-1].get("content")), "expected": row["expected"], "got": got}
         progress(done, len(rows))
     return TaskScore(rows=len(rows), right=right, same_as_trained=same, first_miss=miss)
 
@@ -44,7 +44,7 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
 def choose(runtime: Runtime, row: Row) -> str:
     """Return the choice with the largest log-likelihood."""
     assert runtime.chat_template is not None
-    prompt = runtime.chat_template.render(row["messages"], add_generation_prompt=True)
+    prompt = runtime.chat_template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))
     scores = []
     for ids, positions in continuations(runtime.tokenize, prompt, row["choices"]):
         targets, done, total = ids[positions], 0, 0.0
@@ -58,7 +58,10 @@ def choose(runtime: Runtime, row: Row) -> str:
 def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[str]:
     """Generate the greedy answer to each conversation."""
     assert runtime.chat_template is not None
-    texts = [runtime.chat_template.render(row["messages"], add_generation_prompt=True) for row in rows]
+    texts = [
+        runtime.chat_template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))
+        for row in rows
+    ]
     prompts = [runtime.tokenize(text) for text in texts]
     for completion in runtime.generate_batch(prompts, Sampling(), [max_tokens] * len(prompts)):
         yield runtime.detokenize(completion.tokens)

@@ -10,7 +10,7 @@ import pytest
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.dataset import encode_all, hold_out, read_splits
-from edgetune.data.formats import Conversation
+from edgetune.data.formats import ChatRow
 from edgetune.data.preview import format_heading, format_totals, highlight_row, segments
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
@@ -27,8 +27,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer.from_directory(directory)
 
 
-def _talk(*texts: str) -> Conversation:
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+def _talk(*texts: str) -> ChatRow:
+    return ChatRow([{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)])
 
 
 def test_rows_are_cut_counted_and_dropped(tokenizer: TextTokenizer) -> None:
@@ -48,7 +48,7 @@ def test_nothing_to_train_on_is_refused_with_an_example(tokenizer: TextTokenizer
 def test_everything_trained_on_is_refused_with_an_example(tokenizer: TextTokenizer) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
     with pytest.raises(DataError, match=r"100 % of the tokens would be trained on: .* for example 'the answer"):
-        encode_all(template, tokenizer, [[{"role": "assistant", "content": "the answer"}]], 100)
+        encode_all(template, tokenizer, [ChatRow([{"role": "assistant", "content": "the answer"}])], 100)
 
 
 def test_rows_that_never_stop_are_refused(tokenizer: TextTokenizer) -> None:
@@ -73,7 +73,7 @@ def test_holding_out_is_seeded_and_disjoint() -> None:
     rows = [_talk(str(number), "a") for number in range(100)]
     kept, held = hold_out(rows, 0.1, seed=3)
     assert (len(kept), len(held)) == (90, 10)
-    assert sorted(kept + held, key=lambda row: int(row[0]["content"])) == rows
+    assert sorted(kept + held, key=lambda row: int(row.messages[0]["content"])) == rows
     assert hold_out(rows, 0.1, seed=3) == (kept, held)
     assert hold_out(rows, 0.1, seed=4) != (kept, held)
     assert len(hold_out(rows, 0.0, seed=0)[1]) == 1

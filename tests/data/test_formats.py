@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from edgetune.data.formats import SHOWN_PROBLEMS, RowProblem, convert_rows, detect_format, to_conversation
+from edgetune.data.formats import convert_rows, detect_format, to_chat_row
+from edgetune.data.problems import SHOWN_PLACES, RowProblem
 from edgetune.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -50,7 +51,7 @@ def test_rows_of_each_format_become_conversations(
     form: str, row: dict[str, Any], expected: list[dict[str, str]]
 ) -> None:
     assert detect_format(row) == form
-    assert to_conversation(row) == to_conversation(row, form) == expected
+    assert to_chat_row(row).messages == to_chat_row(row, form).messages == expected
 
 
 @pytest.mark.parametrize(
@@ -71,19 +72,21 @@ def test_rows_of_each_format_become_conversations(
 )
 def test_what_is_wrong_with_a_row(row: Any, problem: str) -> None:
     with pytest.raises(RowProblem, match=problem):
-        to_conversation(row)
+        to_chat_row(row)
 
 
 def test_a_named_format_is_the_only_one_tried() -> None:
     with pytest.raises(RowProblem, match=r"looked for alpaca instruction \+ output \[\+ input, system, history\]$"):
-        to_conversation({"prompt": "q", "completion": "a"}, "alpaca")
+        to_chat_row({"prompt": "q", "completion": "a"}, "alpaca")
 
 
-def test_problems_are_collected_and_the_first_shown() -> None:
+def test_problems_of_a_kind_are_one_line_with_the_places_of_the_rows() -> None:
     rows = [(f"f, row {number}", {"text": "x"}) for number in range(1, 31)]
     with pytest.raises(DataError) as caught:
-        convert_rows(rows)
-    assert caught.value.message.startswith("30 problems in the data:\n")
-    assert "f, row 20: in no known format" in caught.value.message
-    assert "row 21" not in caught.value.message
-    assert f"... and {30 - SHOWN_PROBLEMS} more" in caught.value.message
+        convert_rows([*rows, ("f, row 31", [])])
+    first, unknown, other = caught.value.message.splitlines()
+    assert first == "2 problems in the data:"
+    assert unknown.startswith("  - f, row 1: in no known format; its keys are text; looked for messages")
+    places = "; ".join(f"f, row {number}" for number in range(2, 2 + SHOWN_PLACES))
+    assert unknown.endswith(f"(and 29 more rows: {places}; ...)")
+    assert other == "  - f, row 31: not an object but list"

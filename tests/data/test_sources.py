@@ -25,16 +25,16 @@ def _file(path: Path, text: str) -> str:
 def test_jsonl_with_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
     name = _file(tmp_path / "a.jsonl", "\ufeff" + json.dumps(ROW) + "\n\n" + json.dumps(ROW) + "\n")
     source = read_source(name)
-    assert len(source.conversations) == 2
+    assert len(source.rows) == 2
     assert source.formats == ["prompt-completion"]
     digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
     assert source.identity == {"path": name, "sha256": digest, "rows": 2}
 
 
 def test_json_array_object_and_lines(tmp_path: Path) -> None:
-    assert len(read_source(_file(tmp_path / "a.json", json.dumps([ROW] * 3))).conversations) == 3
-    assert len(read_source(_file(tmp_path / "b.json", json.dumps({"data": [ROW]}))).conversations) == 1
-    assert len(read_source(_file(tmp_path / "c.json", json.dumps(ROW) + "\n" + json.dumps(ROW))).conversations) == 2
+    assert len(read_source(_file(tmp_path / "a.json", json.dumps([ROW] * 3))).rows) == 3
+    assert len(read_source(_file(tmp_path / "b.json", json.dumps({"data": [ROW]}))).rows) == 1
+    assert len(read_source(_file(tmp_path / "c.json", json.dumps(ROW) + "\n" + json.dumps(ROW))).rows) == 2
 
 
 def test_parquet_rows_are_read(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_number_after_the_name_takes_the_first_rows(tmp_path: Path) -> None:
     name = _file(tmp_path / "a.jsonl", (json.dumps(ROW) + "\n") * 9)
-    assert len(read_source(f"{name}#5").conversations) == 5
-    assert len(read_source(f"{name}#5", limit=2).conversations) == 2
+    assert len(read_source(f"{name}#5").rows) == 5
+    assert len(read_source(f"{name}#5", limit=2).rows) == 2
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, conf
     plan = prepare_run(load_config(config))
     model = _model_of(finished, config)
     stop = sorted(plan.stop_ids)
-    for row, conversation in zip(task["rows"], plan.task_rows, strict=True):
-        text = plan.template.render(conversation[:-1], add_generation_prompt=True)
+    for row, chat in zip(task["rows"], plan.task_rows, strict=True):
+        text = plan.template.render(chat.messages[:-1], add_generation_prompt=True)
         ids = torch.tensor([plan.tokenizer.encode(text)[0]])
         with torch.inference_mode():
             written = model.generate(
@@ -148,8 +148,8 @@ def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, conf
             )
         answer = [id_ for id_ in written[0, ids.shape[1] :].tolist() if id_ not in stop]
         assert row["trained"] == plan.tokenizer.decode(answer, skip_special=True)
-        assert row["expected"] == conversation[-1]["content"]
-        assert row["messages"] == conversation[:-1]
+        assert row["expected"] == chat.messages[-1]["content"]
+        assert row["messages"] == chat.messages[:-1]
     scores = summary(finished).task
     assert scores is not None
     assert scores["trained"] == sum(row["trained"].strip() == row["expected"] for row in task["rows"]) / 6

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgetune.data.chat import ChatTemplate
-from edgetune.data.formats import Conversation
+from edgetune.data.formats import ChatRow, Conversation
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 
@@ -64,7 +64,7 @@ TOOL = {
 """A tool that some conversations offer; a template without tool support ignores it."""
 CALLED: Conversation = [
     {"role": "user", "content": "Dim the bedroom light."},
-    {"role": "assistant", "content": "", "tool_calls": [  # type: ignore[dict-item]
+    {"role": "assistant", "content": "", "tool_calls": [
         {"type": "function", "function": {"name": "set_light", "arguments": {"room": "bedroom", "level": 30}}}]},
     {"role": "tool", "content": "done", "name": "set_light"},
 ]  # fmt: skip
@@ -72,7 +72,7 @@ WITH_TOOLS: tuple[Conversation, ...] = (_ask("Dim the bedroom light."), _talk("H
 
 
 def build_contract(
-    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[Conversation]
+    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[ChatRow]
 ) -> list[dict[str, Any]]:
     """Render and tokenize the golden conversations and the user's own; leave out those that the template rejects.
 
@@ -80,7 +80,7 @@ def build_contract(
         template: The chat template of the run.
         tokenizer: The tokenizer that gives the token ids.
         theirs: The tokenizer of transformers, whose rendering must be equal.
-        own: Held-out conversations of the user; the first OWN_ROWS are taken.
+        own: Held-out rows of the user; the first OWN_ROWS are taken.
 
     Raises:
         DataError: If our rendering differs from that of transformers.
@@ -89,7 +89,9 @@ def build_contract(
         *_entries(template, tokenizer, theirs, GOLDEN),
         *_entries(template, tokenizer, theirs, WITH_TOOLS, [TOOL]),
     ]
-    users = _entries(template, tokenizer, theirs, own[:OWN_ROWS])
+    users = (
+        entry for row in own[:OWN_ROWS] for entry in _entries(template, tokenizer, theirs, [row.messages], row.tools)
+    )
     return [*({**entry, "own": False} for entry in golden), *({**entry, "own": True} for entry in users)]
 
 

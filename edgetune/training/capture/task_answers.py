@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
-from edgetune.data.formats import Conversation
+from edgetune.data.formats import ChatRow
 from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
@@ -31,9 +31,10 @@ def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWri
     data = prepared.config.data
     answer_rows = _choose if data.answer == CHOICE else _generate
     answers = answer_rows(prepared, model, writer.answers_file)
-    expected = [row[-1]["content"] for row in prepared.task_rows]
+    expected = prepared.expected_answers
     rows = [
-        {"messages": row[:-1], "expected": wanted, "base": base, "trained": trained}
+        {"messages": row.messages[:-1], "expected": wanted, "base": base, "trained": trained}
+        | ({"tools": row.tools} if row.tools else {})
         | ({"choices": data.choices} if data.answer == CHOICE else {})
         for row, wanted, base, trained in zip(
             prepared.task_rows, expected, answers["base"], answers["trained"], strict=True
@@ -47,9 +48,9 @@ def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWri
     return {"kind": data.answer, "rows": len(rows), **{which: count / len(rows) for which, count in right.items()}}
 
 
-def _render_prompts(prepared: PreparedRun, rows: Sequence[Conversation]) -> list[str]:
+def _render_prompts(prepared: PreparedRun, rows: Sequence[ChatRow]) -> list[str]:
     """Render each row up to its last assistant turn, which is the answer."""
-    return [prepared.template.render(row[:-1], add_generation_prompt=True) for row in rows]
+    return [prepared.template.render(row.messages[:-1], add_generation_prompt=True, tools=row.tools) for row in rows]
 
 
 def _settings(prepared: PreparedRun) -> generate.GreedySettings:
@@ -127,7 +128,7 @@ def _sum_log_likelihoods(model: Any, rows: ScoredRows) -> Any:
 
 def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, Any]]:
     """Capture greedy answers of the trained model to the first held-out conversations, and whether each one stopped."""
-    rows = [row for row in prepared.splits.validation if row[-1]["role"] == "assistant"][:GREEDY_ROWS]
+    rows = [row for row in prepared.splits.validation if row.messages[-1]["role"] == "assistant"][:GREEDY_ROWS]
     prompts = [ids for ids, _ in prepared.tokenizer.encode_batch(_render_prompts(prepared, rows))]
     settings, answers = _settings(prepared), dict[int, list[int]]()
     with (
