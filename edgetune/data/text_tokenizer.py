@@ -33,7 +33,7 @@ class TextTokenizer:
     named: dict[str, str]
     """Texts of the named special tokens: bos_token, eos_token, pad_token, ..."""
     declared_stops: tuple[int, ...] = ()
-    """eos ids of config.json and generation_config.json."""
+    """eos ids of generation_config.json, or of config.json where it states none."""
     declares_bos: bool | None = field(default=None)
     """Whether tokenizer_config.json wants a text to start with BOS; None: as the post-processor does."""
 
@@ -141,11 +141,15 @@ class TextTokenizer:
 
 
 def _declared_stops(directory: Path) -> tuple[int, ...]:
-    found: list[int] = []
-    for name in ("config.json", "generation_config.json"):
-        value = _read(directory / name).get("eos_token_id")
-        found += [value] if isinstance(value, int) else value if isinstance(value, list) else []
-    return tuple(dict.fromkeys(found))
+    """The eos ids of generation_config.json; where it states none, those of config.json, as in transformers."""
+    config = _read(directory / "config.json")
+    text = config.get("text_config")
+    for stated in (_read(directory / "generation_config.json"), config, text if isinstance(text, dict) else {}):
+        value = stated.get("eos_token_id")
+        if value is not None:
+            listed = value if isinstance(value, list) else [value]
+            return tuple(dict.fromkeys(id_ for id_ in listed if type(id_) is int))
+    return ()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,6 +45,8 @@ LSTRIP = "edgetune.tokenizer.lstrip"
 """Added tokens that strip whitespace on their left; llama.cpp has no such flag."""
 RSTRIP = "edgetune.tokenizer.rstrip"
 """Added tokens that strip whitespace on their right."""
+STOPS = "edgetune.tokenizer.stop_ids"
+"""Stop tokens beyond the three of GGUF (eos, eot, eom); llama.cpp does not stop at them."""
 
 HASH_PLACEHOLDER = "0" * 64
 """Reserves the space of a hash that is known only after the pass."""

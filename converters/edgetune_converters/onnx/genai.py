@@ -9,6 +9,7 @@ from edgetune_converters.tokenizers.special import SpecialTokenIds
 
 # model type of onnxruntime-genai for a plain decoder with this interface
 _TYPE = "llama"
+_SEARCH_LENGTH = 4096  # prompt and answer; the cache of a context of 128k tokens would take gigabytes
 
 
 class DecoderSizes(NamedTuple):
@@ -70,10 +71,14 @@ def genai_config(sizes: DecoderSizes, ends: SpecialTokenIds) -> dict[str, Any]:
 
 
 def _search(sizes: DecoderSizes) -> dict[str, Any]:
-    """Return greedy search up to the end of the context; except for the length, these are the defaults."""
+    """Return greedy search; except for the length, these are the defaults.
+
+    Runtimes that share one buffer between past and present reserve it for `max_length` tokens at once, so the length is
+    bounded as in `edgetune run`; callers can set a larger one, up to `context_length`.
+    """
     return {
         "do_sample": False,
-        "max_length": sizes.context,
+        "max_length": min(sizes.context, _SEARCH_LENGTH),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,

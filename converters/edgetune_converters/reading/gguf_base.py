@@ -22,7 +22,7 @@ from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 from edgetune_converters.tokenizers.convert import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"
-_OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP)
+_OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP, keys.STOPS)
 
 
 def open_base(path: Path) -> Checkpoint:

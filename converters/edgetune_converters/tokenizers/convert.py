@@ -210,7 +210,9 @@ def _note(files: TokenizerFiles, limits: tuple[str, ...], chosen: _Trial) -> Non
         files.notes.append("the ids are not verified: llama.cpp cannot be loaded here")
         return
     if chosen.result.stops_missed:
-        files.notes.append(f"the stop tokens {chosen.result.stops_missed} have no place in GGUF")
+        files.notes.append(
+            f"the stop tokens {chosen.result.stops_missed} have no place in GGUF: llama.cpp goes on after them"
+        )
     if chosen.faults:
         files.notes.append(
             f"llama.cpp cuts {chosen.faults} of {chosen.result.compared} texts differently, as "

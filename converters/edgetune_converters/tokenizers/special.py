@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgetune_converters.errors import TokenizerError
-from edgetune_converters.gguf.values import Value, boolean, u32
+from edgetune_converters.gguf import keys
+from edgetune_converters.gguf.values import Value, boolean, i32s, u32
 from edgetune_converters.tokenizers.chat_files import DEFAULT, chat_templates, special_tokens, token_text
 from edgetune_converters.tokenizers.end_of_turn import end_of_turn
 from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
@@ -15,6 +16,8 @@ from edgetune_converters.tokenizers.llama_special_tokens import STOP_TEXTS
 
 # GGUF key -> name in the tokenizer's files
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}
+
+_STOP_KEYS = ("eot", "eom")  # places for stop tokens beside EOS
 
 
 class SpecialTokenIds(NamedTuple):
@@ -66,8 +69,11 @@ def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_en
             found[key] = number
     if "eos" not in found:
         raise _no_eos(files.path)
-    found |= dict(zip(("eot", "eom"), _further_stops(files, found["eos"], numbers, turn_end), strict=False))
-    return {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
+    further = _further_stops(files, found["eos"], numbers, turn_end)
+    found |= dict(zip(_STOP_KEYS, further, strict=False))
+    stated = {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
+    carried = further[len(_STOP_KEYS) :]
+    return stated | ({keys.STOPS: i32s(carried)} if carried else {})
 
 
 def _no_eos(directory: Path) -> TokenizerError:
@@ -97,8 +103,13 @@ def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | 
 
 
 def stop_ids(files: TokenizerFiles, eos: int, rows: int, turn_end: int | None) -> list[int]:
-    """Return every token at which generation stops: EOS, those of generation_config.json, the end of a turn."""
+    """Return every token at which generation stops: EOS, the end of a turn, and those that the model's files list.
+
+    As in transformers, config.json counts only where generation_config.json states none.
+    """
     stated = files.generation.get("eos_token_id")
+    if stated is None:
+        stated = files.model_config.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
     valid = [number for number in [eos, turn_end, *listed] if type(number) is int and 0 <= number < rows]
     return list(dict.fromkeys(valid))

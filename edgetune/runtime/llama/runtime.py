@@ -27,7 +27,7 @@ from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.threads import default_threads
-from edgetune_converters.gguf import reader
+from edgetune_converters.gguf import keys, reader
 from edgetune_converters.gguf.joined import check_data
 from edgetune_converters.tokenizers.normalization import Normalization
 
@@ -60,7 +60,7 @@ class LlamaRuntime(Runtime):
             self._vocabulary = LlamaVocabulary(self._library, self._model)
             self.vocabulary_size = self._vocabulary.size
             self.bos_token = self._vocabulary.bos
-            self.stop_tokens = self._vocabulary.stop_tokens
+            self.stop_tokens = self._vocabulary.stop_tokens | _carried_stops(file.metadata)
             self.chat_template = ChatTemplate.from_gguf(self.metadata)
             self._normalization = Normalization.from_metadata(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
@@ -158,6 +158,12 @@ class LlamaRuntime(Runtime):
             context.close()
         if model is not None:
             self._library.llama_model_free(model)
+
+
+def _carried_stops(metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Stop tokens for which GGUF has no key of its own."""
+    stops = metadata.get(keys.STOPS)
+    return frozenset(id_ for id_ in stops if type(id_) is int) if isinstance(stops, list) else frozenset()
 
 
 def _pieces(outputs: NDArray[np.int8], most: int) -> Iterator[tuple[int, int]]:
