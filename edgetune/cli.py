@@ -7,6 +7,7 @@ numpy nor torch is imported.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -135,7 +136,8 @@ def _explain_os_error(error: OSError) -> Explanation:
         errno.EROFS: "Write elsewhere with -o",
         errno.EDQUOT: "Free some space, or write elsewhere with -o",
     }
-    where = f"{error.filename}: " if error.filename else ""
+    # the name that was asked for, not the temporary one that would have been renamed to it
+    where = re.sub(r"(\.\d+)?\.partial$", "", str(error.filename)) + ": " if error.filename else ""
     return where + (error.strerror or str(error)).lower(), hints.get(error.errno or 0), 1
 
 

@@ -25,7 +25,7 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
     \b
     Examples:
       edgetune inspect runs/mine/artifacts/mine-q4_k_m.gguf --tensors
-      edgetune inspect runs/mine/artifacts/mine-int4
+      edgetune inspect runs/mine/artifacts/mine-int4-onnx
       edgetune inspect runs/mine
     """
     from edgetune.inspect.describe import describe

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 PLAN_COLUMNS = ("tensor", "shape", "from", "to", "bytes", "why")
 
 
+def _refuse_tune(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        raise click.UsageError("--tune is now called --search-types", context)
+
+
 @click.command(name="merge-export")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @export_options
@@ -34,6 +39,7 @@ PLAN_COLUMNS = ("tensor", "shape", "from", "to", "bytes", "why")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Worker threads; 0 takes all cores.")
 @click.option("--dry-run", is_flag=True, help="Show storage type and size of every tensor, then stop.")
 @click.option("--plan", "dry_run_alias", is_flag=True, hidden=True)
+@click.option("--tune", is_flag=True, hidden=True, expose_value=False, callback=_refuse_tune)
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def command(
     run: Path | None,
@@ -87,7 +93,8 @@ def _print_plan(plan: StoragePlan) -> None:
         shape = "x".join(str(size) for size in row.shape)
         chosen = f"[yellow]{row.type}[/]" if row.fallback else row.type
         table.add_row(row.name, shape, row.source, chosen, f"{row.bytes:,}", row.reason)
-    console.stdout().print(table)
+    wide = None if console.stdout().is_terminal else 10_000  # on a pipe names of tensors stay whole
+    console.stdout().print(table, width=wide)
     console.stdout().print(
         f"{plan.bytes:,} bytes, {plan.bits_per_weight:.3f} bits per weight, "
         f"{plan.fallback_share:.1%} of the bytes in another type than asked for\n"

@@ -30,7 +30,7 @@ def command(file: Path, max_kld: float | None, threads: int | None, as_json: boo
     \b
     Examples:
       edgetune verify mine-q4_k_m.gguf
-      edgetune verify mine-int4/ --max-kld 0.1
+      edgetune verify mine-int4-onnx/ --max-kld 0.1
     """
     import json
     from dataclasses import asdict

@@ -69,6 +69,8 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
 
     directory = RunDirectory.open(run)
     manifest = directory.manifest
+    if not manifest.base.files:
+        raise directory.damaged_manifest("it has no hashes of the base")
     return Source(
         name=manifest.config["name"],
         base=base or directory.base_directory(),

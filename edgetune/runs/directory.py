@@ -128,12 +128,20 @@ class RunDirectory(RunPaths):
             RunDirectoryError: The base is no longer there.
         """
         base = self.manifest.base
-        if not base.path or not Path(base.path).is_dir():
+        if base.path is None:
+            raise self.damaged_manifest("it does not say where the base is")
+        if not Path(base.path).is_dir():
             raise RunDirectoryError(
                 f"the base {base.name!r} of this run is not in {base.path}",
                 "Give its directory with --base DIR; its files are checked against the hashes in run.json",
             )
         return Path(base.path)
+
+    def damaged_manifest(self, why: str) -> RunDirectoryError:
+        """Return the error of a finished run whose manifest lacks something."""
+        return RunDirectoryError(
+            f"{self.finished_file} is damaged: {why}", "Restore the file from a copy, or train again"
+        )
 
     def adopt(self, **sections: Any) -> None:
         """Replace sections of the configuration of a finished run that do not affect training.

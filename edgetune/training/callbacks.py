@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Container, Iterator, Mapping
@@ -174,7 +175,8 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
-            console.note("\nstopping after this step; press Ctrl-C again to stop at once")
+            # not by the console: the signal may have arrived while it was writing, and it would write that again
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
         try:
             before = signal.signal(signal.SIGINT, request)

@@ -136,7 +136,7 @@ def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress
         same += is_same
         progress(done, len(asked))
     mean = float(np.mean(klds))
-    detail = f"mean KLD {mean:.3g} over {len(asked)} prompts, same top token in {same}"
+    detail = f"mean KLD {mean:.3g} over {len(asked)} prompts, same top token in {same} of them"
     return Check("first tokens", bool(mean <= max_kld), f"{detail}; the limit is {max_kld:g}")
 
 

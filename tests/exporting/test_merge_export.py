@@ -211,3 +211,9 @@ def test_bad_options_are_answered_with_a_sentence(
     types = [] if "--format" in arguments else ["-q", "q8_0"]
     assert message in sentence(edgetune("merge-export", "--base", base, *types, *arguments, "-o", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_former_name_of_search_types_is_refused_with_the_new_one() -> None:
+    result = edgetune("merge-export", "run", "--tune")
+    assert result.returncode == 2
+    assert "--tune is now called --search-types" in sentence(result)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgetune.errors import ConfigError
+from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.exporting.run import export_run
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.provenance.receipts import Receipt
@@ -56,3 +58,16 @@ def test_an_export_from_python_needs_no_command_line(run: RunDirectory, tmp_path
     )
     subprocess.run([sys.executable, "-c", code, str(run.path), str(tmp_path)], check=True)
     assert (tmp_path / "run-q8_0.gguf").is_file()
+
+
+@pytest.mark.parametrize("lost", ["files", "path"])
+def test_a_manifest_that_lost_the_identity_of_the_base_is_refused(lost: str, run: RunDirectory, tmp_path: Path) -> None:
+    """Otherwise the adapter would be merged into any base without a check."""
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    manifest = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    del manifest["base"][lost]
+    (copy / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=r"run\.json is damaged: it "):
+        export_run(copy, types=["q8_0"], out=tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("x.gguf*"))

@@ -15,7 +15,7 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.names import MERGE_BASES, FormatName
 
 FLAGS = {param.name: param for param in command.params if isinstance(param, click.Option)}
-NOT_OF_THE_CONFIGURATION = {"output", "base", "adapter", "threads", "dry_run", "dry_run_alias", "overwrite"}
+NOT_OF_THE_CONFIGURATION = {"output", "base", "adapter", "threads", "dry_run", "dry_run_alias", "overwrite", "tune"}
 """Where to read and write, and how much of it to do: these depend on the machine and the call."""
 
 
