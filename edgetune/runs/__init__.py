@@ -1,0 +1,1 @@
+"""The run directory: layout, manifest, statuses, lock."""
