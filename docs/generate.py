@@ -80,6 +80,8 @@ def type_name(annotation: Any) -> str:
         return " or ".join(type_name(part) for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is list:
         return f"list of {type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
 
 

@@ -7,6 +7,7 @@ it. Relative paths are relative to the configuration file.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -61,6 +62,23 @@ class DataConfig(Section):
         if self.answer == "choice" and len(set(self.choices)) < 2:
             raise ValueError("data.answer is choice, but data.choices names fewer than two answers")
         return self
+
+
+class TemplateConfig(Section):
+    """How the chat template renders; training, exported files and their validation render alike."""
+
+    options: dict[str, Any] = {}
+    """Variables that the template reads, such as {enable_thinking: false}; transformers calls them
+    `chat_template_kwargs`. A row's own `chat_template_kwargs` take precedence."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_plain_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("a value has no equal in JSON; put texts that look like dates in quotes") from None
+        return value
 
 
 class AdapterConfig(Section):
@@ -230,7 +248,7 @@ class GateConfig(Section):
 
 
 class Config(Section):
-    """The configuration of a run: base, data, adapter, training, reference, export and gate."""
+    """The configuration of a run: base, data, template, adapter, training, reference, export and gate."""
 
     name: str = "run"
     """Name of the run. Its directory is runs/NAME unless `-o` is given."""
@@ -241,6 +259,7 @@ class Config(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the base. Use it only for a base whose code you have read."""
     data: DataConfig
+    template: TemplateConfig = TemplateConfig()
     adapter: AdapterConfig = AdapterConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     training: TrainingConfig = TrainingConfig()

@@ -14,12 +14,16 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgetune_converters.errors import ChatTemplateError
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | "tool", "content": text}, and whatever else a template reads."""
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+"""Variables of a template that the rendering itself sets; no option can have such a name."""
 
 # errors of operations inside a template, other than Jinja's own
 _OPERATION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -32,6 +36,7 @@ def render(
     *,
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the conversation as one text.
 
@@ -41,19 +46,19 @@ def render(
         special_tokens: Texts by name: bos_token, eos_token ... An absent token is undefined in the template, not None.
         add_generation_prompt: End with the opening of the assistant's next turn.
         tools: JSON schemas of the tools that the template may describe.
+        options: Further variables of the template (`chat_template_kwargs` of transformers), and `documents`.
 
     Raises:
         ChatTemplateError: The template is not valid Jinja, or refuses the conversation; with Jinja's own message.
     """
     template = compiled(source)
+    variables = {"documents": None, **special_tokens, **(options or {})} | {
+        "messages": [dict(message) for message in messages],
+        "tools": list(tools) if tools is not None else None,
+        "add_generation_prompt": add_generation_prompt,
+    }
     try:
-        return template.render(
-            messages=[dict(message) for message in messages],
-            tools=list(tools) if tools is not None else None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
+        return template.render(variables)
     except (jinja2.TemplateError, *_OPERATION_ERRORS) as error:
         raise ChatTemplateError(str(error)) from error
 
@@ -67,6 +72,18 @@ def compiled(source: str) -> jinja2.Template:
         raise ChatTemplateError(f"line {error.lineno}: {error.message}") from error
     except (SyntaxError, RecursionError) as error:  # blocks nested deeper than Python compiles
         raise ChatTemplateError(f"it cannot be compiled: {error}") from error
+
+
+@lru_cache(maxsize=32)
+def option_names(source: str) -> tuple[str, ...]:
+    """Return the variables that a template reads and that an option may set, in alphabetical order.
+
+    Raises:
+        ChatTemplateError: The template is not valid Jinja.
+    """
+    compiled(source)
+    names = jinja2.meta.find_undeclared_variables(_environment().parse(source))
+    return tuple(sorted(name for name in names if name not in RESERVED and not name.endswith("_token")))
 
 
 @lru_cache(maxsize=1)

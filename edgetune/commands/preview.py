@@ -37,7 +37,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
 
     options = load_config(config, overrides)
     base = find_base(options, weights=False)
-    template = ChatTemplate.from_directory(base.path, options.data.chat_template)
+    template = ChatTemplate.from_directory(base.path, options.data.chat_template, options.template.options)
     tokenizer = TextTokenizer.from_directory(base.path)
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
     splits = read_splits(options.data, options.training.seed, problems)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +16,22 @@ from edgetune.errors import ConfigError
 if TYPE_CHECKING:
     from edgetune.runtime import Answer, Runtime
 
+CONSTANTS = {"true": "true", "false": "false", "none": "null", "null": "null", "yes": "true", "no": "false"}
+"""Spellings of constants in lower case -> JSON. A template would take another spelling for a text, which is true."""
+
 
 @click.command(name="run")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", required=True, help="Prompt; - reads it from standard input.")
 @click.option("--raw", is_flag=True, help="Continue the text of the prompt, without the chat template.")
 @click.option("--system", help="System message before the prompt.")
+@click.option(
+    "--template-option",
+    "template_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Variable of the chat template, as JSON, such as enable_thinking=false (repeatable).",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -67,6 +78,7 @@ def command(
     prompt: str,
     raw: bool,
     system: str | None,
+    template_options: tuple[str, ...],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -86,8 +98,12 @@ def command(
     """
     from edgetune.runtime import Sampling, load
 
-    if raw and system is not None:
-        raise ConfigError("--system cannot be used with --raw, which applies no chat template", "Remove one of them")
+    for option, given in (("--system", system is not None), ("--template-option", bool(template_options))):
+        if raw and given:
+            raise ConfigError(
+                f"{option} cannot be used with --raw, which applies no chat template", "Remove one of them"
+            )
+    variables = dict(map(parse_template_option, template_options))
     text = read_standard_input() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     with load(file, threads=threads, context=context) as runtime:
@@ -96,7 +112,7 @@ def command(
         else:
             before = [] if system is None else [{"role": "system", "content": system}]
             messages = [*before, {"role": "user", "content": text}]
-            answer = runtime.chat(messages, sampling=sampling, max_tokens=max_tokens)
+            answer = runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, template_options=variables)
         if runtime.context > runtime.trained_context:
             console.warn(
                 f"the context is {runtime.context} tokens, but the model was trained for {runtime.trained_context}"
@@ -108,6 +124,23 @@ def command(
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             return
         report(answer, runtime, verbose or sys.stderr.isatty())
+
+
+def parse_template_option(text: str) -> tuple[str, Any]:
+    """Return name and value of `NAME=VALUE`. A value that is not JSON is a text: reasoning_effort=low."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(
+            f"--template-option {text!r} is not of the form NAME=VALUE", "For instance enable_thinking=false"
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        if value.lower() in CONSTANTS:
+            raise ConfigError(
+                f"--template-option {text!r}: {value} is not JSON", f"Write {name}={CONSTANTS[value.lower()]}"
+            ) from None
+        return name, value
 
 
 def read_standard_input() -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import DataError
+from edgetune.errors import ConfigError, DataError
 from edgetune_converters import chat_template
 from edgetune_converters.chat_template import Message
 from edgetune_converters.errors import ChatTemplateError, TokenizerError
+from edgetune_converters.gguf import keys
 from edgetune_converters.tokenizers import chat_files
 
 __all__ = ["BUILT_IN", "NO_TEMPLATE_HINT", "ChatTemplate", "Message", "read_override", "special_tokens"]
@@ -38,17 +39,23 @@ class ChatTemplate:
     """The token that ends a text, if the tokenizer has one."""
     other_tokens: Mapping[str, str] = field(default_factory=dict)
     """Further named tokens: pad_token, unk_token, image_token ..."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables that the template reads beside the conversation, such as enable_thinking."""
 
     @classmethod
-    def from_directory(cls, directory: Path, override: str | None = None) -> ChatTemplate:
+    def from_directory(
+        cls, directory: Path, override: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> ChatTemplate:
         """Return the template of a tokenizer directory, or `override` (a .jinja file or a built-in name).
 
-        Its special tokens are those of the directory. Raises DataError when there is no template.
+        Its special tokens are those of the directory. Raises DataError when there is no template, ConfigError for
+        options that the template does not read.
         """
         found = cls.find(directory, override)
         if found is None:
             raise DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
-        return found
+        found.check_options(options or {})
+        return found.with_options(options or {})
 
     @classmethod
     def find(cls, directory: Path, override: str | None = None) -> ChatTemplate | None:
@@ -69,7 +76,33 @@ class ChatTemplate:
         texts: list[str] = metadata.get("tokenizer.ggml.tokens", [])
         ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in _GGUF_TOKENS.items()}
         named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
-        return cls(source, named.pop("bos_token", None), named.pop("eos_token", None), named)
+        tokens = (named.pop("bos_token", None), named.pop("eos_token", None), named)
+        return cls(source, *tokens, stored_options(metadata))
+
+    def with_options(self, options: Mapping[str, Any]) -> ChatTemplate:
+        """Return the template with further options; they replace those of the same name."""
+        return replace(self, options={**self.options, **options}) if options else self
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """Names of the variables that an option can set. Raises DataError if the template is not valid Jinja."""
+        self.check_syntax()
+        return chat_template.option_names(self.source)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for an option that the template does not read, or whose name is reserved."""
+        for name in options:
+            if name in chat_template.RESERVED:
+                raise ConfigError(
+                    f"the template option {name} is reserved: {', '.join(chat_template.RESERVED)} come from the rows",
+                    "Remove it",
+                )
+            if name not in self.option_names:
+                known = ", ".join(self.option_names)
+                raise ConfigError(
+                    f"the chat template does not read the option {name}",
+                    f"It reads {known}" if known else "It reads no options: remove it",
+                )
 
     def check_syntax(self) -> None:
         """Raise DataError if the template is not valid Jinja text."""
@@ -98,7 +131,12 @@ class ChatTemplate:
         self.check_syntax()
         try:
             return chat_template.render(
-                self.source, messages, named, add_generation_prompt=add_generation_prompt, tools=tools
+                self.source,
+                messages,
+                named,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                options=self.options,
             )
         except ChatTemplateError as error:
             roles = ", ".join(str(message.get("role")) for message in messages)
@@ -106,6 +144,25 @@ class ChatTemplate:
                 f"the chat template refuses a conversation of {roles or 'no messages'}: {error}",
                 "Change the rows, or use another template (data.chat_template)",
             ) from None
+
+
+def stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template options in the metadata of an exported file. Raises DataError if they cannot be read."""
+    text = metadata.get(keys.TEMPLATE_OPTIONS)
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{keys.TEMPLATE_OPTIONS} of the file is not a JSON object", "Export the file again")
+    return found
+
+
+def options_metadata(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata that keeps template options in an exported file."""
+    return {keys.TEMPLATE_OPTIONS: json.dumps(options, separators=(",", ":"), sort_keys=True)} if options else {}
 
 
 def read_override(override: str) -> str:

@@ -174,6 +174,7 @@ def _encode_row(
     template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow, result: EncodedSplit
 ) -> list[EncodedRow]:
     """Return one row; or one per assistant turn, rendered as in use, if the template rewrites history."""
+    template = template.with_options(row.options)
     try:
         return [encode_conversation(template, tokenizer, row.messages, tools=row.tools, untrained=row.untrained)]
     except HistoryRewriteError as error:

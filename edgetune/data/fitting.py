@@ -56,13 +56,35 @@ def fit_to_template(template: ChatTemplate, row: ChatRow, usage: KeyUsage) -> Ch
         RowProblem: If a part of the row that is trained on would vanish.
         DataError: If the template refuses the row.
     """
+    row, unread_options = _keep_read_options(template, row)
+    template = template.with_options(row.options)
     row = _place_calls(template, row)
     row = _place_reasoning(template, row)
-    labels = [*row.unread, *_unrendered(template, row)]
+    labels = [*row.unread, *unread_options, *_unrendered(template, row)]
     _check_null_contents(template, row)
     for label in labels:
         usage.add(label, row.place)
     return row
+
+
+def _keep_read_options(template: ChatTemplate, row: ChatRow) -> tuple[ChatRow, list[str]]:
+    """Remove the template options that the template does not read, and return their labels."""
+    if not row.options:
+        return row, []
+    read = {"documents", *template.option_names}
+    labels = [
+        f"chat_template_kwargs.{name}, which the chat template does not read"
+        for name in row.options
+        if name not in read
+    ]
+    kept = {name: value for name, value in row.options.items() if name in read}
+    if "documents" in kept:
+        others = {name: value for name, value in kept.items() if name != "documents"}
+        whole = _render(template.with_options(kept), row.messages, row.tools)
+        if whole == _render(template.with_options(others), row.messages, row.tools):
+            kept = others
+            labels.append("documents, which the chat template does not render")
+    return replace(row, options=kept), labels
 
 
 def _place_calls(template: ChatTemplate, row: ChatRow) -> ChatRow:

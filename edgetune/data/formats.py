@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgetune.data.messages import (
     read_row_weight,
 )
 from edgetune.data.problems import RowProblem, RowProblems
+from edgetune_converters.chat_template import RESERVED
 
 __all__ = ["FORMATS", "ChatRow", "Conversation", "convert_rows", "detect_format", "detect_formats", "to_chat_row"]
 
@@ -43,6 +45,8 @@ class ChatRow:
     """Indices of assistant messages that the row excludes from the loss."""
     place: str = ""
     """The place of the row for messages: 'train.jsonl, line 3'."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Template options of the row alone: its `chat_template_kwargs`, and its `documents`."""
     unread: tuple[str, ...] = ()
     """Keys of the row and of its messages that no format reads."""
     calls: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -106,10 +110,11 @@ def to_chat_row(row: Any, form: str = "auto", place: str = "") -> ChatRow:
     if not any(turn.message["role"] == "assistant" for turn in turns):
         raise RowProblem("has no assistant message, so there is nothing to learn from it")
     row_is_trained = "weight" not in read or read_row_weight(read["weight"])
-    tools = _tools(read)
+    tools, options = _tools(read), _options(read)
     messages = [turn.message for turn in turns]
     check_characters(messages)
     check_characters(tools)
+    check_characters(options)
     unread = [key for key, value in read.items() if key not in read.read and not is_empty(value)]
     unread += [f"{key} of a message" for key in dict.fromkeys(key for turn in turns for key in turn.unread)]
     return ChatRow(
@@ -119,6 +124,7 @@ def to_chat_row(row: Any, form: str = "auto", place: str = "") -> ChatRow:
             i for i, t in enumerate(turns) if t.message["role"] == "assistant" and not (t.trained and row_is_trained)
         ),
         place,
+        options,
         tuple(unread),
         {i: turn.calls for i, turn in enumerate(turns) if turn.calls},
         {i: turn.reasoning for i, turn in enumerate(turns) if turn.reasoning},
@@ -149,6 +155,26 @@ def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         return parse_objects(row["tools"], "tools") or None
     functions = parse_objects(row["functions"], "functions") if "functions" in row else []
     return [{"type": "function", "function": each} for each in functions] or None
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template options of a row, without nulls, which stand for absent fields in tables."""
+    value = row.get("chat_template_kwargs")
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping | None):
+        raise RowProblem("chat_template_kwargs is not an object of template options")
+    options = {} if value is None else {key: each for key, each in value.items() if each is not None}
+    reserved = next((name for name in RESERVED if name in options), None)
+    if reserved:
+        raise RowProblem(f"chat_template_kwargs sets {reserved}, which only the row itself can set")
+    has_documents = any(key == "documents" and _are_objects(value) for key, value in row.items())
+    return {**options, "documents": row["documents"]} if has_documents else options
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
 def _present(row: Mapping[str, Any]) -> dict[str, Any]:

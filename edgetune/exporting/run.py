@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,12 @@ class Export:
         type_search.check_search(self.config, targets)
         refuse_existing((target.path for target in targets), overwrite)
         refuse_foreign_cards(targets, self.config.card, overwrite)
+        options = self.source.manifest.template_options
+        if options:
+            console.note(
+                f"the model was trained with template options; give other programs than edgetune the same: "
+                f"--chat-template-kwargs '{json.dumps(options)}' of llama-server, chat_template_kwargs elsewhere"
+            )
         request = replace(self.request, write_receipts=True)
         if self.config.merge_base == AUTO:
             request = merge_base.with_measured_merge_base(request, self.source)

@@ -33,7 +33,7 @@ class Source:
     expected_adapter: Mapping[str, str] | None = None
     """SHA-256 of the adapter as training left it, by file name."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Metadata that `edgetune verify` needs."""
+    """Metadata that `edgetune verify` and the rendering of the file need."""
 
     @property
     def bnb_record(self) -> Mapping[str, Any] | None:
@@ -65,6 +65,7 @@ def find_source(run: Path | None, base: Path | None = None, adapter: Path | None
 
 
 def _source_of_run(run: Path, base: Path | None) -> Source:
+    from edgetune.data.chat import options_metadata
     from edgetune.reference import golden
 
     directory = RunDirectory.open(run)
@@ -81,7 +82,7 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
         manifest=manifest,
         expected_base=manifest.base.files,
         expected_adapter=directory.trained_adapter,
-        metadata=golden.metadata(directory),
+        metadata=golden.metadata(directory) | options_metadata(manifest.template_options),
     )
 
 

@@ -57,6 +57,7 @@ _INPUTS: Mapping[str, Callable[[RunDirectory], Facts]] = {
     "run": lambda run: {"path": str(run.path), "name": run.manifest.config.get("name")},
     "base": _base_facts,
     "data": _data_facts,
+    "template options": lambda run: run.manifest.template_options,
     "adapter": lambda run: run.manifest.config.get("adapter", {}),
     "quantization": lambda run: run.manifest.config.get("quantization", {}),
     "training": lambda run: run.manifest.config.get("training", {}),

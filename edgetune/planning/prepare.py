@@ -78,7 +78,8 @@ class PreparedRun:
         answer = row.messages[-1]
         if not answer.get("tool_calls"):
             return str(answer["content"])
-        encoded = encode_conversation(self.template, self.tokenizer, row.messages, only_last=True, tools=row.tools)
+        template = self.template.with_options(row.options)
+        encoded = encode_conversation(template, self.tokenizer, row.messages, only_last=True, tools=row.tools)
         return self.tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
 
 
@@ -89,7 +90,7 @@ def prepare_run(config: Config) -> PreparedRun:
         EdgetuneError: For anything in them that training, capture or export would reject later.
     """
     base = find_base(config)
-    template = ChatTemplate.from_directory(base.path, config.data.chat_template)
+    template = ChatTemplate.from_directory(base.path, config.data.chat_template, config.template.options)
     check_exportable(base, config, template.source)
     tokenizer = TextTokenizer.from_directory(base.path)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
@@ -120,7 +121,7 @@ def _fit_test_rows(
             if not row.answers:
                 raise RowProblem("has no expected answer: every assistant message is excluded by a flag")
             row = replace(row, messages=row.messages[: row.answers[-1] + 1])
-            template.render(row.messages[:-1], add_generation_prompt=True, tools=row.tools)
+            template.with_options(row.options).render(row.messages[:-1], add_generation_prompt=True, tools=row.tools)
         except DataError as error:
             problems.add(given.place, error.message, error.hint)
         except RowProblem as problem:

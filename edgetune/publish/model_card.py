@@ -168,6 +168,8 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
     quantization = config.get("quantization", {})
     if quantization.get("bits") == 4:
         yield "base while training", f"{quantization.get('type')}, 4 bits"
+    if manifest.template_options:
+        yield "options of the chat template", f"`{json.dumps(manifest.template_options)}`"
     for part in ("train", "validation", "test"):
         files = manifest.data.get(part, [])
         yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)

@@ -79,6 +79,11 @@ class RunManifest(Document):
     """Which linear layers were in 4 bits during training, and how; None for an unquantized base."""
     stages: Stages = Stages()
 
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """The options of the chat template; none in older manifests."""
+        return dict(self.config.get("template", {}).get("options", {}))
+
     def content(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values, the version first, without the fields that were never set."""
         return {"version": self.version, **self.model_dump(mode="json", exclude_unset=True)}

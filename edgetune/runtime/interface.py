@@ -97,24 +97,34 @@ class Runtime(ABC):
         return stream.feed(b"".join(self.token_bytes(token) for token in ids)) + stream.finish()
 
     def tokenize_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of a conversation, rendered by the file's chat template up to where the answer begins.
 
         Args:
             messages: Messages {"role", "content"}; the last one is the user's.
             tools: Tools that the template describes to the model, as JSON schemas.
+            template_options: Variables of the template, in place of those of the same name that training gave it.
 
         Raises:
             NoChatTemplate: The file has no chat template.
             DataError: The template refuses the conversation.
+            ConfigError: The template does not read an option.
         """
         if self.chat_template is None:
             raise NoChatTemplate(
                 f"{self.path} has no chat template",
                 "Continue plain text (`--raw`, `Runtime.complete`), or export with a template",
             )
-        return self.tokenize(self.chat_template.render(messages, add_generation_prompt=True, tools=tools))
+        template = self.chat_template
+        if template_options:
+            template.check_options(template_options)
+            template = template.with_options(template_options)
+        return self.tokenize(template.render(messages, add_generation_prompt=True, tools=tools))
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -125,9 +135,11 @@ class Runtime(ABC):
         sampling: Sampling = GREEDY,
         max_tokens: int = MAX_TOKENS,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Answer a conversation; the arguments and errors are those of `tokenize_chat` and `generate`."""
-        return self._answer(self.tokenize_chat(messages, tools=tools), sampling, max_tokens)
+        ids = self.tokenize_chat(messages, tools=tools, template_options=template_options)
+        return self._answer(ids, sampling, max_tokens)
 
     def complete(self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = MAX_TOKENS) -> Answer:
         """Continue plain text, without the chat template; the errors are those of `generate`."""

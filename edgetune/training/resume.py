@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune import console
-from edgetune.config import Config
+from edgetune.config import Config, TemplateConfig
 from edgetune.errors import RunDirectoryError
 from edgetune.planning.prepare import PreparedRun
 from edgetune.planning.tokenizer_files import changed_tokenizer_files
@@ -129,7 +129,7 @@ def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     """List the dotted names of options that affect the weights and differ."""
     found = []
     for section in sorted(stored.keys() | wanted.keys()):
-        before, after = stored.get(section), wanted.get(section)
+        before, after = stored.get(section, _default(section)), wanted.get(section)
         if section in _FREE_SECTIONS or before == after:
             continue
         if not isinstance(before, Mapping) or not isinstance(after, Mapping):
@@ -139,6 +139,11 @@ def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
         keys = sorted(before.keys() | after.keys())
         found += [f"{section}.{key}" for key in keys if key not in free and before.get(key) != after.get(key)]
     return found
+
+
+def _default(section: str) -> Any:
+    """Return the defaults of a section that a run of an older edgetune does not have."""
+    return {"template": TemplateConfig().model_dump(mode="json")}.get(section)
 
 
 def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ The reference holds the expected values: golden conversations as transformers re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -16,13 +17,15 @@ from edgetune.runtime import Runtime
 from edgetune.validation.results import Contract, Difference
 
 GoldenConversation = Mapping[str, Any]
-"""{"messages", "add_generation_prompt", "text", "ids"}, and "tools" where the template was given some."""
+"""{"messages", "add_generation_prompt", "text", "ids"}, and "tools" and "options" where the template was given some."""
 
 
-def check(runtime: Runtime, golden: Sequence[GoldenConversation], tokenizer: Path) -> Contract:
-    """Check a file against the golden conversations of the reference and the run's `tokenizer` directory."""
+def check(
+    runtime: Runtime, golden: Sequence[GoldenConversation], tokenizer: Path, options: Mapping[str, Any]
+) -> Contract:
+    """Check a file against the golden conversations of the reference, and tokenizer and template options of the run."""
     checks: list[Callable[[], str | None]] = [
-        lambda: template_difference(runtime, tokenizer),
+        lambda: template_difference(runtime, tokenizer) or options_difference(runtime, options),
         lambda: first(rendering_difference(runtime, entry) for entry in golden),
         lambda: first(bos_difference(runtime, entry) for entry in golden),
         lambda: first(token_difference(runtime, entry) for entry in golden),
@@ -51,12 +54,20 @@ def template_difference(runtime: Runtime, tokenizer: Path) -> str | None:
     return None if found == wanted else "the file's chat template is another: " + _first_difference(wanted, found)
 
 
+def options_difference(runtime: Runtime, options: Mapping[str, Any]) -> str | None:
+    """Compare the template options of the file with those of training."""
+    if runtime.chat_template is None or runtime.chat_template.options == options:
+        return None
+    found, wanted = (json.dumps(each, ensure_ascii=False) for each in (runtime.chat_template.options, options))
+    return f"the file gives the template the options {found}, training gave {wanted}"
+
+
 def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:
     """Compare the rendered text of a conversation."""
     if runtime.chat_template is None:
         return None  # template_difference reports it
     try:
-        found = runtime.chat_template.render(
+        found = runtime.chat_template.with_options(entry.get("options", {})).render(
             entry["messages"], add_generation_prompt=entry["add_generation_prompt"], tools=entry.get("tools")
         )
     except DataError as error:

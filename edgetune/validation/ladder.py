@@ -128,7 +128,7 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
         runtime.verify()
         _check_fits(runtime, longest)
         scoring.check_vocabulary(runtime, reference)
-        agreed = contract.check(runtime, reference.contract, ladder.run.tokenizer)
+        agreed = contract.check(runtime, reference.contract, ladder.run.tokenizer, ladder.run.manifest.template_options)
         with bar(f"{file.name}: score") as progress:
             all_scores = scoring.score(runtime, reference, rows, progress)
         scores = all_scores.first(len(ladder.rows.positions))

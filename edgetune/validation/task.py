@@ -12,7 +12,8 @@ from edgetune.validation.choices import best, continuations, log_likelihoods
 from edgetune.validation.results import TaskScore
 
 Row = Mapping[str, Any]
-"""{"messages", "expected", "base", "trained"}, "choices" where these are chosen from, and "tools" if there are some."""
+"""{"messages", "expected", "base", "trained"}, "choices" where these are chosen from; "tools" and "options" if
+there are some."""
 
 
 def stored_score(task: Mapping[str, Any], which: str) -> TaskScore:
@@ -43,8 +44,7 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
 
 def choose(runtime: Runtime, row: Row) -> str:
     """Return the choice with the largest log-likelihood."""
-    assert runtime.chat_template is not None
-    prompt = runtime.chat_template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))
+    prompt = _render_prompt(runtime, row)
     scores = []
     for ids, positions in continuations(runtime.tokenize, prompt, row["choices"]):
         targets, done, total = ids[positions], 0, 0.0
@@ -57,11 +57,12 @@ def choose(runtime: Runtime, row: Row) -> str:
 
 def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[str]:
     """Generate the greedy answer to each conversation."""
-    assert runtime.chat_template is not None
-    texts = [
-        runtime.chat_template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))
-        for row in rows
-    ]
-    prompts = [runtime.tokenize(text) for text in texts]
+    prompts = [runtime.tokenize(_render_prompt(runtime, row)) for row in rows]
     for completion in runtime.generate_batch(prompts, Sampling(), [max_tokens] * len(prompts)):
         yield runtime.detokenize(completion.tokens)
+
+
+def _render_prompt(runtime: Runtime, row: Row) -> str:
+    assert runtime.chat_template is not None
+    template = runtime.chat_template.with_options(row.get("options", {}))
+    return template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))

@@ -35,6 +35,8 @@ RECEIPT = "edgetune.receipt"
 """JSON object with the keys above, bits per weight and bytes by type; ONNX only."""
 GOLDEN = "edgetune.golden"
 """Golden conversations and first answers for `edgetune verify`, as JSON."""
+TEMPLATE_OPTIONS = "edgetune.template.options"
+"""Variables that training gave to the chat template (enable_thinking ...), as a JSON object; absent without any."""
 
 # tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from edgetune.data.chat import ChatTemplate
+from edgetune.data.chat import ChatTemplate, stored_options
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import SequenceBatch
 from edgetune.runtime.interface import Runtime, Scoring
@@ -59,7 +59,8 @@ class OnnxRuntime(Runtime):
         self._vocabulary = OnnxVocabulary(folder.directory, self.vocabulary_size)
         self.bos_token = self._vocabulary.bos
         self.stop_tokens = self._vocabulary.stop_tokens | folder.stop_ids
-        self.chat_template = ChatTemplate.find(folder.directory)
+        template = ChatTemplate.find(folder.directory)
+        self.chat_template = template and template.with_options(stored_options(self.metadata))
         self._outputs = max(1, min(_BATCH, _OUTPUTS, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
         # without a range, logits are computed for every token of a call
         self._batch = _BATCH if self._interface.range else self._outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgetune.data.chat import ChatTemplate
@@ -90,7 +90,9 @@ def build_contract(
         *_entries(template, tokenizer, theirs, WITH_TOOLS, [TOOL]),
     ]
     users = (
-        entry for row in own[:OWN_ROWS] for entry in _entries(template, tokenizer, theirs, [row.messages], row.tools)
+        entry
+        for row in own[:OWN_ROWS]
+        for entry in _entries(template, tokenizer, theirs, [row.messages], row.tools, row.options)
     )
     return [*({**entry, "own": False} for entry in golden), *({**entry, "own": True} for entry in users)]
 
@@ -101,7 +103,10 @@ def _entries(
     theirs: Any,
     conversations: Iterable[Conversation],
     tools: list[dict[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterable[dict[str, Any]]:
+    template = template.with_options(options or {})
+    kept = {name: value for name, value in (("tools", tools), ("options", options)) if value}
     for messages in conversations:
         prompt = messages[-1]["role"] != "assistant"
         try:
@@ -109,7 +114,12 @@ def _entries(
         except DataError:  # no system role, strict alternation, and so on
             continue
         expected = theirs.apply_chat_template(
-            messages, tools=tools, chat_template=template.source, tokenize=False, add_generation_prompt=prompt
+            messages,
+            tools=tools,
+            chat_template=template.source,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **template.options,
         )
         if text != expected:
             raise DataError(
@@ -117,5 +127,4 @@ def _entries(
                 "Please report this template; meanwhile use another one (data.chat_template)",
             )
         ids, _ = tokenizer.encode(text)
-        entry = {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids}
-        yield entry if tools is None else {**entry, "tools": tools}
+        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept}

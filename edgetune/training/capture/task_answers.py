@@ -35,6 +35,7 @@ def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWri
     rows = [
         {"messages": row.messages[:-1], "expected": wanted, "base": base, "trained": trained}
         | ({"tools": row.tools} if row.tools else {})
+        | ({"options": row.options} if row.options else {})
         | ({"choices": data.choices} if data.answer == CHOICE else {})
         for row, wanted, base, trained in zip(
             prepared.task_rows, expected, answers["base"], answers["trained"], strict=True
@@ -50,7 +51,12 @@ def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWri
 
 def _render_prompts(prepared: PreparedRun, rows: Sequence[ChatRow]) -> list[str]:
     """Render each row up to its last assistant turn, which is the answer."""
-    return [prepared.template.render(row.messages[:-1], add_generation_prompt=True, tools=row.tools) for row in rows]
+    return [
+        prepared.template.with_options(row.options).render(
+            row.messages[:-1], add_generation_prompt=True, tools=row.tools
+        )
+        for row in rows
+    ]
 
 
 def _settings(prepared: PreparedRun) -> generate.GreedySettings:
