@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from edgetune import console
@@ -19,6 +20,7 @@ from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from edgetune.planning.base_model import Base, check_exportable, find_base
+from edgetune.planning.golden_conversations import build_contract
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.sample_size import caution
 
@@ -40,6 +42,11 @@ class PreparedRun:
     """The rows that are left out (data.on_bad_row: skip)."""
     usage: KeyUsage = field(default_factory=KeyUsage)
     """Keys of all rows that are neither rendered nor used."""
+
+    @cached_property
+    def contract(self) -> list[dict[str, Any]]:
+        """Golden conversations that exported files must render and tokenize in the same way."""
+        return build_contract(self.template, self.tokenizer, self.splits.validation)
 
     @property
     def stop_ids(self) -> frozenset[int]:

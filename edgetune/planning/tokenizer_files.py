@@ -1,23 +1,37 @@
-"""The tokenizer of a run: the base's own files, byte for byte, and the chat template that training used."""
+"""The tokenizer of a run: the base's own files, byte for byte, and the chat template that training used.
+
+tokenizer_config.json alone is changed where the class that it names, or none, makes transformers build another
+tokenizer than tokenizer.json.
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 
+from edgetune.data.chat import special_tokens
 from edgetune_converters.files import companions
 
 TOKENIZER_FILES = (*companions.TOKENIZER_FILES, "generation_config.json", "config.json")
 """Files of a base that decide token ids, special tokens and stop tokens."""
 TEMPLATE_FILE = companions.TEMPLATE_FILE
+FAST_CLASS = "PreTrainedTokenizerFast"
+"""The class of transformers 4 and 5 that takes tokenizer.json as it is."""
+_CONFIG = "tokenizer_config.json"
 
 
-def save_tokenizer(base: Path, chat_template: str, folder: Path) -> None:
-    """Copy the tokenizer files of `base` to `folder`, and write the chat template beside them."""
+def save_tokenizer(base: Path, chat_template: str, folder: Path, *, names_fast_class: bool = False) -> None:
+    """Copy the tokenizer files of `base` to `folder`, and write the chat template beside them.
+
+    With `names_fast_class`, tokenizer_config.json names FAST_CLASS.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+        content = _content(base / name)
+        if name == _CONFIG and names_fast_class:
+            content = _with_fast_class(base, content)
+        if content is not None:
+            (folder / name).write_bytes(content)
     (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
 
 
@@ -25,7 +39,19 @@ def changed_tokenizer_files(base: Path, chat_template: str, folder: Path) -> lis
     """Return the names of the files in `folder` that `save_tokenizer` would now write differently."""
     wanted = {name: _content(base / name) for name in TOKENIZER_FILES}
     wanted[TEMPLATE_FILE] = chat_template.encode("utf-8")
-    return [name for name, content in wanted.items() if content != _content(folder / name)]
+    found = {name: _content(folder / name) for name in wanted}
+    if found[_CONFIG] == _with_fast_class(base, wanted[_CONFIG]):
+        found[_CONFIG] = wanted[_CONFIG]
+    return [name for name, content in wanted.items() if content != found[name]]
+
+
+def _with_fast_class(base: Path, content: bytes | None) -> bytes:
+    """Return tokenizer_config.json with FAST_CLASS, and the special tokens that the class before supplied."""
+    stated = {} if content is None else json.loads(content)
+    named = {name: text for name, text in special_tokens(base).items() if name.endswith("_token")}
+    stated.pop("auto_map", None)  # Python code of the base, which is in no output
+    stated = named | stated | {"tokenizer_class": FAST_CLASS}
+    return (json.dumps(stated, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def _content(path: Path) -> bytes | None:

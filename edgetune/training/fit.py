@@ -64,11 +64,9 @@ def _resumed_checkpoint(run: RunDirectory) -> Path | None:
 
 
 def _build(run: RunDirectory, prepared: PreparedRun, model: Any, callbacks: list[Any]) -> Trainer:
-    tokenizer, _ = load_tokenizer(prepared.base, prepared.config)
-    tokenizer.pad_token_id = prepared.pad_id  # for TRL only; the tokenizer's files stay as they are
     trainer = build_trainer(
         model,
-        tokenizer,
+        load_tokenizer(prepared),
         prepared.train.rows,
         prepared.validation.rows,
         Collator(prepared.pad_id, prepared.stop_ids),

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from edgetune.config import Config, QuantizationConfig
-from edgetune.data.text_tokenizer import TextTokenizer
-from edgetune.errors import ConfigError, DataError
+from edgetune.errors import ConfigError
 from edgetune.planning.base_model import Base, base_loading_error
+from edgetune.planning.prepare import PreparedRun
 from edgetune.training.environment import emulates_bfloat16
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -106,26 +107,9 @@ def _keep_weights_as_quantized(model: Any) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def load_tokenizer(base: Base, config: Config) -> tuple[Any, TextTokenizer]:
-    """Load the base's tokenizer: that of transformers, and our layer over its backend."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
-    except (ValueError, KeyError) as error:
-        raise base_loading_error(base.name, error) from None
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"the base {base.name} has no fast tokenizer",
-            "Convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
-        )
-    return tokenizer, TextTokenizer.of(tokenizer.backend_tokenizer, base.path)
-
-
-def check_same_tokenizer(ours: TextTokenizer, theirs: TextTokenizer, texts: list[str]) -> None:
-    """Raise DataError unless tokenizer.json, which is exported, gives the ids of transformers' tokenizer class."""
-    for text, mine, other in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts), strict=True):
-        if mine[0] != other[0]:
-            at = next((i for i, (a, b) in enumerate(zip(mine[0], other[0], strict=False)) if a != b), -1)
-            raise DataError(
-                f"tokenizer.json and transformers' tokenizer class disagree at token {at} of {text[:60]!r}",
-                "Save the tokenizer again: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
-            )
+def load_tokenizer(prepared: PreparedRun) -> Any:
+    """Return the base's tokenizer.json, its named special tokens and the chosen pad token for transformers."""
+    named = {name: text for name, text in prepared.tokenizer.named.items() if name in _NAMED_TOKENS}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=prepared.tokenizer.backend, **named)
+    tokenizer.pad_token_id = prepared.pad_id
+    return tokenizer

@@ -70,7 +70,7 @@ def train(
             adopt_free_sections(run, config)
         return run
     environment.require_train_extra()
-    _check_before_loading(run, prepared)
+    _, follows = _check_before_loading(run, prepared)
     with lock.writing(run.path, WRITER):
         if trained and run.is_finished:
             run.reopen()
@@ -79,7 +79,7 @@ def train(
         if not can_resume(run, prepared, resume=resume, overwrite=overwrite):
             remove_run_files(run)
         with environment.silence_libraries():
-            _write_inputs(run, prepared)
+            _write_inputs(run, prepared, names_fast_class=not follows)
             _train_and_capture(run, prepared)
         run.finish()
     return run
@@ -95,8 +95,7 @@ def dry_run(
 ) -> None:
     """Check everything that `train` checks before it loads weights. Write nothing and take no lock.
 
-    A run that exists already is a warning here, since nothing is written. Torch is imported only to check layers that
-    are named in `adapter.target_modules`.
+    A run that exists already is a warning here, since nothing is written.
     """
     config, run = _open(config, out, overrides)
     existing = existing_run_error(run, resume=resume, overwrite=overwrite)
@@ -104,7 +103,7 @@ def dry_run(
         raise existing
     environment.require_train_extra()
     prepared = prepare_run(config)
-    needed = _check_before_loading(run, prepared)
+    needed, _ = _check_before_loading(run, prepared)
     if existing:
         console.warn(f"{existing.message}; {existing.hint}")
     console.note(f"{run.path} will take about {needed / 2**20:.0f} MiB; nothing was written")
@@ -116,26 +115,25 @@ def _open(config: Config | Path | str, out: Path | str | None, overrides: Sequen
     return config, RunDirectory(Path("runs") / config.name if out is None else Path(out))
 
 
-def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> int:
-    """Print the overview and check disk space and target layers; return the disk space of the run in bytes."""
+def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int, bool]:
+    """Print the overview and check disk space, tokenizer class and target layers. Imports torch, loads no weights.
+
+    Return the disk space of the run in bytes, and whether transformers' tokenizer class follows tokenizer.json.
+    """
     print_overview(prepared)
     needed = estimate_run_bytes(prepared.config, prepared.base.checkpoint, prepared.reference_rows)
     check_free_space(run.path, needed)
-    _check_target_modules(prepared)
-    return needed
-
-
-def _check_target_modules(prepared: PreparedRun) -> None:
-    """Raise ConfigError if named layers do not exist. Imports torch, but loads no weights."""
-    if prepared.config.adapter.target_modules == ALL_LINEAR:
-        return
     with environment.silence_libraries():
         from edgetune.training import adapters, loading
+        from edgetune.training.tokenizer_class import check_against_transformers
 
-        adapters.add_adapter(loading.load_empty_model(prepared.base, prepared.config), prepared.config.adapter)
+        follows = check_against_transformers(prepared)
+        if prepared.config.adapter.target_modules != ALL_LINEAR:
+            adapters.add_adapter(loading.load_empty_model(prepared.base, prepared.config), prepared.config.adapter)
+    return needed, follows
 
 
-def _write_inputs(run: RunDirectory, prepared: PreparedRun) -> None:
+def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class: bool) -> None:
     """Write manifest and tokenizer; from here on the run can be resumed."""
     RunDirectory.create(run.path)
     device = environment.describe_device()
@@ -150,7 +148,8 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun) -> None:
         versions=environment.installed_versions(),
         device=device,
     )
-    save_tokenizer(prepared.base.path, prepared.template.source, run.tokenizer)
+    source = prepared.template.source
+    save_tokenizer(prepared.base.path, source, run.tokenizer, names_fast_class=names_fast_class)
 
 
 def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:

@@ -23,7 +23,7 @@ def _trainer(config: Config, directory: Path) -> tuple[Trainer, PreparedRun]:
     plan = prepare_run(config)
     torch.manual_seed(0)
     model = adapters.add_adapter(load_model(plan.base, config), config.adapter)
-    tokenizer, _ = load_tokenizer(plan.base, config)
+    tokenizer = load_tokenizer(plan)
     collator = Collator(plan.pad_id, plan.stop_ids)
     trainer = build_trainer(model, tokenizer, plan.train.rows, plan.validation.rows, collator, config, directory, [])
     return trainer, plan

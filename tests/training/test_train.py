@@ -20,6 +20,7 @@ import torch
 from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.masks import EncodedRow
+from edgetune.planning.golden_conversations import GOLDEN, WITH_TOOLS
 from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
@@ -29,7 +30,6 @@ from edgetune.training import resume as state
 from edgetune.training.callbacks import MetricsCallback
 from edgetune.training.capture import generate as outputs
 from edgetune.training.capture import reference as capture
-from edgetune.training.capture.golden import GOLDEN, WITH_TOOLS
 from edgetune.training.loading import load_model
 from edgetune.training.run import train
 from edgetune_converters.files.contents import sha256_of

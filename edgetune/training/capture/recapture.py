@@ -26,6 +26,7 @@ from edgetune.training import adapters
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
+from edgetune.training.tokenizer_class import check_rendering
 from edgetune_converters.exporting import export
 from edgetune_converters.files.atomic import temporary_directory
 from edgetune_converters.request import ExportRequest, Target
@@ -55,6 +56,8 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
     """
     prepared = prepare_run(config)
     _check_base(run, prepared)
+    if request.reference:
+        check_rendering(prepared)
     model = None
     if request.reference or request.llama_base:
         model = adapters.load_adapter(load_model(prepared.base, config), run.adapter)

@@ -18,10 +18,8 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
 from edgetune.training.capture import forward, generate
-from edgetune.training.capture.golden import build_contract
 from edgetune.training.capture.long_rows import build_reference_rows
 from edgetune.training.capture.task_answers import capture_greedy_answers, capture_task_answers
-from edgetune.training.loading import check_same_tokenizer, load_tokenizer
 from edgetune.validation.choices import log_likelihoods
 from edgetune_converters.files.contents import sha256_of
 
@@ -35,9 +33,7 @@ def capture_reference(run: RunDirectory, prepared: PreparedRun, model: Any) -> N
     After a kill, another call resumes the capture.
     """
     generate.prepare_for_capture(model)
-    theirs, tokenizer = load_tokenizer(prepared.base, prepared.config)
-    golden = build_contract(prepared.template, tokenizer, theirs, prepared.splits.validation)
-    check_same_tokenizer(prepared.tokenizer, tokenizer, [entry["text"] for entry in golden])
+    golden = prepared.contract
     rows, long_rows = build_reference_rows(prepared, model)
     dtype, context = generate.capture_precision(model, prepared.config)
     with torch.inference_mode(), context(), _open_writer(run, prepared, model, rows, long_rows, dtype) as writer:

@@ -71,28 +71,19 @@ CALLED: Conversation = [
 WITH_TOOLS: tuple[Conversation, ...] = (_ask("Dim the bedroom light."), _talk("Hi", system="You act."), CALLED)
 
 
-def build_contract(
-    template: ChatTemplate, tokenizer: TextTokenizer, theirs: Any, own: Sequence[ChatRow]
-) -> list[dict[str, Any]]:
+def build_contract(template: ChatTemplate, tokenizer: TextTokenizer, own: Sequence[ChatRow]) -> list[dict[str, Any]]:
     """Render and tokenize the golden conversations and the user's own; leave out those that the template rejects.
 
     Args:
         template: The chat template of the run.
         tokenizer: The tokenizer that gives the token ids.
-        theirs: The tokenizer of transformers, whose rendering must be equal.
         own: Held-out rows of the user; the first OWN_ROWS are taken.
-
-    Raises:
-        DataError: If our rendering differs from that of transformers.
     """
-    golden = [
-        *_entries(template, tokenizer, theirs, GOLDEN),
-        *_entries(template, tokenizer, theirs, WITH_TOOLS, [TOOL]),
-    ]
+    golden = [*_entries(template, tokenizer, GOLDEN), *_entries(template, tokenizer, WITH_TOOLS, [TOOL])]
     users = (
         entry
         for row in own[:OWN_ROWS]
-        for entry in _entries(template, tokenizer, theirs, [row.messages], row.tools, row.options)
+        for entry in _entries(template, tokenizer, [row.messages], row.tools, row.options)
     )
     return [*({**entry, "own": False} for entry in golden), *({**entry, "own": True} for entry in users)]
 
@@ -100,7 +91,6 @@ def build_contract(
 def _entries(
     template: ChatTemplate,
     tokenizer: TextTokenizer,
-    theirs: Any,
     conversations: Iterable[Conversation],
     tools: list[dict[str, Any]] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -113,18 +103,5 @@ def _entries(
             text = template.render(messages, add_generation_prompt=prompt, tools=tools)
         except DataError:  # no system role, strict alternation, and so on
             continue
-        expected = theirs.apply_chat_template(
-            messages,
-            tools=tools,
-            chat_template=template.source,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **template.options,
-        )
-        if text != expected:
-            raise DataError(
-                f"the chat template renders {text[:80]!r} here and {expected[:80]!r} in transformers",
-                "Please report this template; meanwhile use another one (data.chat_template)",
-            )
         ids, _ = tokenizer.encode(text)
         yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept}
