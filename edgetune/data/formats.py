@@ -1,37 +1,46 @@
 """From rows of the common fine-tuning formats to conversations.
 
-A format is a row of the table FORMATS: how its keys are recognized, and how a row is converted. All problems of a file
-are reported together, each with its row number.
+A format is a row of the table FORMATS. Which key of a row means what is found once for each set of keys (RowLayout),
+with the names of key_names.py and those of data.columns. All problems of a file are reported together, each with its
+row number.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgetune.data import key_names as names
+from edgetune.data.key_names import KeyFinder, fold
 from edgetune.data.messages import (
+    LAYOUTS,
+    Content,
     Conversation,
+    MessageReader,
     Turn,
     check_characters,
+    check_mask,
     check_media,
-    convert_message,
     is_empty,
+    parse_call_text,
+    parse_json_text,
     parse_objects,
     read_content,
-    read_row_weight,
+    read_flag,
 )
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune_converters.chat_template import RESERVED
 
-__all__ = ["FORMATS", "ChatRow", "Conversation", "convert_rows", "detect_format", "detect_formats", "to_chat_row"]
+__all__ = ["COLUMNS", "FORMATS", "ChatRow", "Conversation", "RowReader", "convert_rows", "detect_format", "to_chat_row"]
 
-_PROMPT_COMPLETION_KEYS = (
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
-    ("input", "output"),
-)  # fmt: skip
+COLUMNS = ("messages", "role", "content", "user", "input", "assistant", "system", "tools")
+"""What data.columns can give a name of its own."""
+_COLUMNS_HINT = (
+    "Rename the keys, or name them with data.columns, such as {user: question, assistant: reply} or "
+    "{messages: talk, role: who, content: said}; docs/data.md lists the known ones"
+)
 
 
 @dataclass(frozen=True)
@@ -66,233 +75,470 @@ class RowFormat:
 
     keys: str
     """Its keys, for the message about a row in no known format."""
-    recognize: Callable[[Mapping[str, Any]], bool]
-    convert: Callable[[Mapping[str, Any]], list[Turn]]
+    find: Callable[[KeyFinder], dict[str, str] | None]
+    """Returns what each of the keys means (messages, user, input, assistant); None for a row in another format."""
+    names: Callable[[], Mapping[str, Sequence[str]]]
+    """The names of the keys, for docs/data.md."""
 
 
-class _ReadRow(dict[str, Any]):
-    """A row that records which of its keys are read."""
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        super().__init__(row)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        return super().get(key, default)
+def _find_messages(finder: KeyFinder) -> dict[str, str] | None:
+    key = finder.first(names.MESSAGES_KEYS)
+    return None if key is None else {"messages": key}
 
 
-def detect_format(row: Mapping[str, Any]) -> str | None:
-    """Return the first format that matches the keys of the row."""
-    row = _present(row)
-    return next((name for name, form in FORMATS.items() if form.recognize(row)), None)
+def _find_alpaca(finder: KeyFinder) -> dict[str, str] | None:
+    user, assistant = finder.first(names.INSTRUCTION_KEYS), finder.first(names.OUTPUT_KEYS)
+    if user is None or assistant is None:
+        return None
+    extra = finder.first(names.INPUT_KEYS)
+    return {"user": user, "assistant": assistant} | ({} if extra is None else {"input": extra})
 
 
-def to_chat_row(row: Any, form: str = "auto", place: str = "") -> ChatRow:
-    """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
-    if not isinstance(row, Mapping):
-        raise RowProblem(f"not an object but {type(row).__name__}")
-    present = _present(row)
-    _refuse_other_objectives(present)
-    read = _ReadRow(present)
-    name = detect_format(read) if form == "auto" else form if FORMATS[form].recognize(read) else None
-    if name is None:
-        looked_for = FORMATS.values() if form == "auto" else [FORMATS[form]]
-        raise RowProblem(
-            f"in no known format; its keys are {', '.join(map(str, read)) or 'none'}; looked for "
-            + "; or ".join(each.keys for each in looked_for)
-        )
-    turns = FORMATS[name].convert(read)
-    if not any(turn.message["role"] == "assistant" for turn in turns):
-        raise RowProblem("has no assistant message, so there is nothing to learn from it")
-    row_is_trained = "weight" not in read or read_row_weight(read["weight"])
-    tools, options = _tools(read), _options(read)
-    messages = [turn.message for turn in turns]
-    check_characters(messages)
-    check_characters(tools)
-    check_characters(options)
-    unread = [key for key, value in read.items() if key not in read.read and not is_empty(value)]
-    unread += [f"{key} of a message" for key in dict.fromkeys(key for turn in turns for key in turn.unread)]
-    return ChatRow(
-        messages,
-        tools,
-        frozenset(
+def _find_pair(finder: KeyFinder) -> dict[str, str] | None:
+    others = [(prompt, completion) for prompt in names.PROMPT_KEYS for completion in names.COMPLETION_KEYS]
+    for prompt, completion in (*names.PAIRS, *others):
+        user, assistant = finder.first([prompt]), finder.first([completion])
+        if user is not None and assistant is not None:
+            return {"user": user, "assistant": assistant}
+    return None
+
+
+def _conversation_names(keys: Sequence[str]) -> dict[str, Sequence[str]]:
+    return {"conversation": keys, "role": names.ROLE_KEYS, "content": names.CONTENT_KEYS}
+
+
+FORMATS: Mapping[str, RowFormat] = {
+    "messages": RowFormat(
+        'messages [{"role", "content"}]',
+        _find_messages,
+        lambda: _conversation_names([key for key in names.MESSAGES_KEYS if key not in names.SHAREGPT_KEYS]),
+    ),
+    "sharegpt": RowFormat(
+        'sharegpt conversations [{"from", "value"}]', _find_messages, lambda: _conversation_names(names.SHAREGPT_KEYS)
+    ),
+    "alpaca": RowFormat(
+        "alpaca instruction + output [+ input, system, history]",
+        _find_alpaca,
+        lambda: {"user": names.INSTRUCTION_KEYS, "appended": names.INPUT_KEYS, "assistant": names.OUTPUT_KEYS},
+    ),
+    "prompt-completion": RowFormat(
+        "prompt + completion (or question + answer)",
+        _find_pair,
+        lambda: {"user": names.PROMPT_KEYS, "assistant": names.COMPLETION_KEYS},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What the keys of a row mean."""
+
+    form: str | None
+    """Its format; None for a row in no known one."""
+    keys: Mapping[str, str]
+    """messages, user, input, assistant, system, tools, history -> the key."""
+    checks: Sequence[tuple[Callable[[Mapping[str, Any], Sequence[str]], None], Sequence[str]]]
+    """Keys whose value may refuse the row."""
+    weights: Sequence[str]
+    """Keys that say whether the row is trained on."""
+    unread: Sequence[str]
+
+
+class RowReader:
+    """Converts rows to conversations, and counts the formats and columns that it meets."""
+
+    def __init__(
+        self, form: str = "auto", columns: Mapping[str, str] | None = None, roles: Mapping[str, str] | None = None
+    ) -> None:
+        """Read rows of a format, or of any ("auto"), with keys and roles that are named by hand."""
+        self._form = form
+        self._columns = dict(columns or {})
+        self._messages = MessageReader(self._columns.get("role"), self._columns.get("content"), roles)
+        self._layouts: dict[tuple[str, ...], RowLayout] = {}
+        self._columns_seen: set[str] = set()
+        self.formats: dict[str, None] = {}
+        """The formats of the rows, in order of first occurrence."""
+
+    @property
+    def unseen_columns(self) -> dict[str, str]:
+        """The entries of data.columns whose key no row had."""
+        seen = self._columns_seen | self._messages.seen
+        return {meaning: key for meaning, key in self._columns.items() if key not in seen}
+
+    def read(self, row: Any, place: str = "") -> ChatRow:
+        """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
+        if isinstance(row, list) and row and all(isinstance(each, Mapping) for each in row):
+            row = {"messages": row}
+        if not isinstance(row, Mapping):
+            raise RowProblem(f"not an object but {type(row).__name__}")
+        layout = self._choose_layout(row)
+        for check, keys in layout.checks:
+            check(row, keys)
+        if layout.form is None:
+            raise self._unknown_row(row)
+        if layout.form not in self.formats:
+            self.formats[layout.form] = None
+        plain = self._plain(row, layout)
+        if plain is not None:
+            return ChatRow(plain, place=place, unread=tuple(key for key in layout.unread if not is_empty(row[key])))
+        return self._convert(row, layout, place)
+
+    def _choose_layout(self, row: Mapping[str, Any]) -> RowLayout:
+        """Return what the keys that are not empty mean; or, where that is nothing, those that are not null."""
+        layout = self._layout(tuple([key for key, value in row.items() if value or _is_number(value)]))
+        key = layout.keys.get("messages")
+        if key is not None and not isinstance(row[key], list | str | Mapping):  # such as turns: 3
+            others = self._layout(tuple(each for each, value in row.items() if value is not None and each != key))
+            return layout if others.form is None else others
+        if layout.form is None:
+            return self._layout(tuple([key for key, value in row.items() if value is not None]))
+        return layout
+
+    def _layout(self, keys: tuple[str, ...]) -> RowLayout:
+        layout = self._layouts.get(keys)
+        if layout is None:
+            if len(self._layouts) >= LAYOUTS:  # rows whose keys are data would fill the memory
+                self._layouts.clear()
+            layout = self._layouts[keys] = self._find_layout(keys)
+        return layout
+
+    def _find_layout(self, keys: tuple[str, ...]) -> RowLayout:
+        mapped = {meaning: key for meaning, key in self._columns.items() if key in keys}
+        self._columns_seen |= set(mapped.values())
+        finder = KeyFinder(key for key in keys if key not in mapped.values())
+        form, found = self._find_format(finder, mapped)
+        chosen = set(found.values())
+        others = KeyFinder(key for key in keys if key not in chosen)
+        for meaning, usual in _BESIDE.items():
+            key = mapped.get(meaning) or others.first(usual)
+            if key is not None and form is not None:
+                found[meaning] = key
+        weights = [*others.all(names.ROW_WEIGHT_KEYS), *others.all(names.ROW_FLAG_KEYS)]
+        checked = [(check, found_keys) for check, usual in _CHECKS if (found_keys := others.all(usual))]
+        used = {*found.values(), *weights[: len(others.all(names.ROW_WEIGHT_KEYS))]}
+        return RowLayout(form, found, checked, weights, [key for key in keys if key not in used])
+
+    def _find_format(self, finder: KeyFinder, mapped: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+        if "messages" in mapped:
+            return "messages", {"messages": mapped["messages"]}
+        parts = {meaning: key for meaning, key in mapped.items() if meaning in ("user", "input", "assistant")}
+        if "user" in parts or "assistant" in parts:
+            user = parts.get("user") or finder.first((*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS))
+            assistant = parts.get("assistant") or finder.first(names.COMPLETION_KEYS)
+            if user and assistant:
+                return "prompt-completion", {"user": user, "assistant": assistant} | parts
+        forms = FORMATS if self._form == "auto" else {self._form: FORMATS[self._form]}
+        for name, form in forms.items():
+            found = form.find(finder)
+            if found is not None:
+                is_sharegpt = fold(found.get("messages", "")) in names.SHAREGPT_KEYS
+                return (
+                    "sharegpt" if self._form == "auto" and is_sharegpt else name
+                ), found if "messages" in found else found | parts
+        return None, {}
+
+    def _plain(self, row: Mapping[str, Any], layout: RowLayout) -> Conversation | None:
+        """Return the conversation of a row that holds nothing but messages of a role and a text; None for others."""
+        if len(layout.keys) > 1 or layout.weights or "messages" not in layout.keys:
+            return None
+        given = row[layout.keys["messages"]]
+        if type(given) is not list:
+            return None
+        messages = []
+        trained = False
+        for each in given:
+            message = self._messages.plain(each) if type(each) is dict else None
+            if message is None or not (message["content"].isascii() or _is_unicode(message["content"])):
+                return None
+            trained = trained or message["role"] == "assistant"
+            messages.append(message)
+        return messages if trained else None
+
+    def _convert(self, row: Mapping[str, Any], layout: RowLayout, place: str) -> ChatRow:
+        turns, ignored = self._all_turns(row, layout.keys)
+        if not any(turn.message["role"] == "assistant" for turn in turns):
+            raise RowProblem("has no assistant message, so there is nothing to learn from it")
+        row_is_trained, flags = _read_weights(row, layout.weights)
+        tools, options = _tools(row, layout.keys.get("tools")), _options(row, layout.keys)
+        messages = [turn.message for turn in turns]
+        check_characters(messages)
+        check_characters(tools)
+        check_characters(options)
+        unread = [key for key in layout.unread if not is_empty(row[key]) and key not in flags]
+        if "documents" in layout.keys and "documents" not in options:
+            unread.append(layout.keys["documents"])
+        unread += [f"{key} of a message" for key in dict.fromkeys(key for turn in turns for key in turn.unread)]
+        untrained = [
             i for i, t in enumerate(turns) if t.message["role"] == "assistant" and not (t.trained and row_is_trained)
-        ),
-        place,
-        options,
-        tuple(unread),
-        {i: turn.calls for i, turn in enumerate(turns) if turn.calls},
-        {i: turn.reasoning for i, turn in enumerate(turns) if turn.reasoning},
-    )
+        ]
+        calls = {i: turn.calls for i, turn in enumerate(turns) if turn.calls}
+        reasoning = {i: turn.reasoning for i, turn in enumerate(turns) if turn.reasoning}
+        return ChatRow(messages, tools, frozenset(untrained), place, options, (*unread, *ignored), calls, reasoning)
+
+    def _all_turns(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> tuple[list[Turn], list[str]]:
+        """Return the turns of a row, and the labels of what is ignored."""
+        system = _system(row[keys["system"]], keys["system"]) if "system" in keys else []
+        if "history" in keys:
+            system += self._history(row[keys["history"]], keys["history"])
+        if "messages" not in keys:
+            return [*system, *self._pair(row, keys)], []
+        turns = self._turns(row[keys["messages"]], keys["messages"])
+        if system and turns[0].message["role"] == "system":
+            same = turns[0].message["content"] == system[0].message["content"]
+            return turns, [] if same else [f"{keys['system']} beside messages that begin with a system message"]
+        return [*system, *turns], []
+
+    def _pair(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> list[Turn]:
+        user, assistant = keys["user"], keys["assistant"]
+        prompt = self._side(row[user], user, "user")
+        if "input" in keys and len(prompt) == 1 and not is_empty(row[keys["input"]]):
+            extra = _text(row[keys["input"]], keys["input"])
+            message = prompt[0].message
+            given = message["content"]
+            prompt = [Turn({**message, "content": f"{given}\n{extra}" if given else extra}, unread=prompt[0].unread)]
+        return [*prompt, *self._side(row[assistant], assistant, "assistant")]
+
+    def _side(self, value: Any, key: str, role: str) -> list[Turn]:
+        """Convert a prompt or completion: one text, or messages as TRL writes them."""
+        listed = [value] if isinstance(value, Mapping) else value
+        if isinstance(listed, list) and any(self._messages.is_message(each) for each in listed):
+            return self._turns(listed, key)
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str) for each in value):
+            raise RowProblem(f"{key} is a list of {len(value)} texts; give one text")
+        if key == "answers" and isinstance(value, list):  # tool calls, as in the rows of xLAM
+            value = json.dumps(value, ensure_ascii=False)
+        content = read_content(value, key)
+        calls = parse_call_text(content.text) if key == "answers" else None
+        message = {"role": role, "content": content.text}
+        return [Turn(message, True, calls, content.reasoning, tuple(content.unread))]
+
+    def _turns(self, value: Any, key: str) -> list[Turn]:
+        given = _as_messages(value, key)
+        turns: list[Turn] = []
+        for number, each in enumerate(given, 1):
+            if isinstance(each, str):
+                raise RowProblem(f"message {number} of {key} is a text without a role", _MESSAGE_HINT)
+            if not isinstance(each, Mapping):
+                raise RowProblem(f"message {number} of {key} is not an object", _MESSAGE_HINT)
+            try:
+                turns += self._messages.read(each)
+            except RowProblem as problem:
+                raise RowProblem(f"message {number}: {problem}", problem.hint) from None
+        return turns
+
+    def _history(self, value: Any, key: str) -> list[Turn]:
+        """Convert earlier turns: messages, or [user, assistant] pairs."""
+        given = parse_json_text(value, key) if isinstance(value, str) and value else value or []
+        if isinstance(given, list) and given and all(isinstance(each, Mapping) for each in given):
+            return self._turns(given, key)
+        turns = []
+        for pair in given if isinstance(given, list) else [given]:
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                raise RowProblem(f"{key} is not a list of [instruction, output] pairs")
+            turns += [_turn("user", str(pair[0])), _turn("assistant", str(pair[1]))]
+        return turns
+
+    def _unknown_row(self, row: Mapping[str, Any]) -> RowProblem:
+        present = [key for key, value in row.items() if value is not None]
+        finder = KeyFinder(present)
+        if self._messages.is_message(row):
+            return RowProblem(
+                f"is a single message ({', '.join(present)}), not a conversation",
+                'Put the messages of a conversation into one row: {"messages": [...]}',
+            )
+        text = finder.first(names.TEXT_KEYS)
+        if self._form == "auto" and text is not None and isinstance(row[text], str):
+            return RowProblem(
+                f"{text} without an answer: a row for pretraining, or a conversation that is rendered already; "
+                f"edgetune trains on answers (its keys are {', '.join(present)})",
+                f"{_COLUMNS_HINT}, or split the text into messages",
+            )
+        looked_for = FORMATS.values() if self._form == "auto" else [FORMATS[self._form]]
+        found = finder.first((*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS))
+        reply = finder.first(names.COMPLETION_KEYS)
+        missing = f" ({found} has no answer beside it)" if found and not reply else ""
+        missing = missing or (f" ({reply} has no question beside it)" if reply and not found else "")
+        return RowProblem(
+            f"in no known format; its keys are {', '.join(map(str, present)) or 'none'}{missing}; looked for "
+            + "; or ".join(each.keys for each in looked_for),
+            _COLUMNS_HINT,
+        )
 
 
-def _refuse_other_objectives(row: Mapping[str, Any]) -> None:
-    """Raise RowProblem for keys that ask for another kind of training."""
-    check_media(row)
-    pair = [key for key in ("chosen", "rejected") if not is_empty(row.get(key))]
+_MESSAGE_HINT = 'Write each message as {"role": "user", "content": "..."}'
+_BESIDE = {
+    "system": names.SYSTEM_KEYS, "tools": names.TOOLS_KEYS, "history": names.HISTORY_KEYS,
+    "options": ("chat_template_kwargs",), "documents": ("documents",),
+}  # fmt: skip
+"""Meanings of keys that every format can have."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_media(row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        check_media(key, row[key])
+
+
+def _refuse_preference(row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    pair = [key for key in keys if not is_empty(row[key])]
     if pair:
         raise RowProblem(
             f"a preference row ({', '.join(pair)}); edgetune trains on one answer: give it as the completion, alone"
         )
-    for key in ("label", "kto_tag"):
-        if isinstance(row.get(key), bool):
+
+
+def _refuse_rating(row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        text = str(row[key]).strip().lower()
+        if isinstance(row[key], bool | str) and text in ("true", "false"):
             raise RowProblem(
-                f"{key} is {json.dumps(row[key])}: a rated row (KTO), and edgetune does not learn from bad answers; "
+                f"{key} is {text}: a rated row (KTO), and edgetune does not learn from bad answers; "
                 f"keep the good rows, without the key"
             )
-    if not is_empty(row.get("train_detail")):
-        raise RowProblem("train_detail marks parts of a message; edgetune trains on a turn as a whole or not at all")
 
 
-def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _refuse_mask(row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        check_mask(key, row[key])
+
+
+_CHECKS: Sequence[tuple[Callable[[Mapping[str, Any], Sequence[str]], None], Sequence[str]]] = (
+    (_refuse_media, names.MEDIA_KEYS),
+    (_refuse_preference, names.PREFERENCE_KEYS),
+    (_refuse_rating, names.RATING_KEYS),
+    (_refuse_mask, names.MASK_KEYS),
+)
+"""What the values of some keys may refuse, and these keys."""
+
+
+def _read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether a row is trained on, and the keys that said so."""
+    flags = [
+        key
+        for key in keys
+        if row[key] is not None
+        and (fold(key) in _WEIGHTS or isinstance(row[key], bool) or str(row[key]).lower() in ("true", "false"))
+    ]
+    trained = [read_flag(key, row[key], "the row") for key in flags]
+    return all(trained), flags
+
+
+_WEIGHTS = {fold(name) for name in names.ROW_WEIGHT_KEYS}
+
+
+def _tools(row: Mapping[str, Any], key: str | None) -> list[dict[str, Any]] | None:
     """Return the tools of a row; `functions` is the older form. None for an empty list."""
-    if "tools" in row:
-        return parse_objects(row["tools"], "tools") or None
-    functions = parse_objects(row["functions"], "functions") if "functions" in row else []
-    return [{"type": "function", "function": each} for each in functions] or None
+    if key is None:
+        return None
+    found = parse_objects(row[key], key)
+    if fold(key) == "functions":
+        found = [{"type": "function", "function": each} for each in found]
+    return found or None
 
 
-def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+def _options(row: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """Return the template options of a row, without nulls, which stand for absent fields in tables."""
-    value = row.get("chat_template_kwargs")
+    key = keys.get("options")
+    value = None if key is None else row[key]
     if isinstance(value, str):
-        with suppress(ValueError):
-            value = json.loads(value)
+        value = parse_json_text(value, str(key)) if value.strip() else None
     if not isinstance(value, Mapping | None):
-        raise RowProblem("chat_template_kwargs is not an object of template options")
-    options = {} if value is None else {key: each for key, each in value.items() if each is not None}
+        raise RowProblem(f"{key} is not an object of template options")
+    options = {} if value is None else {name: each for name, each in value.items() if each is not None}
     reserved = next((name for name in RESERVED if name in options), None)
     if reserved:
-        raise RowProblem(f"chat_template_kwargs sets {reserved}, which only the row itself can set")
-    has_documents = any(key == "documents" and _are_objects(value) for key, value in row.items())
-    return {**options, "documents": row["documents"]} if has_documents else options
+        raise RowProblem(f"{key} sets {reserved}, which only the row itself can set")
+    documents = row[keys["documents"]] if "documents" in keys else None
+    if isinstance(documents, list) and documents and all(isinstance(each, Mapping) for each in documents):
+        options["documents"] = documents
+    return options
 
 
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
-
-
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row without nulls, which stand for absent columns in tables."""
-    return {key: value for key, value in row.items() if value is not None}
-
-
-def convert_rows(
-    rows: Iterable[tuple[str, Any]], form: str = "auto", problems: RowProblems | None = None
-) -> list[ChatRow]:
-    """Convert all rows, given as (place, row). Without `problems`, raise one DataError for all problems."""
-    found = RowProblems() if problems is None else problems
-    result: list[ChatRow] = []
-    for place, row in rows:
-        if isinstance(row, RowProblem):
-            found.add(place, str(row))
-            continue
+def _as_messages(value: Any, key: str) -> list[Any]:
+    """Return a list of messages that is given as such, as JSON text, as one message or as columns of equal length."""
+    if isinstance(value, str) and value.strip():
         try:
-            result.append(to_chat_row(row, form, place))
+            value = parse_json_text(value, key)
         except RowProblem as problem:
-            found.add(place, str(problem))
-    if problems is None:
-        found.raise_if_any()
-    return result
+            raise RowProblem(f"{key} is not a list of messages: {problem}", _MESSAGE_HINT) from None
+    if isinstance(value, Mapping):
+        columns = list(value.values())
+        if not columns or not any(isinstance(each, list) for each in columns):
+            return [value]
+        lengths = {len(each) for each in columns if isinstance(each, list)}
+        if len(lengths) > 1 or not all(isinstance(each, list) or each is None for each in columns):
+            sizes = ", ".join(f"{name}: {len(v) if isinstance(v, list) else 'one'}" for name, v in value.items())
+            raise RowProblem(f"{key} is an object of columns that differ in length ({sizes})")
+        kept = {name: each for name, each in value.items() if each is not None}
+        value = [
+            {name: cell for name, cell in zip(kept, cells, strict=True) if cell is not None or name == "content"}
+            for cells in zip(*kept.values(), strict=True)
+        ]
+    if not isinstance(value, list) or not value:
+        raise RowProblem(f"{key} is not a list of messages" if value else f"{key} is empty")
+    return value
 
 
-def _messages(row: Mapping[str, Any]) -> list[Turn]:
-    return _turns(row, "messages", "role", "content")
+def _system(value: Any, key: str) -> list[Turn]:
+    """Convert a system prompt: a text, a list of parts, or an object with such a list."""
+    if isinstance(value, Mapping):
+        inner = KeyFinder(value).first(("content", "parts", "text"))
+        value = value[inner] if inner is not None else value
+    content = _text(value, key) if not is_empty(value) else ""
+    return [_turn("system", content)] if content else []
 
 
-def _sharegpt(row: Mapping[str, Any]) -> list[Turn]:
-    key = "conversations" if "conversations" in row else "conversation"
-    return [*_system(row), *_turns(row, key, "from", "value")]
-
-
-def _alpaca(row: Mapping[str, Any]) -> list[Turn]:
-    instruction, extra = _text(row, "instruction"), _text(row, "input", default="")
-    conversation = _system(row)
-    for pair in row.get("history") or []:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise RowProblem("history is not a list of [instruction, output] pairs")
-        conversation += _exchange(str(pair[0]), str(pair[1]))
-    return conversation + _exchange(f"{instruction}\n{extra}" if extra else instruction, _text(row, "output"))
-
-
-def _prompt_completion(row: Mapping[str, Any]) -> list[Turn]:
-    prompt_key, completion_key = next(pair for pair in _PROMPT_COMPLETION_KEYS if pair[0] in row and pair[1] in row)
-    return [*_system(row), *_side(row, prompt_key, "user"), *_side(row, completion_key, "assistant")]
-
-
-def _side(row: Mapping[str, Any], key: str, role: str) -> list[Turn]:
-    """Convert a prompt or completion: one text, or a list of messages as TRL writes them."""
-    if isinstance(row[key], list):
-        return _turns(row, key, "role", "content")
-    return [_turn(role, _text(row, key))]
-
-
-def _exchange(user: str, assistant: str) -> list[Turn]:
-    return [_turn("user", user), _turn("assistant", assistant)]
-
-
-def _system(row: Mapping[str, Any]) -> list[Turn]:
-    text = _text(row, "system", default="")
-    return [_turn("system", text)] if text else []
+def _text(value: Any, key: str) -> str:
+    content: Content = read_content(value, key)
+    if content.reasoning is not None:
+        raise RowProblem(f"{key} has a part of the type reasoning, which only messages can have")
+    return content.text
 
 
 def _turn(role: str, text: str) -> Turn:
     return Turn({"role": role, "content": text})
 
 
-def _turns(row: Mapping[str, Any], key: str, role_key: str, text_key: str) -> list[Turn]:
-    given = row[key]
-    if not isinstance(given, list) or not given:
-        raise RowProblem(f"{key} is not a list of messages" if given else f"{key} is empty")
-    turns = []
-    for number, each in enumerate(given, 1):
-        if not isinstance(each, Mapping):
-            raise RowProblem(f"message {number} of {key} is not an object")
+def detect_format(row: Mapping[str, Any]) -> str | None:
+    """Return the first format that matches the keys of the row."""
+    reader = RowReader()
+    return reader._choose_layout(row).form
+
+
+def to_chat_row(row: Any, form: str = "auto", place: str = "") -> ChatRow:
+    """Convert one row; see RowReader.read."""
+    return RowReader(form).read(row, place)
+
+
+def convert_rows(
+    rows: Iterable[tuple[str, Any]], reader: RowReader | None = None, problems: RowProblems | None = None
+) -> list[ChatRow]:
+    """Convert all rows, given as (place, row). Without `problems`, raise one DataError for all problems."""
+    found = RowProblems() if problems is None else problems
+    result = list(iterate_rows(rows, reader or RowReader(), found))
+    if problems is None:
+        found.raise_if_any()
+    return result
+
+
+def iterate_rows(rows: Iterable[tuple[str, Any]], reader: RowReader, problems: RowProblems) -> Iterator[ChatRow]:
+    """Yield the rows that can be converted, and add the problems of others."""
+    for place, row in rows:
+        if isinstance(row, RowProblem):
+            problems.add(place, str(row), row.hint)
+            continue
         try:
-            turns.append(convert_message(each, role_key, text_key))
+            yield reader.read(row, place)
         except RowProblem as problem:
-            raise RowProblem(f"message {number}: {problem}") from None
-    return turns
-
-
-def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = row.get(key)
-    content = read_content(default if value is None else value, key)
-    if content.reasoning is not None:
-        raise RowProblem(f"{key} has a part of the type reasoning, which only messages can have")
-    return content.text
-
-
-def _has_pair(row: Mapping[str, Any]) -> bool:
-    return any(prompt in row and completion in row for prompt, completion in _PROMPT_COMPLETION_KEYS)
-
-
-FORMATS: Mapping[str, RowFormat] = {
-    "messages": RowFormat('messages [{"role", "content"}]', lambda row: "messages" in row, _messages),
-    "sharegpt": RowFormat(
-        'sharegpt conversations [{"from", "value"}]',
-        lambda row: "conversations" in row or "conversation" in row,
-        _sharegpt,
-    ),
-    "alpaca": RowFormat(
-        "alpaca instruction + output [+ input, system, history]",
-        lambda row: "instruction" in row and "output" in row,
-        _alpaca,
-    ),
-    "prompt-completion": RowFormat("prompt + completion (or question + answer)", _has_pair, _prompt_completion),
-}
-
-
-def detect_formats(rows: Iterable[Any]) -> Iterator[str]:
-    """Yield the formats of the rows, in order of first occurrence."""
-    seen: set[str] = set()
-    for row in rows:
-        name = detect_format(row) if isinstance(row, Mapping) else None
-        if name is not None and name not in seen:
-            seen.add(name)
-            yield name
+            problems.add(place, str(problem), problem.hint)

@@ -21,6 +21,10 @@ _DETAIL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 class RowProblem(ValueError):
     """A problem of one row; the caller adds the place of the row."""
 
+    def __init__(self, problem: str, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.hint = hint
+
 
 @dataclass
 class _Kind:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.formats import ChatRow, convert_rows, detect_formats
+from edgetune.data.formats import ChatRow, RowReader, convert_rows
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune_converters.files.contents import sha256_of
@@ -62,9 +62,9 @@ def read_source(
         rows = rows[:limit]
     if not rows:
         raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row")
-    converted = convert_rows(rows, form, problems)
-    formats = list(detect_formats(row for _, row in rows)) if form == "auto" else [form]
-    return DataSource(name, converted, formats, {**identity, "rows": len(rows)})
+    reader = RowReader(form)
+    converted = convert_rows(rows, reader, problems)
+    return DataSource(name, converted, list(reader.formats), {**identity, "rows": len(rows)})
 
 
 def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:

@@ -59,10 +59,15 @@ def test_rows_of_each_format_become_conversations(
     [
         ([], "not an object but list"),
         ({}, "its keys are none"),
-        ({"text": "x"}, r"in no known format; its keys are text; looked for messages .*; or sharegpt .*; or alpaca"),
+        ({"body": "x"}, r"in no known format; its keys are body; looked for messages .*; or sharegpt .*; or alpaca"),
+        ({"text": "x"}, r"text without an answer: a row for pretraining, or a conversation that is rendered already"),
+        ({"question": "x", "id": 3}, r"its keys are question, id \(question has no answer beside it\); looked for"),
+        ({"answer": "x"}, r"\(answer has no question beside it\)"),
+        ({"role": "user", "content": "x"}, r"is a single message \(role, content\), not a conversation"),
         ({"messages": "hello"}, "messages is not a list"),
         ({"messages": []}, "messages is empty"),
-        ({"messages": ["x"]}, "message 1 of messages is not an object"),
+        ({"messages": ["x"]}, "message 1 of messages is a text without a role"),
+        ({"messages": [5]}, "message 1 of messages is not an object"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "role is 'narrator'; known are system"),
         ({"messages": [{"role": "user"}]}, "content is missing"),
         ({"messages": [{"role": "user", "content": {}}]}, "content is not a text but dict"),
@@ -81,12 +86,12 @@ def test_a_named_format_is_the_only_one_tried() -> None:
 
 
 def test_problems_of_a_kind_are_one_line_with_the_places_of_the_rows() -> None:
-    rows = [(f"f, row {number}", {"text": "x"}) for number in range(1, 31)]
+    rows = [(f"f, row {number}", {"body": "x"}) for number in range(1, 31)]
     with pytest.raises(DataError) as caught:
         convert_rows([*rows, ("f, row 31", [])])
     first, unknown, other = caught.value.message.splitlines()
     assert first == "2 problems in the data:"
-    assert unknown.startswith("  - f, row 1: in no known format; its keys are text; looked for messages")
+    assert unknown.startswith("  - f, row 1: in no known format; its keys are body; looked for messages")
     places = "; ".join(f"f, row {number}" for number in range(2, 2 + SHOWN_PLACES))
     assert unknown.endswith(f"(and 29 more rows: {places}; ...)")
     assert other == "  - f, row 31: not an object but list"
