@@ -127,7 +127,7 @@ def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -
     own = made._asdict() | {
         "artifact": str(made.artifact),
         "overrides": list(made.overrides),
-        "notes": model.input_notes + notes + list(made.notes),
+        "notes": inputs.notes + notes + list(made.notes),
         "versions": tool_versions() | made.versions,
     }
     return Receipt(

@@ -66,9 +66,21 @@ class ExportInputs:
         """Convert the tokenizer of a directory, or take that of a GGUF base. Raises TokenizerError."""
         model, template = self.model, self.request.chat_template
         if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
-            return PendingVocabulary(model.checkpoint.vocabulary(template))
+            return PendingVocabulary(model.checkpoint.vocabulary(template, model.config.vocab_size))
         conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
         return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
+
+    @property
+    def notes(self) -> list[str]:
+        """Return notes on what base, adapter and tokenizer have that is not used, or lack, for every format."""
+        resized = self.model.resized
+        if resized is None or resized.rows < resized.rows_before or self.tokenizer != self.request.base:
+            return self.model.input_notes
+        return [
+            *self.model.input_notes,
+            f"there is no tokenizer beside the adapter: that of the base is written, and rows "
+            f"from {resized.rows_before} on have no token",
+        ]
 
     def check(self, *, wait: bool = False) -> None:
         """Poll what is verified during the pass, or wait for it.

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from edgetune_converters.adapters.lora import Adapter, Change
+from edgetune_converters.adapters.expert_factors import ExpertPart
+from edgetune_converters.adapters.lora import Adapter, BaseTargets, Change
 from edgetune_converters.architectures import (
     BoundTensor,
     Family,
     ModelConfig,
     bind,
+    expert_slices,
     family_of,
     slots,
     stored_transposed,
@@ -21,6 +23,7 @@ from edgetune_converters.architectures import (
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
+from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_vocabulary_of
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import open_base
@@ -38,6 +41,8 @@ class Model:
     bound: list[BoundTensor]
     changes: Mapping[str, Change]
     merge_base: MergeBase
+    resized: ResizedVocabulary | None = None
+    """Where the adapter has more or fewer rows of embeddings than the base."""
 
     @property
     def tied(self) -> bool:
@@ -80,7 +85,8 @@ class Model:
     @property
     def input_notes(self) -> list[str]:
         """Notes on what the base and the adapter have that is not used, for every format."""
-        return [*self.checkpoint.notes, *(self.adapter.notes if self.adapter else [])]
+        resized = [self.resized.note] if self.resized else []
+        return [*self.checkpoint.notes, *resized, *(self.adapter.notes if self.adapter else [])]
 
     @property
     def notes(self) -> list[str]:
@@ -96,9 +102,27 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
     config = config.completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)
-    changes = (
-        {} if adapter is None else adapter.changes(targets(bound), family.canonical_name, stored_transposed(bound))
-    )
+    changes: Mapping[str, Change] = {}
+    resized = None
+    if adapter is not None:
+        known = _as_adapters_see_it(family, config, bound)
+        resized = with_vocabulary_of(adapter, family, config, checkpoint, bound, known)
+        if resized is not None:
+            config, bound = resized.config, resized.bound
+            known = _as_adapters_see_it(family, config, bound)
+        changes = adapter.changes(known)
     tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
     applied = merge_base.apply(tensors, family.canonical_name)
-    return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base)
+    return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base, resized)
+
+
+def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTensor]) -> BaseTargets:
+    """Describe the base for the matching of an adapter."""
+    pieces = {item.slot: item.pieces[0] for item in bound if item.slot in (slots.EMBEDDING, slots.OUTPUT)}
+    embedding, head = pieces[slots.EMBEDDING], pieces.get(slots.OUTPUT)
+    parts = {
+        name: ExpertPart(place.target, place.number, place.first, *shape)
+        for name, (place, shape) in expert_slices(family, config).items()
+    }
+    tied = {head.target: embedding.target} if head and head.source.name == embedding.source.name else {}
+    return BaseTargets(targets(bound), family.canonical_name, stored_transposed(bound), parts, tied)

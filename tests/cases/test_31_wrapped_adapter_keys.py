@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune.config import load_config
 from edgetune.planning.base_model import find_base
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.lora import Adapter, BaseTargets
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import runtime, tiny
@@ -121,12 +121,12 @@ def test_a_parameter_of_all_experts_under_a_wrapper(tmp_path: Path) -> None:
     adapter = write(
         tmp_path, pair("_orig_mod.module.base_model.model.m.layers.0._fsdp_wrapped_module.experts.base_layer", a, b)
     )
-    assert Adapter(adapter).changes(targets).keys() == targets.keys()
+    assert Adapter(adapter).changes(BaseTargets(targets)).keys() == targets.keys()
 
 
 def test_patterns_of_the_config_see_the_name_without_the_wrapper(tmp_path: Path) -> None:
     adapter = write(tmp_path, pair("module.base_model.model.m.q"), alpha_pattern={"^m.q": 6})
-    factors = Adapter(adapter).changes(TARGETS)["m.q.weight"].factors
+    factors = Adapter(adapter).changes(BaseTargets(TARGETS))["m.q.weight"].factors
     assert factors is not None
     left, right = factors()
     assert np.allclose(left @ right, 6 / 2 * B @ A)
@@ -135,34 +135,34 @@ def test_patterns_of_the_config_see_the_name_without_the_wrapper(tmp_path: Path)
 def test_a_module_of_the_base_with_the_name_of_a_wrapper_is_itself(tmp_path: Path) -> None:
     targets = {"module.q.weight": (6, 4), "q.weight": (6, 4)}
     adapter = Adapter(write(tmp_path, pair("base_model.model.module.q")))
-    assert adapter.changes(targets).keys() == {"module.q.weight"}
+    assert adapter.changes(BaseTargets(targets)).keys() == {"module.q.weight"}
     assert adapter.notes == []
 
 
 def test_one_prefix_is_found_that_all_keys_have(tmp_path: Path) -> None:
     targets = {"module.q.weight": (6, 4), "q.weight": (6, 4), "r.weight": (6, 4)}
     adapter = write(tmp_path, pair("module.q") | pair("module.r"))
-    assert Adapter(adapter).changes(targets).keys() == {"q.weight", "r.weight"}
+    assert Adapter(adapter).changes(BaseTargets(targets)).keys() == {"q.weight", "r.weight"}
 
 
 def test_a_name_that_fits_in_two_ways_is_refused_with_the_candidates(tmp_path: Path) -> None:
     targets = {"module.q.weight": (6, 4), "q.weight": (6, 4)}
     adapter = write(tmp_path, pair("module.module.q"))
     with pytest.raises(AdapterError, match=r"module\.module\.q can be module\.q or q of the base model"):
-        Adapter(adapter).changes(targets)
+        Adapter(adapter).changes(BaseTargets(targets))
 
 
 def test_two_keys_that_become_one_are_refused(tmp_path: Path) -> None:
     adapter = write(tmp_path, pair("base_model.model.m.q") | pair("base_model.model._orig_mod.m.q"))
     with pytest.raises(AdapterError, match="is duplicated under another name"):
-        Adapter(adapter).changes(TARGETS)
+        Adapter(adapter).changes(BaseTargets(TARGETS))
 
 
 def test_unknown_names_are_one_line_with_the_first_of_them(tmp_path: Path) -> None:
     names = [f"module.base_model.model.n.{number}" for number in range(40)]
     tensors: dict[str, Any] = {key: value for name in names for key, value in pair(name).items()}
     with pytest.raises(AdapterError) as refusal:
-        Adapter(write(tmp_path, tensors)).changes(TARGETS)
+        Adapter(write(tmp_path, tensors)).changes(BaseTargets(TARGETS))
     assert refusal.value.message.startswith("40 names are not modules of the base model: module.base_model.model.n.0, ")
     assert refusal.value.message.endswith(" and 37 more")
 

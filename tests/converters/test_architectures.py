@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.lora import Adapter, BaseTargets
 from edgetune_converters.architectures import ModelConfig, bind, family_of, stored_transposed, supported_names, targets
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import RopePermute, Take, View
@@ -206,7 +206,8 @@ def test_blocks_of_every_kind_are_bounded_and_add_up(name: str, tmp_path: Path) 
     family = family_of(ModelConfig(checkpoint.config))
     config = ModelConfig(checkpoint.config).completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
-    changes = Adapter(adapter).changes(targets(bound), family.canonical_name, stored_transposed(bound))
+    known = BaseTargets(targets(bound), family.canonical_name, stored_transposed(bound))
+    changes = Adapter(adapter).changes(known)
     for tensor in stream.merged_tensors(family, config, checkpoint, bound, changes):
         whole = np.concatenate([block.rows for block in tensor.blocks(checkpoint)])
         for limit in (1, 3000):

@@ -235,8 +235,8 @@ def test_threads_are_divided_among_blocks(threads: int, wanted: tuple[int, int])
 
 
 def test_cached_stacks_of_experts_are_freed_with_their_adapter(adapter: Path) -> None:
-    recent = Adapter(adapter)._cache
-    assert recent is not Adapter(adapter)._cache
+    recent = Adapter(adapter).stacks
+    assert recent is not Adapter(adapter).stacks
     pair = (np.zeros(1, np.float32), np.zeros(1, np.float32))
     for name in "abc":
         assert recent(name, lambda: pair) is pair

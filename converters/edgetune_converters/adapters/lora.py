@@ -1,52 +1,28 @@
 """LoRA adapters of PEFT, as the change of each base tensor.
 
-Every tensor of the adapter is used exactly once, and all problems are reported in one error. Variants that are not
-plain LoRA are refused by name: merged like plain LoRA, they would silently give a wrong model.
+Every tensor of the adapter is used exactly once, and all problems are reported in one error.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edgetune_converters.adapters.expert_factors import ExpertPair, ExpertPart, PairsOfExperts, StackCache
+from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
+from edgetune_converters.adapters.state_dict import AdapterTensors, as_one_line, read_tensors
+from edgetune_converters.adapters.token_rows import TokenRows
 from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.files.contents import read_json, sha256_of
+from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
-from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers, without_prefix
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
-_MAX_ALPHA = 1e9  # beyond any real use; products in f32 stay finite
-_SHOWN_NAMES = 3  # of names with the same problem
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-# initializations that leave the base unchanged; all others move a part of the base into A and B
-_BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
-
-# field of adapter_config.json that is not supported -> name of the variant
-_UNSUPPORTED: Mapping[str, str] = {
-    "use_dora": "DoRA (use_dora)",
-    "use_qalora": "QA-LoRA (use_qalora)",
-    "use_bdlora": "BD-LoRA (use_bdlora)",
-    "kasa_config": "KaSA (kasa_config)",
-    "arrow_config": "Arrow routing (arrow_config)",
-    "monteclora_config": "MonteCLoRA (monteclora_config)",
-    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
-    "layer_replication": "layer replication (layer_replication)",
-    "trainable_token_indices": "trainable tokens (trainable_token_indices)",
-}
-
-_PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+?)"
-_FACTOR = re.compile(
-    _PREFIX + r"\.(?P<role>lora_(?:embedding_)?[AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<part>weight|bias))?$"
-)
-_REPLACEMENT = re.compile(_PREFIX + r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.(?P<part>weight|bias)$")
 
 
 @dataclass
@@ -54,32 +30,56 @@ class Change:
     """The change of one tensor of shape [n, k]: W becomes (replacement or W) + left @ right.
 
     `left` is f32 [n, r], `right` f32 [r, k]; the scale is folded into the factor made of B. For a parameter of all
-    experts both have the experts as first axis. Factors are read on demand.
+    experts both have the experts as first axis. Factors are read on demand. `token_rows` replace single rows of W.
     """
 
     file: SafetensorsFile
     replacement: TensorInfo | None = None
     factors: Callable[[], tuple[F32, F32]] | None = None
     names: list[str] = field(default_factory=list)
+    token_rows: TokenRows | None = None
 
-    def of_expert(self, number: int, first: int, count: int) -> Change:
-        """Return the part of a change of all experts that concerns rows first..first+count of one."""
+    def of_expert(self, number: int, first: int, count: int, *, transposed: bool = False) -> Change:
+        """Return the part of a change of all experts that concerns rows first..first+count of one.
+
+        `transposed`: the parameter of all experts holds the matrix of each expert transposed.
+        """
         whole = self.factors
         assert whole is not None
 
         def part() -> tuple[F32, F32]:
-            left, right = whole()
-            return left[number, first : first + count], right[number]
+            left, right = (each[number] for each in whole())
+            if transposed:
+                left, right = right.T, left.T
+            return np.ascontiguousarray(left[first : first + count]), np.ascontiguousarray(right)
 
         return Change(self.file, factors=part, names=self.names)
 
 
 @dataclass(frozen=True)
-class _Base:
-    """Shapes of the base's tensors by target, and the targets that are stored transposed."""
+class BaseTargets:
+    """What an adapter needs to know of the base."""
 
-    targets: Mapping[str, tuple[int, ...]]
-    transposed: Collection[str] | None
+    shapes: Mapping[str, tuple[int, ...]]
+    """Names and shapes of the base's tensors, and of the parameters that hold several of them."""
+    renamed: Callable[[str], str] = str
+    """Maps the name of a module or a tensor to the spelling of `shapes`."""
+    transposed: Collection[str] | None = None
+    """The targets that the base stores transposed (PEFT's `fan_in_fan_out`). None: unknown, so the adapter decides."""
+    experts: Mapping[str, ExpertPart] = field(default_factory=dict)
+    """Modules of single experts that are parts of a target of all experts."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """The output matrix, where it is the embedding: its target and that of the embedding."""
+
+    def fits(self, module: str) -> bool:
+        """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
+        name = self.renamed(module)
+        single = any(self.renamed(f"{module}.{part}") in self.shapes for part in ("weight", "bias"))
+        return single or name in self.experts or re.sub(r"(\.base_layer)+$", "", name) in self._with_experts
+
+    @cached_property
+    def _with_experts(self) -> set[str]:
+        return {target.rpartition(".")[0] for target, shape in self.shapes.items() if len(shape) == 3}
 
 
 @dataclass(frozen=True)
@@ -100,52 +100,39 @@ class Adapter:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.config = read_json(path / CONFIG_FILE)
-            _check_kind(self.config)
-            self._file = SafetensorsFile(_weights(path))
-            self._cache = _StackCache()
-            self.notes: list[str] = []
+            self.config = PeftConfig(path / CONFIG_FILE)
+            self.file = SafetensorsFile(_weights(path))
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
+        self.notes: list[str] = []
+        self.stacks = StackCache()
+        self._tensors: AdapterTensors | None = None
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of the adapter's two files, by file name."""
         return {name: sha256_of(self.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
 
-    def changes(
-        self,
-        targets: Mapping[str, tuple[int, ...]],
-        renamed: Callable[[str], str] = str,
-        transposed: Collection[str] | None = None,
-    ) -> dict[str, Change]:
-        """Return the change of each base tensor that the adapter touches.
+    def tensors(self, base: BaseTargets) -> AdapterTensors:
+        """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""
+        if self._tensors is None:
+            self._tensors = read_tensors(self.file, base.fits)
+            self.notes += self._tensors.notes
+        return self._tensors
 
-        Args:
-            targets: Names and shapes of the base's tensors.
-            renamed: Maps a module's name to the spelling of `targets`.
-            transposed: The targets that the base stores transposed (PEFT's `fan_in_fan_out`). None: unknown, so the
-                adapter's own `fan_in_fan_out` decides.
+    def changes(self, base: BaseTargets) -> dict[str, Change]:
+        """Return the change of each base tensor that the adapter touches.
 
         Raises:
             AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
                 nothing; the message lists them all.
         """
-        factors, saved, problems = self._classified(_fits(targets, renamed))
-        replacements = {renamed(target): info for target, info in saved.items()}
-        changes = {target: Change(self._file, replacement=info) for target, info in replacements.items()}
-        problems += _unknown_replacements(replacements, targets)
-        problems += [text for target, info in replacements.items() for text in _bad_replacement(target, info, targets)]
-        unknown: list[str] = []
-        misfits: list[str] = []
-        for module, roles in factors.items():
-            known = _Base(targets, transposed)
-            misfits += self._add_factors(module, renamed(module), roles, known, changes, unknown)
-        problems += _as_one_line(unknown, "is not a module of the base model", "are not modules of the base model")
-        problems += misfits
+        matching = _Matching(self, base)
+        changes, problems = matching.changes, matching.problems
         if not problems:
-            problems = [text for target, change in changes.items() for text in _no_effect(target, change)]
-            if problems and len(problems) == len(changes) and all(_NOTHING in text for text in problems):
+            problems, without_effect = _effects(changes)
+            if without_effect and len(without_effect) == len(changes) and not problems:
                 raise _all_zero(self.path)
+            self.notes += _note_on_zero(without_effect, changes)
         if not changes and not problems:
             problems = [f"{self.path / WEIGHTS_FILE} holds no tensors"]
         if problems:
@@ -154,57 +141,63 @@ class Adapter:
             )
         return changes
 
-    def _classified(
-        self, fits: Callable[[str], bool]
-    ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[str]]:
-        """LoRA factors by module and role, replacements by target, and problems with the rest."""
-        matched: list[tuple[TensorInfo, re.Match[str]]] = []
-        problems, foreign = [], []
-        for name, info in self._file.tensors.items():
-            key = without_inner_wrappers(name)
-            match = _FACTOR.match(key) or _REPLACEMENT.match(key)
-            if info.dtype not in ("F32", "F16", "BF16", "F64"):
-                problems.append(f"{name} is stored as {info.dtype}, not as floats")
-            elif match is None:
-                foreign.append(name)
-            else:
-                matched.append((info, match))
-        problems += _as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
-        modules, ambiguous = self._module_names([match["module"] for _, match in matched], fits)
-        factors: dict[str, dict[str, TensorInfo]] = {}
-        replacements: dict[str, TensorInfo] = {}
-        for info, match in matched:
-            module = modules[match["module"]]
-            if match.re is _FACTOR:
-                role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
-                found, key = factors.setdefault(module, {}), role
-            else:
-                found, key = replacements, f"{module}.{match['part']}"
-            problems += [f"{info.name} is duplicated under another name"] if key in found else []
-            found[key] = info
-        return factors, replacements, problems + ambiguous
 
-    def _module_names(self, modules: Sequence[str], fits: Callable[[str], bool]) -> tuple[Mapping[str, str], list[str]]:
-        """The names of modules without a wrapper's prefix, and a problem for each that fits in two ways."""
-        choice = without_prefix(modules, fits)
-        removed = [*inner_wrappers(self._file.tensors), *(prefix.rstrip(".") for prefix in choice.removed)]
-        if removed:
-            wrappers = " and ".join(repr(name) for name in removed)
-            self.notes.append(f"the adapter's keys carry {wrappers}, the name of a wrapper around the model; ignored")
-        return choice.names, [
-            f"{module} can be {' or '.join(names)} of the base model: its keys have no common prefix"
-            for module, names in choice.ambiguous.items()
-        ]
+class _Matching:
+    """One matching of an adapter with a base. Problems are collected, so that all are reported at once."""
 
-    def _add_factors(
-        self,
-        module: str,
-        renamed: str,
-        roles: Mapping[str, TensorInfo],
-        known: _Base,
-        changes: dict[str, Change],
-        unknown: list[str],
-    ) -> Iterator[str]:
+    def __init__(self, adapter: Adapter, base: BaseTargets) -> None:
+        self._file, self._config, self._base = adapter.file, adapter.config, base
+        self._cache = adapter.stacks
+        self._unknown: list[str] = []
+        self._of_experts: dict[str, list[ExpertPair]] = {}
+        tensors = adapter.tensors(base)
+        self.changes: dict[str, Change] = {}
+        self.problems: list[str] = list(tensors.problems)
+        self._replace(tensors.replacements)
+        self._replace_rows(tensors.token_rows)
+        misfits = [text for module, roles in tensors.factors.items() for text in self._add_pair(module, roles)]
+        self.problems += as_one_line(
+            self._unknown, "is not a module of the base model", "are not modules of the base model"
+        )
+        self.problems += misfits
+        for target, pairs in self._of_experts.items():
+            self.problems += self._stack(target, pairs)
+
+    def _replace(self, replacements: Mapping[str, TensorInfo]) -> None:
+        unknown = []
+        for name, info in replacements.items():
+            target = self._base.renamed(name)
+            shape = self._base.shapes.get(target)
+            if shape is None:
+                unknown.append(info.name)
+            elif info.shape != shape:
+                self.problems.append(f"{info.name} has the shape {list(info.shape)}, the base {list(shape)}")
+            else:
+                self.changes[target] = Change(self._file, replacement=info)
+        self.problems += as_one_line(
+            unknown, "matches no tensor of the base model", "match no tensor of the base model"
+        )
+
+    def _replace_rows(self, token_rows: Mapping[str, TensorInfo]) -> None:
+        for module, info in token_rows.items():
+            target = self._base.renamed(f"{module}.weight")
+            shape = self._base.shapes.get(target)
+            if shape is None:
+                self._unknown.append(module)
+                continue
+            ids = self._config.token_ids(module)
+            if info.shape != (len(ids), *shape[1:]) or max(ids) >= shape[0]:
+                self.problems.append(
+                    f"{info.name} has the shape {list(info.shape)}; trainable_token_indices names {len(ids)} tokens up "
+                    f"to {max(ids)}, and the base has {list(shape)}"
+                )
+                continue
+            rows = TokenRows(self._file, info, ids)
+            tied = [head for head, embedding in self._base.tied.items() if embedding == target]
+            for changed in [target, *tied]:
+                self.changes.setdefault(changed, Change(self._file)).token_rows = rows
+
+    def _add_pair(self, module: str, roles: Mapping[str, TensorInfo]) -> Iterator[str]:
         """Attach one module's A/B pair to its base tensor, or yield why it does not fit; list an unknown module."""
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
@@ -212,63 +205,86 @@ class Adapter:
             yield _missing_partner(module, roles, wanted)
             return
         a, b = (roles[role] for role in wanted)
-        found = self._linear(module, renamed, embedding, known) or self._experts(renamed, a, b, known)
+        renamed = self._base.renamed(module)
+        found = self._linear(module, renamed, embedding)
+        if found is None and renamed in self._base.experts:
+            yield from self._one_expert(module, self._base.experts[renamed], a, b)
+            return
+        found = found or self._experts(renamed, a, b)
         if found is None:
-            unknown.append(module)
+            self._unknown.append(module)
             return
         if (a.shape, b.shape) != found.shapes:
-            shape = list(known.targets[found.target])
+            shape = list(self._base.shapes[found.target])
             yield f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit {shape} at rank {found.rank}"
             return
-        change = changes.setdefault(found.target, Change(self._file))
+        change = self.changes.setdefault(found.target, Change(self._file))
         if change.factors is not None:
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
         change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
 
-    def _linear(self, module: str, renamed: str, embedding: bool, known: _Base) -> _Target | None:
+    def _linear(self, module: str, renamed: str, embedding: bool) -> _Target | None:
         """The target of the pair of a linear layer or an embedding."""
         target = f"{renamed}.weight"
-        shape = known.targets.get(target)
+        shape = self._base.shapes.get(target)
         if shape is None:
             return None
-        stated = bool(self.config.get("fan_in_fan_out"))
-        transposed = embedding or (stated if known.transposed is None else target in known.transposed)
+        known = self._base.transposed
+        transposed = embedding or (self._config.is_transposed if known is None else target in known)
         # modules of target_parameters have their parameter's name in the patterns too
-        as_parameter = any(target.endswith(name) for name in self.config.get("target_parameters") or ())
-        rank, scale = self._rank_and_scale(target if as_parameter else module)
+        rank, scale = self._config.rank_and_scale(target if self._config.names_parameter(target) else module)
         rows, columns = (shape[-1], shape[0]) if transposed else (shape[0], shape[-1])
         return _Target(target, rank, scale, transposed, ((rank, columns), (rows, rank)))
 
-    def _experts(self, renamed: str, a: TensorInfo, b: TensorInfo, known: _Base) -> _Target | None:
+    def _experts(self, renamed: str, a: TensorInfo, b: TensorInfo) -> _Target | None:
         """The target of the pair of a parameter of all experts.
 
         PEFT wraps a module once per parameter, and only the shapes tell the parameters apart.
         """
         module = re.sub(r"(\.base_layer)+$", "", renamed)
         fitting = []
-        for target, shape in known.targets.items():
+        for target, shape in self._base.shapes.items():
             if len(shape) != 3 or target.rpartition(".")[0] != module:
                 continue
-            rank, scale = self._rank_and_scale(target.removesuffix(_PACKED))
+            rank, scale = self._config.rank_and_scale(target.removesuffix(_PACKED))
             count, rows, columns = shape
             for transposed in (False, True):
                 place = _Target(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
                 rows, columns = columns, rows
                 if (a.shape, b.shape) == place.shapes:
                     fitting.append(place)
-        stored_transposed = known.transposed or ()
+        stored_transposed = self._base.transposed or ()
         # a square matrix is read in the orientation in which it is stored
         fitting.sort(key=lambda place: place.transposed != (place.target in stored_transposed))
         return fitting[0] if len({place.target for place in fitting}) == 1 else None
 
-    def _rank_and_scale(self, module: str) -> tuple[int, float]:
-        """The rank and the scale of B @ A for one module: alpha/r, or alpha/sqrt(r) with rsLoRA; patterns apply."""
-        rank = _patterned(self.config.get("rank_pattern"), module, self.config.get("r"))
-        alpha = _patterned(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha"))
-        if type(rank) is not int or rank <= 0 or type(alpha) not in (int, float) or not abs(alpha) < _MAX_ALPHA:
-            raise AdapterError(f"{self.path / CONFIG_FILE}: r is {rank!r} and lora_alpha is {alpha!r} for {module}")
-        return rank, alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+    def _one_expert(self, module: str, part: ExpertPart, a: TensorInfo, b: TensorInfo) -> Iterator[str]:
+        """Keep the pair of one expert for `_stack`, or yield why it does not fit; list an unknown module."""
+        target = next((name for name in (part.target, part.target + _PACKED) if name in self._base.shapes), None)
+        if target is None:
+            self._unknown.append(module)
+            return
+        rank, scale = self._config.rank_and_scale(module)
+        if (a.shape, b.shape) != ((rank, part.columns), (part.rows, rank)):
+            yield (
+                f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit "
+                f"{[part.rows, part.columns]} at rank {rank}"
+            )
+            return
+        self._of_experts.setdefault(target, []).append(ExpertPair(part, a, b, scale))
+
+    def _stack(self, target: str, pairs: list[ExpertPair]) -> Iterator[str]:
+        """Make one change of the pairs of single experts, or yield why not."""
+        change = self.changes.setdefault(target, Change(self._file))
+        if change.factors is not None:
+            yield f"{pairs[0].a.name} is the pair of one expert, and {change.names[0]} that of all of them"
+            return
+        transposed = target in (self._base.transposed or ())
+        change.names = [pairs[0].a.name, pairs[-1].b.name]
+        change.factors = PairsOfExperts(
+            self._file, tuple(pairs), self._base.shapes[target], transposed, self._cache
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,7 +297,7 @@ class _Factors:
     scale: float
     transposed: bool
     experts: int | None
-    cache: _StackCache
+    cache: StackCache
 
     def __call__(self) -> tuple[F32, F32]:
         if self.experts is not None:
@@ -304,18 +320,6 @@ class _Factors:
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
-class _StackCache:
-    """Cache of the last two stacks of factors: each expert of a layer asks for the same stack."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[F32, F32]] = {}
-
-    def __call__(self, name: str, read: Callable[[], tuple[F32, F32]]) -> tuple[F32, F32]:
-        found = self._kept.pop(name, None) or read()
-        self._kept = {**dict(list(self._kept.items())[-1:]), name: found}
-        return found
-
-
 def _weights(path: Path) -> Path:
     if not (path / WEIGHTS_FILE).is_file() and (path / "adapter_model.bin").is_file():
         raise AdapterError(
@@ -323,35 +327,6 @@ def _weights(path: Path) -> Path:
             "Save it again with PEFT: model.save_pretrained(DIR), which writes safetensors",
         )
     return path / WEIGHTS_FILE
-
-
-def _check_kind(config: Mapping[str, Any]) -> None:
-    """Refuse what is not plain LoRA."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"the adapter is of the kind {kind}; only LORA can be merged", "Merge it with PEFT first")
-    for name, meaning in _UNSUPPORTED.items():
-        if config.get(name):
-            raise AdapterError(f"the adapter uses {meaning}, which cannot be merged yet", "Merge it with PEFT first")
-    start = config.get("init_lora_weights", True)
-    if start not in _BASE_UNCHANGED:
-        raise AdapterError(
-            f"the adapter was initialized with {start!r}, which moves the base: it does not fit the original one",
-            "Convert it to plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-        )
-
-
-def _patterned(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as in PEFT."""
-    if patterns and not isinstance(patterns, dict):
-        raise AdapterError(f"{CONFIG_FILE}: rank_pattern and alpha_pattern must be objects, not {patterns!r}")
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise AdapterError(f"{CONFIG_FILE}: {pattern!r} is not a pattern: {error}") from error
-    return default
 
 
 def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple[str, str]) -> str:
@@ -363,50 +338,33 @@ def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple
     return f"{module} has no lora_{missing[0]}"
 
 
-def _fits(targets: Mapping[str, tuple[int, ...]], renamed: Callable[[str], str]) -> Callable[[str], bool]:
-    """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
-    with_experts = {target.rpartition(".")[0] for target, shape in targets.items() if len(shape) == 3}
-
-    def fits(module: str) -> bool:
-        single = any(renamed(f"{module}.{part}") in targets for part in ("weight", "bias"))
-        return single or re.sub(r"(\.base_layer)+$", "", renamed(module)) in with_experts
-
-    return fits
-
-
-def _unknown_replacements(replacements: Mapping[str, TensorInfo], targets: Mapping[str, tuple[int, ...]]) -> list[str]:
-    unknown = [info.name for target, info in replacements.items() if target not in targets]
-    return _as_one_line(unknown, "matches no tensor of the base model", "match no tensor of the base model")
-
-
-def _as_one_line(names: Sequence[str], one: str, many: str) -> list[str]:
-    """One problem for all names that have it, with the first of them."""
-    if len(names) < 2:
-        return [f"{name} {one}" for name in names]
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return [f"{len(names)} names {many}: {', '.join(names[:_SHOWN_NAMES])}{more}"]
-
-
-def _bad_replacement(target: str, info: TensorInfo, targets: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    if target in targets and info.shape != targets[target]:
-        yield f"{info.name} has the shape {list(info.shape)}, the base {list(targets[target])}"
-
-
 _PACKED = "_blocks"
 """Suffix of parameter names in the published gpt-oss; PEFT and its patterns use the names without it."""
-_NOTHING = "change nothing: their product is zero"
 
 
-def _no_effect(target: str, change: Change) -> Iterator[str]:
-    """Report factors that are not finite, or whose product is zero."""
-    if change.factors is None:
-        return
-    left, right = change.factors()
-    names = " and ".join(change.names)
-    if not (np.isfinite(left).all() and np.isfinite(right).all()):
-        yield f"{names} hold NaN or infinity"
-    elif _squared_norm(left, right) == 0:
-        yield f"{names} {_NOTHING} (was {target} trained?)"
+def _effects(changes: Mapping[str, Change]) -> tuple[list[str], list[str]]:
+    """Problems with factors that are not finite, and the names of pairs whose product is zero."""
+    problems, without_effect = [], []
+    for change in changes.values():
+        if change.factors is None:
+            continue
+        left, right = change.factors()
+        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+            problems.append(f"{' and '.join(change.names)} hold NaN or infinity")
+        elif _squared_norm(left, right) == 0 and change.replacement is None and change.token_rows is None:
+            without_effect.append(change.names[-1])
+    return problems, without_effect
+
+
+def _note_on_zero(names: list[str], changes: Mapping[str, Change]) -> list[str]:
+    if not names:
+        return []
+    pairs = sum(change.factors is not None for change in changes.values())
+    return [
+        f"{len(names)} of {pairs} pairs A, B change nothing, because their product is zero: {names[0]}"
+        + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        + " (was the whole model trained?)"
+    ]
 
 
 def _all_zero(path: Path) -> AdapterError:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
-from edgetune_converters.architectures.table import BoundTensor, Family, Head, Piece, bind, stored_transposed, targets
+from edgetune_converters.architectures.table import (
+    BoundTensor,
+    Family,
+    Head,
+    Piece,
+    bind,
+    expert_slices,
+    stored_transposed,
+    targets,
+)
 from edgetune_converters.errors import ArchitectureError
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "Piece",
     "bind",
+    "expert_slices",
     "family_of",
     "stored_transposed",
     "supported_names",

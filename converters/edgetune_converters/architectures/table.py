@@ -42,12 +42,13 @@ def _always(config: ModelConfig, layer: int) -> bool:
 class FusedParameter:
     """The parameter of all experts in which transformers holds this module from row `first` on.
 
-    Adapters name this parameter instead of the single modules.
+    Adapters name this parameter instead of the single modules. `transposed`: it holds the matrices transposed.
     """
 
     parameter: str
     shape: Shape
     first: Callable[[ModelConfig], int]
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,16 @@ class Family:
 
 @dataclass(frozen=True)
 class ExpertSlice:
-    """The rows of one expert, from `first` on, in a parameter of all experts, [experts, rows, columns]."""
+    """The rows of one expert, from `first` on, in a parameter of all experts, [experts, rows, columns].
+
+    `transposed`: the parameter is [experts, columns, rows].
+    """
 
     target: str
     shape: tuple[int, ...]
     number: int
     first: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,13 +317,6 @@ class _Binder:
             self.problems.append(f"{source.name} is stored as {source.dtype}; {', '.join(WEIGHT_DTYPES)} are read")
         return len(self.problems) == before
 
-    def _slab(self, row: TensorRow, layer: int | None, number: int) -> ExpertSlice | None:
-        if row.part_of is None:
-            return None
-        whole = row.part_of
-        name = whole.parameter.format(layer=layer)
-        return ExpertSlice(name, whole.shape(self._config), number, whole.first(self._config))
-
     def _made(
         self,
         row: TensorRow,
@@ -329,7 +327,7 @@ class _Binder:
         out: Shape | None,
     ) -> Iterator[BoundTensor]:
         pieces = [
-            Piece(name, info, view, self._slab(row, layer, number))
+            Piece(name, info, view, _slab(row, self._config, layer, number))
             for number, (name, info) in enumerate(sources.items())
             for view in views
         ]
@@ -354,7 +352,30 @@ def targets(bound: Sequence[BoundTensor]) -> dict[str, tuple[int, ...]]:
 
 def stored_transposed(bound: Sequence[BoundTensor]) -> frozenset[str]:
     """Return the targets that the checkpoint stores transposed."""
-    return frozenset(piece.target for item in bound for piece in item.pieces if piece.stored_transposed)
+    pieces = [piece for item in bound for piece in item.pieces]
+    wholes = {piece.part_of.target for piece in pieces if piece.part_of and piece.part_of.transposed}
+    return frozenset(wholes | {piece.target for piece in pieces if piece.stored_transposed})
+
+
+def expert_slices(family: Family, config: ModelConfig) -> dict[str, tuple[ExpertSlice, tuple[int, ...]]]:
+    """Return the modules of single experts that some checkpoints have: their place in the parameter of all experts,
+    and the shape of their weight."""
+    found: dict[str, tuple[ExpertSlice, tuple[int, ...]]] = {}
+    for row in family.tensors:
+        for layer in range(config.layers) if row.part_of and row.stacked else ():
+            for number in range(row.stacked(config) if row.stacked and row.when(config, layer) else 0):
+                place = _slab(row, config, layer, number)
+                assert place is not None
+                found[row.module.format(layer=layer, n=number)] = place, row.shape(config)
+    return found
+
+
+def _slab(row: TensorRow, config: ModelConfig, layer: int | None, number: int) -> ExpertSlice | None:
+    whole = row.part_of
+    if whole is None:
+        return None
+    name = whole.parameter.format(layer=layer)
+    return ExpertSlice(name, whole.shape(config), number, whole.first(config), whole.transposed)
 
 
 def _misfit(piece: Piece) -> str | None:

@@ -92,6 +92,8 @@ class _Source:
         else:
             self._read = partial(checkpoint.stored, part.piece.source)
             self._forget = partial(checkpoint.forget, part.piece.source)
+        if change and change.token_rows:
+            self._read = change.token_rows.over(self._read)
 
     def block(self, rows: slice, threads: int) -> RowBlock:
         view = self._piece.view
@@ -247,7 +249,7 @@ def change_of(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
         return own
     if own is not None:
         raise AdapterError(f"the adapter changes {slab.target} as a whole, and {piece.target} as a part of it")
-    return whole.of_expert(slab.number, slab.first, piece.source.shape[0])
+    return whole.of_expert(slab.number, slab.first, piece.source.shape[0], transposed=slab.transposed)
 
 
 def _left_out(

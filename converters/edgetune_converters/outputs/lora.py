@@ -56,6 +56,12 @@ def lora_factors_of_model(model: Model) -> list[Factor]:
     """
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
+    if model.resized is not None:
+        raise AdapterError(
+            f"the adapter has {model.resized.rows} rows of embeddings and the base {model.resized.rows_before}: "
+            "llama.cpp applies an adapter only to a base of the same vocabulary",
+            _HINT,
+        )
     return lora_factors(model.bound, model.changes, model.checkpoint)
 
 
@@ -98,6 +104,8 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
         return "it is one of several that make one tensor in GGUF, such as experts"
     if _replaces(first, change, checkpoint):
         return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
+    if change.token_rows is not None:
+        return "rows of it are replaced (trainable_token_indices), and llama.cpp takes only A and B"
     if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):
         return "the embedding is also the output matrix, which llama.cpp cannot change on one side"
     if any(piece.view.unit or (piece.view.transpose and not piece.stored_transposed) for piece in item.pieces):

@@ -49,6 +49,7 @@ class Checkpoint:
         self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
+        self._substitutes: dict[str, SafetensorsFile] = {}
 
     def _drop_quantization_entry(self) -> None:
         """Take quantization_config out of `config`, with a note."""
@@ -74,6 +75,11 @@ class Checkpoint:
         self.notes.append(f"the base's tensor names carry {names}, the name of a wrapper around the model; ignored")
         return clean
 
+    def substitute(self, name: str, file: SafetensorsFile, info: TensorInfo) -> None:
+        """Read the tensor `name` from another file from now on: as the base would hold it after a resize."""
+        self.tensors[name] = replace(info, name=name)
+        self._substitutes[name] = file
+
     @property
     def is_quantized(self) -> bool:
         """Whether weights are stored quantized, or config.json declares it."""
@@ -82,6 +88,8 @@ class Checkpoint:
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         info = self.tensors[tensor] if isinstance(tensor, str) else tensor
+        if info.name in self._substitutes:
+            return self._substitutes[info.name].rows(info, rows, columns)
         if info.name not in self._decoders:
             return self._files[info.file].rows(info, rows, columns)
         first, last = span(rows, row_count(info.shape))
@@ -92,14 +100,17 @@ class Checkpoint:
 
     def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
         """As `rows`, but weights of 16 bits keep their type: f16, or bf16 as uint16."""
+        if info.name in self._substitutes:
+            return self._substitutes[info.name].stored(info, rows, columns)
         if info.name in self._decoders:
             return self.rows(info, rows, columns)
         return self._files[info.file].stored(info, rows, columns)
 
     def forget(self, info: TensorInfo, rows: RowIndex) -> None:
         """Let the system drop the pages of these rows."""
-        if info.file in self._files:
-            self._files[info.file].forget(info, rows)
+        file = self._substitutes.get(info.name) or self._files.get(info.file)
+        if file is not None:
+            file.forget(info, rows)
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers in the same dtype."""
@@ -107,7 +118,7 @@ class Checkpoint:
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             return False
         count = row_count(a.shape)
-        if one in self._decoders or other in self._decoders:
+        if not self._decoders.keys().isdisjoint((one, other)) or not self._substitutes.keys().isdisjoint((one, other)):
             blocks = (slice(first, min(first + 1024, count)) for first in range(0, count, 1024))
             return all(np.array_equal(self.rows(one, block), self.rows(other, block)) for block in blocks)
         return all(

@@ -6,7 +6,7 @@ tensor of the file must have a slot. What cannot be inverted is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class GgufBase(Checkpoint):
         read_back = GgufTensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
         if read_back.problems:
             raise CheckpointError.of_many(f"tensors of {path} that cannot be read back", read_back.problems, HINT)
-        self._files = {}
+        self._files, self._substitutes = {}, {}
         self._decoders = {**read_back.found}
         self._assembled = read_back.found
         self.tensors = {name: tensor.info for name, tensor in read_back.found.items()}
@@ -55,27 +55,53 @@ class GgufBase(Checkpoint):
 
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
-        return self._assembled[tensor if isinstance(tensor, str) else tensor.name].read(rows, columns)
+        name = tensor if isinstance(tensor, str) else tensor.name
+        if name in self._substitutes:
+            return super().rows(tensor, rows, columns)
+        return self._assembled[name].read(rows, columns)
 
     @property
     def identity_files(self) -> list[Path]:
         """The file, or all of its parts."""
         return [part.path for part in self.file.files]
 
-    def vocabulary(self, chat_template: str | None) -> Vocabulary:
-        """Return the file's vocabulary. Raises TokenizerError when it has none."""
+    def vocabulary(self, chat_template: str | None, rows: int | None = None) -> Vocabulary:
+        """Return the file's vocabulary for an embedding of `rows` rows (the file's own by default).
+
+        Raises TokenizerError when it has none, or more tokens than rows.
+        """
         metadata = self.file.metadata
         carried = {
             key: _typed(value) for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS
         }
-        tokens, rows = metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
-        if not isinstance(tokens, list) or len(tokens) != rows:
+        tokens, own = metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
+        rows = rows or own
+        if not isinstance(tokens, list) or len(tokens) != own or own > rows:
             count = len(tokens) if isinstance(tokens, list) else "no"
             raise TokenizerError(f"{self.path} holds {count} tokens for an embedding of {rows} rows", HINT)
+        carried |= _padding(metadata, own, rows)
         if chat_template is not None:
             carried[_TEMPLATE] = string(chat_template)
         model, pre = (str(metadata.get(f"tokenizer.ggml.{key}", "default")) for key in ("model", "pre"))
         return Vocabulary(model, pre, rows, carried)
+
+
+_UNUSED = 5  # the type of a row without a token
+_PADDING_SCORE = -10000.0
+
+
+def _padding(metadata: Mapping[str, Any], count: int, rows: int) -> dict[str, Value]:
+    """The keys that have an entry for each token, with entries for the rows that have none."""
+    if count == rows:
+        return {}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    types, scores = (metadata.get(f"tokenizer.ggml.{key}") for key in ("token_type", "scores"))
+    found = {"tokenizer.ggml.tokens": strings([*tokens, *(f"[PAD{number}]" for number in range(count, rows))])}
+    if isinstance(types, list):
+        found["tokenizer.ggml.token_type"] = i32s([*types, *[_UNUSED] * (rows - count)])
+    if isinstance(scores, list):
+        found["tokenizer.ggml.scores"] = f32s([*scores, *[_PADDING_SCORE] * (rows - count)])
+    return found
 
 
 # -- metadata that is carried over -------------------------------------------------------------------------------------

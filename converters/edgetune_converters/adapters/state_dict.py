@@ -1,0 +1,130 @@
+"""The tensors of an adapter by their meaning: A and B of a module, a replaced tensor, rows of an embedding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgetune_converters.reading.safetensors_file import SafetensorsFile, row_count
+from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers, without_prefix
+from edgetune_converters.tensors import TensorInfo
+
+_SHOWN_NAMES = 3  # of names with the same problem
+_COMPARED_ROWS = 1024
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+_PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+?)"
+_ADAPTER_NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
+_FACTOR = re.compile(_PREFIX + rf"\.(?P<role>lora_(?:embedding_)?[AB]){_ADAPTER_NAME}(?:\.(?P<part>weight|bias))?$")
+# tensors as they were before training: PEFT saves them along with an embedding
+_ORIGINAL = re.compile(
+    _PREFIX + r"\.(?:original_module\.(?P<part>weight|bias)|token_adapter\.trainable_tokens_original(?:\.[^.]+)?)$"
+)
+_TOKENS = re.compile(_PREFIX + r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
+_REPLACEMENT = re.compile(
+    _PREFIX + r"(?:\.token_adapter)?(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.(?P<part>weight|bias)$"
+)
+_KINDS = (_ORIGINAL, _FACTOR, _TOKENS, _REPLACEMENT)  # in the order in which they are tried
+
+
+@dataclass
+class AdapterTensors:
+    """The tensors of an adapter; modules and targets as the adapter spells them, without a wrapper's prefix."""
+
+    factors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    """A and B by module and role."""
+    replacements: dict[str, TensorInfo] = field(default_factory=dict)
+    """New values of whole tensors, by target."""
+    token_rows: dict[str, TensorInfo] = field(default_factory=dict)
+    """New values of the rows of some tokens, by module."""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_tensors(file: SafetensorsFile, fits: Callable[[str], bool]) -> AdapterTensors:
+    """Return the tensors of an adapter by meaning; `fits` tells whether a module is one of the base."""
+    found = AdapterTensors()
+    matched = _matched(file, found)
+    modules = _module_names(file, [match["module"] for _, match in matched], fits, found)
+    doubles: list[str] = []
+    for info, match in matched:
+        module = modules[match["module"]]
+        if match.re is _FACTOR:
+            roles = found.factors.setdefault(module, {})
+            role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
+            found.problems += [f"{info.name} is duplicated under another name"] if role in roles else []
+            roles[role] = info
+            continue
+        group, key = (
+            (found.token_rows, module)
+            if match.re is _TOKENS
+            else (found.replacements, f"{module}.{match['part']}")
+        )  # fmt: skip
+        other = group.setdefault(key, info)
+        if other is info:
+            continue
+        if _same_numbers(file, other, info):
+            doubles.append(info.name)
+        else:
+            found.problems.append(
+                f"{other.name} and {info.name} are one tensor with different numbers: the trained one is not known"
+            )
+    found.notes += as_one_line(doubles, "repeats a tensor; used once", "repeat tensors; used once")
+    return found
+
+
+def _matched(file: SafetensorsFile, found: AdapterTensors) -> list[tuple[TensorInfo, re.Match[str]]]:
+    """Each tensor with the pattern of its name; problems and notes for the others go to `found`."""
+    matched: list[tuple[TensorInfo, re.Match[str]]] = []
+    foreign, originals = [], []
+    for name, info in file.tensors.items():
+        key = without_inner_wrappers(name)
+        match = next((match for pattern in _KINDS if (match := pattern.match(key))), None)
+        if match is not None and match.re is _ORIGINAL:
+            originals.append(name)
+        elif info.dtype not in _FLOATS:
+            found.problems.append(f"{name} is stored as {info.dtype}, not as floats")
+        elif match is None:
+            foreign.append(name)
+        else:
+            matched.append((info, match))
+    found.problems += as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
+    found.notes += as_one_line(
+        originals, *(f"{verb} the values before training; left out" for verb in ("holds", "hold"))
+    )
+    return matched
+
+
+def _module_names(
+    file: SafetensorsFile, modules: Sequence[str], fits: Callable[[str], bool], found: AdapterTensors
+) -> Mapping[str, str]:
+    """The names of modules without a wrapper's prefix; a note for the prefix, a problem for each that fits twice."""
+    choice = without_prefix(modules, fits)
+    removed = [*inner_wrappers(file.tensors), *(prefix.rstrip(".") for prefix in choice.removed)]
+    if removed:
+        wrappers = " and ".join(repr(name) for name in removed)
+        found.notes.append(f"the adapter's keys carry {wrappers}, the name of a wrapper around the model; ignored")
+    found.problems += [
+        f"{module} can be {' or '.join(names)} of the base model: its keys have no common prefix"
+        for module, names in choice.ambiguous.items()
+    ]
+    return choice.names
+
+
+def _same_numbers(file: SafetensorsFile, one: TensorInfo, other: TensorInfo) -> bool:
+    if one.shape != other.shape:
+        return False
+    count = row_count(one.shape)
+    blocks = (slice(first, min(first + _COMPARED_ROWS, count)) for first in range(0, count, _COMPARED_ROWS))
+    return all(np.array_equal(file.rows(one, block), file.rows(other, block), equal_nan=True) for block in blocks)
+
+
+def as_one_line(names: Sequence[str], one: str, many: str) -> list[str]:
+    """Return one line for all names of which the same is true, with the first of them."""
+    if len(names) < 2:
+        return [f"{name} {one}" for name in names]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return [f"{len(names)} names {many}: {', '.join(names[:_SHOWN_NAMES])}{more}"]

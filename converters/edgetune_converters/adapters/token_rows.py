@@ -1,0 +1,35 @@
+"""Rows of an embedding that were trained alone: PEFT's `trainable_token_indices`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, widened
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """New values of the rows `ids`, [len(ids), k]. PEFT calls them a delta, but they replace the rows."""
+
+    file: SafetensorsFile
+    values: TensorInfo
+    ids: Sequence[int]
+
+    def over(self, read: Read) -> Read:
+        """Return a reader that gives these rows instead of those of `read`, in f32."""
+        values = self.file.rows(self.values, ALL)
+        number_of = {row: number for number, row in enumerate(self.ids)}
+
+        def merged(rows: RowIndex, columns: RowIndex) -> F32:
+            found = np.array(widened(read(rows, columns)), np.float32)
+            asked = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            for place, row in enumerate(asked):
+                if (number := number_of.get(int(row))) is not None:
+                    found[place] = values[number][columns]
+            return found
+
+        return merged

@@ -1,0 +1,125 @@
+"""A base whose vocabulary was resized before the training of an adapter: the adapter holds embedding and head whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgetune_converters.adapters.lora import Adapter, BaseTargets
+from edgetune_converters.architectures import BoundTensor, Family, ModelConfig, Piece, bind, slots
+from edgetune_converters.errors import AdapterError
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.tensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class ResizedVocabulary:
+    """The base with the vocabulary of an adapter."""
+
+    config: ModelConfig
+    bound: list[BoundTensor]
+    rows: int
+    """Rows of the adapter's embedding."""
+    rows_before: int
+    """Rows of the base's own embedding."""
+
+    @property
+    def note(self) -> str:
+        """State the numbers of rows."""
+        return (
+            f"the adapter was trained with {self.rows} rows of embeddings, the base has {self.rows_before}: "
+            f"the model is written with the adapter's embedding and vocab_size {self.rows}"
+        )
+
+
+def with_vocabulary_of(
+    adapter: Adapter,
+    family: Family,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    bound: Sequence[BoundTensor],
+    base: BaseTargets,
+) -> ResizedVocabulary | None:
+    """Return the base with the rows of embeddings that an adapter has; None where they are as many as before.
+
+    The embedding and the head of `checkpoint` become those of the adapter.
+
+    Raises:
+        AdapterError: The adapter lacks the embedding or the head with the new number of rows.
+    """
+    ends = {
+        piece.target: piece
+        for item in bound
+        if item.slot in (slots.EMBEDDING, slots.OUTPUT)
+        for piece in item.pieces
+    }  # fmt: skip
+    found = {base.renamed(name): info for name, info in adapter.tensors(base).replacements.items()}
+    replaced = {target: found[target] for target in ends if target in found}
+    rows = _new_rows(adapter, base, ends, replaced)
+    if rows is None:
+        return None
+    missing = [target for target in ends if target not in replaced and not _follows(target, ends, replaced)]
+    short = [target for target, info in replaced.items() if info.shape[0] != rows]
+    if missing or short:
+        raise _incomplete(adapter, rows, config.vocab_size, (missing or short)[0])
+    views = [piece.view for piece in ends.values()]
+    for target, info in replaced.items():
+        own = ends[target].source.name
+        if family.canonical_name(own) == target:
+            checkpoint.substitute(own, adapter.file, info)
+    resized = _with_rows(config, rows)
+    bound = bind(family, resized, checkpoint.tensors)
+    now = {piece.target: piece.view for item in bound for piece in item.pieces}
+    if [now[target] for target in ends] != views:
+        raise AdapterError(
+            f"the {family.name} family cannot have {rows} rows of embeddings: its head depends on their number",
+            _merge_hint(rows),
+        )
+    return ResizedVocabulary(resized, bound, rows, config.vocab_size)
+
+
+def _new_rows(
+    adapter: Adapter, base: BaseTargets, ends: Mapping[str, Piece], replaced: Mapping[str, TensorInfo]
+) -> int | None:
+    """The number of rows of the adapter's embedding or head, where it is not the base's."""
+    for target, info in replaced.items():
+        before = ends[target].source.shape
+        if info.shape[1:] == before[1:] and info.shape[0] != before[0]:
+            return info.shape[0]
+    for module, roles in adapter.tensors(base).factors.items():
+        piece = ends.get(base.renamed(f"{module}.weight"))
+        pair = roles.get("embedding_A"), roles.get("B")
+        if piece is None or pair == (None, None):
+            continue
+        rows = pair[0].shape[-1] if pair[0] is not None else pair[1].shape[0] if pair[1] is not None else 0
+        if rows != piece.source.shape[0]:
+            return rows
+    return None
+
+
+def _follows(target: str, ends: Mapping[str, Piece], replaced: Mapping[str, TensorInfo]) -> bool:
+    """Whether a head is the matrix of the embedding below its trained change."""
+    shared = [name for name, piece in ends.items() if name != target and piece.source == ends[target].source]
+    return any(name in replaced and ".base_layer." in replaced[name].name for name in shared)
+
+
+def _with_rows(config: ModelConfig, rows: int) -> ModelConfig:
+    raw = {**config.raw, "vocab_size": rows}
+    if isinstance(raw.get("text_config"), Mapping):
+        raw["text_config"] = {**raw["text_config"], "vocab_size": rows}
+    return ModelConfig(raw)
+
+
+def _incomplete(adapter: Adapter, rows: int, before: int, target: str) -> AdapterError:
+    return AdapterError(
+        f"the adapter {adapter.path} was trained with {rows} rows of embeddings, the base has {before}, and the "
+        f"adapter has no {target} of {rows} rows",
+        _merge_hint(rows),
+    )
+
+
+def _merge_hint(rows: int) -> str:
+    return (
+        "Give the base as it was trained with --base: load it with transformers, call "
+        f"model.resize_token_embeddings({rows}), and save it with save_pretrained(DIR)"
+    )
