@@ -19,7 +19,8 @@ import click
 def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     """Render the first training rows of CONFIG as the model sees them.
 
-    The tokens that are trained on are highlighted; without color they stand in ⟦brackets⟧.
+    The tokens that are trained on are highlighted; without color they stand in ⟦brackets⟧. All rows are checked, also
+    those of data.validation and data.test.
 
     \b
     Example:
@@ -34,6 +35,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.data.problems import RowProblems
     from edgetune.data.text_tokenizer import TextTokenizer
     from edgetune.planning.base_model import find_base
+    from edgetune.planning.task_rows import greedy_prompts, prepare_task_rows
 
     options = load_config(config, overrides)
     base = find_base(options, weights=False)
@@ -42,7 +44,12 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
     splits = read_splits(options.data, options.training.seed, problems)
     encoding = encode_all(template, tokenizer, splits.train, options.training.max_length, problems)
+    held_out = encode_all(template, tokenizer, splits.validation, options.training.max_length, problems)
+    limit = options.reference.task_rows
+    test = prepare_task_rows(template, tokenizer, splits.test, options.data, limit, problems)
+    greedy_prompts(template, tokenizer, held_out.chats, problems)
     problems.raise_if_any()
+    usage = encoding.usage.merge([held_out.usage, test.usage])
     out = Console(highlight=False, soft_wrap=True)
     color = out.is_terminal and not os.environ.get("NO_COLOR")
     for number, row in enumerate(encoding.rows[:count], 1):
@@ -50,7 +57,8 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
         out.print(highlight_row(row, tokenizer, color=color))
         out.print()
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
-    for line in (*format_unused(encoding.usage), *format_skipped(problems)):
+    out.print(f"checked too: {len(held_out.chats)} held-out rows, {len(test.chats)} test rows")
+    for line in (*format_unused(usage), *format_skipped(problems)):
         out.print(line, markup=False)
     if encoding.rewritten:
         out.print(f"each assistant turn is a separate row, because {encoding.rewritten}", markup=False)

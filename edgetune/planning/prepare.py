@@ -11,17 +11,14 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
-from edgetune.data.fitting import KeyUsage, fit_to_template
-from edgetune.data.formats import ChatRow
-from edgetune.data.masks import EncodedRow, encode_conversation
-from edgetune.data.messages import check_characters
+from edgetune.data.fitting import KeyUsage
+from edgetune.data.masks import EncodedRow
 from edgetune.data.preview import format_skipped, format_totals, format_unused
-from edgetune.data.problems import RowProblem, RowProblems
+from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
-from edgetune.errors import DataError
 from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.planning.golden_conversations import build_contract
-from edgetune.validation.answers import CHOICE, answer_matches
+from edgetune.planning.task_rows import TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.validation.sample_size import caution
 
 
@@ -38,6 +35,10 @@ class PreparedRun:
     validation: EncodedSplit
     pad_id: int
     pad_reason: str
+    task: list[TaskRow] = field(default_factory=list)
+    """The test rows that base and trained model answer."""
+    greedy_prompts: list[list[int]] = field(default_factory=list)
+    """Token ids of the held-out prompts that the trained model answers greedily."""
     problems: RowProblems = field(default_factory=RowProblems)
     """The rows that are left out (data.on_bad_row: skip)."""
     usage: KeyUsage = field(default_factory=KeyUsage)
@@ -71,24 +72,6 @@ class PreparedRun:
         trained = {tuple(row.input_ids) for row in self.train.rows}
         return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
 
-    @property
-    def task_rows(self) -> list[ChatRow]:
-        """Test rows up to the last assistant turn that no flag excludes, which is the expected answer."""
-        return self.splits.test[: self.config.reference.task_rows]
-
-    @property
-    def expected_answers(self) -> list[str]:
-        """The expected answer to each test row; a tool call as the template renders it."""
-        return [self._expected(row) for row in self.task_rows]
-
-    def _expected(self, row: ChatRow) -> str:
-        answer = row.messages[-1]
-        if not answer.get("tool_calls"):
-            return str(answer["content"])
-        template = self.template.with_options(row.options)
-        encoded = encode_conversation(template, self.tokenizer, row.messages, only_last=True, tools=row.tools)
-        return self.tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
-
 
 def prepare_run(config: Config) -> PreparedRun:
     """Read and check base model, template, tokenizer and data, without torch.
@@ -105,54 +88,16 @@ def prepare_run(config: Config) -> PreparedRun:
     length = config.training.max_length
     train = encode_all(template, tokenizer, splits.train, length, problems)
     validation = encode_all(template, tokenizer, splits.validation, length, problems)
-    usage = KeyUsage()
-    test = list(_fit_test_rows(template, splits.test, usage, problems))
+    test = prepare_task_rows(template, tokenizer, splits.test, config.data, config.reference.task_rows, problems)
+    greedy = greedy_prompts(template, tokenizer, validation.chats, problems)
     problems.raise_if_any()
-    splits = replace(splits, train=train.chats, validation=validation.chats, test=test)
+    splits = replace(splits, train=train.chats, validation=validation.chats, test=test.chats)
     pad_id, pad_reason = tokenizer.choose_pad()
-    usage = train.usage.merge([validation.usage, usage])
-    prepared = PreparedRun(
-        config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, problems, usage
-    )
-    _check_expected_answers(prepared)
-    return prepared
-
-
-def _fit_test_rows(
-    template: ChatTemplate, rows: list[ChatRow], usage: KeyUsage, problems: RowProblems
-) -> Iterator[ChatRow]:
-    """Yield the test rows up to their expected answers, with prompts that the template renders."""
-    for given in rows:
-        try:
-            row = fit_to_template(template, given, usage)
-            if not row.answers:
-                raise RowProblem("has no expected answer: every assistant message is excluded by a flag")
-            row = replace(row, messages=row.messages[: row.answers[-1] + 1])
-            template.with_options(row.options).render(row.messages[:-1], add_generation_prompt=True, tools=row.tools)
-        except DataError as error:
-            problems.add(given.place, error.message, error.hint)
-        except RowProblem as problem:
-            problems.add(given.place, str(problem))
-        else:
-            yield row
-
-
-def _check_expected_answers(prepared: PreparedRun) -> None:
-    """Raise DataError for an expected answer that no generated answer can be compared with."""
-    data = prepared.config.data
-    for choice in data.choices:
-        try:
-            check_characters(choice)
-        except RowProblem as problem:
-            raise DataError(f"an entry of data.choices {problem}", "Correct data.choices") from None
-    expected = prepared.expected_answers
-    unknown = next((text for text in expected if text not in data.choices), None)
-    if data.answer == CHOICE and unknown is not None:
-        raise DataError(
-            f"the expected answer {unknown[:60]!r} is none of data.choices", f"They are {', '.join(data.choices)}"
-        )
-    for text in expected:
-        answer_matches(data.answer, text, "")
+    usage = train.usage.merge([validation.usage, test.usage])
+    return PreparedRun(
+        config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, test.used, greedy,
+        problems, usage,
+    )  # fmt: skip
 
 
 def print_overview(prepared: PreparedRun) -> None:

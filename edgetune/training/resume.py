@@ -21,7 +21,7 @@ from edgetune.runs.status import RunStatus
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
 _FREE_KEYS = {
     "training": ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps"),
-    "data": ("on_bad_row",),  # the hashes of the rows show its effect
+    "data": ("on_bad_row", "test", "answer", "choices"),  # the hashes of the rows show the effect of on_bad_row
 }
 
 _EXISTING = {
@@ -33,7 +33,7 @@ _EXISTING = {
     ),
     RunStatus.FOREIGN: ("exists and is not a run directory", "Write elsewhere with -o"),
 }
-_SPLITS = {"train": "the rows of data.train", "validation": "the held-out rows", "test": "the rows of data.test"}
+_SPLITS = {"train": "the rows of data.train", "validation": "the held-out rows"}
 
 
 class TrainingInterrupted(Exception):
@@ -98,21 +98,36 @@ def is_up_to_date(run: RunDirectory, prepared: PreparedRun, *, overwrite: bool) 
     return not words
 
 
-def is_reference_up_to_date(run: RunDirectory, config: Config) -> bool:
-    """Whether the reference of a finished run was captured with the options of `config`; if not, print that."""
-    same = run.manifest.config.get("reference") == config.reference.model_dump(mode="json")
-    if not same:
-        console.note(f"the run in {run.path} keeps its adapter; recapturing the reference: its options changed")
-    return bool(same)
+def is_reference_up_to_date(run: RunDirectory, prepared: PreparedRun) -> bool:
+    """Whether the reference of a finished run was captured with these options and test rows; if not, print that."""
+    config, before = prepared.config.model_dump(mode="json"), run.manifest.config
+    changed = [] if before.get("reference") == config["reference"] else ["its options"]
+    if _task_inputs(before, run.manifest.data) != _task_inputs(config, prepared.data_identity):
+        changed.append("the test rows or their answers")
+    if changed:
+        console.note(
+            f"the run in {run.path} keeps its adapter; recapturing the reference: {' and '.join(changed)} changed"
+        )
+    return not changed
+
+
+def _task_inputs(config: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    """Return what the task part of a reference depends on; None without test rows."""
+    rows = _without_paths(data.get("test"))
+    section = config.get("data", {})
+    return (rows, section.get("answer", "exact"), section.get("choices", [])) if rows else None
 
 
 def adopt_free_sections(run: RunDirectory, config: Config) -> None:
-    """Store the sections of `config` that do not affect training in a finished run, and print which have changed."""
+    """Store what does not affect training of `config` in a finished run, and print which sections have changed."""
     before, wanted = run.manifest.config, config.model_dump(mode="json")
-    changed = [section for section in _FREE_SECTIONS if before.get(section) != wanted[section]]
+    adopted = {section: wanted[section] for section in _FREE_SECTIONS}
+    for section, keys in _FREE_KEYS.items():
+        adopted[section] = {**before.get(section, {}), **{key: wanted[section][key] for key in keys}}
+    changed = [section for section, value in adopted.items() if before.get(section) != value]
     updated = f"; {', '.join(changed)} updated in run.json" if changed else ""
     console.note(f"the run in {run.path} has finished already; there is nothing to resume{updated}")
-    run.adopt(**{section: wanted[section] for section in _FREE_SECTIONS})
+    run.adopt(**adopted)
 
 
 def changed_inputs(manifest: RunManifest, prepared: PreparedRun) -> list[str]:

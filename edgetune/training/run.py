@@ -65,7 +65,7 @@ def train(
     check_run_directory(run, resume=resume, overwrite=overwrite)
     prepared = prepare_run(config)
     trained = resume and run.is_finished and is_up_to_date(run, prepared, overwrite=overwrite)
-    if trained and is_reference_up_to_date(run, config):
+    if trained and is_reference_up_to_date(run, prepared):
         with lock.writing(run.path, WRITER):
             adopt_free_sections(run, config)
         return run

@@ -46,20 +46,23 @@ def test_problems_of_all_splits_are_one_message(base: Path, tmp_path: Path) -> N
 
 def test_a_call_as_the_expected_answer_is_its_rendered_text(base: Path, tmp_path: Path) -> None:
     prepared = _prepare(base, tmp_path, [[GOOD[0], CALL], GOOD])
-    assert [text.strip() for text in prepared.expected_answers] == ['<call>dim {"level": 3}</call>', "a"]
+    assert [task.expected.strip() for task in prepared.task] == [
+        '<call>dim {"level": 3}</call>',
+        "a",
+    ]
 
 
 def test_an_answer_that_a_flag_excludes_is_not_expected(base: Path, tmp_path: Path) -> None:
     excluded = {"role": "assistant", "content": "bad", "weight": 0}
     prepared = _prepare(base, tmp_path, [[*GOOD, GOOD[0], excluded]])
-    assert prepared.expected_answers == ["a"]
+    assert [task.expected for task in prepared.task] == ["a"]
     with pytest.raises(DataError, match=r"test.jsonl, line 1: has no expected answer"):
         _prepare(base, tmp_path, [[GOOD[0], excluded]])
 
 
 def test_skipped_rows_are_listed_in_the_run(base: Path, tmp_path: Path) -> None:
     prepared = _prepare(base, tmp_path, [GOOD, HALF], "data.on_bad_row=skip")
-    assert len(prepared.task_rows) == 1
+    assert len(prepared.task) == 1
     skipped = prepared.data_identity["skipped"]
     assert skipped["count"] == 1
     assert skipped["rows"][0].startswith("test.jsonl, line 2: holds half a character")

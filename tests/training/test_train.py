@@ -139,7 +139,7 @@ def test_task_answers_are_those_of_plain_generation(finished: RunDirectory, conf
     plan = prepare_run(load_config(config))
     model = _model_of(finished, config)
     stop = sorted(plan.stop_ids)
-    for row, chat in zip(task["rows"], plan.task_rows, strict=True):
+    for row, chat in zip(task["rows"], [task.row for task in plan.task], strict=True):
         text = plan.template.render(chat.messages[:-1], add_generation_prompt=True)
         ids = torch.tensor([plan.tokenizer.encode(text)[0]])
         with torch.inference_mode():

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
-from edgetune.data.formats import ChatRow
 from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
@@ -19,44 +18,26 @@ from edgetune.training.capture import forward, generate
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
 
-GREEDY_ROWS = 8
-"""Number of prompts whose greedy answer is stored token by token."""
 MODELS = ("trained", "base")
 
 
 def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWriter) -> dict[str, Any] | None:
     """Capture the answers of both models to the test rows; return their scores as shares of the rows."""
-    if not prepared.task_rows:
+    if not prepared.task:
         return None
     data = prepared.config.data
     answer_rows = _choose if data.answer == CHOICE else _generate
     answers = answer_rows(prepared, model, writer.answers_file)
-    expected = prepared.expected_answers
-    rows = [
-        {"messages": row.messages[:-1], "expected": wanted, "base": base, "trained": trained}
-        | ({"tools": row.tools} if row.tools else {})
-        | ({"options": row.options} if row.options else {})
+    rows: list[dict[str, Any]] = [
+        {"messages": task.row.messages[:-1], "expected": task.expected, "base": base, "trained": trained}
+        | ({"tools": task.row.tools} if task.row.tools else {})
+        | ({"options": task.row.options} if task.row.options else {})
         | ({"choices": data.choices} if data.answer == CHOICE else {})
-        for row, wanted, base, trained in zip(
-            prepared.task_rows, expected, answers["base"], answers["trained"], strict=True
-        )
+        for task, base, trained in zip(prepared.task, answers["base"], answers["trained"], strict=True)
     ]
     writer.set_task(data.answer, rows)
-    right = {
-        which: sum(answer_matches(data.answer, wanted, got) for wanted, got in zip(expected, given, strict=True))
-        for which, given in answers.items()
-    }
+    right = {which: sum(answer_matches(data.answer, row["expected"], row[which]) for row in rows) for which in answers}
     return {"kind": data.answer, "rows": len(rows), **{which: count / len(rows) for which, count in right.items()}}
-
-
-def _render_prompts(prepared: PreparedRun, rows: Sequence[ChatRow]) -> list[str]:
-    """Render each row up to its last assistant turn, which is the answer."""
-    return [
-        prepared.template.with_options(row.options).render(
-            row.messages[:-1], add_generation_prompt=True, tools=row.tools
-        )
-        for row in rows
-    ]
 
 
 def _settings(prepared: PreparedRun) -> generate.GreedySettings:
@@ -65,7 +46,7 @@ def _settings(prepared: PreparedRun) -> generate.GreedySettings:
 
 def _generate(prepared: PreparedRun, model: Any, progress_file: Path | None) -> dict[str, list[str]]:
     """Generate the texts of both models, except those that an interrupted capture has stored in `progress_file`."""
-    prompts = [ids for ids, _ in prepared.tokenizer.encode_batch(_render_prompts(prepared, prepared.task_rows))]
+    prompts = [task.prompt.ids for task in prepared.task]
     known = _read_answers(progress_file, prompts)
     with console.count_progress("answers to the test rows", announce=True) as progress:
         for number, which in enumerate(MODELS):
@@ -105,7 +86,7 @@ def _read_answers(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[s
 def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> dict[str, list[str]]:
     """Choose the answer with the largest log-likelihood for each model."""
     choices = prepared.config.data.choices
-    texts = _render_prompts(prepared, prepared.task_rows)
+    texts = [task.prompt.text for task in prepared.task]
     each = [pair for text in texts for pair in continuations(lambda t: prepared.tokenizer.encode(t)[0], text, choices)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
@@ -134,8 +115,7 @@ def _sum_log_likelihoods(model: Any, rows: ScoredRows) -> Any:
 
 def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, Any]]:
     """Capture greedy answers of the trained model to the first held-out conversations, and whether each one stopped."""
-    rows = [row for row in prepared.splits.validation if row.messages[-1]["role"] == "assistant"][:GREEDY_ROWS]
-    prompts = [ids for ids, _ in prepared.tokenizer.encode_batch(_render_prompts(prepared, rows))]
+    prompts = prepared.greedy_prompts
     settings, answers = _settings(prepared), dict[int, list[int]]()
     with (
         console.count_progress("greedy answers to held-out rows", announce=True) as progress,

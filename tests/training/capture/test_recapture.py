@@ -11,13 +11,13 @@ import pytest
 
 from edgetune import cli
 from edgetune.exporting.merge_base import MergeBaseComparison, compare_merge_bases
+from edgetune.planning.task_rows import GREEDY_ROWS
 from edgetune.reference import merged
 from edgetune.reference.codecs import F32
 from edgetune.reference.llama_kld import KldBaseFile
 from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
-from edgetune.training.capture import task_answers
 from edgetune.validation.greedy import compare_answers
 from edgetune.validation.llama_perplexity import measure_against_base_file
 from edgetune.validation.results import Mean, results_path
@@ -98,7 +98,7 @@ def test_merged_models_are_those_of_the_export(run: RunDirectory, base: Path, tm
     np.testing.assert_allclose(said.nll, original.nll, atol=2e-3)  # llama.cpp keeps keys and values in f16
     assert fault is None
     assert agreement is not None
-    assert agreement.rows == task_answers.GREEDY_ROWS
+    assert agreement.rows == GREEDY_ROWS
     assert not list(run.path.glob("*.partial"))
 
 

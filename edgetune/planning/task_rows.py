@@ -1,0 +1,150 @@
+"""Test rows and greedy prompts: rendered, tokenized and checked before training, so that capture only computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from edgetune.config import DataConfig
+from edgetune.data.chat import ChatTemplate
+from edgetune.data.fitting import KeyUsage, fit_to_template
+from edgetune.data.formats import ChatRow
+from edgetune.data.masks import encode_conversation
+from edgetune.data.messages import check_characters
+from edgetune.data.problems import RowProblem, RowProblems
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.errors import DataError
+from edgetune.validation.answers import CHOICE, answer_matches
+from edgetune.validation.choices import continuations
+
+GREEDY_ROWS = 8
+"""Number of held-out prompts whose greedy answer is stored token by token."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to an assistant's turn, as the model is given it."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A test row with a checkable answer."""
+
+    row: ChatRow
+    """The messages up to the expected answer, which is the last one."""
+    prompt: Prompt
+    expected: str
+    """The expected answer; a tool call as the template renders it."""
+
+
+@dataclass
+class TaskRows:
+    """The test rows without a problem."""
+
+    chats: list[ChatRow] = field(default_factory=list)
+    """All of them, up to the expected answer."""
+    used: list[TaskRow] = field(default_factory=list)
+    """Those that base and trained model answer (`reference.task_rows`)."""
+    usage: KeyUsage = field(default_factory=KeyUsage)
+
+
+def prepare_task_rows(
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    rows: Sequence[ChatRow],
+    data: DataConfig,
+    limit: int,
+    problems: RowProblems,
+) -> TaskRows:
+    """Check all test rows, and render, tokenize and check the expected answers of the first `limit` of them.
+
+    Problems of rows are added to `problems`. Raises DataError for a choice that is no text.
+    """
+    _check_choices(data)
+    result = TaskRows()
+    for given in rows:
+        try:
+            row = fit_to_template(template, given, result.usage)
+            if not row.answers:
+                raise RowProblem("has no expected answer: every assistant message is excluded by a flag")
+            row = replace(row, messages=row.messages[: row.answers[-1] + 1])
+            prompt = render_prompt(template, tokenizer, row)
+            if len(result.used) < limit:
+                expected = _expected_answer(template, tokenizer, row)
+                _check_answer(tokenizer, prompt, expected, data)
+                result.used.append(TaskRow(row, prompt, expected))
+        except DataError as error:
+            problems.add(given.place, error.message, error.hint)
+        except RowProblem as problem:
+            problems.add(given.place, str(problem))
+        else:
+            result.chats.append(row)
+    return result
+
+
+def greedy_prompts(
+    template: ChatTemplate, tokenizer: TextTokenizer, rows: Sequence[ChatRow], problems: RowProblems
+) -> list[list[int]]:
+    """Return the token ids of the prompts of the first GREEDY_ROWS held-out rows that end with an answer.
+
+    Rows whose prompt cannot be rendered are added to `problems`.
+    """
+    prompts: list[list[int]] = []
+    for row in rows:
+        if row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
+            continue
+        try:
+            prompts.append(render_prompt(template, tokenizer, row).ids)
+        except DataError as error:
+            problems.add(row.place, error.message, error.hint)
+        except RowProblem as problem:
+            problems.add(row.place, str(problem))
+        if len(prompts) == GREEDY_ROWS:
+            break
+    return prompts
+
+
+def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> Prompt:
+    """Render a row up to its last message, which is the answer. Raises DataError, or RowProblem for an empty prompt."""
+    if len(row.messages) < 2:
+        raise RowProblem("has no prompt: no message precedes the expected answer")
+    text = template.with_options(row.options).render(row.messages[:-1], add_generation_prompt=True, tools=row.tools)
+    ids, _ = tokenizer.encode(text)
+    if not ids:
+        raise RowProblem("has no prompt: the chat template renders nothing before the answer")
+    return Prompt(text, ids)
+
+
+def _expected_answer(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> str:
+    answer = row.messages[-1]
+    if not answer.get("tool_calls"):
+        return str(answer["content"])
+    template = template.with_options(row.options)
+    encoded = encode_conversation(template, tokenizer, row.messages, only_last=True, tools=row.tools)
+    return tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
+
+
+def _check_choices(data: DataConfig) -> None:
+    for choice in data.choices:
+        try:
+            check_characters(choice)
+        except RowProblem as problem:
+            raise DataError(f"an entry of data.choices {problem}", "Correct data.choices") from None
+
+
+def _check_answer(tokenizer: TextTokenizer, prompt: Prompt, expected: str, data: DataConfig) -> None:
+    """Raise DataError for an expected answer that no answer can be compared with, or a choice without a token."""
+    answer_matches(data.answer, expected, "")
+    if data.answer != CHOICE:
+        return
+    if expected not in data.choices:
+        raise DataError(
+            f"the expected answer {expected[:60]!r} is none of data.choices", f"They are {', '.join(data.choices)}"
+        )
+    found = continuations(lambda text: tokenizer.encode(text)[0], prompt.text, data.choices)
+    for choice, (_, positions) in zip(data.choices, found, strict=True):
+        if not len(positions):
+            raise DataError(f"the choice {choice!r} adds no token to the prompt", "Correct data.choices")
