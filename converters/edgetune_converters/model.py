@@ -14,6 +14,7 @@ from edgetune_converters.architectures import (
     Family,
     ModelConfig,
     bind,
+    completed_config,
     expert_slices,
     family_of,
     slots,
@@ -97,9 +98,8 @@ class Model:
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
     """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault."""
     checkpoint = open_base(base)
-    config = ModelConfig(checkpoint.config)
+    config = completed_config(checkpoint.config)
     family = family_of(config)
-    config = config.completed(family.defaults)
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)
     changes: Mapping[str, Change] = {}

@@ -40,7 +40,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     options = load_config(config, overrides)
     base = find_base(options, weights=False)
     template = ChatTemplate.from_directory(base.path, options.data.chat_template, options.template.options)
-    tokenizer = TextTokenizer.from_directory(base.path)
+    tokenizer = TextTokenizer.from_directory(base.path, base.rows)
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
     splits = read_splits(options.data, options.training.seed, problems)
     encoding = encode_all(template, tokenizer, splits.train, options.training.max_length, problems)

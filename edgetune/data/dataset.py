@@ -151,6 +151,7 @@ def encode_all(
         try:
             row = fit_to_template(template, given, result.usage)
             encoded = _encode_row(template, tokenizer, row, result)
+            check_ids(tokenizer, encoded)
         except DataError as error:
             found.add(given.place, error.message, error.hint)
             continue
@@ -188,6 +189,13 @@ def _encode_row(
     result.split += 1
     result.rewritten = result.rewritten or rewritten
     return encoded
+
+
+def check_ids(tokenizer: TextTokenizer, encoded: Sequence[EncodedRow]) -> None:
+    """Raise RowProblem for a token without a row in the model's embedding."""
+    for row in encoded:
+        if problem := tokenizer.without_row(row.input_ids):
+            raise RowProblem(problem)
 
 
 def _add_row(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: EncodedSplit) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,9 +36,11 @@ class TextTokenizer:
     """eos ids of generation_config.json, or of config.json where it states none."""
     declares_bos: bool | None = field(default=None)
     """Whether tokenizer_config.json wants a text to start with BOS; None: as the post-processor does."""
+    rows: int | None = None
+    """The number of rows of the model's embedding, where it is known."""
 
     @classmethod
-    def from_directory(cls, directory: Path) -> TextTokenizer:
+    def from_directory(cls, directory: Path, rows: int | None = None) -> TextTokenizer:
         """Read tokenizer.json. Raises DataError if it is missing or damaged."""
         file = directory / "tokenizer.json"
         if not file.is_file():
@@ -52,15 +54,15 @@ class TextTokenizer:
             backend = Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
             raise DataError(f"{file} is not a tokenizer: {error}", "Restore the base's files") from None
-        return cls.of(backend, directory)
+        return cls.of(backend, directory, rows)
 
     @classmethod
-    def of(cls, backend: Tokenizer, directory: Path) -> TextTokenizer:
+    def of(cls, backend: Tokenizer, directory: Path, rows: int | None = None) -> TextTokenizer:
         """Return a loaded tokenizer with the special tokens that the files of its directory declare."""
         backend.no_truncation()
         backend.no_padding()
         wanted = _read(directory / "tokenizer_config.json").get("add_bos_token")
-        return cls(backend, special_tokens(directory), _declared_stops(directory), wanted)
+        return cls(backend, special_tokens(directory), _declared_stops(directory), wanted, rows)
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -112,6 +114,17 @@ class TextTokenizer:
             return [self.bos_id, *ids], [(-1, -1), *offsets]
         return ids, offsets
 
+    def has_row(self, id_: int) -> bool:
+        """Whether the model's embedding has a row for this token, as far as its size is known."""
+        return self.rows is None or id_ < self.rows
+
+    def without_row(self, ids: Iterable[int]) -> str | None:
+        """Return what is wrong with ids of which the embedding has no row; None if it has all of them."""
+        found = next((id_ for id_ in ids if not self.has_row(id_)), None)
+        if found is None:
+            return None
+        return f"holds {self.text_of(found)!r} (token {found}), and the model's embedding has only {self.rows} rows"
+
     def text_of(self, id_: int) -> str:
         """Return the token as the vocabulary spells it."""
         text: str | None = self.backend.id_to_token(id_)
@@ -129,14 +142,19 @@ class TextTokenizer:
         and attention, so any other token is correct; tokens that do not occur in text are preferred.
         """
         pad = self.id_of(self.named.get("pad_token"))
-        if pad is not None and pad not in self.stop_ids:
+        if pad is None:
+            reason = "the tokenizer has no pad token"
+        elif not self.has_row(pad):
+            reason = f"the embedding has no row for the tokenizer's pad token {self.text_of(pad)}"
+        elif pad in self.stop_ids:
+            reason = "the tokenizer's pad token is a stop token"
+        else:
             return pad, "the tokenizer's pad token"
-        reason = "the tokenizer has no pad token" if pad is None else "the tokenizer's pad token is a stop token"
         texts = {id_: self.text_of(id_) for id_ in sorted(self.special_ids - self.stop_ids)}
         unused = [id_ for id_, text in texts.items() if _UNUSED.search(text)]
         named = [self.id_of(self.named.get(name)) for name in ("unk_token", "bos_token")]
         candidates = [*unused, *named, *texts, *range(self.backend.get_vocab_size())]
-        chosen = next(id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids)
+        chosen = next(id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids and self.has_row(id_))
         return chosen, f"{reason}, so {self.text_of(chosen)} pads"
 
 

@@ -12,7 +12,9 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune.storage_types import are_given, types_by_format
-from edgetune_converters.errors import CheckpointError
+from edgetune_converters.architectures import completed_config
+from edgetune_converters.errors import ArchitectureError, CheckpointError
+from edgetune_converters.files.contents import read_json
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,6 +38,14 @@ class Base:
     def checkpoint(self) -> Checkpoint:
         """Its tensors, checked. Raises CheckpointError for missing, damaged or pickled weights."""
         return Checkpoint(self.path)
+
+    @cached_property
+    def rows(self) -> int | None:
+        """The number of rows of its embedding; None if config.json does not give it."""
+        try:
+            return completed_config(read_json(self.path / "config.json")).vocab_size
+        except (ArchitectureError, CheckpointError):
+            return None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -122,8 +132,8 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
                 f"{planned.recipe.name} does not fit this base: {planned.fallback_share:.0%} of its bytes would need "
                 "another type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
             )
-    rows = int(base.checkpoint.config.get("vocab_size", 0))
-    tokenizers.convert_tokenizer(base.path, rows, base.checkpoint.config, chat_template=chat_template)
+    stated = completed_config(base.checkpoint.config)
+    tokenizers.convert_tokenizer(base.path, stated.vocab_size, stated.raw, chat_template=chat_template)
 
 
 def base_loading_error(name: str, error: Exception) -> Exception:

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
+from edgetune_converters.architectures import completed_config
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
@@ -30,7 +31,7 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
     """Estimate the largest disk space of a run in bytes: adapter, checkpoints (one more than are kept), reference."""
     parameters = count_adapter_parameters(checkpoint, config.adapter.r)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
-    vocabulary = int(checkpoint.config.get("vocab_size", 0))
+    vocabulary = completed_config(checkpoint.config).vocab_size
     full = vocabulary <= config.reference.full_vocabulary_limit
     per_position = 2 * vocabulary if full else 8 * config.reference.top_k
     positions = sum(len(row.scored) for row in reference_rows)

@@ -104,4 +104,6 @@ def _entries(
         except DataError:  # no system role, strict alternation, and so on
             continue
         ids, _ = tokenizer.encode(text)
+        if tokenizer.without_row(ids):  # such as the placeholder for images of a text-only model
+            continue
         yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept}

@@ -82,7 +82,7 @@ def prepare_run(config: Config) -> PreparedRun:
     base = find_base(config)
     template = ChatTemplate.from_directory(base.path, config.data.chat_template, config.template.options)
     check_exportable(base, config, template.source)
-    tokenizer = TextTokenizer.from_directory(base.path)
+    tokenizer = TextTokenizer.from_directory(base.path, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
     splits = read_splits(config.data, config.training.seed, problems)
     length = config.training.max_length

@@ -115,6 +115,8 @@ def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow
     ids, _ = tokenizer.encode(text)
     if not ids:
         raise RowProblem("has no prompt: the chat template renders nothing before the answer")
+    if problem := tokenizer.without_row(ids):
+        raise RowProblem(problem)
     return Prompt(text, ids)
 
 

@@ -129,7 +129,7 @@ def test_sentencepiece_token_types(tmp_path: Path) -> None:
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     vocabularies.byte_level(tmp_path)
-    with pytest.raises(TokenizerError, match=r"the tokenizer has 503 tokens, the model only 400 rows"):
+    with pytest.raises(TokenizerError, match=r"has 503 tokens, the model only 400 rows"):
         tokenizers.convert_tokenizer(tmp_path, 400, {})
 
 

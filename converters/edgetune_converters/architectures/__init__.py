@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.table import (
@@ -24,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "Piece",
     "bind",
+    "completed_config",
     "expert_slices",
     "family_of",
     "stored_transposed",
@@ -52,3 +56,9 @@ def family_of(config: ModelConfig) -> Family:
         f"`architectures` in config.json is {shown}, which is not supported",
         f"Supported: {', '.join(supported_names())}",
     )
+
+
+def completed_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Return a config.json with the family's defaults for what it leaves out. Raises ArchitectureError."""
+    config = ModelConfig(raw)
+    return config.completed(family_of(config).defaults)

@@ -51,7 +51,8 @@ def _unreachable(files: TokenizerFiles) -> str | None:
     """
     model = dict(files.model, ignore_merges=False)
     plain = Tokenizer.from_str(json.dumps({"version": "1.0", "model": model}))
-    texts = [(text, number) for text, number in model["vocab"].items() if number not in files.added]
+    left_out = files.added.keys() | files.beyond.keys()
+    texts = [(text, number) for text, number in model["vocab"].items() if number not in left_out]
     encodings = plain.encode_batch([text for text, _ in texts], add_special_tokens=False)
     pairs = zip(texts, encodings, strict=True)
     return next((text for (text, number), encoding in pairs if encoding.ids != [number]), None)

@@ -77,8 +77,8 @@ class Conversion:
     def __init__(
         self, directory: Path, rows: int, model_config: Mapping[str, Any], chat_template: str | None = None
     ) -> None:
-        files = read_tokenizer_files(directory, model_config)
-        table = read_tokens(files, rows)
+        files = read_tokenizer_files(directory, model_config, rows)
+        table = read_tokens(files)
         colliding = llama_special_tokens.rename_colliding_tokens(files, table)
         templates = chat_templates(files.path, files.config)
         if chat_template is not None:
@@ -88,8 +88,8 @@ class Conversion:
         common |= special.bos_eos_flags(files, common) | template_metadata(templates)
         eos = common["tokenizer.ggml.eos_token_id"].data
         assert isinstance(eos, int)
-        stops = special.stop_ids(files, eos, rows, turn_end)
-        self._files, self._rows = files, rows
+        stops = special.stop_ids(files, eos, turn_end)
+        self._files = files
         self._limits = _limits(files, colliding)
         self._trials = _trials(files, table, common, stops)
         self._first = next(self._trials)
@@ -112,7 +112,7 @@ class Conversion:
 
     def _vocabulary(self, chosen: _Trial) -> Vocabulary:
         return Vocabulary(
-            chosen.candidate.model, chosen.candidate.pre, self._rows, chosen.metadata, tuple(self._files.notes)
+            chosen.candidate.model, chosen.candidate.pre, self._files.rows, chosen.metadata, tuple(self._files.notes)
         )
 
 

@@ -31,4 +31,5 @@ def end_of_turn(files: TokenizerFiles, template: str | None) -> int | None:
     if not answered or not after:
         return None
     first = files.encode([after.lstrip()])[0][:1]
-    return first[0] if first and files.added.get(first[0], {}).get("special") else None
+    special = first and (files.added.get(first[0], {}).get("special") or first[0] in files.beyond)
+    return first[0] if special else None

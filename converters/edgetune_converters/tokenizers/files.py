@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from edgetune_converters.errors import CheckpointError, TokenizerError
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.tokenizers import sentencepiece_model
+from edgetune_converters.tokenizers.beyond import check_not_put_around, named, tokens_beyond
 
 _NAMES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _KINDS = ("BPE", "Unigram")
@@ -36,6 +37,10 @@ class TokenizerFiles:
     loaded: Tokenizer
     added: dict[int, dict[str, Any]]
     """Added tokens by id, as tokenizer.json writes them."""
+    rows: int
+    """The number of rows of the embedding."""
+    beyond: dict[int, str] = field(default_factory=dict)
+    """Tokens past the last row, by id."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -50,8 +55,15 @@ class TokenizerFiles:
             return [each.ids for each in self.loaded.encode_batch(list(texts), add_special_tokens=special)]
 
 
-def read_tokenizer_files(directory: Path, model_config: Mapping[str, Any]) -> TokenizerFiles:
-    """Read a tokenizer directory. Raises TokenizerError."""
+def read_tokenizer_files(directory: Path, model_config: Mapping[str, Any], rows: int) -> TokenizerFiles:
+    """Read a tokenizer directory, for an embedding of `rows` rows.
+
+    Added tokens past the last row are left out of `added`, with a note.
+
+    Raises:
+        TokenizerError: For a damaged or unknown tokenizer, or if text can be tokenized into other tokens past the last
+            row: it belongs to another model.
+    """
     try:
         config, special, generation = (_optional(directory / name) for name in _NAMES)
         tokenizer = _tokenizer(directory, config)
@@ -61,7 +73,13 @@ def read_tokenizer_files(directory: Path, model_config: Mapping[str, Any]) -> To
     loaded = _load(directory, tokenizer)
     added = _added(directory, tokenizer, config)
     _add_missing(loaded, added, directory)
-    return TokenizerFiles(directory, tokenizer, config, special, generation, model_config, loaded, added)
+    files = TokenizerFiles(directory, tokenizer, config, special, generation, model_config, loaded, added, rows)
+    files.beyond = tokens_beyond(directory, files.model, added, rows)
+    if files.beyond:
+        files.notes.append(f"the embedding has {rows} rows, none for {named(files.beyond)}: left out")
+        files.added = {number: entry for number, entry in added.items() if number < rows}
+        check_not_put_around(directory, files.beyond, files.encode(["a"], special=True)[0])
+    return files
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Value, boolean, i32s, u32
+from edgetune_converters.tokenizers.beyond import stop_without_row
 from edgetune_converters.tokenizers.chat_files import DEFAULT, chat_templates, special_tokens, token_text
 from edgetune_converters.tokenizers.end_of_turn import end_of_turn
 from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
@@ -38,33 +39,28 @@ def special_token_ids(
 ) -> SpecialTokenIds:
     """Read the special tokens of a tokenizer directory, for an embedding of `rows` rows.
 
-    `chat_template` replaces the directory's own. Raises TokenizerError for an id outside the embedding, or without EOS.
+    `chat_template` replaces the directory's own. Raises TokenizerError without EOS, or if a stop token has no row.
     """
-    files = read_tokenizer_files(directory, model_config)
+    files = read_tokenizer_files(directory, model_config, rows)
     found = {role: token_id(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
-    for role, number in found.items():
-        if number is not None and not 0 <= number < rows:
-            raise TokenizerError(f"{role}_token_id is {number}, the embedding has {rows} rows")
     eos = found["eos"]
     if eos is None:
         raise _no_eos(directory)
     own = chat_templates(files.path, files.config)
     template = own.get(DEFAULT) if chat_template is None else chat_template
-    stops = stop_ids(files, eos, rows, end_of_turn(files, template))
+    stops = stop_ids(files, eos, end_of_turn(files, template))
     return SpecialTokenIds(found["bos"], tuple(stops), found["pad"], tuple(files.notes))
 
 
 def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_end: int | None) -> dict[str, Value]:
     """Return the keys of the special token ids. `turn_end` ends an assistant's turn in the chat template.
 
-    Raises TokenizerError for an id outside the vocabulary, or without EOS.
+    Raises TokenizerError without EOS, or if a stop token has no row.
     """
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
     for key, role in _ROLES.items():
         number = token_id(files, role, numbers.get)
-        if number is not None and not 0 <= number < len(tokens):
-            raise TokenizerError(f"{role}_token_id is {number}, the vocabulary has {len(tokens)} tokens")
         if number is not None:
             found[key] = number
     if "eos" not in found:
@@ -84,12 +80,17 @@ def _no_eos(directory: Path) -> TokenizerError:
 
 
 def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | None]) -> int | None:
-    """Return the id of a special token: by its text in the tokenizer's files, else by number in the model's."""
+    """Return the id of a special token: by its text in the tokenizer's files, else by number in the model's.
+
+    Numbers without a row of the embedding do not count. Raises TokenizerError if they are that of EOS.
+    """
     named = special_tokens(files.config, files.special, class_defaults=False)
     for source in (named, files.config, files.special):
         text = token_text(source.get(f"{role}_token"))
         number = None if text is None else number_of(text)
-        if number is not None:
+        if role == "eos" and text in files.beyond.values():
+            raise stop_without_row(files.path, f"the end-of-sequence token {text!r}", files.rows)
+        if number is not None and number not in files.beyond:
             return number
     if role == "unk" and type(files.model.get("unk_id")) is int:
         unknown: int = files.model["unk_id"]
@@ -97,28 +98,34 @@ def token_id(files: TokenizerFiles, role: str, number_of: Callable[[str], int | 
     for numbered in (files.generation, files.model_config):
         number = numbered.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
-        if type(number) is int:
+        if type(number) is int and 0 <= number < files.rows:
             return number
+        if type(number) is int and role == "eos":
+            raise stop_without_row(files.path, f"eos_token_id {number}", files.rows)
     return None
 
 
-def stop_ids(files: TokenizerFiles, eos: int, rows: int, turn_end: int | None) -> list[int]:
+def stop_ids(files: TokenizerFiles, eos: int, turn_end: int | None) -> list[int]:
     """Return every token at which generation stops: EOS, the end of a turn, and those that the model's files list.
 
-    As in transformers, config.json counts only where generation_config.json states none.
+    As in transformers, config.json counts only where generation_config.json states none. Raises TokenizerError if the
+    end of a turn has no row in the embedding.
     """
+    if turn_end in files.beyond:
+        ending = f"the token {files.beyond[turn_end]!r}, which ends a turn in the chat template,"
+        raise stop_without_row(files.path, ending, files.rows)
     stated = files.generation.get("eos_token_id")
     if stated is None:
         stated = files.model_config.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
-    valid = [number for number in [eos, turn_end, *listed] if type(number) is int and 0 <= number < rows]
+    valid = [number for number in [eos, turn_end, *listed] if type(number) is int and 0 <= number < files.rows]
     return list(dict.fromkeys(valid))
 
 
 def _further_stops(files: TokenizerFiles, eos: int, numbers: Mapping[str, int], turn_end: int | None) -> list[int]:
     """Stop tokens beside EOS: the end of a turn first, then those that llama.cpp does not know by their text."""
     known = {numbers[text] for text in STOP_TEXTS if text in numbers}
-    found = stop_ids(files, eos, len(numbers), turn_end)[1:]
+    found = stop_ids(files, eos, turn_end)[1:]
     return [number for number in found if number == turn_end or number not in known]
 
 

@@ -39,17 +39,13 @@ class TokenTable:
         return [number for number, kind in enumerate(self.types) if kind in kinds]
 
 
-def read_tokens(files: TokenizerFiles, rows: int) -> TokenTable:
-    """Return the tokens for an embedding of `rows` rows. Raises TokenizerError."""
+def read_tokens(files: TokenizerFiles) -> TokenTable:
+    """Return the tokens, one for each row of the embedding. Raises TokenizerError."""
+    rows = files.rows
     texts, scores = _vocabulary(files)
     merged = frozenset(texts)
     texts |= {number: entry["content"] for number, entry in files.added.items()}
-    largest = max(texts, default=-1)
-    if largest >= rows:
-        raise TokenizerError(
-            f"the tokenizer has {largest + 1} tokens, the model only {rows} rows of embeddings",
-            "Give the tokenizer that belongs to this model, or resize the model's embeddings",
-        )
+    texts = {number: text for number, text in texts.items() if number < rows}
     unknown = _unknown(files)
     has_bytes = bool(files.model.get("byte_fallback"))
     found = map(texts.get, range(rows))

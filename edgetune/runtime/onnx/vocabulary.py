@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError, RuntimeProblem
+from edgetune_converters.errors import TokenizerError
+from edgetune_converters.tokenizers.beyond import tokens_beyond, without_tokens_beyond
 from edgetune_converters.tokenizers.vocabulary import MARK, byte_value, looks_special
 
 
@@ -18,17 +23,13 @@ class OnnxVocabulary:
     def __init__(self, directory: Path, size: int) -> None:
         """Open the tokenizer of a model with `size` logits. Raises RuntimeProblem if it does not belong to it."""
         try:
-            self._tokenizer = TextTokenizer.from_directory(directory)
+            self._tokenizer = _without_tokens_beyond(TextTokenizer.from_directory(directory), directory, size)
         except DataError as error:
             raise RuntimeProblem(error.message, "Put the tokenizer of the model into its folder") from None
+        except TokenizerError as error:
+            raise RuntimeProblem(error.message, "Put the tokenizer that belongs to the model into its folder") from None
         self.size = size
         self._added = self._tokenizer.backend.get_added_tokens_decoder()
-        largest = max(self._tokenizer.backend.get_vocab_size(with_added_tokens=False) - 1, *self._added, 0)
-        if largest >= size:
-            raise RuntimeProblem(
-                f"the tokenizer in {directory} has {largest + 1} tokens and the model only {size}",
-                "Put the tokenizer that belongs to the model into its folder",
-            )
         self._pieces = _Pieces(_decoders(self._tokenizer.backend))
         self.bos = self._tokenizer.bos_id
         self.stop_tokens = self._tokenizer.stop_ids
@@ -49,6 +50,17 @@ class OnnxVocabulary:
             return self._pieces.decode_added(added.content)
         text = self._tokenizer.backend.id_to_token(token)
         return b"" if text is None else self._pieces.decode(text)
+
+
+def _without_tokens_beyond(tokenizer: TextTokenizer, directory: Path, size: int) -> TextTokenizer:
+    """Leave out added tokens that have no logit, as in a GGUF file. Raises TokenizerError."""
+    added = tokenizer.backend.get_added_tokens_decoder()
+    if max(tokenizer.backend.get_vocab_size() - 1, *added) < size:
+        return tokenizer
+    stated = json.loads(tokenizer.backend.to_str())
+    by_number = {number: {"content": token.content} for number, token in added.items()}
+    beyond = tokens_beyond(directory, stated["model"], by_number, size)
+    return replace(tokenizer, backend=Tokenizer.from_str(json.dumps(without_tokens_beyond(stated, beyond))))
 
 
 class _Pieces:

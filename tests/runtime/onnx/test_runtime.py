@@ -213,10 +213,11 @@ def test_a_model_without_a_context_length_is_an_error(copy: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_an_error(copy: Path) -> None:
     tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 523, "content": "<|more|>"})
-    tokenizer["model"]["vocab"] |= {f"more{i}": i for i in range(503, 523)}
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {entry["content"]: entry["id"] for entry in tokenizer["added_tokens"]}
+    vocabulary |= {f"more{number}": number for number in range(len(vocabulary), 523)} | {"☃": 523}
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(RuntimeProblem, match="has 524 tokens and the model only 523"):
+    with pytest.raises(RuntimeProblem, match="has 524 tokens, the model only 523"):
         load(copy)
 
 
