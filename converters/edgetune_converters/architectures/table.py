@@ -327,7 +327,7 @@ class _Binder:
         out: Shape | None,
     ) -> Iterator[BoundTensor]:
         pieces = [
-            Piece(name, info, view, _slab(row, self._config, layer, number))
+            Piece(name, info, view, _slab(row, self._config, layer, number) if part == row.part else None)
             for number, (name, info) in enumerate(sources.items())
             for view in views
         ]

@@ -21,7 +21,8 @@ def router(config: ModelConfig) -> tuple[int, ...]:
     return config.experts, config.hidden
 
 
-def _count(config: ModelConfig) -> int:
+def expert_count(config: ModelConfig) -> int:
+    """The number of experts."""
     return config.experts
 
 
@@ -40,7 +41,7 @@ def expert_rows(width: Width, name: str = LAYER + "mlp.experts", when: When | No
     back: Shape = lambda c: (c.hidden, width(c))  # noqa: E731
     fused: Shape = lambda c: (c.experts, 2 * width(c), c.hidden)  # noqa: E731
     fused_back: Shape = lambda c: (c.experts, *back(c))  # noqa: E731
-    each: dict[str, Any] = {"stacked": _count} | ({"when": when} if when else {})
+    each: dict[str, Any] = {"stacked": expert_count} | ({"when": when} if when else {})
     whole: dict[str, Any] = {"weight": ""} | ({"when": when} if when else {})
     gates, ups = (FusedParameter(name + ".gate_up_proj", fused, first) for first in (_none, width))
     downs = FusedParameter(name + ".down_proj", fused_back, _none)

@@ -1,4 +1,7 @@
-"""gpt-oss: attention sinks, and all experts of a layer in one tensor, transposed or (as published) in MXFP4."""
+"""gpt-oss: attention sinks, and all experts of a layer in one tensor, transposed or (as published) in MXFP4.
+
+Checkpoints made for 4-bit training and adapters keep each expert as two linear layers instead.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from edgetune_converters.architectures.families.common import (
 from edgetune_converters.architectures.families.experts import (
     EXPERT_COUNTS,
     dense_width,
+    expert_count,
     router,
     stored_down,
     stored_gate_up,
@@ -29,13 +33,15 @@ from edgetune_converters.architectures.families.experts import (
     transposed_experts,
 )
 from edgetune_converters.architectures.operations import Take, View
-from edgetune_converters.architectures.table import Family, Head, TensorRow
+from edgetune_converters.architectures.table import Family, FusedParameter, Head, Shape, TensorRow
 from edgetune_converters.gguf.values import u32
 
 _OSS = LAYER + "mlp.experts."
 _OSS_EXPERT: dict[str, Any] = {"weight": "", "bias": True, "bias_name": "_bias"}
 # as published: in MXFP4, and not transposed
 _OSS_PUBLISHED: dict[str, Any] = _OSS_EXPERT | {"weight": "_blocks"}
+# one by one: linear layers, so that 4-bit layers and LoRA fit them
+_OSS_LISTED: dict[str, Any] = {"stacked": expert_count, "bias": True}
 
 
 def _every_second(first: int) -> Callable[[ModelConfig], tuple[View, ...]]:
@@ -53,6 +59,18 @@ def _published_gate_up(config: ModelConfig) -> tuple[int, ...]:
 
 def _published_down(config: ModelConfig) -> tuple[int, ...]:
     return config.experts, config.hidden, config.ffn
+
+
+def _listed_gate_up(config: ModelConfig) -> tuple[int, ...]:
+    return 2 * config.ffn, config.hidden
+
+
+def _listed_down(config: ModelConfig) -> tuple[int, ...]:
+    return config.hidden, config.ffn
+
+
+def _in(parameter: str, shape: Shape) -> FusedParameter:
+    return FusedParameter(_OSS + parameter, shape, lambda config: 0, transposed=True)
 
 
 def _untruncated_note(config: ModelConfig) -> str | None:
@@ -81,6 +99,20 @@ GPT_OSS = Family(
         TensorRow(_OSS + "gate_up_proj", "expert_gate", _published_gate_up, _published(0), **_OSS_PUBLISHED),
         TensorRow(_OSS + "gate_up_proj", "expert_up", _published_gate_up, _published(1), **_OSS_PUBLISHED),
         TensorRow(_OSS + "down_proj", "expert_down", _published_down, **_OSS_PUBLISHED),
+        *(
+            TensorRow(
+                _OSS + "gate_up_projs.{n}",
+                slot,
+                _listed_gate_up,
+                _published(first),
+                part_of=_in("gate_up_proj", stored_gate_up),
+                **_OSS_LISTED,
+            )
+            for first, slot in enumerate(("expert_gate", "expert_up"))
+        ),
+        TensorRow(
+            _OSS + "down_projs.{n}", "expert_down", _listed_down, part_of=_in("down_proj", stored_down), **_OSS_LISTED
+        ),
     ),
     metadata=(
         *DIMENSIONS,
@@ -99,6 +131,7 @@ GPT_OSS = Family(
         only("swiglu_limit", 7.0),
     ),
     notes=(_untruncated_note,),
+    renames=((r"\.mlp\.router\.linear\b", ".mlp.router"),),
     defaults={"sliding_window": 128, "sliding_window_pattern": 2, "head_dim": 64},
     head=Head.ALWAYS,
 )
