@@ -76,9 +76,12 @@ def command(
         return
     gc.freeze()  # collections during the export need not traverse what was imported
     receipts = export.run(overwrite=overwrite)
+    said: set[str] = set()
     for receipt in receipts:
-        for text in receipt.notes:
-            console.warn(text)
+        for text in dict.fromkeys(receipt.notes):
+            if text not in said:
+                console.warn(text)
+        said.update(receipt.notes)
         click.echo(f"{receipt.artifact}  {receipt.size / 1e6:.2f} MB, {receipt.bits_per_weight:.2f} bits per weight")
     for path in export.write_documents(receipts):
         click.echo(str(path))

@@ -86,7 +86,7 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
         raise CheckpointError(
             f"tensor names of the base {base.name} carry {' and '.join(base.checkpoint.wrappers)}, the name of a "
             "wrapper: transformers would load none of them",
-            "Write it again under its own names: edgetune merge-export --base DIR --format safetensors -q base",
+            "Write it again under its own names: edgetune merge-export --base DIR --format safetensors",
         )
     return base
 

@@ -20,6 +20,7 @@ from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.task_rows import TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.validation.sample_size import caution
+from edgetune_converters.files.companions import tokenizer_notes
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def prepare_run(config: Config) -> PreparedRun:
 def print_overview(prepared: PreparedRun) -> None:
     """Print what will be trained on, and a warning for each doubtful property of the rows."""
     console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
-    for note in prepared.base.checkpoint.notes:
+    checkpoint = prepared.base.checkpoint
+    for note in [*checkpoint.notes, *tokenizer_notes(prepared.base.path, checkpoint.config)]:
         console.note(note)
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")

@@ -1,7 +1,7 @@
 """The tokenizer of a run: the base's own files, byte for byte, and the chat template that training used.
 
-tokenizer_config.json alone is changed where the class that it names, or none, makes transformers build another
-tokenizer than tokenizer.json.
+tokenizer_config.json is changed where the class that it names, or none, makes transformers build another tokenizer than
+tokenizer.json, and tokenizer.json where it truncates or pads texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def save_tokenizer(base: Path, chat_template: str, folder: Path, *, names_fast_c
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        content = _content(base / name)
+        content = companions.tokenizer_file(base, name)
         if name == _CONFIG and names_fast_class:
             content = _with_fast_class(base, content)
         if content is not None:
@@ -37,9 +37,9 @@ def save_tokenizer(base: Path, chat_template: str, folder: Path, *, names_fast_c
 
 def changed_tokenizer_files(base: Path, chat_template: str, folder: Path) -> list[str]:
     """Return the names of the files in `folder` that `save_tokenizer` would now write differently."""
-    wanted = {name: _content(base / name) for name in TOKENIZER_FILES}
+    wanted = {name: companions.tokenizer_file(base, name) for name in TOKENIZER_FILES}
     wanted[TEMPLATE_FILE] = chat_template.encode("utf-8")
-    found = {name: _content(folder / name) for name in wanted}
+    found = {name: companions.tokenizer_file(folder, name) for name in wanted}  # runs of old versions may truncate
     if found[_CONFIG] == _with_fast_class(base, wanted[_CONFIG]):
         found[_CONFIG] = wanted[_CONFIG]
     return [name for name, content in wanted.items() if content != found[name]]
@@ -52,7 +52,3 @@ def _with_fast_class(base: Path, content: bytes | None) -> bytes:
     stated.pop("auto_map", None)  # Python code of the base, which is in no output
     stated = named | stated | {"tokenizer_class": FAST_CLASS}
     return (json.dumps(stated, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

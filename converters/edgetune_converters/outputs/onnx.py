@@ -13,7 +13,13 @@ from types import MappingProxyType
 import onnx
 
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.files.companions import CompanionFiles, check_tokenizer, copy_tokenizer, write_json
+from edgetune_converters.files.companions import (
+    CompanionFiles,
+    check_tokenizer,
+    copy_tokenizer,
+    tokenizer_notes,
+    write_json,
+)
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.stream import MergedTensor, RowBlock
 from edgetune_converters.onnx.genai import DecoderSizes, genai_config
@@ -73,7 +79,8 @@ class OnnxOutput(DirectoryOutput, StreamedOutput):
         self._ends = ends
         self._importance = importance
         self._encoder = WeightEncoder(graph, tensors, importance)
-        self._notes = [*ends.notes, *([] if importance is None else importance.check(self._encoder.quantized()))]
+        self._notes = [*ends.notes, *tokenizer_notes(companions.tokenizer, companions.config)]
+        self._notes += [] if importance is None else importance.check(self._encoder.quantized())
 
     @property
     def tensors(self) -> Sequence[StreamTensor]:

@@ -17,6 +17,7 @@ from edgetune_converters.files.companions import (
     check_tokenizer,
     copy_if_present,
     copy_tokenizer,
+    tokenizer_notes,
     write_json,
 )
 from edgetune_converters.files.hashed_file import HashedFile
@@ -153,6 +154,7 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
             weights=weights,
             bits_per_weight=round(size * 8 / weights, 4),
             files=self._staged.hashes,
+            notes=tuple(tokenizer_notes(self._companions.tokenizer, self._companions.config)),
         )
 
     def _next_shard(self) -> None:

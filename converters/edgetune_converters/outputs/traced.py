@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from onnx import helper
 
-from edgetune_converters.files.companions import CompanionFiles, copy_tokenizer, write_json
+from edgetune_converters.files.companions import CompanionFiles, copy_tokenizer, tokenizer_notes, write_json
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.stream import RowBlock
@@ -165,7 +165,7 @@ class TracedOutput(DirectoryOutput, StreamedOutput):
             bits_per_weight=weights.bits_per_weight,
             fallback_share=round(weights.fallback_share, 4),
             files=self._staged.hashes,
-            notes=tuple(self._ends.notes),
+            notes=(*self._ends.notes, *tokenizer_notes(self._companions.tokenizer, self._companions.config)),
             exporter=self._tracer.name,
             exporter_kld=self._kld,
             versions=self._tracer.versions(),
