@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -31,7 +32,14 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.config import load_config
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all, read_splits
-    from edgetune.data.preview import format_heading, format_skipped, format_totals, format_unused, highlight_row
+    from edgetune.data.preview import (
+        format_heading,
+        format_skipped,
+        format_split,
+        format_totals,
+        format_unused,
+        highlight_row,
+    )
     from edgetune.data.problems import RowProblems
     from edgetune.data.text_tokenizer import TextTokenizer
     from edgetune.planning.base_model import find_base
@@ -58,7 +66,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
         out.print()
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     out.print(f"checked too: {len(held_out.chats)} held-out rows, {len(test.chats)} test rows")
-    for line in (*format_unused(usage), *format_skipped(problems)):
+    trailing = encoding.trailing.merge([held_out.trailing, test.trailing])
+    notes = (trailing.describe(), format_unused(usage), format_skipped(problems))
+    for line in (*chain(*notes), *format_split(encoding)):
         out.print(line, markup=False)
-    if encoding.rewritten:
-        out.print(f"each assistant turn is a separate row, because {encoding.rewritten}", markup=False)

@@ -12,10 +12,11 @@ from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow
-from edgetune.data.masks import EncodedRow, HistoryRewriteError, encode_conversation
+from edgetune.data.masks import EncodedRow, encode_conversation
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.sources import DataSource, read_sources
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.trailing import TrailingTurns
 from edgetune.errors import DataError
 
 MAX_HELD_OUT = 500
@@ -48,9 +49,10 @@ class EncodedSplit:
     dropped: int = 0
     """Rows without a supervised token after the cut."""
     split: int = 0
-    """Conversations that became one row per assistant turn, because the template rewrites history."""
-    rewritten: str | None = None
-    """The first such rewriting, in words."""
+    """Conversations that became one row per assistant turn."""
+    split_reason: str | None = None
+    """Why the first of them did, in words."""
+    trailing: TrailingTurns = field(default_factory=TrailingTurns)
     dropped_example: str | None = None
     turn_ends: set[int] = field(default_factory=set)
     """Tokens that end the assistant's turns and are trained on."""
@@ -149,9 +151,11 @@ def encode_all(
     result = EncodedSplit()
     for given in rows:
         try:
-            row = fit_to_template(template, given, result.usage)
-            encoded = _encode_row(template, tokenizer, row, result)
-            check_ids(tokenizer, encoded)
+            row = fit_to_template(template, result.trailing.leave_out(given), result.usage)
+            encoded = encode_conversation(
+                template.with_options(row.options), tokenizer, row.messages, tools=row.tools, untrained=row.untrained
+            )
+            check_ids(tokenizer, encoded.rows)
         except DataError as error:
             found.add(given.place, error.message, error.hint)
             continue
@@ -160,7 +164,10 @@ def encode_all(
             continue
         result.chats.append(row)
         result.untrained_turns += len(row.untrained)
-        for each in encoded:
+        if encoded.split_reason:
+            result.split += 1
+            result.split_reason = result.split_reason or encoded.split_reason
+        for each in encoded.rows:
             _add_row(each, max_length, tokenizer, result)
     if problems is None:
         found.raise_if_any()
@@ -169,26 +176,6 @@ def encode_all(
     if found.skip or not found.count:  # otherwise the caller raises
         _check_supervision(result, tokenizer, max_length)
     return result
-
-
-def _encode_row(
-    template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow, result: EncodedSplit
-) -> list[EncodedRow]:
-    """Return one row; or one per assistant turn, rendered as in use, if the template rewrites history."""
-    template = template.with_options(row.options)
-    try:
-        return [encode_conversation(template, tokenizer, row.messages, tools=row.tools, untrained=row.untrained)]
-    except HistoryRewriteError as error:
-        if sum(message["role"] == "assistant" for message in row.messages) < 2:
-            raise
-        rewritten = error.message
-    encoded = [
-        encode_conversation(template, tokenizer, row.messages[: index + 1], only_last=True, tools=row.tools)
-        for index in row.answers
-    ]
-    result.split += 1
-    result.rewritten = result.rewritten or rewritten
-    return encoded
 
 
 def check_ids(tokenizer: TextTokenizer, encoded: Sequence[EncodedRow]) -> None:

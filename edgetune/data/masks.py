@@ -1,35 +1,39 @@
-"""The loss mask: the assistant's tokens, found by rendering prefixes of the conversation.
+"""From a conversation to token ids, and which of them are trained on.
 
-Stock templates do not mark the assistant's turns, so a mask must not depend on `{% generation %}`.
+Stock templates do not mark the assistant's turns, so a mask must not depend on `{% generation %}`. The turns are the
+difference of rendered prefixes of the conversation (turns.py). The law of the tokens is:
 
-For the assistant's turn i, the model is given render(messages[:i], add_generation_prompt) and must generate the rest of
-render(messages[:i + 1]). The characters between the two are the turn. The whole conversation is tokenized once, and a
-token belongs to the turn that holds its first character. Therefore:
+- The ids of a row begin with the ids of its prompt, tokenized as it is when the model is asked. For a conversation of
+  several turns this holds for the prompt of each turn that is trained on.
+- Everything behind the prompt is trained on, up to the stop token of the turn. Text behind the stop token, often a line
+  end, is not: generation has ended there.
 
-- A token across the beginning of a turn is not trained on: its first part is given to the model.
-- A token across the end of a turn is trained on: it begins as the assistant's text.
-- Text after the stop token (often a newline) is not trained on: generation has ended there.
+Usually one tokenization of the whole text has this property. Where a token of it lies across the beginning of an
+answer, the answer is tokenized apart from the prompt (continuation.py). Where no single row has the property, because
+the template rewrites earlier turns or because the next prompt merges such an answer with what precedes it, there is one
+row for each turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgetune.data.chat import ChatTemplate
-from edgetune.data.formats import Conversation
-from edgetune.data.text_tokenizer import Offset, TextTokenizer
+from edgetune.data.continuation import continue_ids
+from edgetune.data.messages import Conversation
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.turns import HistoryRewriteError, RenderedTurn, Tools, check_beginning, close_turn, find_turns
 from edgetune.errors import DataError
 
-Span = tuple[int, int]
-"""Characters [start, end) of a rendered text."""
+__all__ = ["EncodedConversation", "EncodedRow", "HistoryRewriteError", "encode_answer", "encode_conversation"]
 
 TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)"
 
 
-class HistoryRewriteError(DataError):
-    """The template renders a turn differently if later turns follow."""
+class _TokenBorderError(Exception):
+    """The ids of the rows so far are not the beginning of the ids of a turn's prompt."""
 
 
 @dataclass(frozen=True)
@@ -62,69 +66,13 @@ class EncodedRow:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A conversation as text, and the assistant's turns in it."""
+class EncodedConversation:
+    """The rows of a conversation."""
 
-    text: str
-    spans: list[Span]
-
-
-def render_with_spans(
-    template: ChatTemplate,
-    conversation: Conversation,
-    *,
-    only_last: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    untrained: Collection[int] = (),
-) -> Rendered:
-    """Render a conversation and find the assistant's turns in it, or only its last message.
-
-    Args:
-        template: The chat template.
-        conversation: The messages.
-        only_last: Find the last message only.
-        tools: JSON schemas of the tools that the template describes.
-        untrained: Indices of assistant messages that are context only.
-
-    Raises:
-        HistoryRewriteError: If a prefix of the conversation does not render as a prefix of the whole.
-    """
-    whole = template.render(conversation, tools=tools)
-    spans = []
-    for index, message in enumerate(conversation):
-        if message["role"] != "assistant" or (only_last and index + 1 < len(conversation)):
-            continue
-        if index in untrained:
-            continue
-        given = template.render(conversation[:index], add_generation_prompt=True, tools=tools)
-        answered = template.render(conversation[: index + 1], tools=tools)
-        _check_prefix(given, whole, f"the prompt before message {index + 1}")
-        _check_prefix(answered, whole, f"the conversation up to message {index + 1}")
-        spans.append((min(len(given), len(answered)), len(answered)))
-    return Rendered(whole, spans)
-
-
-def _check_prefix(prefix: str, whole: str, what: str) -> None:
-    if whole.startswith(prefix):
-        return
-    at = next((i for i, (a, b) in enumerate(zip(prefix, whole, strict=False)) if a != b), min(len(prefix), len(whole)))
-    raise HistoryRewriteError(
-        f"the chat template rewrites history: {what} has {prefix[at : at + 30]!r} where the whole has "
-        f"{whole[at : at + 30]!r} (after {whole[max(0, at - 20) : at]!r})",
-        "Use a template that only appends (data.chat_template), or rows with one assistant turn",
-    )
-
-
-def mark_supervised(offsets: Sequence[Offset], spans: Sequence[Span]) -> list[bool]:
-    """Return for each token whether a span holds its first character. Both arguments ascend; spans do not overlap."""
-    result = []
-    remaining = iter(spans)
-    span = next(remaining, None)
-    for start, _ in offsets:
-        while span is not None and start >= span[1]:
-            span = next(remaining, None)
-        result.append(span is not None and start >= span[0])
-    return result
+    rows: list[EncodedRow]
+    """One, or one for each turn."""
+    split_reason: str | None = None
+    """Why there is one for each turn, in words."""
 
 
 def encode_conversation(
@@ -132,44 +80,122 @@ def encode_conversation(
     tokenizer: TextTokenizer,
     conversation: Conversation,
     *,
-    only_last: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools = None,
     untrained: Collection[int] = (),
-) -> EncodedRow:
-    """Render a conversation, tokenize it once, and mark the tokens that are trained on; see `render_with_spans`.
+) -> EncodedConversation:
+    """Render and tokenize a conversation, and mark the tokens that are trained on.
+
+    Args:
+        template: The chat template.
+        tokenizer: The tokenizer.
+        conversation: The messages.
+        tools: JSON schemas of the tools that the template describes.
+        untrained: Indices of assistant messages that are context only.
 
     Raises:
         DataError: If a turn does not end with a stop token.
-        HistoryRewriteError: If the template rewrites earlier turns.
+        HistoryRewriteError: If the template renders a turn without the prompt that the model is given for it.
     """
-    rendered = render_with_spans(template, conversation, only_last=only_last, tools=tools, untrained=untrained)
-    ids, offsets = tokenizer.encode(rendered.text)
-    supervised = mark_supervised(offsets, rendered.spans)
-    for start, end in rendered.spans:
-        turn = [i for i, offset in enumerate(offsets) if start <= offset[0] < end]
-        texts = [rendered.text[offsets[i][0] : min(offsets[i][1], end)] for i in turn]
-        kept = _count_up_to_stop([ids[i] in tokenizer.ending_ids for i in turn], texts)
-        if not kept:
-            raise _no_stop_error(rendered.text[start:end])
-        for position in turn[kept:]:
-            supervised[position] = False
-    supervised[:1] = [False]  # nothing predicts the first token
+    found = find_turns(template, conversation, tools, untrained)
+    is_last = bool(found) and found[-1].last == len(conversation) - 1
+    whole = found[-1].answered if is_last else template.render(conversation, tools=tools)
+    turns = [_end_with_stop(template, tokenizer, conversation, tools, turn) for turn in found]
+    if not turns:
+        ids = tokenizer.encode(whole)[0]
+        return EncodedConversation([EncodedRow(ids, [False] * len(ids))])
+    if is_last:
+        whole = turns[-1].answered  # with the next role's marker
+    try:
+        return EncodedConversation([_encode_together(tokenizer, whole, turns)])
+    except HistoryRewriteError as error:
+        reason = error.message
+    except _TokenBorderError as error:
+        reason = str(error)
+    return EncodedConversation([_encode_apart(tokenizer, [turn]) for turn in turns], reason if len(turns) > 1 else None)
+
+
+def encode_answer(
+    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, *, tools: Tools = None
+) -> EncodedRow:
+    """Encode a conversation with its last message, an assistant's, as the only turn that is trained on."""
+    others = range(len(conversation) - 1)
+    turns = find_turns(template, conversation, tools, others)
+    return _encode_apart(tokenizer, [_end_with_stop(template, tokenizer, conversation, tools, turns[-1])])
+
+
+def _end_with_stop(
+    template: ChatTemplate, tokenizer: TextTokenizer, conversation: Conversation, tools: Tools, turn: RenderedTurn
+) -> RenderedTurn:
+    """Return the turn, with the next role's marker if that is its stop token."""
+    if turn.text.rstrip().endswith(tokenizer.stop_texts):
+        return turn
+    ids = tokenizer.encode_part(turn.text)
+    kept = _count_up_to_stop(tokenizer, ids)
+    if kept and ids[kept - 1] in tokenizer.stop_ids:
+        return turn
+    return close_turn(template, tokenizer, conversation, tools, turn) or turn
+
+
+def _count_up_to_stop(tokenizer: TextTokenizer, ids: Sequence[int]) -> int:
+    """Count the tokens of a turn up to its last special token; 0 if more than white space follows that."""
+    kept = len(ids)
+    while kept and ids[kept - 1] not in tokenizer.ending_ids:
+        kept -= 1
+    return 0 if tokenizer.decode(ids[kept:]).strip() else kept
+
+
+def _encode_together(tokenizer: TextTokenizer, whole: str, turns: Sequence[RenderedTurn]) -> EncodedRow:
+    """Return one row with all turns. Raises HistoryRewriteError or _TokenBorderError if there is no such row."""
+    for turn in turns:
+        check_beginning(turn.prompt, whole, f"the prompt before message {turn.last + 1}")
+        check_beginning(turn.answered, whole, f"the conversation up to message {turn.last + 1}")
+    ids, offsets = tokenizer.encode(whole)
+    supervised = [False] * len(ids)
+    for turn in turns:
+        start = tokenizer.count_prompt_tokens(ids, offsets, turn.prompt)
+        if start is None:
+            return _encode_apart(tokenizer, turns)
+        end = bisect_left(offsets, len(turn.answered), lo=start, key=lambda offset: offset[0])
+        _mark(tokenizer, turn, ids[start:end], supervised, start)
     return EncodedRow(ids, supervised)
 
 
-def _count_up_to_stop(is_ending: Sequence[bool], texts: Sequence[str]) -> int:
-    """Count the tokens up to the last special token of a turn; 0 if more than white space follows it."""
-    kept = len(texts)
-    while kept and not is_ending[kept - 1]:
-        kept -= 1
-        if texts[kept].strip():
-            return 0
+def _encode_apart(tokenizer: TextTokenizer, turns: Sequence[RenderedTurn]) -> EncodedRow:
+    """Return one row whose answers are tokenized apart from their prompts."""
+    ids: list[int] = []
+    supervised: list[bool] = []
+    kept = 0
+    for turn in turns:
+        given = tokenizer.encode(turn.prompt)[0]
+        if given[:kept] != ids[:kept]:
+            raise _TokenBorderError(
+                f"the tokens of the prompt before message {turn.last + 1} are not those of the row up to there: an "
+                "earlier answer begins or ends inside a token"
+            )
+        answer = continue_ids(
+            lambda text: tokenizer.encode(text)[0], tokenizer.decode, turn.prompt, given, turn.text,
+            tokenizer.stop_texts,
+        )  # fmt: skip
+        ids = [*given, *answer]
+        supervised = [*supervised[:kept], *[False] * (len(ids) - kept)]
+        kept = len(given) + _mark(tokenizer, turn, answer, supervised, len(given))
+    return EncodedRow(ids, supervised)
+
+
+def _mark(
+    tokenizer: TextTokenizer, turn: RenderedTurn, answer: Sequence[int], supervised: list[bool], start: int
+) -> int:
+    """Mark the tokens of an answer, which begins at `start`, up to its stop token; return their number.
+
+    Raises DataError if it has no stop token.
+    """
+    kept = _count_up_to_stop(tokenizer, answer)
+    if not kept:
+        raise DataError(
+            "the chat template ends the assistant's turn without a stop token, so the model would never learn to stop: "
+            f"it ends with {turn.text[-40:]!r}",
+            TEMPLATE_HINT,
+        )
+    for position in range(max(1, start), start + kept):  # nothing predicts the first token of a row
+        supervised[position] = True
     return kept
-
-
-def _no_stop_error(turn: str) -> DataError:
-    return DataError(
-        "the chat template ends the assistant's turn without a stop token, so the model would never learn to stop: "
-        f"it ends with {turn[-40:]!r}",
-        TEMPLATE_HINT,
-    )

@@ -57,6 +57,13 @@ def format_totals(encoding: EncodedSplit) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def format_split(encoding: EncodedSplit) -> list[str]:
+    """Return the line that says why conversations are split; [] if there are none."""
+    if not encoding.split_reason:
+        return []
+    return [f"each assistant turn is a separate row, because {encoding.split_reason}"]
+
+
 def format_unused(usage: KeyUsage) -> list[str]:
     """Return the block that names the keys of rows that training does not see; [] if there are none."""
     lines = usage.describe()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from edgetune.errors import DataError
 Offset = tuple[int, int]
 """First and one past the last character of a token's text; (-1, -1) for a BOS that is not in the text."""
 
+_LONGEST_KEPT_TAIL = 64
+_KEPT_TAILS = 4096
 _UNUSED = re.compile(r"pad|reserved|unused", re.IGNORECASE)
 
 
@@ -86,6 +89,12 @@ class TextTokenizer:
         return self.stop_ids | self.special_ids
 
     @cached_property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts of the stop tokens, which are one token wherever they occur."""
+        added = self.backend.get_added_tokens_decoder()
+        return tuple(added[id_].content for id_ in sorted(self.stop_ids) if id_ in added)
+
+    @cached_property
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts BOS before every text."""
         if self.bos_id is None:
@@ -103,6 +112,47 @@ class TextTokenizer:
         """Return ids and offsets of a rendered text. If the tokenizer adds BOS, it is there exactly once."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return self._with_bos(encoding.ids, encoding.offsets)
+
+    def encode_part(self, text: str) -> list[int]:
+        """Return the ids of a text alone, without BOS."""
+        found: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return found
+
+    def count_prompt_tokens(self, ids: Sequence[int], offsets: Sequence[Offset], prompt: str) -> int | None:
+        """Return how many of the ids of a text are those of `prompt`, with which it begins; None if those differ.
+
+        Text is divided at added tokens before anything else, so only what follows the last one is tokenized again.
+        """
+        last = bisect_left(offsets, len(prompt), key=lambda offset: offset[0]) - 1
+        while last >= 0 and not (ids[last] in self._dividing_ids and 0 <= offsets[last][1] <= len(prompt)):
+            last -= 1
+        start = max(0, last)
+        if last < 0:
+            tail = self.encode(prompt)[0]
+        elif len(rest := prompt[offsets[last][0] :]) > _LONGEST_KEPT_TAIL:
+            tail = self.encode_part(rest)
+        elif rest in self._tails:
+            tail = self._tails[rest]
+        else:
+            if len(self._tails) >= _KEPT_TAILS:
+                self._tails.clear()
+            tail = self._tails[rest] = self.encode_part(rest)
+        end = start + len(tail)
+        return end if list(ids[start:end]) == tail else None
+
+    @cached_property
+    def _dividing_ids(self) -> frozenset[int]:
+        """Added tokens that are found in any text, whatever stands before and behind them."""
+        added = self.backend.get_added_tokens_decoder().items()
+        return frozenset(
+            id_ for id_, token in added
+            if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        )  # fmt: skip
+
+    @cached_property
+    def _tails(self) -> dict[str, list[int]]:
+        """Ids of what follows the last special token of prompts; short ones, which recur."""
+        return {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[Offset]]]:
         """Encode many texts on all cores."""

@@ -13,9 +13,10 @@ from edgetune.data.chat import ChatTemplate
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
 from edgetune.data.fitting import KeyUsage
 from edgetune.data.masks import EncodedRow
-from edgetune.data.preview import format_skipped, format_totals, format_unused
+from edgetune.data.preview import format_skipped, format_split, format_totals, format_unused
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.trailing import TrailingTurns
 from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.task_rows import TaskRow, greedy_prompts, prepare_task_rows
@@ -44,6 +45,8 @@ class PreparedRun:
     """The rows that are left out (data.on_bad_row: skip)."""
     usage: KeyUsage = field(default_factory=KeyUsage)
     """Keys of all rows that are neither rendered nor used."""
+    trailing: TrailingTurns = field(default_factory=TrailingTurns)
+    """Rows of all splits that do not end with the assistant."""
 
     @cached_property
     def contract(self) -> list[dict[str, Any]]:
@@ -97,7 +100,7 @@ def prepare_run(config: Config) -> PreparedRun:
     usage = train.usage.merge([validation.usage, test.usage])
     return PreparedRun(
         config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, test.used, greedy,
-        problems, usage,
+        problems, usage, train.trailing.merge([validation.trailing, test.trailing]),
     )  # fmt: skip
 
 
@@ -109,13 +112,12 @@ def print_overview(prepared: PreparedRun) -> None:
         console.note(note)
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")
-    for line in format_unused(prepared.usage):
+    for line in (*prepared.trailing.describe(), *format_unused(prepared.usage)):
         console.note(line)
     for warning in _warnings(prepared):
         console.warn(warning)
-    rewritten = prepared.train.rewritten or prepared.validation.rewritten
-    if rewritten:
-        console.note(f"each assistant turn is a separate row, because {rewritten}")
+    for line in format_split(prepared.train) or format_split(prepared.validation):
+        console.note(line)
 
 
 def _warnings(prepared: PreparedRun) -> Iterator[str]:

@@ -9,13 +9,14 @@ from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow
-from edgetune.data.masks import encode_conversation
+from edgetune.data.masks import encode_answer
 from edgetune.data.messages import check_characters
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.trailing import TrailingTurns
 from edgetune.errors import DataError
 from edgetune.validation.answers import CHOICE, answer_matches
-from edgetune.validation.choices import continuations
+from edgetune.validation.choices import tokenize_choices
 
 GREEDY_ROWS = 8
 """Number of held-out prompts whose greedy answer is stored token by token."""
@@ -49,6 +50,7 @@ class TaskRows:
     used: list[TaskRow] = field(default_factory=list)
     """Those that base and trained model answer (`reference.task_rows`)."""
     usage: KeyUsage = field(default_factory=KeyUsage)
+    trailing: TrailingTurns = field(default_factory=TrailingTurns)
 
 
 def prepare_task_rows(
@@ -67,7 +69,7 @@ def prepare_task_rows(
     result = TaskRows()
     for given in rows:
         try:
-            row = fit_to_template(template, given, result.usage)
+            row = fit_to_template(template, result.trailing.leave_out(given), result.usage)
             if not row.answers:
                 raise RowProblem("has no expected answer: every assistant message is excluded by a flag")
             row = replace(row, messages=row.messages[: row.answers[-1] + 1])
@@ -125,7 +127,7 @@ def _expected_answer(template: ChatTemplate, tokenizer: TextTokenizer, row: Chat
     if not answer.get("tool_calls"):
         return str(answer["content"])
     template = template.with_options(row.options)
-    encoded = encode_conversation(template, tokenizer, row.messages, only_last=True, tools=row.tools)
+    encoded = encode_answer(template, tokenizer, row.messages, tools=row.tools)
     return tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
 
 
@@ -146,7 +148,7 @@ def _check_answer(tokenizer: TextTokenizer, prompt: Prompt, expected: str, data:
         raise DataError(
             f"the expected answer {expected[:60]!r} is none of data.choices", f"They are {', '.join(data.choices)}"
         )
-    found = continuations(lambda text: tokenizer.encode(text)[0], prompt.text, data.choices)
+    found = tokenize_choices(tokenizer, prompt.text, data.choices)
     for choice, (_, positions) in zip(data.choices, found, strict=True):
         if not len(positions):
             raise DataError(f"the choice {choice!r} adds no token to the prompt", "Correct data.choices")

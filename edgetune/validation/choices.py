@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-Encode = Callable[[str], Sequence[int]]
+from edgetune.data.continuation import Decode, Encode, continue_ids
+from edgetune.data.text_tokenizer import TextTokenizer
+
 Continuation = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Token ids of prompt and choice, and the positions of the choice within them."""
 
 
-def continuations(encode: Encode, prompt: str, choices: Sequence[str]) -> list[Continuation]:
-    """Tokenize each choice with the prompt, as one text; the tokens that differ from the prompt's are the choice."""
-    alone = np.asarray(encode(prompt), np.int32)
+def continuations(
+    encode: Encode, decode: Decode, prompt: str, choices: Sequence[str], markers: Sequence[str] = ()
+) -> list[Continuation]:
+    """Tokenize each choice behind the prompt, whose own tokens stay as they are, as in a training row."""
+    given = list(encode(prompt))
     found = []
     for choice in choices:
-        ids = np.asarray(encode(prompt + choice), np.int32)
-        shared = min(len(alone), len(ids))
-        differing = np.flatnonzero(alone[:shared] != ids[:shared])
-        start = max(1, int(differing[0]) if len(differing) else shared)
-        found.append((ids, np.arange(start, len(ids))))
+        ids = np.asarray([*given, *continue_ids(encode, decode, prompt, given, choice, markers)], np.int32)
+        found.append((ids, np.arange(max(1, len(given)), len(ids))))
     return found
+
+
+def tokenize_choices(tokenizer: TextTokenizer, prompt: str, choices: Sequence[str]) -> list[Continuation]:
+    """Tokenize each choice behind the prompt with the tokenizer of a training."""
+    return continuations(
+        lambda text: tokenizer.encode(text)[0], tokenizer.decode, prompt, choices, tokenizer.stop_texts
+    )
 
 
 def log_likelihoods(logits: NDArray[np.float32], targets: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -46,7 +46,8 @@ def choose(runtime: Runtime, row: Row) -> str:
     """Return the choice with the largest log-likelihood."""
     prompt = _render_prompt(runtime, row)
     scores = []
-    for ids, positions in continuations(runtime.tokenize, prompt, row["choices"]):
+    markers = [runtime.token_bytes(id_, special=True).decode(errors="replace") for id_ in sorted(runtime.stop_tokens)]
+    for ids, positions in continuations(runtime.tokenize, runtime.detokenize, prompt, row["choices"], markers):
         targets, done, total = ids[positions], 0, 0.0
         for logits in runtime.score(ids, positions):
             total += float(log_likelihoods(logits, targets[done : done + len(logits)]).sum())

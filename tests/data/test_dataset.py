@@ -61,7 +61,7 @@ def test_a_template_that_rewrites_history_gives_a_row_for_each_turn(tokenizer: T
     template = ChatTemplate(templates.THINKING)
     encoding = encode_all(template, tokenizer, [_talk("q", "a", "q2", "a2"), _talk("q", "a")], 200)
     assert (len(encoding.rows), encoding.split) == (3, 1)
-    assert "rewrites history" in (encoding.rewritten or "")
+    assert "rewrites history" in (encoding.split_reason or "")
     trained = [
         tokenizer.decode([id_ for id_, yes in zip(row.input_ids, row.supervised, strict=True) if yes])
         for row in encoding.rows

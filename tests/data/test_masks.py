@@ -1,8 +1,15 @@
-"""Loss masks against an oracle that writes the template out by hand and labels every character."""
+"""Loss masks against an oracle that writes the template out by hand and labels every character.
+
+Where that does not decide (a token across the beginning of an answer), the law of edgetune/data/masks.py is checked:
+see also test_row_properties.py.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,8 +17,9 @@ from hypothesis import strategies as st
 
 from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.formats import Conversation
-from edgetune.data.masks import EncodedRow, HistoryRewriteError, encode_conversation, mark_supervised, render_with_spans
+from edgetune.data.masks import EncodedRow, encode_answer, encode_conversation
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.turns import HistoryRewriteError
 from edgetune.errors import DataError
 from tests.converters import vocabularies
 from tests.data import templates
@@ -113,34 +121,86 @@ def test_mask_is_that_of_the_written_out_template(
     byte_level: TextTokenizer, conversation: Conversation, name: str
 ) -> None:
     source, write_out = WRITTEN_OUT[name]
-    text, expected = expected_mask(byte_level, write_out(conversation))
+    pieces = write_out(conversation)
+    text, expected = expected_mask(byte_level, pieces)
     template = ChatTemplate(source, None, "<|im_end|>")
-    assert render_with_spans(template, conversation).text == text
-    row = encode_conversation(template, byte_level, conversation)
-    assert row.input_ids == byte_level.backend.encode(text, add_special_tokens=False).ids
-    assert row.supervised == [False, *expected[1:]]
+    assert template.render(conversation) == text
+    encoded = encode_conversation(template, byte_level, conversation)
+    whole = byte_level.encode(text)[0]
+    prompts = [byte_level.encode(prompt)[0] for prompt in _prompts(pieces)]
+    if all(whole[: len(ids)] == ids for ids in prompts):
+        assert [row.input_ids for row in encoded.rows] == [whole]
+        assert encoded.rows[0].supervised == [False, *expected[1:]]
+        return
+    trained = [byte_level.decode(stretch) for row in encoded.rows for stretch in stretches(row)]
+    answers = [piece for piece, label in pieces if label]
+    assert [answer.removesuffix("\n") for answer in trained] == answers
+    assert len(encoded.rows) in (1, len(answers))
+    for row in encoded.rows:
+        starts = [i for i, yes in enumerate(row.supervised) if yes and not row.supervised[i - 1]]
+        assert all(row.input_ids[:start] in prompts for start in starts)
 
 
-@given(
-    spans=st.lists(st.integers(0, 40), max_size=6, unique=True).map(sorted),
-    cuts=st.lists(st.integers(0, 40), max_size=30).map(sorted),
-)
-def test_tokens_belong_to_the_span_of_their_first_character(spans: list[int], cuts: list[int]) -> None:
-    pairs = list(zip(spans[::2], spans[1::2], strict=False))
-    offsets = list(zip(cuts, [*cuts[1:], 41], strict=False))
-    oracle = [any(start <= offset[0] < end for start, end in pairs) for offset in offsets]
-    assert mark_supervised(offsets, pairs) == oracle
+def _prompts(pieces: Sequence[Piece]) -> list[str]:
+    return ["".join(piece for piece, _ in pieces[:index]) for index, (_, label) in enumerate(pieces) if label]
 
 
-def test_tokens_across_a_boundary_belong_to_the_turn_of_their_first_character() -> None:
-    """given|answer|rest: a token that begins in the prompt is given, one that begins in the answer is trained on."""
-    assert mark_supervised([(0, 3), (3, 7), (7, 12), (12, 20), (20, 21)], [(5, 15)]) == [
-        False,
-        False,
-        True,
-        True,
-        False,
+def stretches(row: EncodedRow) -> list[list[int]]:
+    """Return the ids of each stretch of tokens that is trained on."""
+    groups = groupby(zip(row.input_ids, row.supervised, strict=True), lambda pair: pair[1])
+    return [[id_ for id_, _ in group] for trained, group in groups if trained]
+
+
+@pytest.mark.parametrize("answer", ["\nred", "\n\nred", "\n", " red", "\n  red", "\u0301red"])
+@pytest.mark.parametrize("cutter", sorted(vocabularies.CUTTERS))
+def test_an_answer_that_begins_inside_a_token_is_tokenized_apart(tmp_path: Path, cutter: str, answer: str) -> None:
+    vocabularies.byte_level(tmp_path, cutter)
+    tokenizer = TextTokenizer.from_directory(tmp_path)
+    asked = [{"role": "user", "content": "q"}]
+    for source in (read_override("chatml"), "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+                   "{{ '<|im_end|>' if m.role == 'assistant' else '\n' }}{% endfor %}"
+                   "{% if add_generation_prompt %}assistant: {% endif %}"):  # fmt: skip
+        template = ChatTemplate(source, None, "<|im_end|>")
+        given = tokenizer.encode(template.render(asked, add_generation_prompt=True))[0]
+        (row,) = encode_conversation(template, tokenizer, [*asked, {"role": "assistant", "content": answer}]).rows
+        assert row.input_ids[: len(given)] == given
+        (trained,) = stretches(row)
+        assert trained == tokenizer.encode_part(answer + "<|im_end|>")
+        assert row.supervised.index(True) == len(given)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_sentencepiece_puts_no_space_before_an_answer_that_is_tokenized_apart(tmp_path: Path, prefix: bool) -> None:
+    vocabularies.sentencepiece(tmp_path, prefix=prefix, bos=True)
+    tokenizer = TextTokenizer.from_directory(tmp_path)
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '</s>' if m.role == 'assistant' else '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}", "<s>", "</s>"
+    )  # fmt: skip
+    asked = [{"role": "user", "content": "a lamp?"}]
+    given = tokenizer.encode(template.render(asked, add_generation_prompt=True))[0]
+    (row,) = encode_conversation(template, tokenizer, [*asked, {"role": "assistant", "content": "the lamp"}]).rows
+    assert row.input_ids[: len(given)] == given
+    assert not tokenizer.text_of(row.input_ids[len(given)]).startswith("\u2581")
+    assert tokenizer.decode(row.input_ids).removeprefix("<s>").lstrip() == "user: a lamp?\nassistant: the lamp</s>"
+
+
+def test_an_earlier_answer_inside_a_token_splits_the_row(byte_level: TextTokenizer) -> None:
+    template = ChatTemplate(read_override("chatml"), None, "<|im_end|>")
+    conversation = [
+        {"role": role, "content": text}
+        for role, text in (("user", "q"), ("assistant", "\na"), ("user", "q2"), ("assistant", "b"))
     ]
+    encoded = encode_conversation(template, byte_level, conversation)
+    assert "earlier answer begins or ends inside a token" in (encoded.split_reason or "")
+    assert [byte_level.decode(*stretches(row)) for row in encoded.rows] == ["\na<|im_end|>", "b<|im_end|>"]
+    asked = byte_level.encode(template.render(conversation[:3], add_generation_prompt=True))[0]
+    assert encoded.rows[1].input_ids[: len(asked)] == asked
+    last_only = encode_conversation(template, byte_level, [*conversation[:2], conversation[2], {**conversation[1]}])
+    assert len(last_only.rows) == 2
+    conversation[1]["content"] = "a"
+    conversation[3]["content"] = "\nb"
+    assert encode_conversation(template, byte_level, conversation).split_reason is None
 
 
 def test_bos_stands_once_and_is_not_trained_on(sentencepiece: TextTokenizer) -> None:
@@ -150,7 +210,7 @@ def test_bos_stands_once_and_is_not_trained_on(sentencepiece: TextTokenizer) -> 
     explicit = ChatTemplate("{{ bos_token }}" + read_override("plain"), "<s>", "</s>")
     conversation = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
     for template in (silent, explicit):
-        row = encode_conversation(template, sentencepiece, conversation)
+        (row,) = encode_conversation(template, sentencepiece, conversation).rows
         assert row.input_ids.count(bos or 0) == 1
         assert row.input_ids[0] == bos
         assert not row.supervised[0]
@@ -160,11 +220,8 @@ def test_bos_stands_once_and_is_not_trained_on(sentencepiece: TextTokenizer) -> 
 
 
 def test_the_stop_token_is_trained_on_and_what_follows_is_not(byte_level: TextTokenizer) -> None:
-    row = encode_conversation(
-        ChatTemplate(templates.CHATML),
-        byte_level,
-        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
-    )
+    conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (row,) = encode_conversation(ChatTemplate(templates.CHATML), byte_level, conversation).rows
     stop = byte_level.id_of("<|im_end|>")
     assert row.input_ids[-2] == stop
     assert row.supervised[-2:] == [True, False]
@@ -180,7 +237,7 @@ def test_a_template_without_stop_token_is_refused(byte_level: TextTokenizer) -> 
         )
 
 
-def test_rewritten_history_names_the_difference(byte_level: TextTokenizer) -> None:
+def test_rewritten_history_splits_the_row_and_names_the_difference(byte_level: TextTokenizer) -> None:
     conversation = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\na"},
@@ -188,13 +245,19 @@ def test_rewritten_history_names_the_difference(byte_level: TextTokenizer) -> No
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\na2"},
     ]
     template = ChatTemplate(templates.THINKING)
-    with pytest.raises(
-        HistoryRewriteError, match=r"up to message 2 has '<think>\\nhm.* where the whole has 'a<\|im_end"
-    ):
-        encode_conversation(template, byte_level, conversation)
-    row = encode_conversation(template, byte_level, conversation, only_last=True)
-    trained = [id_ for id_, yes in zip(row.input_ids, row.supervised, strict=True) if yes]
-    assert byte_level.decode(trained) == "<think>\nhm\n</think>\n\na2<|im_end|>"
+    encoded = encode_conversation(template, byte_level, conversation)
+    assert re.search(r"up to message 2 has '<think>\\nhm.* where the whole has 'a<\|im_end", encoded.split_reason or "")
+    trained = [byte_level.decode(*stretches(row)) for row in encoded.rows]
+    assert trained == [f"<think>\nhm\n</think>\n\n{answer}<|im_end|>" for answer in ("a", "a2")]
+    assert encode_answer(template, byte_level, conversation) == encoded.rows[1]
+
+
+def test_a_prompt_that_the_answer_does_not_continue_is_refused(byte_level: TextTokenizer) -> None:
+    template = ChatTemplate(read_override("chatml") + "{% if add_generation_prompt %}<think>{% endif %}")
+    with pytest.raises(HistoryRewriteError, match=r"the prompt before message 2 has '<think>' where "):
+        encode_conversation(
+            template, byte_level, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        )
 
 
 def test_a_cut_row_keeps_its_first_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def test_the_task_counts_choices(whole: Path) -> None:
     assert score.first_miss == {"prompt": "which colour?", "expected": other, "got": chosen}
 
 
-def test_a_choice_that_joins_the_prompts_last_token_is_scored_from_there() -> None:
-    """Characters as tokens, but `ab` is one."""
+def test_a_choice_that_would_merge_with_the_prompt_is_tokenized_apart() -> None:
+    """Characters as tokens, but `ab` is one: the model that is given `xa` cannot generate it."""
     tokens = {"ab": 9}
 
     def encode(text: str) -> list[int]:
@@ -57,8 +58,11 @@ def test_a_choice_that_joins_the_prompts_last_token_is_scored_from_there() -> No
             place += 2 if pair in tokens else 1
         return found
 
-    (joined, plain) = continuations(encode, "xa", ["b", "c"])
-    assert (joined[0].tolist(), joined[1].tolist()) == ([ord("x"), 9], [1])
+    def decode(ids: Sequence[int]) -> str:
+        return "".join("ab" if id_ == 9 else chr(id_) for id_ in ids)
+
+    (apart, plain) = continuations(encode, decode, "xa", ["b", "c"])
+    assert (apart[0].tolist(), apart[1].tolist()) == ([ord("x"), ord("a"), ord("b")], [2])
     assert (plain[0].tolist(), plain[1].tolist()) == ([ord("x"), ord("a"), ord("c")], [2])
 
 

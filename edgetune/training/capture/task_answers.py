@@ -16,7 +16,7 @@ from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.json_format import write_json
 from edgetune.training.capture import forward, generate
 from edgetune.validation.answers import CHOICE, answer_matches
-from edgetune.validation.choices import best, continuations, log_likelihoods
+from edgetune.validation.choices import best, log_likelihoods, tokenize_choices
 
 MODELS = ("trained", "base")
 
@@ -87,7 +87,7 @@ def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> di
     """Choose the answer with the largest log-likelihood for each model."""
     choices = prepared.config.data.choices
     texts = [task.prompt.text for task in prepared.task]
-    each = [pair for text in texts for pair in continuations(lambda t: prepared.tokenizer.encode(t)[0], text, choices)]
+    each = [pair for text in texts for pair in tokenize_choices(prepared.tokenizer, text, choices)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
     rows = ScoredRows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
