@@ -29,6 +29,24 @@ RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 _OPERATION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
+class Clock:
+    """The clock of `strftime_now` in a template: of this machine, or stopped at a moment in local time."""
+
+    def __init__(self, moment: datetime | None = None) -> None:
+        self.moment = moment
+        self.is_read = False
+        """Whether a rendering has asked for the time: only then does its text depend on it."""
+
+    def strftime(self, form: str) -> str:
+        """Return the time in a format of `datetime.strftime`."""
+        self.is_read = True
+        return (self.moment or datetime.now()).strftime(form)
+
+    def __str__(self) -> str:
+        """Return the moment as ISO 8601, to the second."""
+        return (self.moment or datetime.now()).isoformat(timespec="seconds")
+
+
 def render(
     source: str,
     messages: Sequence[Message],
@@ -37,6 +55,7 @@ def render(
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     options: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
 ) -> str:
     """Return the conversation as one text.
 
@@ -47,6 +66,7 @@ def render(
         add_generation_prompt: End with the opening of the assistant's next turn.
         tools: JSON schemas of the tools that the template may describe.
         options: Further variables of the template (`chat_template_kwargs` of transformers), and `documents`.
+        clock: The time that the template is told. Default: that of this machine.
 
     Raises:
         ChatTemplateError: The template is not valid Jinja, or refuses the conversation; with Jinja's own message.
@@ -56,6 +76,7 @@ def render(
         "messages": [dict(message) for message in messages],
         "tools": list(tools) if tools is not None else None,
         "add_generation_prompt": add_generation_prompt,
+        "strftime_now": (clock or Clock()).strftime,
     }
     try:
         return template.render(variables)
@@ -94,7 +115,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = Clock().strftime  # `render` passes its own; this makes the name known
     environment.globals["namespace"] = _Namespace
     return environment
 
@@ -108,10 +129,6 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 class _Namespace(jinja2.utils.Namespace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.data.dataset import encode_all, read_splits
     from edgetune.data.preview import (
         format_heading,
+        format_moment,
         format_skipped,
         format_split,
         format_totals,
@@ -48,6 +50,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     options = load_config(config, overrides)
     base = find_base(options, weights=False)
     template = ChatTemplate.from_directory(base.path, options.data.chat_template, options.template.options)
+    template = template.at(datetime.now())
     tokenizer = TextTokenizer.from_directory(base.path, base.rows)
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
     splits = read_splits(options.data, options.training.seed, problems)
@@ -65,6 +68,8 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
         out.print(highlight_row(row, tokenizer, color=color))
         out.print()
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
+    if template.clock.is_read:
+        out.print(format_moment(str(template.clock)), markup=False)
     out.print(f"checked too: {len(held_out.chats)} held-out rows, {len(test.chats)} test rows")
     trailing = encoding.trailing.merge([held_out.trailing, test.trailing])
     notes = (trailing.describe(), format_unused(usage), format_skipped(problems))

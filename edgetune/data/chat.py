@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import ConfigError, DataError
 from edgetune_converters import chat_template
-from edgetune_converters.chat_template import Message
+from edgetune_converters.chat_template import Clock, Message
 from edgetune_converters.errors import ChatTemplateError, TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.tokenizers import chat_files
@@ -41,6 +42,8 @@ class ChatTemplate:
     """Further named tokens: pad_token, unk_token, image_token ..."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Variables that the template reads beside the conversation, such as enable_thinking."""
+    clock: Clock = field(default_factory=Clock, compare=False)
+    """The time that the template is told."""
 
     @classmethod
     def from_directory(
@@ -82,6 +85,15 @@ class ChatTemplate:
     def with_options(self, options: Mapping[str, Any]) -> ChatTemplate:
         """Return the template with further options; they replace those of the same name."""
         return replace(self, options={**self.options, **options}) if options else self
+
+    def at(self, moment: datetime | str | None) -> ChatTemplate:
+        """Return the template with its clock stopped at a moment (ISO 8601, local time); None: as it is.
+
+        Raises ValueError for a text that is no time.
+        """
+        if moment is None:
+            return self
+        return replace(self, clock=Clock(datetime.fromisoformat(moment) if isinstance(moment, str) else moment))
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -137,6 +149,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 tools=tools,
                 options=self.options,
+                clock=self.clock,
             )
         except ChatTemplateError as error:
             roles = ", ".join(str(message.get("role")) for message in messages)

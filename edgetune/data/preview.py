@@ -76,3 +76,11 @@ def format_skipped(problems: RowProblems) -> list[str]:
         return []
     shown = problems.describe()
     return [f"{problems.count} rows are left out (data.on_bad_row: skip):", *shown[:SHOWN_PROBLEMS]]
+
+
+def format_moment(rendered_at: str) -> str:
+    """Return the note about a template that prints the day or the time."""
+    return (
+        "the chat template prints the day or the time: all rows are rendered as of "
+        f"{rendered_at.replace('T', ' ')}, and the run and its files keep that; `edgetune run` uses the real time"
+    )

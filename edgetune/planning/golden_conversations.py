@@ -99,11 +99,13 @@ def _entries(
     kept = {name: value for name, value in (("tools", tools), ("options", options)) if value}
     for messages in conversations:
         prompt = messages[-1]["role"] != "assistant"
+        rendering = template.at(template.clock.moment)  # with a clock of its own, which tells whether it was read
         try:
-            text = template.render(messages, add_generation_prompt=prompt, tools=tools)
+            text = rendering.render(messages, add_generation_prompt=prompt, tools=tools)
         except DataError:  # no system role, strict alternation, and so on
             continue
         ids, _ = tokenizer.encode(text)
         if tokenizer.without_row(ids):  # such as the placeholder for images of a text-only model
             continue
-        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept}
+        day = {"rendered_at": str(rendering.clock)} if rendering.clock.is_read else {}
+        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept, **day}

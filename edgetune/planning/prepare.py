@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgetune.data.chat import ChatTemplate
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
 from edgetune.data.fitting import KeyUsage
 from edgetune.data.masks import EncodedRow
-from edgetune.data.preview import format_skipped, format_split, format_totals, format_unused
+from edgetune.data.preview import format_moment, format_skipped, format_split, format_totals, format_unused
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
@@ -54,6 +55,12 @@ class PreparedRun:
         return build_contract(self.template, self.tokenizer, self.splits.validation)
 
     @property
+    def rendered_at(self) -> str | None:
+        """The time that the template printed (ISO 8601, local); None for a template that does not ask for it."""
+        is_read = self.template.clock.is_read or any("rendered_at" in entry for entry in self.contract)
+        return str(self.template.clock) if is_read else None
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the stop tokens of the base, and the last tokens of the template's turns."""
         return self.tokenizer.stop_ids | self.train.turn_ends
@@ -63,7 +70,8 @@ class PreparedRun:
         """The `data` entry of the manifest: the sources of each split, and the hashes of the encoded rows."""
         rows = {"train": self.train.sha256, "validation": self.validation.sha256}
         skipped = {"skipped": {"count": self.problems.count, "rows": self.problems.rows}} if self.problems.count else {}
-        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows, **skipped}
+        moment = {"rendered_at": self.rendered_at} if self.rendered_at else {}
+        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows, **skipped, **moment}
 
     @property
     def reference_rows(self) -> list[EncodedRow]:
@@ -77,14 +85,19 @@ class PreparedRun:
         return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
 
 
-def prepare_run(config: Config) -> PreparedRun:
+def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     """Read and check base model, template, tokenizer and data, without torch.
+
+    Args:
+        config: The configuration.
+        rendered_at: The time that the template is told (ISO 8601), of a run that exists. Default: now.
 
     Raises:
         EdgetuneError: For anything in them that training, capture or export would reject later.
     """
     base = find_base(config)
     template = ChatTemplate.from_directory(base.path, config.data.chat_template, config.template.options)
+    template = template.at(rendered_at or datetime.now().replace(microsecond=0))
     check_exportable(base, config, template.source)
     tokenizer = TextTokenizer.from_directory(base.path, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
@@ -114,6 +127,8 @@ def print_overview(prepared: PreparedRun) -> None:
     console.note(f"held out: {format_totals(prepared.validation)}")
     for line in (*prepared.trailing.describe(), *format_unused(prepared.usage)):
         console.note(line)
+    if prepared.rendered_at:
+        console.note(format_moment(prepared.rendered_at))
     for warning in _warnings(prepared):
         console.warn(warning)
     for line in format_split(prepared.train) or format_split(prepared.validation):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune_converters.gguf import keys
 
 VERSION = 1
-_FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first")
+_FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first", "rendered_at")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _check(entry: Mapping[str, Any]) -> None:
     """Raise ValueError, KeyError or TypeError for a conversation that cannot be used."""
     if not isinstance(entry["text"], str) or not isinstance(entry["add_generation_prompt"], bool):
         raise ValueError("a conversation has no text")
+    datetime.fromisoformat(entry.get("rendered_at", "2000-01-01"))
     lists: list[tuple[Any, type]] = [(entry["messages"], dict), (entry["ids"], int), (entry.get("tools", []), dict)]
     first = entry.get("first", {"ids": [], "log_probs": []})
     lists += [(first["ids"], int), ([float(value) for value in first["log_probs"]], float)]

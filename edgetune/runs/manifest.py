@@ -80,6 +80,12 @@ class RunManifest(Document):
     stages: Stages = Stages()
 
     @property
+    def rendered_at(self) -> str | None:
+        """The time that the chat template printed into the rows (ISO 8601); None for one that does not ask for it."""
+        found = self.data.get("rendered_at")
+        return found if isinstance(found, str) else None
+
+    @property
     def template_options(self) -> dict[str, Any]:
         """The options of the chat template; none in older manifests."""
         return dict(self.config.get("template", {}).get("options", {}))

@@ -63,7 +63,8 @@ def train(
     """
     config, run = _open(config, out, overrides)
     check_run_directory(run, resume=resume, overwrite=overwrite)
-    prepared = prepare_run(config)
+    rendered_at = run.manifest.rendered_at if resume and run.manifest_file.is_file() else None
+    prepared = prepare_run(config, rendered_at)
     trained = resume and run.is_finished and is_up_to_date(run, prepared, overwrite=overwrite)
     if trained and is_reference_up_to_date(run, prepared):
         with lock.writing(run.path, WRITER):
@@ -78,6 +79,8 @@ def train(
         check_run_directory(run, resume=resume and not run.is_finished, overwrite=overwrite)
         if not can_resume(run, prepared, resume=resume, overwrite=overwrite):
             remove_run_files(run)
+            if prepared.rendered_at and rendered_at:  # the time of the run that is replaced
+                prepared = prepare_run(config)
         with environment.silence_libraries():
             _write_inputs(run, prepared, names_fast_class=not follows)
             _train_and_capture(run, prepared)
@@ -102,7 +105,7 @@ def dry_run(
     if existing and run.status is RunStatus.FOREIGN:
         raise existing
     environment.require_train_extra()
-    prepared = prepare_run(config)
+    prepared = prepare_run(config, run.manifest.rendered_at if resume and run.manifest_file.is_file() else None)
     needed, _ = _check_before_loading(run, prepared)
     if existing:
         console.warn(f"{existing.message}; {existing.hint}")

@@ -7,12 +7,16 @@ tokenizer_config.json or by the type of the model may build another tokenizer fr
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from edgetune import console
 from edgetune.errors import DataError
@@ -108,14 +112,15 @@ def check_rendering(prepared: PreparedRun, theirs: Any = None) -> None:
     theirs = load_tokenizer(prepared) if theirs is None else theirs
     for entry in prepared.contract:
         try:
-            expected = theirs.apply_chat_template(
-                entry["messages"],
-                tools=entry.get("tools"),
-                chat_template=template.source,
-                tokenize=False,
-                add_generation_prompt=entry["add_generation_prompt"],
-                **template.options | entry.get("options", {}),
-            )
+            with _stopped_clock(template.clock.moment):
+                expected = theirs.apply_chat_template(
+                    entry["messages"],
+                    tools=entry.get("tools"),
+                    chat_template=template.source,
+                    tokenize=False,
+                    add_generation_prompt=entry["add_generation_prompt"],
+                    **template.options | entry.get("options", {}),
+                )
         except Exception as error:  # noqa: BLE001 - a template can raise anything
             expected = f"{type(error).__name__}: {error}"
         text = entry["text"]
@@ -124,3 +129,15 @@ def check_rendering(prepared: PreparedRun, theirs: Any = None) -> None:
                 f"the chat template renders {text[:80]!r} here and {expected[:80]!r} in transformers",
                 "Please report this template; meanwhile use another one (data.chat_template)",
             )
+
+
+@contextmanager
+def _stopped_clock(moment: datetime | None) -> Iterator[None]:
+    """Stop the clock of transformers' strftime_now, which takes no other time, at the moment of our rendering."""
+    module: Any = chat_template_utils
+    before = module.datetime
+    module.datetime = SimpleNamespace(now=lambda: moment or before.now())
+    try:
+        yield
+    finally:
+        module.datetime = before

@@ -66,13 +66,18 @@ def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | N
     """Compare the rendered text of a conversation."""
     if runtime.chat_template is None:
         return None  # template_difference reports it
+    template = runtime.chat_template.with_options(entry.get("options", {})).at(entry.get("rendered_at"))
     try:
-        found = runtime.chat_template.with_options(entry.get("options", {})).render(
+        found = template.render(
             entry["messages"], add_generation_prompt=entry["add_generation_prompt"], tools=entry.get("tools")
         )
     except DataError as error:
         return error.message
-    return None if found == entry["text"] else _first_difference(entry["text"], found)
+    if found == entry["text"]:
+        return None
+    why = "; the template prints the time, which this reference does not hold: train again, or compare on that day"
+    undated = template.clock.is_read and "rendered_at" not in entry
+    return _first_difference(entry["text"], found) + (why if undated else "")
 
 
 def bos_difference(runtime: Runtime, entry: GoldenConversation) -> str | None:

@@ -13,7 +13,7 @@ from edgetune.validation.results import TaskScore
 
 Row = Mapping[str, Any]
 """{"messages", "expected", "base", "trained"}, "choices" where these are chosen from; "tools" and "options" if
-there are some."""
+there are some; "rendered_at" where the template prints the time."""
 
 
 def stored_score(task: Mapping[str, Any], which: str) -> TaskScore:
@@ -65,5 +65,5 @@ def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[
 
 def _render_prompt(runtime: Runtime, row: Row) -> str:
     assert runtime.chat_template is not None
-    template = runtime.chat_template.with_options(row.get("options", {}))
+    template = runtime.chat_template.with_options(row.get("options", {})).at(row.get("rendered_at"))
     return template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))

@@ -54,7 +54,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
     Raises:
         RunDirectoryError: If the base is not the one that the run was trained on.
     """
-    prepared = prepare_run(config)
+    prepared = prepare_run(config, run.manifest.rendered_at)
     _check_base(run, prepared)
     if request.reference:
         check_rendering(prepared)
