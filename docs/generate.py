@@ -53,7 +53,7 @@ def sections(model: type[BaseModel], title: str = "top level") -> Iterator[tuple
     yield title, model
     for name, field in model.model_fields.items():
         if is_section(field.annotation):
-            yield from sections(field.annotation, name)
+            yield from sections(field.annotation, name if title == "top level" else f"{title}.{name}")
 
 
 def rows(model: type[BaseModel]) -> Iterator[str]:

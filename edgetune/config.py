@@ -6,8 +6,10 @@ it. Relative paths are relative to the configuration file.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,6 +23,7 @@ from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
 ALL_LINEAR = "all-linear"
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Parsed = TypeVar("Parsed", bound=BaseModel)
+_WILDCARDS = re.compile(r"[*?\[]")
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -30,11 +33,33 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
+class ColumnsConfig(Section):
+    """Keys of rows by hand, where docs/data.md does not list them. They come before the usual names."""
+
+    messages: str | None = None
+    """The list of messages of a row."""
+    role: str | None = None
+    """The role of a message."""
+    content: str | None = None
+    """The text of a message."""
+    user: str | None = None
+    """The question, in rows without a list of messages."""
+    input: str | None = None
+    """A text that follows the question after a line break."""
+    assistant: str | None = None
+    """The answer, in rows without a list of messages."""
+    system: str | None = None
+    """The system prompt of a row."""
+    tools: str | None = None
+    """The tools of a row."""
+
+
 class DataConfig(Section):
     """The rows that are trained on, held out and scored."""
 
     train: str | list[str]
-    """Training rows: a .jsonl/.json/.parquet file, a list of them, or a Hugging Face dataset (`name#500`: 500 rows)."""
+    """Training rows: a file, a folder, a pattern (`rows/*.jsonl`), a dataset of the Hugging Face hub or of ModelScope
+    (`ms::name`), or a list of these. `name:subset@split#500`: 500 rows of a split of a subset."""
     validation: str | None = None
     """Held-out rows for the evaluation loss and the reference. Default: `validation_fraction` of the training rows."""
     validation_fraction: Ratio = 0.05
@@ -48,6 +73,10 @@ class DataConfig(Section):
     """The possible answers if `answer` is `choice`, such as [A, B, C, D]."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
     """Format of the rows; `auto` recognizes it by their keys."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Keys of rows by hand, such as {user: question, assistant: reply}."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
+    """Roles by hand, such as {caller: user, clerk: assistant}."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """`skip`: leave out rows that cannot be trained on, count them, and list them in the run."""
     chat_template: str | None = None
@@ -414,16 +443,29 @@ def option_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[
             yield from option_names(field.annotation, prefix + name + ".")
 
 
+def _split_existing(value: str, folder: Path) -> tuple[Path | None, str]:
+    """Return the longest beginning of a name that is a path, and the rest: a subset, a split, a number of rows."""
+    stem = value
+    while stem:
+        path = folder / Path(stem).expanduser()
+        with contextlib.suppress(OSError):  # longer than a file name can be
+            if path.exists():
+                return path, value[len(stem) :]
+        cut = max(stem.rfind(mark) for mark in "#@:")
+        stem = stem[:cut] if cut > 0 else ""
+    return None, value
+
+
 def _resolve_paths(config: Config, folder: Path) -> Config:
     """Make local paths absolute, so that the run directory's copy of the configuration means the same anywhere."""
 
     def local(value: str) -> str:
-        stem, mark, count = value.rpartition("#")  # name#500: the first 500 rows
-        if not (stem and count.isdigit()):
-            stem, mark, count = value, "", ""
-        path = folder / Path(stem).expanduser()
-        is_path = path.exists() or value.startswith((".", "/", "~"))
-        return f"{path.resolve()}{mark}{count}" if is_path else value
+        stem, rest = _split_existing(value, folder)
+        if _WILDCARDS.search(value) and (stem is None):
+            return str(folder / Path(value).expanduser())
+        if stem is not None:
+            return f"{stem.resolve()}{rest}"
+        return f"{(folder / Path(value).expanduser()).resolve()}" if value.startswith((".", "/", "~")) else value
 
     def resolve(value: Any) -> Any:
         return [local(item) for item in value] if isinstance(value, list) else local(value) if value else value

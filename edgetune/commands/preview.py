@@ -34,6 +34,7 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all, read_splits
     from edgetune.data.preview import (
+        count_rows,
         format_heading,
         format_moment,
         format_skipped,
@@ -70,8 +71,8 @@ def command(config: Path, count: int, overrides: tuple[str, ...]) -> None:
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     if template.clock.is_read:
         out.print(format_moment(str(template.clock)), markup=False)
-    out.print(f"checked too: {len(held_out.chats)} held-out rows, {len(test.chats)} test rows")
+    out.print(f"checked too: {count_rows(len(held_out.chats), 'held-out')}, {count_rows(len(test.chats), 'test')}")
     trailing = encoding.trailing.merge([held_out.trailing, test.trailing])
-    notes = (trailing.describe(), format_unused(usage), format_skipped(problems))
+    notes = (splits.notes, trailing.describe(), format_unused(usage), format_skipped(problems))
     for line in (*chain(*notes), *format_split(encoding)):
         out.print(line, markup=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.fitting import KeyUsage, fit_to_template
-from edgetune.data.formats import ChatRow
+from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.masks import EncodedRow, encode_conversation
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.sources import DataSource, read_sources
@@ -32,6 +32,8 @@ class Splits:
     formats: list[str]
     identity: dict[str, list[dict[str, object]]]
     """For the manifest: split -> what identifies each of its sources."""
+    notes: list[str] = field(default_factory=list)
+    """What of the sources was not read."""
 
 
 @dataclass
@@ -94,14 +96,17 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     Without `problems`, raise DataError for problems of rows.
     """
     found = RowProblems(skip=config.on_bad_row == "skip") if problems is None else problems
+    columns = {meaning: key for meaning, key in config.columns.model_dump().items() if key is not None}
+    reader = RowReader(config.format, columns, config.roles)
 
     def read(names: str | list[str]) -> list[DataSource]:
-        return read_sources(names, form=config.format, split=config.split, problems=found)
+        return read_sources(names, reader=reader, split=config.split, problems=found)
 
     train = read(config.train)
     rows = _chat_rows(train)[: config.max_rows]
     test = read(config.test) if config.test else []
     held = read(config.validation) if config.validation else []
+    reader.check_columns()
     if problems is None:
         found.raise_if_any()
     if found.count and len(rows) < 2:
@@ -117,6 +122,7 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
         _chat_rows(test),
         sorted({name for each in sources.values() for source in each for name in source.formats}),
         {name: [source.identity for source in each] for name, each in sources.items()},
+        list(dict.fromkeys(note for each in sources.values() for source in each for note in source.notes)),
     )
 
 

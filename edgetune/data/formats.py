@@ -31,12 +31,14 @@ from edgetune.data.messages import (
     read_flag,
 )
 from edgetune.data.problems import RowProblem, RowProblems
+from edgetune.errors import DataError
 from edgetune_converters.chat_template import RESERVED
 
 __all__ = ["COLUMNS", "FORMATS", "ChatRow", "Conversation", "RowReader", "convert_rows", "detect_format", "to_chat_row"]
 
 COLUMNS = ("messages", "role", "content", "user", "input", "assistant", "system", "tools")
 """What data.columns can give a name of its own."""
+SHOWN_KEYS = 20
 _COLUMNS_HINT = (
     "Rename the keys, or name them with data.columns, such as {user: question, assistant: reply} or "
     "{messages: talk, role: who, content: said}; docs/data.md lists the known ones"
@@ -159,11 +161,20 @@ class RowReader:
         self.formats: dict[str, None] = {}
         """The formats of the rows, in order of first occurrence."""
 
-    @property
-    def unseen_columns(self) -> dict[str, str]:
-        """The entries of data.columns whose key no row had."""
+    def check_columns(self) -> None:
+        """Raise DataError for entries of data.columns whose key no row had."""
         seen = self._columns_seen | self._messages.seen
-        return {meaning: key for meaning, key in self._columns.items() if key not in seen}
+        unseen = {meaning: key for meaning, key in self._columns.items() if key not in seen}
+        if not unseen:
+            return
+        keys = [*dict.fromkeys(key for layout in self._layouts for key in layout)]
+        of_messages = self._messages.known_keys if unseen.keys() & {"role", "content"} else []
+        raise DataError(
+            f"data.columns names {', '.join(f'{key!r} ({meaning})' for meaning, key in unseen.items())}, "
+            "which no row has",
+            f"The keys of the rows are {', '.join(keys[:SHOWN_KEYS]) or 'none'}"
+            + (f", and of the messages {', '.join(of_messages[:SHOWN_KEYS])}" if of_messages else ""),
+        )
 
     def read(self, row: Any, place: str = "") -> ChatRow:
         """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
@@ -339,8 +350,10 @@ class RowReader:
         return turns
 
     def _unknown_row(self, row: Mapping[str, Any]) -> RowProblem:
-        present = [key for key, value in row.items() if value is not None]
+        present = [str(key) for key, value in row.items() if value is not None]
         finder = KeyFinder(present)
+        if len(present) > SHOWN_KEYS:
+            present = [*present[:SHOWN_KEYS], f"and {len(present) - SHOWN_KEYS} more"]
         if self._messages.is_message(row):
             return RowProblem(
                 f"is a single message ({', '.join(present)}), not a conversation",
@@ -359,7 +372,7 @@ class RowReader:
         missing = f" ({found} has no answer beside it)" if found and not reply else ""
         missing = missing or (f" ({reply} has no question beside it)" if reply and not found else "")
         return RowProblem(
-            f"in no known format; its keys are {', '.join(map(str, present)) or 'none'}{missing}; looked for "
+            f"in no known format; its keys are {', '.join(present) or 'none'}{missing}; looked for "
             + "; or ".join(each.keys for each in looked_for),
             _COLUMNS_HINT,
         )

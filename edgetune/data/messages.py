@@ -106,6 +106,11 @@ class MessageReader:
         self.seen: set[str] = set()
         """The keys of data.columns that a message had."""
 
+    @property
+    def known_keys(self) -> list[str]:
+        """The keys of the messages."""
+        return [*dict.fromkeys(key for layout in self._layouts for key in layout)]
+
     def plain(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a message of a known role and a text and nothing else; None for any other, which `read` reads."""
         layout = self._layouts.get(tuple(message))

@@ -42,11 +42,17 @@ def format_heading(number: int, row: EncodedRow) -> str:
     return f"row {number}: {length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
 
 
+def count_rows(count: int, kind: str = "") -> str:
+    """Return `1 row` or `2 rows`, with the kind of the rows before the noun."""
+    return f"{count} {kind + ' ' if kind else ''}row{'' if count == 1 else 's'}"
+
+
 def format_totals(encoding: EncodedSplit) -> str:
     """Return the counts of all rows on one line."""
     share = encoding.supervised / max(1, encoding.tokens)
     parts = [
-        f"{len(encoding.rows)} rows, {encoding.tokens} tokens, {share:.1%} trained on, longest {encoding.longest}",
+        f"{count_rows(len(encoding.rows))}, {encoding.tokens} tokens, {share:.1%} trained on, "
+        f"longest {encoding.longest}",
         f"{encoding.truncated} cut at max_length" if encoding.truncated else "",
         f"{encoding.dropped} dropped, with nothing to train on" if encoding.dropped else "",
         f"{encoding.split} split into one row for each turn" if encoding.split else "",
@@ -75,7 +81,8 @@ def format_skipped(problems: RowProblems) -> list[str]:
     if not problems.count:
         return []
     shown = problems.describe()
-    return [f"{problems.count} rows are left out (data.on_bad_row: skip):", *shown[:SHOWN_PROBLEMS]]
+    left_out = f"{count_rows(problems.count)} {'is' if problems.count == 1 else 'are'} left out"
+    return [f"{left_out} (data.on_bad_row: skip):", *shown[:SHOWN_PROBLEMS]]
 
 
 def format_moment(rendered_at: str) -> str:

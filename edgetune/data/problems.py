@@ -14,7 +14,7 @@ SHOWN_PLACES = 10
 LISTED_ROWS = 1000
 """Skipped rows that the manifest of a run lists."""
 
-_HINT = "Correct or remove these rows, or leave them out with data.on_bad_row: skip; docs/train.md lists the formats"
+_HINT = "Correct or remove these rows, or leave them out with data.on_bad_row: skip; docs/data.md lists the formats"
 _DETAIL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 
 

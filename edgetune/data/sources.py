@@ -1,23 +1,34 @@
-"""Sources of rows: .jsonl, .json and .parquet files, and datasets of the Hugging Face hub."""
+"""Sources of rows: files, folders, patterns, and datasets of the Hugging Face hub and of ModelScope."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.formats import ChatRow, RowReader, convert_rows
-from edgetune.data.problems import RowProblem, RowProblems
-from edgetune.errors import DataError, EnvironmentProblem
-from edgetune_converters.files.contents import sha256_of
+from edgetune import console
+from edgetune.data.formats import ChatRow, RowReader, iterate_rows
+from edgetune.data.hubs import HUB_PREFIXES, HubDataset, hub_dataset
+from edgetune.data.problems import RowProblems
+from edgetune.data.row_files import PlacedRow, RowFile, is_data_file
+from edgetune.errors import DataError
 
-Place = str
-"""The place of a row for messages: 'train.jsonl, line 3'."""
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SPLIT = re.compile(r"[\w.\-\[\]:%+]+")
+_WILDCARDS = re.compile(r"[*?\[]")
+_LARGE = 16 << 20
+"""Bytes of files from which on a bar is shown."""
+_SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files beside the rows in a folder that the datasets library wrote, or of LLaMA-Factory."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +41,93 @@ class DataSource:
     """Formats that occur in the rows."""
     identity: dict[str, Any]
     """For the manifest: path and SHA-256 of a file, or name, split and revision of a hub dataset; number of rows."""
+    notes: list[str] = field(default_factory=list)
+    """What of the source was not read."""
+
+
+@dataclass(frozen=True)
+class SourceName:
+    """The name of a source in its parts: `LOCATION:SUBSET@SPLIT#ROWS`, all but the location optional."""
+
+    location: str
+    subset: str | None = None
+    split: str | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> SourceName:
+        """Split a name into its parts. A file or folder of the whole name, or of a beginning of it, comes first."""
+        count = split = subset = None
+        rest = name
+        if not _exists(rest):
+            stem, mark, text = rest.rpartition("#")
+            if mark and text.isdigit() and int(text) > 0:
+                rest, count = stem, int(text)
+        if not _exists(rest):
+            stem, mark, text = rest.rpartition("@")
+            if stem and mark and _SPLIT.fullmatch(text):
+                rest, split = stem, text
+        prefix = next((prefix for prefix in HUB_PREFIXES if rest.lower().startswith(prefix)), "")
+        if not _exists(rest):
+            stem, mark, text = rest[len(prefix) :].rpartition(":")
+            if stem and mark and "/" not in text and text:
+                rest, subset = prefix + stem, text
+        return cls(rest, subset, split, count)
+
+
+def _exists(location: str) -> bool:
+    try:
+        return Path(location).expanduser().exists()
+    except OSError:  # longer than a file name can be
+        return False
 
 
 def read_source(
     name: str,
     *,
-    form: str = "auto",
+    reader: RowReader | None = None,
     split: str = "train",
     limit: int | None = None,
     problems: RowProblems | None = None,
 ) -> DataSource:
-    """Read a file or a hub dataset.
+    """Read a file, a folder, the files of a pattern, or a hub dataset.
 
     Args:
-        name: A path or the name of a dataset; `name#500` takes the first 500 rows.
-        form: The format of the rows, or "auto".
-        split: The split of a hub dataset.
+        name: A path, a pattern or the name of a dataset, with the parts of SourceName.
+        reader: Converts the rows; by default rows of any format.
+        split: The split where the name has none.
         limit: Largest number of rows.
         problems: Where problems of rows are added; without it they are raised together.
 
     Raises:
         DataError: For a missing or damaged source; names the rows.
+        EnvironmentProblem: If a library that reads the source is missing.
     """
-    location, count = _parse_count(name)
-    limit = min((n for n in (count, limit) if n is not None), default=None)
-    if _is_hub_name(location):
-        rows, identity = _read_hub(location, split, limit)
-    else:
-        rows, identity = _read_path(Path(location).expanduser())
-    if limit is not None:
-        rows = rows[:limit]
-    if not rows:
-        raise DataError(f"{location} is empty: it holds no rows", "Give a dataset with at least one row")
-    reader = RowReader(form)
-    converted = convert_rows(rows, reader, problems)
-    return DataSource(name, converted, list(reader.formats), {**identity, "rows": len(rows)})
+    parsed = SourceName.parse(name)
+    limit = min((n for n in (parsed.count, limit) if n is not None), default=None)
+    reader = reader or RowReader()
+    found = RowProblems() if problems is None else problems
+    opened = _open(parsed, parsed.split or split, limit)
+    before, count = set(reader.formats), 0
+
+    def counted() -> Iterator[PlacedRow]:
+        nonlocal count
+        for row in opened.rows():
+            if limit is not None and count == limit:
+                return
+            count += 1
+            yield row
+
+    reader.formats = {}
+    with _progress_of(opened, parsed.location):
+        rows = list(iterate_rows(counted(), reader, found))
+    formats = list(reader.formats)
+    reader.formats = dict.fromkeys((*before, *formats))
+    if not count:
+        raise DataError(f"{parsed.location} is empty: it holds no rows", "Give a dataset with at least one row")
+    if problems is None:
+        found.raise_if_any()
+    return DataSource(name, rows, formats, {**opened.identity(), "rows": count}, opened.notes)
 
 
 def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
@@ -72,117 +135,146 @@ def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
     return [read_source(name, **options) for name in ([names] if isinstance(names, str) else names)]
 
 
-def _parse_count(name: str) -> tuple[str, int | None]:
-    stem, mark, count = name.rpartition("#")
-    if mark and count.isdigit() and int(count) > 0:
-        return stem, int(count)
-    return name, None
-
-
-def _is_hub_name(location: str) -> bool:
-    """Whether a name is neither an existing path nor looks like one."""
-    looks_like_file = location.startswith((".", "/", "~")) or Path(location).suffix in _READERS
-    return not looks_like_file and not Path(location).exists() and _HUB_NAME.fullmatch(location) is not None
-
-
-def _read_path(path: Path) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
-    if not path.exists():
-        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test")
-    reader = _READERS.get(path.suffix.lower())
-    if path.is_dir() or reader is None:
-        raise DataError(
-            f"{path} is {'a directory' if path.is_dir() else 'of an unknown kind'}",
-            f"Give a {', '.join(_READERS)} file, or the name of a Hugging Face dataset",
-        )
-    try:
-        rows = list(reader(path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
-    return rows, {"path": str(path), "sha256": sha256_of(path)}
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[Place, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path.name}, line {number}", _parse(line)
-
-
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        start = line.strip()[:40]
-        column = min(error.pos, len(line.rstrip())) + 1
-        return RowProblem(f"not JSON: {error.msg} at column {column}; the line begins {start!r}")
-
-
-def _read_json(path: Path) -> Iterator[tuple[Place, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
+@contextmanager
+def _progress_of(opened: Files | HubDataset, name: str) -> Iterator[None]:
+    """Show a bar while large files are read."""
+    if isinstance(opened, HubDataset) or opened.size < _LARGE:
+        yield
         return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object per line in a .json file, as in many datasets
-            yield from _read_jsonl(path)
-            return
+    with console.byte_progress(f"reading {Path(name).name}") as update:
+        opened.progress = update
+        yield
+
+
+def _open(name: SourceName, split: str, limit: int | None) -> Files | HubDataset:
+    location = name.location
+    dataset = hub_dataset(location, name.subset, split, limit)
+    if dataset is not None:
+        return dataset
+    path = Path(location).expanduser()
+    if path.is_dir():
+        if name.subset is not None and (path / name.subset).is_dir():
+            path /= name.subset
+        elif name.subset is not None or _has_configurations(path):
+            return HubDataset("folder", str(path), name.subset, split, limit)
+        return _open_folder(path, split, name.split is not None)
+    if path.exists():
+        return Files(str(path), [path], {path: path.name}, split)
+    if _WILDCARDS.search(location):
+        return _open_pattern(path, split)
+    if _looks_like_path(location) or _HUB_NAME.fullmatch(location) is None:
+        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test")
+    return HubDataset("hf", location, name.subset, split, limit)
+
+
+def _looks_like_path(location: str) -> bool:
+    return location.startswith((".", "/", "~")) or is_data_file(Path(location))
+
+
+@dataclass
+class Files:
+    """The rows of one file or more, in order."""
+
+    location: str
+    paths: list[Path]
+    names: Mapping[Path, str]
+    split: str
+    progress: console.Progress | None = None
+    """Called with (bytes read, bytes of all files)."""
+    notes: list[str] = field(default_factory=list)
+    identities: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def rows(self) -> Iterator[PlacedRow]:
+        """Yield the rows with their places."""
+        total, done = self.size, 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.progress is not None:
+                self.progress(done, total)
+
+        for path in self.paths:
+            file = RowFile(path, self.names[path], self.split, advance)
+            yield from file.rows()
+            self.identities.append({**file.identity, "name": file.name})
+
+    def identity(self) -> dict[str, Any]:
+        """Return path and SHA-256 of the file; of several files, the hash of their hashes, and these."""
+        if len(self.paths) == 1 and self.location == str(self.paths[0]):
+            return {"path": self.location, "sha256": self._hash_of(0)}
+        files = [{"name": self.names[path], "sha256": self._hash_of(at)} for at, path in enumerate(self.paths)]
+        digest = hashlib.sha256("\n".join(str(each["sha256"]) for each in files).encode()).hexdigest()
+        return {"path": self.location, "sha256": digest, "files": files}
+
+    def _hash_of(self, index: int) -> str:
+        if index < len(self.identities):
+            return str(self.identities[index]["sha256"])
+        return RowFile(self.paths[index], "").sha256()  # not read to its end, for want of rows to take
+
+
+def _open_folder(folder: Path, split: str, split_is_named: bool) -> Files:
+    """Open the data files of a folder; where names of files or folders are splits, those of the split."""
+    inside = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    files = [path for path in inside if is_data_file(path) and not _holds_no_rows(path)]
+    if not files:
         raise DataError(
-            f"{path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file"
-        ) from None
-    if isinstance(rows, dict):
-        rows = rows.get("data", [rows]) if set(rows) <= {"data", "version"} else [rows]
-    if not isinstance(rows, list):
-        raise DataError(f"{path} holds {type(rows).__name__}, not an array of rows", "Give a JSON array of objects")
-    for number, row in enumerate(rows, 1):
-        yield f"{path.name}, row {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[Place, Any]]:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-    except ImportError:
-        raise EnvironmentProblem(f"reading {path} needs pyarrow", "Run `pip install 'edgetune[train]'`") from None
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a parquet file: {error}", "Check the file") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path.name}, row {number}", _without_nulls(row)
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a value of a table without the nulls that fill absent keys of its objects; a null content stays."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None or key == "content"}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
-
-
-def _read_hub(name: str, split: str, limit: int | None) -> tuple[list[tuple[Place, Any]], dict[str, Any]]:
-    """Load a dataset of the hub without running its code; `name:subset` selects a subset."""
-    try:
-        import datasets
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise EnvironmentProblem(f"the dataset {name} needs datasets", "Run `pip install 'edgetune[train]'`") from None
-    repository, _, subset = name.partition(":")
-    datasets.disable_progress_bars()
-    piece = f"{split}[:{limit}]" if limit else split
-    try:
-        revision = HfApi().dataset_info(repository).sha
-        table = datasets.load_dataset(repository, subset or None, split=piece, revision=revision)
-    except Exception as error:  # noqa: BLE001 - the many errors of the hub need the same answer
+            f"{folder} is a directory without data files"
+            + (f"; it holds {', '.join(path.name for path in inside[:5])}" if inside else ""),
+            "Give a folder with .jsonl, .json, .csv, .parquet or .arrow files",
+        )
+    splits = {path: _split_of(path.relative_to(folder)) for path in files}
+    marked = {word for word in splits.values() if word is not None}
+    wanted = _SPLIT_WORDS.get(split, split)
+    chosen = [path for path in files if splits[path] == wanted or (marked and split in path.stem)]
+    if not marked and not split_is_named:
+        chosen = files
+    if not chosen:
         raise DataError(
-            f"{name} is neither a file nor a Hugging Face dataset that can be loaded: {_first_line(error)}",
-            "Check the path, the name, the split (data.split) and the network",
-        ) from None
-    rows = [(f"{name}, row {number}", _without_nulls(dict(row))) for number, row in enumerate(table, 1)]
-    return rows, {"dataset": repository, "subset": subset or None, "split": split, "revision": revision}
+            f"{folder} has no files of the split {split}; its files are of {', '.join(sorted(marked)) or 'no split'}",
+            "Name the split (data.split, or FOLDER@SPLIT), or give the files themselves",
+        )
+    names = {path: str(path.relative_to(folder)) for path in files}
+    rest = [names[path] for path in files if path not in chosen and splits[path] is None]
+    notes = [f"{folder}: not read, for their names are of no split: {', '.join(rest)}"] if rest else []
+    return Files(str(folder), chosen, names, split, notes=notes)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _holds_no_rows(path: Path) -> bool:
+    return path.name in _NO_ROWS or path.name.startswith("cache-")
+
+
+def _split_of(path: Path) -> str | None:
+    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether a folder is a clone of a hub dataset whose README.md states which files are of which subset."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    return text.startswith("---") and re.search(r"^configs:", text.split("\n---", 1)[0], re.MULTILINE) is not None
+
+
+def _open_pattern(pattern: Path, split: str) -> Files:
+    parts = pattern.parts
+    first = next(at for at, part in enumerate(parts) if _WILDCARDS.search(part))
+    root = Path(*parts[:first]) if first else Path()
+    try:
+        paths = sorted(path for path in root.glob(str(Path(*parts[first:]))) if path.is_file())
+    except ValueError as error:
+        raise DataError(f"the pattern {pattern} cannot be used: {error}", "Write ** as a part of its own") from None
+    if not paths:
+        raise DataError(f"no file matches the pattern {pattern}", "Check data.train, data.validation and data.test")
+    return Files(str(pattern), paths, {path: str(path.relative_to(root)) for path in paths}, split)

@@ -105,7 +105,7 @@ def test_skipped_rows_are_left_out_of_the_test_rows(
     assert _edgetune("preview", config) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "checked too: 8 held-out rows, 2 test rows" in out
-    assert "1 rows are left out (data.on_bad_row: skip): held.jsonl, line 2: has no prompt" in out
+    assert "1 row is left out (data.on_bad_row: skip): held.jsonl, line 2: has no prompt" in out
 
 
 def _adapter(run: Path) -> str:

@@ -189,7 +189,7 @@ def test_columns_that_are_named_by_hand_come_before_the_usual_ones() -> None:
     read = reader.read(row)
     assert (read.messages, read.unread) == ([SYSTEM, USER, ANSWER], ("prompt", "completion"))
     assert reader.read(PLAIN).messages == [USER, ANSWER]
-    assert not reader.unseen_columns
+    reader.check_columns()
 
 
 def test_roles_that_are_named_by_hand() -> None:
@@ -200,4 +200,4 @@ def test_roles_that_are_named_by_hand() -> None:
     talk = [{"who": "Caller", "said": "Lamp?", "role": "x"}, {"who": "clerk", "said": "On."}]
     read = reader.read({"talk": talk, "abilities": [TOOL]})
     assert (read.messages, read.tools, read.unread) == ([USER, ANSWER], [TOOL], ("role of a message",))
-    assert not reader.unseen_columns
+    reader.check_columns()

@@ -75,7 +75,7 @@ def test_the_overview_names_unused_keys_and_skipped_rows(
     print_overview(_prepare(base, tmp_path, [GOOD, HALF], "data.on_bad_row=skip"))
     said = " ".join("".join(capsys.readouterr()).split())
     assert "keys that are not used: id: 6 rows, for example train.jsonl, line 1" in said
-    assert "1 rows are left out (data.on_bad_row: skip): - test.jsonl, line 2" in said
+    assert "1 row is left out (data.on_bad_row: skip): - test.jsonl, line 2" in said
 
 
 def test_half_a_character_in_the_choices_is_said(base: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from edgetune.config import load_config
 from edgetune.data import sources
-from edgetune.data.sources import read_source
+from edgetune.data.hubs import HubDataset
+from edgetune.data.sources import SourceName, read_source
 from edgetune.errors import DataError
 
 ROW = {"prompt": "q", "completion": "a"}
@@ -76,7 +79,8 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         ("a.json", "[]", "is empty"),
         ("a.json", '[{"prompt": 1,]', "a.json, line 1: not JSON"),
         ("a.json", "3", "holds int, not an array"),
-        ("a.csv", "x", "a.csv is of an unknown kind"),
+        ("a.xyz", "x", "a.xyz is of an unknown kind"),
+        ("a.txt", "x", "a.txt is plain text, as for pretraining"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
@@ -86,7 +90,7 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, text: str, proble
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(DataError, match="is not UTF-8 text"):
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: not UTF-8 text: byte 13 of the line is 0xff"):
         read_source(str(tmp_path / "a.jsonl"))
 
 
@@ -95,7 +99,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         read_source(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(DataError, match="there is no data file"):
         read_source("data/nothing.jsonl")
-    with pytest.raises(DataError, match="is a directory"):
+    with pytest.raises(DataError, match="is a directory without data files"):
         read_source(str(tmp_path))
 
 
@@ -132,16 +136,13 @@ def test_hub_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_counts_as_a_hub_name(tmp_path: Path) -> None:
-    names = {
-        "squad": True,
-        "org/name": True,
-        "org/name:sub": True,
-        "x.jsonl": False,
-        "./x": False,
-        "/x": False,
-        "a b": False,
-    }
-    assert {name: sources._is_hub_name(name) for name in names} == names
+    for name in ("squad", "org/name", "org/name:sub", "org/name@test"):
+        opened = sources._open(SourceName.parse(name), "train", None)
+        assert isinstance(opened, HubDataset)
+        assert opened.hub == "hf"
+    for name in ("x.jsonl", "./x", "/x", "a b", "x.csv.gz"):
+        with pytest.raises(DataError, match="there is no data file"):
+            sources._open(SourceName.parse(name), "train", None)
 
 
 def test_paths_with_a_row_count_are_relative_to_the_configuration(tmp_path: Path) -> None:
@@ -150,3 +151,62 @@ def test_paths_with_a_row_count_are_relative_to_the_configuration(tmp_path: Path
     data = load_config(tmp_path / "config.yaml").data
     assert data.train == f"{tmp_path / 'a.jsonl'}#5"
     assert data.validation == "org/name#7"
+
+
+def test_a_clone_of_a_hub_dataset_is_read_by_subset_and_split(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  default: true\n  data_files:\n  - {split: train, path: a.jsonl}\n"
+        "  - {split: held, path: b.jsonl}\n- config_name: two\n  data_files: c.jsonl\n---\n# rows\n"
+    )
+    for name in "abc":
+        _file(tmp_path / f"{name}.jsonl", json.dumps({"prompt": name, "completion": "x"}) + "\n")
+
+    def prompts(name: str) -> list[str]:
+        return [row.messages[0]["content"] for row in read_source(name).rows]
+
+    assert prompts(str(tmp_path)) == ["a"]
+    assert prompts(f"{tmp_path}@held") == ["b"]
+    assert prompts(f"{tmp_path}:two#1") == ["c"]
+    assert read_source(f"{tmp_path}:two").identity == {
+        "path": str(tmp_path), "subset": "two", "split": "train", "revision": None, "rows": 1,
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"cannot be read as a dataset: BuilderConfig 'three' not found"):
+        prompts(f"{tmp_path}:three")
+    with pytest.raises(DataError, match=r'cannot be read as a dataset: Unknown split "test"'):
+        prompts(f"{tmp_path}@test")
+
+
+def test_what_the_datasets_library_saves_is_read_by_split(tmp_path: Path) -> None:
+    datasets: Any = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([ROW, ROW])
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "both")
+    rows.save_to_disk(tmp_path / "one")
+    assert len(read_source(str(tmp_path / "both")).rows) == 2
+    assert len(read_source(f"{tmp_path / 'both'}@test").rows) == 1
+    assert len(read_source(str(tmp_path / "one")).rows) == 2
+
+
+def test_names_with_the_prefix_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class MsDataset:
+        @staticmethod
+        def load(name: str, **options: Any) -> list[dict[str, str]]:
+            asked.append((name, options))
+            return [ROW, ROW, ROW]
+
+    monkeypatch.setitem(sys.modules, "modelscope", types.ModuleType("modelscope"))
+    module = types.ModuleType("modelscope.msdatasets")
+    module.MsDataset = MsDataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelscope.msdatasets", module)
+    for prefix in ("ms::", "MS::", "https://modelscope.cn/datasets/"):
+        name = f"{prefix}org/name:sub@test#2"
+        source = read_source(name)
+        assert len(source.rows) == 2
+        assert source.identity["hub"] == "modelscope"
+    assert asked == [("org/name", {"split": "test", "subset_name": "sub"})] * 3
+    for name in ("hf::org/name", "https://huggingface.co/datasets/org/name", "hf://datasets/org/name"):
+        opened = sources._open(SourceName.parse(name), "train", None)
+        assert isinstance(opened, HubDataset)
+        assert (opened.hub, opened.name) == ("hf", "org/name")
