@@ -7,6 +7,7 @@ artifacts are renamed into place together, or not at all.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -46,9 +47,10 @@ def export(request: ExportRequest, *, progress: Progress | None = None) -> list[
     with (
         InputHasher(model.checkpoint, model.adapter, request.expected_base, request.expected_adapter) as hashing,
         ThreadPoolExecutor(1) as background,
+        tempfile.TemporaryDirectory(prefix="edgetune-") as rebuilt,
     ):
         importance = None if request.imatrix is None else read_imatrix(request.imatrix)
-        inputs = ExportInputs(request, model, importance, hashing, background)
+        inputs = ExportInputs(request, model, importance, hashing, background, Path(rebuilt))
         try:
             return _write(formats.make(inputs), inputs, progress)
         except VocabularyChanged:
@@ -127,7 +129,7 @@ def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -
     own = made._asdict() | {
         "artifact": str(made.artifact),
         "overrides": list(made.overrides),
-        "notes": inputs.notes + notes + list(made.notes),
+        "notes": inputs.notes(made.format) + notes + list(made.notes),
         "versions": tool_versions() | made.versions,
     }
     return Receipt(

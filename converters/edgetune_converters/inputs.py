@@ -19,6 +19,7 @@ from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
+from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
 
 
 class VocabularyChanged(Exception):
@@ -55,32 +56,69 @@ class ExportInputs:
     importance: ImportanceMatrix | None
     hashing: InputHasher
     background: Executor
+    rebuilt: Path
+    """A directory for files beside the weights that are made of those of base and adapter."""
 
     @property
     def tokenizer(self) -> Path:
         """Return the directory of the tokenizer files, or the GGUF file that is the base."""
-        return self.request.tokenizer or self.request.base
+        return self._tokenizer[0]
+
+    @cached_property
+    def _tokenizer(self) -> tuple[Path, list[str]]:
+        """The place of the tokenizer, and notes on it. Raises TokenizerError."""
+        adapter, base = self.request.adapter, self.request.base
+        if self.request.tokenizer is not None or adapter is None:
+            return self.request.tokenizer or base, []
+        beside = TokenizerDirectory(adapter)
+        if isinstance(self.model.checkpoint, GgufBase):
+            return (adapter if beside.has_vocabulary else base), []
+        if beside.is_empty:
+            return base, []
+        folder = self.rebuilt / "tokenizer"
+        return folder, combine(base, adapter, folder)
 
     @cached_property
     def vocabulary(self) -> PendingVocabulary:
         """Convert the tokenizer of a directory, or take that of a GGUF base. Raises TokenizerError."""
-        model, template = self.model, self.request.chat_template
+        model, template = self.model, self._chat_template
         if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
-            return PendingVocabulary(model.checkpoint.vocabulary(template, model.config.vocab_size))
+            found = model.checkpoint.vocabulary(None, model.config.vocab_size)
+            if self.request.adapter is not None and self.request.tokenizer is None:
+                found = over_vocabulary(found, self.request.adapter)
+            return PendingVocabulary(found.with_template(template))
         conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
         return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
 
-    @property
-    def notes(self) -> list[str]:
-        """Return notes on what base, adapter and tokenizer have that is not used, or lack, for every format."""
-        resized = self.model.resized
-        if resized is None or resized.rows < resized.rows_before or self.tokenizer != self.request.base:
+    @cached_property
+    def _chat_template(self) -> str | None:
+        """The template that replaces that of the tokenizer: of a GGUF base, where the adapter's tokenizer has none."""
+        checkpoint, adapter = self.model.checkpoint, self.request.adapter
+        replacing = self.request.chat_template
+        if (
+            replacing is not None
+            or not isinstance(checkpoint, GgufBase)
+            or adapter is None
+            or self.tokenizer != adapter
+        ):
+            return replacing
+        return None if TokenizerDirectory(adapter).templates else checkpoint.chat_template
+
+    def notes(self, format_: str) -> list[str]:
+        """Return notes on what base, adapter and tokenizer have that is not used, or lack."""
+        if format_ == "gguf-lora":
             return self.model.input_notes
-        return [
-            *self.model.input_notes,
-            f"there is no tokenizer beside the adapter: that of the base is written, and rows "
-            f"from {resized.rows_before} on have no token",
-        ]
+        return [*self.model.input_notes, *self._tokenizer[1], *self._rows_without_tokens]
+
+    @property
+    def _rows_without_tokens(self) -> list[str]:
+        """Note that an adapter with more rows of embeddings than the base brings no tokens for them."""
+        resized, adapter = self.model.resized, self.request.adapter
+        if adapter is None or resized is None or resized.rows <= resized.rows_before:
+            return []
+        if TokenizerDirectory(adapter).has_vocabulary or self.request.tokenizer not in (None, self.request.base):
+            return []
+        return ["there is no tokenizer beside the adapter: the new rows of embeddings have no tokens"]
 
     def check(self, *, wait: bool = False) -> None:
         """Poll what is verified during the pass, or wait for it.
@@ -99,7 +137,7 @@ class ExportInputs:
         """Return what a model directory holds besides the weights."""
         model = self.model
         return CompanionFiles(
-            model.checkpoint.path, model.config.raw, self.tokenizer, self.request.chat_template, model.tied
+            model.checkpoint.path, model.config.raw, self.tokenizer, self._chat_template, model.tied
         )  # fmt: skip
 
     @cached_property

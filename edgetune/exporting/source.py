@@ -21,8 +21,8 @@ class Source:
     base: Path
     """Base model: a directory or a GGUF file."""
     adapter: Path | None
-    tokenizer: Path
-    """Where tokenizer and chat template are read from: a directory, or a GGUF base."""
+    tokenizer: Path | None
+    """Directory of tokenizer and chat template. None: those beside the adapter, over those of the base."""
     default_folder: Path
     """Where artifacts go without `-o`."""
     run: RunDirectory | None = None
@@ -61,7 +61,7 @@ def find_source(run: Path | None, base: Path | None = None, adapter: Path | None
         return _source_of_run(run, base)
     assert base is not None
     name = (adapter or base).resolve().name.removesuffix(".gguf")
-    return Source(name, base, adapter, _tokenizer_of(base, adapter), Path.cwd())
+    return Source(name, base, adapter, _tokenizer_of_run(adapter), Path.cwd())
 
 
 def _source_of_run(run: Path, base: Path | None) -> Source:
@@ -86,6 +86,13 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
     )
 
 
-def _tokenizer_of(base: Path, adapter: Path | None) -> Path:
-    """Return the tokenizer saved with the adapter, which has the chat template of training, or else the base's."""
-    return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
+def _tokenizer_of_run(adapter: Path | None) -> Path | None:
+    """Return the tokenizer of the run in which an adapter lies: the run keeps it in a directory of its own."""
+    if adapter is None:
+        return None
+    path = adapter.resolve()
+    for folder in (path.parent, path.parent.parent):  # adapter/, or a checkpoint
+        run = RunDirectory(folder)
+        if (run.finished_file.is_file() or run.unfinished_file.is_file()) and run.tokenizer.is_dir():
+            return run.tokenizer
+    return None

@@ -8,7 +8,7 @@ difference is an error, or a note where the reason is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -37,6 +37,12 @@ class Vocabulary:
     size: int
     metadata: dict[str, Value]
     notes: tuple[str, ...] = ()
+
+    def with_template(self, chat_template: str | None) -> Vocabulary:
+        """Return the vocabulary with another default chat template; None keeps its own."""
+        if chat_template is None:
+            return self
+        return replace(self, metadata={**self.metadata, "tokenizer.chat_template": string(chat_template)})
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from edgetune_converters.tokenizers.end_of_turn import end_of_turn
 from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_files
 from edgetune_converters.tokenizers.llama_special_tokens import STOP_TEXTS
 
-# GGUF key -> name in the tokenizer's files
-_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}
+# part of the GGUF key -> name in the tokenizer's files
+GGUF_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "mask": "mask"}
 
 _STOP_KEYS = ("eot", "eom")  # places for stop tokens beside EOS
 
@@ -59,7 +59,7 @@ def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_en
     """
     numbers = {text: number for number, text in enumerate(tokens)}
     found: dict[str, int] = {}
-    for key, role in _ROLES.items():
+    for key, role in GGUF_ROLES.items():
         number = token_id(files, role, numbers.get)
         if number is not None:
             found[key] = number
