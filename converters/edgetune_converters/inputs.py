@@ -137,7 +137,7 @@ class ExportInputs:
         """Return what a model directory holds besides the weights."""
         model = self.model
         return CompanionFiles(
-            model.checkpoint.path, model.config.raw, self.tokenizer, self._chat_template, model.tied
+            model.checkpoint.path, model.config_json, self.tokenizer, self._chat_template, model.tied
         )  # fmt: skip
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edgetune_converters.adapters.expert_factors import ExpertPart
 from edgetune_converters.adapters.lora import Adapter, BaseTargets, Change
@@ -27,7 +28,7 @@ from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_vocabulary_of
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.reading.gguf_base import open_base
+from edgetune_converters.reading.gguf_base import GgufBase, open_base
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Model:
     def tied(self) -> bool:
         """Whether the embedding is the output matrix."""
         return not any(tensor.slot == slots.OUTPUT for tensor in self.tensors)
+
+    @property
+    def config_json(self) -> Mapping[str, Any]:
+        """config.json for a merged model: the base's own, with the family's defaults and the rows of the embedding."""
+        raw = completed_config(self.checkpoint.config, class_defaults=False).raw
+        return raw if self.resized is None else {**raw, "vocab_size": self.resized.rows}
 
     @cached_property
     def in_base_order(self) -> list[BaseTensor]:
@@ -98,7 +105,7 @@ class Model:
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
     """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault."""
     checkpoint = open_base(base)
-    config = completed_config(checkpoint.config)
+    config = completed_config(checkpoint.config, class_defaults=not isinstance(checkpoint, GgufBase))
     family = family_of(config)
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)

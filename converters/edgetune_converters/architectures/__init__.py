@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgetune_converters.architectures.class_defaults import CLASS_DEFAULTS
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.table import (
@@ -58,7 +59,15 @@ def family_of(config: ModelConfig) -> Family:
     )
 
 
-def completed_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """Return a config.json with the family's defaults for what it leaves out. Raises ArchitectureError."""
+def completed_config(raw: Mapping[str, Any], *, class_defaults: bool = True) -> ModelConfig:
+    """Return a config.json with the family's defaults for what it leaves out, and those of transformers' class.
+
+    Without `class_defaults` only with those of the family: what a GGUF file does not state, the model does not have.
+
+    Raises:
+        ArchitectureError: The model is of an unknown family.
+    """
     config = ModelConfig(raw)
-    return config.completed(family_of(config).defaults)
+    family = family_of(config)
+    completed = config.completed(family.defaults)
+    return completed.completed(CLASS_DEFAULTS.get(family.hf[0], {})) if class_defaults else completed
