@@ -33,6 +33,13 @@ CONSTANTS = {"true": "true", "false": "false", "none": "null", "null": "null", "
     help="Variable of the chat template, as JSON, such as enable_thinking=false (repeatable).",
 )
 @click.option(
+    "--thinking",
+    type=click.Choice(["hide", "show"]),
+    default="hide",
+    show_default=True,
+    help="Whether reasoning before the answer is written, too. An empty thought never is.",
+)
+@click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
@@ -79,6 +86,7 @@ def command(
     raw: bool,
     system: str | None,
     template_options: tuple[str, ...],
+    thinking: str,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -118,12 +126,12 @@ def command(
                 f"the context is {runtime.context} tokens, but the model was trained for {runtime.trained_context}"
             )
         try:
-            write(answer)
+            write(answer, show_thinking=thinking == "show")
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             return
-        report(answer, runtime, verbose or sys.stderr.isatty())
+        report(answer, runtime, verbose or sys.stderr.isatty(), thinking_hidden=thinking == "hide")
 
 
 def parse_template_option(text: str) -> tuple[str, Any]:
@@ -151,13 +159,17 @@ def read_standard_input() -> str:
         raise ConfigError("standard input is not UTF-8 text", "Convert it, for instance with iconv") from None
 
 
-def write(answer: Answer) -> None:
+def write(answer: Answer, *, show_thinking: bool = False) -> None:
     """Write an answer to standard output as it is generated, with a newline at its end unless it is empty."""
-    started = False
+    started = was_thought = False
     try:
-        for piece in answer:
-            started = True
-            emit(piece)
+        for text, is_thought in answer.parts():
+            if is_thought and not (show_thinking and (was_thought or text.strip())):
+                continue
+            if was_thought and not is_thought:
+                emit("\n\n")
+            started, was_thought = True, is_thought
+            emit(text)
     finally:  # also after Ctrl-C
         if started:
             emit("\n")
@@ -169,10 +181,15 @@ def emit(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def report(answer: Answer, runtime: Runtime, with_speed: bool) -> None:
-    """Warn about an answer that the context cut off; print the speed on request."""
+def report(answer: Answer, runtime: Runtime, with_speed: bool, *, thinking_hidden: bool = False) -> None:
+    """Warn about an answer that is cut off or has only reasoning; print the speed on request."""
     from edgetune.runtime import Finish
 
+    if thinking_hidden and answer.thought.strip() and not answer.text().strip():
+        console.warn(
+            f"all {len(answer.tokens)} tokens are reasoning, which is not shown; raise --max-tokens, or show it with "
+            "--thinking show"
+        )
     if answer.finish is Finish.CONTEXT:
         console.warn(f"the answer was cut off: the context of {runtime.context} tokens is full (see --context)")
     if with_speed:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgetune.data.answer_frame import Piece
 from edgetune.data.chat import special_tokens
 from edgetune.errors import DataError
 
@@ -184,6 +186,15 @@ class TextTokenizer:
         """Return the text of token ids."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
+
+    def pieces(self, ids: Sequence[int]) -> Iterator[Piece]:
+        """Yield the text of token ids, with each run of special tokens apart."""
+        done, text = 0, ""
+        for is_special, run in groupby(id_ in self.special_ids for id_ in ids):
+            done += len(list(run))
+            upto = self.decode(ids[:done])
+            yield Piece(upto[len(text) :], is_special)
+            text = upto
 
     def choose_pad(self) -> tuple[int, str]:
         """Return the id of a padding token and the reason of the choice.

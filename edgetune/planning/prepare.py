@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -10,7 +10,9 @@ from typing import Any
 
 from edgetune import console
 from edgetune.config import Config
+from edgetune.data.answer_frame import find_frame
 from edgetune.data.chat import ChatTemplate
+from edgetune.data.continuation import continue_ids
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
 from edgetune.data.fitting import KeyUsage
 from edgetune.data.masks import EncodedRow
@@ -20,7 +22,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
 from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.planning.golden_conversations import build_contract
-from edgetune.planning.task_rows import TaskRow, greedy_prompts, prepare_task_rows
+from edgetune.planning.task_rows import Prompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
 
@@ -40,7 +42,7 @@ class PreparedRun:
     pad_reason: str
     task: list[TaskRow] = field(default_factory=list)
     """The test rows that base and trained model answer."""
-    greedy_prompts: list[list[int]] = field(default_factory=list)
+    greedy_prompts: list[Prompt] = field(default_factory=list)
     """Token ids of the held-out prompts that the trained model answers greedily."""
     problems: RowProblems = field(default_factory=RowProblems)
     """The rows that are left out (data.on_bad_row: skip)."""
@@ -83,6 +85,15 @@ class PreparedRun:
         """Number of held-out rows whose tokens are also those of a training row."""
         trained = {tuple(row.input_ids) for row in self.train.rows}
         return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
+
+    def tokens_before_answer(self, golden: Mapping[str, Any]) -> list[int]:
+        """Return the tokens that the template writes between a golden prompt and the answer."""
+        template = self.template.with_options(golden.get("options", {}))
+        frame = find_frame(template, golden["messages"], golden.get("tools"))
+        return continue_ids(
+            lambda text: self.tokenizer.encode(text)[0], self.tokenizer.decode, golden["text"], golden["ids"],
+            frame.given, self.tokenizer.stop_texts,
+        )  # fmt: skip
 
 
 def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from edgetune.config import DataConfig
+from edgetune.data.answer_frame import NO_FRAME, AnswerFrame, find_frame, read_answer
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow
@@ -28,6 +29,8 @@ class Prompt:
 
     text: str
     ids: list[int]
+    frame: AnswerFrame = NO_FRAME
+    """What the template writes around the answer."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class TaskRow:
     """The messages up to the expected answer, which is the last one."""
     prompt: Prompt
     expected: str
-    """The expected answer; a tool call as the template renders it."""
+    """The expected answer: the content, or what the template makes of it, as of a tool call."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ def prepare_task_rows(
             row = replace(row, messages=row.messages[: row.answers[-1] + 1])
             prompt = render_prompt(template, tokenizer, row)
             if len(result.used) < limit:
-                expected = _expected_answer(template, tokenizer, row)
+                prompt = replace(prompt, frame=_find_frame(template, tokenizer, row))
+                expected = _expected_answer(template, tokenizer, row, prompt.frame)
                 _check_answer(tokenizer, prompt, expected, data)
                 result.used.append(TaskRow(row, prompt, expected))
         except DataError as error:
@@ -89,17 +93,18 @@ def prepare_task_rows(
 
 def greedy_prompts(
     template: ChatTemplate, tokenizer: TextTokenizer, rows: Sequence[ChatRow], problems: RowProblems
-) -> list[list[int]]:
-    """Return the token ids of the prompts of the first GREEDY_ROWS held-out rows that end with an answer.
+) -> list[Prompt]:
+    """Return the prompts of the first GREEDY_ROWS held-out rows that end with an answer.
 
     Rows whose prompt cannot be rendered are added to `problems`.
     """
-    prompts: list[list[int]] = []
+    prompts: list[Prompt] = []
     for row in rows:
         if row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
             continue
         try:
-            prompts.append(render_prompt(template, tokenizer, row).ids)
+            prompt = render_prompt(template, tokenizer, row)
+            prompts.append(replace(prompt, frame=_find_frame(template, tokenizer, row)))
         except DataError as error:
             problems.add(row.place, error.message, error.hint)
         except RowProblem as problem:
@@ -122,13 +127,26 @@ def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow
     return Prompt(text, ids)
 
 
-def _expected_answer(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> str:
+def _find_frame(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> AnswerFrame:
+    """Find what the template writes around the last message of a row."""
+    stops = [tokenizer.text_of(id_) for id_ in tokenizer.ending_ids]
+    return find_frame(template.with_options(row.options), row.messages[:-1], row.tools, stops)
+
+
+def _expected_answer(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow, frame: AnswerFrame) -> str:
     answer = row.messages[-1]
-    if not answer.get("tool_calls"):
-        return str(answer["content"])
-    template = template.with_options(row.options)
-    encoded = encode_answer(template, tokenizer, row.messages, tools=row.tools)
-    return tokenizer.decode([encoded.input_ids[i] for i in encoded.scored], skip_special=True)
+    content = None if answer.get("tool_calls") else str(answer["content"])
+    try:
+        encoded = encode_answer(template.with_options(row.options), tokenizer, row.messages, tools=row.tools)
+    except DataError:
+        if content is None:
+            raise
+        return content
+    turn = [encoded.input_ids[i] for i in encoded.scored]
+    if turn and turn[-1] in tokenizer.ending_ids:
+        turn.pop()
+    rendered = read_answer(frame, tokenizer.pieces(turn))
+    return rendered if content is None or content.strip() != rendered.strip() else content
 
 
 def _check_choices(data: DataConfig) -> None:
@@ -148,7 +166,7 @@ def _check_answer(tokenizer: TextTokenizer, prompt: Prompt, expected: str, data:
         raise DataError(
             f"the expected answer {expected[:60]!r} is none of data.choices", f"They are {', '.join(data.choices)}"
         )
-    found = tokenize_choices(tokenizer, prompt.text, data.choices)
+    found = tokenize_choices(tokenizer, prompt.text, data.choices, prompt.frame.prefix)
     for choice, (_, positions) in zip(data.choices, found, strict=True):
         if not len(positions):
             raise DataError(f"the choice {choice!r} adds no token to the prompt", "Correct data.choices")

@@ -28,7 +28,8 @@ class GoldenSet:
     """The golden conversations of a file."""
 
     conversations: Sequence[Mapping[str, Any]]
-    """As in the contract of the reference; some with "first": {"ids", "log_probs"}."""
+    """As in the contract of the reference; some with "first": {"ids", "log_probs"}, which are the most likely tokens
+    behind "after", the tokens that the template writes before an answer."""
     stop_ids: frozenset[int]
     """The stop tokens of training."""
 
@@ -77,10 +78,16 @@ def _check(entry: Mapping[str, Any]) -> None:
     datetime.fromisoformat(entry.get("rendered_at", "2000-01-01"))
     lists: list[tuple[Any, type]] = [(entry["messages"], dict), (entry["ids"], int), (entry.get("tools", []), dict)]
     first = entry.get("first", {"ids": [], "log_probs": []})
-    lists += [(first["ids"], int), ([float(value) for value in first["log_probs"]], float)]
+    lists += [
+        (first["ids"], int),
+        (first.get("after", []), int),
+        ([float(value) for value in first["log_probs"]], float),
+    ]
     if not all(isinstance(values, list) and all(type(each) is kind for each in values) for values, kind in lists):
         raise ValueError("a conversation has an entry that is not a message, token or number")
-    if len(first["ids"]) != len(first["log_probs"]) or any(not 0 <= token < 2**31 for token in entry["ids"]):
+    if len(first["ids"]) != len(first["log_probs"]) or any(
+        not 0 <= token < 2**31 for token in (*entry["ids"], *first.get("after", []))
+    ):
         raise ValueError("the tokens of a conversation are out of range")
     if "first" in entry and not entry["ids"]:
         raise ValueError("a conversation has a first token and no prompt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.answer_frame import NO_FRAME, AnswerFrame, find_frame
 from edgetune.data.chat import ChatTemplate, Message
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import (
@@ -126,6 +128,24 @@ class Runtime(ABC):
             template = template.with_options(template_options)
         return self.tokenize(template.render(messages, add_generation_prompt=True, tools=tools))
 
+    def answer_frame(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> AnswerFrame:
+        """Return what the file's chat template writes around the answer; the arguments are those of `tokenize_chat`."""
+        if self.chat_template is None:
+            return NO_FRAME
+        return find_frame(self.chat_template.with_options(template_options or {}), messages, tools, self.stop_texts)
+
+    @cached_property
+    def stop_texts(self) -> frozenset[str]:
+        """Texts of the stop tokens."""
+        known = (id_ for id_ in self.stop_tokens if 0 <= id_ < self.vocabulary_size)
+        return frozenset(self.token_bytes(id_, special=True).decode("utf-8", "replace") for id_ in known)
+
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def chat(
@@ -139,14 +159,15 @@ class Runtime(ABC):
     ) -> Answer:
         """Answer a conversation; the arguments and errors are those of `tokenize_chat` and `generate`."""
         ids = self.tokenize_chat(messages, tools=tools, template_options=template_options)
-        return self._answer(ids, sampling, max_tokens)
+        frame = self.answer_frame(messages, tools=tools, template_options=template_options)
+        return self._answer(ids, sampling, max_tokens, frame)
 
     def complete(self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = MAX_TOKENS) -> Answer:
         """Continue plain text, without the chat template; the errors are those of `generate`."""
         return self._answer(self.tokenize(text), sampling, max_tokens)
 
-    def _answer(self, ids: list[int], sampling: Sampling, max_tokens: int) -> Answer:
-        return Answer(ids, self.generate(ids, sampling, max_tokens), self.token_bytes)
+    def _answer(self, ids: list[int], sampling: Sampling, max_tokens: int, frame: AnswerFrame = NO_FRAME) -> Answer:
+        return Answer(ids, self.generate(ids, sampling, max_tokens), self.token_bytes, frame)
 
     def generate(self, ids: Sequence[int], sampling: Sampling = GREEDY, max_tokens: int = MAX_TOKENS) -> Generation:
         """Continue token ids; each new id is available as soon as it is chosen.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from edgetune.data.answer_frame import NO_FRAME, AnswerFrame, AnswerReader, Part, Piece
 from edgetune.runtime.batching import Event, Finish
 
 
@@ -78,23 +80,47 @@ class Timing:
         return max(0, self.tokens - 1) / max(self.decode_seconds, 1e-9)
 
 
+class TokenBytes(Protocol):
+    """The bytes of a token; see `Runtime.token_bytes`."""
+
+    def __call__(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes."""
+        ...
+
+
+def to_pieces(tokens: Iterable[int], token_bytes: TokenBytes) -> Iterator[Piece]:
+    """Yield the text of tokens in pieces of complete characters; special tokens are pieces of their own."""
+    stream = Utf8Stream()
+    for token in tokens:
+        plain = token_bytes(token)
+        if not plain and (name := token_bytes(token, special=True)):
+            yield Piece(name.decode("utf-8", "replace"), is_special=True)
+        else:
+            yield Piece(stream.feed(plain))
+    yield Piece(stream.finish())
+
+
 class Answer(Iterator[str]):
     """The text of an answer in pieces of complete characters, as it is generated.
 
-    Iterate over the pieces, or call `text()` for the whole answer.
+    Iterate over the pieces, or call `text()` for the whole answer. What the chat template writes around an answer, and
+    reasoning before it, are not among them; `parts()` yields the reasoning, too.
 
     Attributes:
         tokens: Token ids generated so far, without the stop token.
+        thought: Reasoning so far.
     """
 
-    def __init__(self, prompt: Sequence[int], generation: Generation, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, prompt: Sequence[int], generation: Generation, token_bytes: TokenBytes, frame: AnswerFrame = NO_FRAME
+    ) -> None:
         """Decode the tokens of `generation`, which continues the token ids `prompt`, with `token_bytes`."""
         self.tokens: list[int] = []
+        self.thought = ""
         self._prompt_tokens = len(prompt)
         self._generation, self._token_bytes = generation, token_bytes
-        self._stream = Utf8Stream()
+        self._parts = self._read(AnswerReader(frame))
         self._pieces: list[str] = []
-        self._ended = False
         self._started = time.perf_counter()
         self._first = self._last = self._started
 
@@ -111,30 +137,42 @@ class Answer(Iterator[str]):
         )  # fmt: skip
 
     def text(self) -> str:
-        """Generate the rest and return the whole answer."""
+        """Generate the rest and return the whole answer, without reasoning."""
         for _ in self:
             pass
         return "".join(self._pieces)
 
     def __next__(self) -> str:
         """Return the next piece of text, which is not empty."""
+        return next(part.text for part in self._parts if not part.is_thought)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the remaining pieces of reasoning and answer."""
+        return self._parts
+
+    def _read(self, reader: AnswerReader) -> Iterator[Part]:
+        for piece in to_pieces(self._timed_tokens(), self._token_bytes):
+            for part in reader.feed(piece):
+                self._keep(part)
+                yield part
+        self._note_time()
+        for part in reader.finish(is_cut=self.finish is not Finish.STOP):
+            self._keep(part)
+            yield part
+
+    def _timed_tokens(self) -> Iterator[int]:
         for token in self._generation:
             self._note_time()
             self.tokens.append(token)
-            if piece := self._stream.feed(self._token_bytes(token)):
-                return self._keep(piece)
-        if not self._ended:
-            self._ended = True
-            self._note_time()
-            if piece := self._stream.finish():
-                return self._keep(piece)
-        raise StopIteration
+            yield token
 
     def _note_time(self) -> None:
         self._last = time.perf_counter()
         if not self.tokens:
             self._first = self._last
 
-    def _keep(self, piece: str) -> str:
-        self._pieces.append(piece)
-        return piece
+    def _keep(self, part: Part) -> None:
+        if part.is_thought:
+            self.thought += part.text
+        else:
+            self._pieces.append(part.text)

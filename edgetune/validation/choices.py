@@ -15,21 +15,45 @@ Continuation = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 def continuations(
-    encode: Encode, decode: Decode, prompt: str, choices: Sequence[str], markers: Sequence[str] = ()
+    encode: Encode,
+    decode: Decode,
+    prompt: str,
+    choices: Sequence[str],
+    markers: Sequence[str] = (),
+    *,
+    prefix: str = "",
 ) -> list[Continuation]:
-    """Tokenize each choice behind the prompt, whose own tokens stay as they are, as in a training row."""
+    """Tokenize each choice behind the prompt, whose own tokens stay as they are, as in a training row.
+
+    Args:
+        encode: Token ids of a text.
+        decode: The text of token ids.
+        prompt: The conversation up to where the answer begins.
+        choices: The choices.
+        markers: Special tokens, as text.
+        prefix: What the template writes between prompt and choice. Its tokens are not scored, except for those that
+            are one with the beginning of a choice: then all choices are scored from there on.
+    """
     given = list(encode(prompt))
-    found = []
-    for choice in choices:
-        ids = np.asarray([*given, *continue_ids(encode, decode, prompt, given, choice, markers)], np.int32)
-        found.append((ids, np.arange(max(1, len(given)), len(ids))))
-    return found
+    before = continue_ids(encode, decode, prompt, given, prefix, markers) if prefix else []
+    found = [[*given, *continue_ids(encode, decode, prompt, given, prefix + each, markers)] for each in choices]
+    alone = [*given, *before]
+    start = max(1, min((_count_equal(alone, ids) for ids in found), default=1))
+    return [(np.asarray(ids, np.int32), np.arange(start, len(ids))) for ids in found]
 
 
-def tokenize_choices(tokenizer: TextTokenizer, prompt: str, choices: Sequence[str]) -> list[Continuation]:
-    """Tokenize each choice behind the prompt with the tokenizer of a training."""
+def _count_equal(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the tokens that both begin with."""
+    shared = min(len(one), len(other))
+    return next((i for i in range(shared) if one[i] != other[i]), shared)
+
+
+def tokenize_choices(
+    tokenizer: TextTokenizer, prompt: str, choices: Sequence[str], prefix: str = ""
+) -> list[Continuation]:
+    """Tokenize each choice behind prompt and prefix with the tokenizer of a training."""
     return continuations(
-        lambda text: tokenizer.encode(text)[0], tokenizer.decode, prompt, choices, tokenizer.stop_texts
+        lambda text: tokenizer.encode(text)[0], tokenizer.decode, prompt, choices, tokenizer.stop_texts, prefix=prefix
     )
 
 

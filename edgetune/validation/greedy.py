@@ -10,7 +10,11 @@ from edgetune.runtime import Completion, Finish, Runtime, Sampling
 from edgetune.validation.results import Agreement
 
 Answer = Mapping[str, Any]
-"""{"prompt": ids, "answer": ids, "stopped": bool} of the trained model; the answer is without its stop token."""
+"""{"prompt": ids, "answer": ids, "stopped": bool} of the trained model; the answer is without its stop token.
+
+"before" and "after" count the tokens at its beginning and end that the chat template writes; they agree in any file, so
+they are no part of the agreement.
+"""
 
 
 def compare_answers(
@@ -54,15 +58,18 @@ def _compared(runtime: Runtime, entry: Answer, said: Completion, stops: Collecti
     found = said.tokens
     pairs = enumerate(zip(wanted, found, strict=False))
     equal = next((place for place, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+    before, behind = entry.get("before", 0), entry.get("after", 0)
+    own = max(0, len(wanted) - before - behind)
+    counted = own + entry["stopped"]
     if equal < len(wanted):
-        return equal / (len(wanted) + entry["stopped"]), None
+        return min(max(0, equal - before), own) / counted if counted else 0.0, None
     if not entry["stopped"] or said.finish is Finish.STOP:
         return 1.0, None
     after = next(iter(found[len(wanted) :]), None)
     wrong = (
         None if after is None or after not in stops else f"the file writes {_token_name(runtime, after)} and continues"
     )
-    return len(wanted) / (len(wanted) + 1), wrong
+    return own / counted, wrong
 
 
 def _token_name(runtime: Runtime, token: int) -> str:

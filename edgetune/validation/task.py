@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgetune.console import Progress
-from edgetune.runtime import Runtime, Sampling
+from edgetune.data.answer_frame import AnswerFrame, read_answer
+from edgetune.runtime import Finish, Runtime, Sampling
+from edgetune.runtime.text import to_pieces
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import best, continuations, log_likelihoods
 from edgetune.validation.results import TaskScore
@@ -44,10 +46,12 @@ def run_task(runtime: Runtime, task: Mapping[str, Any], max_tokens: int, progres
 
 def choose(runtime: Runtime, row: Row) -> str:
     """Return the choice with the largest log-likelihood."""
-    prompt = _render_prompt(runtime, row)
+    prompt, prefix = _render_prompt(runtime, row), _frame(runtime, row).prefix
     scores = []
-    markers = [runtime.token_bytes(id_, special=True).decode(errors="replace") for id_ in sorted(runtime.stop_tokens)]
-    for ids, positions in continuations(runtime.tokenize, runtime.detokenize, prompt, row["choices"], markers):
+    markers = sorted(runtime.stop_texts)
+    for ids, positions in continuations(
+        runtime.tokenize, runtime.detokenize, prompt, row["choices"], markers, prefix=prefix
+    ):
         targets, done, total = ids[positions], 0, 0.0
         for logits in runtime.score(ids, positions):
             total += float(log_likelihoods(logits, targets[done : done + len(logits)]).sum())
@@ -57,10 +61,16 @@ def choose(runtime: Runtime, row: Row) -> str:
 
 
 def answers(runtime: Runtime, rows: Sequence[Row], max_tokens: int) -> Iterator[str]:
-    """Generate the greedy answer to each conversation."""
+    """Generate the greedy answer to each conversation, without what the template writes around it."""
     prompts = [runtime.tokenize(_render_prompt(runtime, row)) for row in rows]
-    for completion in runtime.generate_batch(prompts, Sampling(), [max_tokens] * len(prompts)):
-        yield runtime.detokenize(completion.tokens)
+    completions = runtime.generate_batch(prompts, Sampling(), [max_tokens] * len(prompts))
+    for row, completion in zip(rows, completions, strict=True):
+        pieces = to_pieces(completion.tokens, runtime.token_bytes)
+        yield read_answer(_frame(runtime, row), pieces, is_cut=completion.finish is not Finish.STOP)
+
+
+def _frame(runtime: Runtime, row: Row) -> AnswerFrame:
+    return runtime.answer_frame(row["messages"], tools=row.get("tools"), template_options=row.get("options"))
 
 
 def _render_prompt(runtime: Runtime, row: Row) -> str:

@@ -126,7 +126,7 @@ def _contract(runtime: Runtime, carried: GoldenSet) -> list[Check]:
 
 def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress: Progress) -> Check:
     """Check the KL divergence of the first token of each answer, over the embedded tokens and the rest as one."""
-    asked = [entry for entry in carried.conversations if "first" in entry and len(entry["ids"]) < runtime.context]
+    asked = [entry for entry in carried.conversations if "first" in entry and _first_length(entry) < runtime.context]
     if not asked:
         return Check("first tokens", None, "the file has none")
     klds, same = [], 0
@@ -140,8 +140,12 @@ def _first_tokens(runtime: Runtime, carried: GoldenSet, max_kld: float, progress
     return Check("first tokens", bool(mean <= max_kld), f"{detail}; the limit is {max_kld:g}")
 
 
+def _first_length(entry: Mapping[str, Any]) -> int:
+    return len(entry["ids"]) + len(entry["first"].get("after", []))
+
+
 def _first_token(runtime: Runtime, entry: Mapping[str, Any]) -> tuple[float, bool]:
-    ids = np.asarray([*entry["ids"], 0], np.int32)
+    ids = np.asarray([*entry["ids"], *entry["first"].get("after", []), 0], np.int32)
     tokens = np.asarray(entry["first"]["ids"], np.int64)
     if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= runtime.vocabulary_size:
         raise RunDirectoryError(f"{keys.GOLDEN} names tokens that {runtime.path} has not", "Export the file again.")

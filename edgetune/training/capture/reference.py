@@ -40,7 +40,7 @@ def capture_reference(run: RunDirectory, prepared: PreparedRun, model: Any) -> N
         capture_log_probs(model, writer, rows)
         task = capture_task_answers(prepared, model, writer)
         writer.set_greedy(capture_greedy_answers(prepared, model))
-        writer.set_contract(_add_first_tokens(model, golden))
+        writer.set_contract(_add_first_tokens(prepared, model, golden))
         writer.set_summary(
             {
                 "rows": len(rows) - long_rows,
@@ -97,13 +97,21 @@ def capture_log_probs(model: Any, writer: ReferenceWriter, rows: ScoredRows) -> 
             progress(writer.done, len(rows.positions))
 
 
-def _add_first_tokens(model: Any, golden: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the golden conversations; those that end with a prompt get the most likely first tokens of the answer."""
+def _add_first_tokens(prepared: PreparedRun, model: Any, golden: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the golden conversations; those that end with a prompt get the most likely first tokens of the answer.
+
+    Tokens that the template writes before every answer say nothing about the model: they are given to it.
+    """
     found = []
     with console.count_progress("first tokens of the golden answers", announce=True) as progress:
         for done, entry in enumerate(golden, 1):
             asks = entry["add_generation_prompt"] and entry["ids"]
-            found.append({**entry, "first": _first_tokens(model, entry["ids"])} if asks else entry)
+            if asks:
+                given = prepared.tokens_before_answer(entry)
+                first = _first_tokens(model, [*entry["ids"], *given])
+                found.append({**entry, "first": first | ({"after": given} if given else {})})
+            else:
+                found.append(entry)
             progress(done, len(golden))
     return found
 

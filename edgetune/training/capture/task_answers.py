@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgetune import console
+from edgetune.data.answer_frame import AnswerFrame, read_answer
 from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.writer import ReferenceWriter
@@ -60,8 +61,13 @@ def _generate(prepared: PreparedRun, model: Any, progress_file: Path | None) -> 
 
             with generate.select_model(model, which):
                 generate.generate_greedy(model, prompts, _settings(prepared), on_answers, set(answers))
+    frames = [task.prompt.frame for task in prepared.task]
+    length = prepared.config.reference.max_new_tokens
     return {
-        which: [prepared.tokenizer.decode(answers[i], skip_special=True) for i in range(len(prompts))]
+        which: [
+            read_answer(frame, prepared.tokenizer.pieces(answers[i]), is_cut=len(answers[i]) >= length)
+            for i, frame in enumerate(frames)
+        ]
         for which, answers in known.items()
     }
 
@@ -87,8 +93,10 @@ def _read_answers(file: Path | None, prompts: Sequence[Sequence[int]]) -> dict[s
 def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> dict[str, list[str]]:
     """Choose the answer with the largest log-likelihood for each model."""
     choices = prepared.config.data.choices
-    texts = [task.prompt.text for task in prepared.task]
-    each = [pair for text in texts for pair in tokenize_choices(prepared.tokenizer, text, choices)]
+    prompts = [task.prompt for task in prepared.task]
+    each = [
+        pair for one in prompts for pair in tokenize_choices(prepared.tokenizer, one.text, choices, one.frame.prefix)
+    ]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
     rows = ScoredRows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
@@ -97,7 +105,7 @@ def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> di
         with generate.select_model(model, which):
             found[which] = [
                 best(choices, scores)
-                for scores in _sum_log_likelihoods(model, rows).reshape(len(texts), len(choices)).tolist()
+                for scores in _sum_log_likelihoods(model, rows).reshape(len(prompts), len(choices)).tolist()
             ]
     return found
 
@@ -116,7 +124,7 @@ def _sum_log_likelihoods(model: Any, rows: ScoredRows) -> Any:
 
 def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, Any]]:
     """Capture greedy answers of the trained model to the first held-out conversations, and whether each one stopped."""
-    prompts = prepared.greedy_prompts
+    prompts = [prompt.ids for prompt in prepared.greedy_prompts]
     settings, answers = _settings(prepared), dict[int, list[int]]()
     with (
         console.count_progress("greedy answers to held-out rows", announce=True) as progress,
@@ -130,5 +138,16 @@ def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, 
         generate.generate_greedy(model, prompts, settings, on_answers)
     return [
         {"prompt": prompt, "answer": answers[index], "stopped": len(answers[index]) < settings.length}
+        | _count_framing(prepared, prepared.greedy_prompts[index].frame, answers[index])
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _count_framing(prepared: PreparedRun, frame: AnswerFrame, answer: list[int]) -> dict[str, int]:
+    """Count the tokens at the beginning and at the end of an answer that the template writes."""
+    texts = ["".join(piece.text for piece in prepared.tokenizer.pieces(answer[:n])) for n in range(len(answer) + 1)]
+    whole, last = texts[-1], len(answer)
+    before = next((n for n in range(last + 1) if texts[n].startswith(frame.given)), 0)
+    kept = whole.removesuffix(frame.suffix)
+    after = next((last - n for n in range(before, last + 1) if texts[n].startswith(kept)), 0)
+    return {name: count for name, count in (("before", before), ("after", after)) if count}
