@@ -14,6 +14,7 @@ from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.masks import EncodedRow, encode_conversation
 from edgetune.data.problems import RowProblem, RowProblems
+from edgetune.data.row_store import RowStore
 from edgetune.data.sources import DataSource, read_sources
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
@@ -26,9 +27,9 @@ MAX_HELD_OUT = 500
 class Splits:
     """The rows of a run as conversations."""
 
-    train: list[ChatRow]
-    validation: list[ChatRow]
-    test: list[ChatRow]
+    train: Sequence[ChatRow]
+    validation: Sequence[ChatRow]
+    test: Sequence[ChatRow]
     formats: list[str]
     identity: dict[str, list[dict[str, object]]]
     """For the manifest: split -> what identifies each of its sources."""
@@ -41,7 +42,7 @@ class EncodedSplit:
     """The encoded rows of a split, and counts from the encoding."""
 
     rows: list[EncodedRow] = field(default_factory=list)
-    chats: list[ChatRow] = field(default_factory=list)
+    chats: RowStore = field(default_factory=RowStore)
     """The rows without a problem, as the template renders them."""
     usage: KeyUsage = field(default_factory=KeyUsage)
     untrained_turns: int = 0
@@ -126,7 +127,7 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     )
 
 
-def hold_out(rows: Sequence[ChatRow], fraction: float, seed: int) -> tuple[list[ChatRow], list[ChatRow]]:
+def hold_out(rows: RowStore, fraction: float, seed: int) -> tuple[RowStore, RowStore]:
     """Return (kept, held out): a random sample of at least one row, in the order of the rows."""
     if len(rows) < 2:
         raise DataError(
@@ -134,8 +135,7 @@ def hold_out(rows: Sequence[ChatRow], fraction: float, seed: int) -> tuple[list[
         )
     count = min(MAX_HELD_OUT, len(rows) - 1, max(1, round(len(rows) * fraction)))
     chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    kept = [row for index, row in enumerate(rows) if index not in chosen]
-    return kept, [row for index, row in enumerate(rows) if index in chosen]
+    return rows.select(index for index in range(len(rows)) if index not in chosen), rows.select(sorted(chosen))
 
 
 def encode_all(
@@ -224,5 +224,5 @@ def _check_supervision(result: EncodedSplit, tokenizer: TextTokenizer, max_lengt
         )
 
 
-def _chat_rows(sources: Sequence[DataSource]) -> list[ChatRow]:
-    return [row for source in sources for row in source.rows]
+def _chat_rows(sources: Sequence[DataSource]) -> RowStore:
+    return sources[0].rows if len(sources) == 1 else RowStore(row for source in sources for row in source.rows)

@@ -1,29 +1,25 @@
 """From rows of the common fine-tuning formats to conversations.
 
-A format is a row of the table FORMATS. Which key of a row means what is found once for each set of keys (RowLayout),
-with the names of key_names.py and those of data.columns. All problems of a file are reported together, each with its
-row number.
+row_layouts.py finds which key of a row means what. All problems of a file are reported together, each with its place.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgetune.data import key_names as names
 from edgetune.data.key_names import KeyFinder, fold
 from edgetune.data.messages import (
-    LAYOUTS,
     Content,
     Conversation,
     MessageReader,
     Turn,
     check_characters,
-    check_mask,
-    check_media,
     is_empty,
+    is_unicode,
     parse_call_text,
     parse_json_text,
     parse_objects,
@@ -31,6 +27,7 @@ from edgetune.data.messages import (
     read_flag,
 )
 from edgetune.data.problems import RowProblem, RowProblems
+from edgetune.data.row_layouts import FORMATS, LayoutFinder, RowLayout
 from edgetune.errors import DataError
 from edgetune_converters.chat_template import RESERVED
 
@@ -45,9 +42,9 @@ _COLUMNS_HINT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to create, for each of a million rows
 class ChatRow:
-    """A row as the chat template needs it."""
+    """A row as the chat template needs it. Do not change it; use dataclasses.replace."""
 
     messages: Conversation
     tools: list[dict[str, Any]] | None = None
@@ -71,81 +68,6 @@ class ChatRow:
         return [i for i, m in enumerate(self.messages) if m["role"] == "assistant" and i not in self.untrained]
 
 
-@dataclass(frozen=True)
-class RowFormat:
-    """A format of rows."""
-
-    keys: str
-    """Its keys, for the message about a row in no known format."""
-    find: Callable[[KeyFinder], dict[str, str] | None]
-    """Returns what each of the keys means (messages, user, input, assistant); None for a row in another format."""
-    names: Callable[[], Mapping[str, Sequence[str]]]
-    """The names of the keys, for docs/data.md."""
-
-
-def _find_messages(finder: KeyFinder) -> dict[str, str] | None:
-    key = finder.first(names.MESSAGES_KEYS)
-    return None if key is None else {"messages": key}
-
-
-def _find_alpaca(finder: KeyFinder) -> dict[str, str] | None:
-    user, assistant = finder.first(names.INSTRUCTION_KEYS), finder.first(names.OUTPUT_KEYS)
-    if user is None or assistant is None:
-        return None
-    extra = finder.first(names.INPUT_KEYS)
-    return {"user": user, "assistant": assistant} | ({} if extra is None else {"input": extra})
-
-
-def _find_pair(finder: KeyFinder) -> dict[str, str] | None:
-    others = [(prompt, completion) for prompt in names.PROMPT_KEYS for completion in names.COMPLETION_KEYS]
-    for prompt, completion in (*names.PAIRS, *others):
-        user, assistant = finder.first([prompt]), finder.first([completion])
-        if user is not None and assistant is not None:
-            return {"user": user, "assistant": assistant}
-    return None
-
-
-def _conversation_names(keys: Sequence[str]) -> dict[str, Sequence[str]]:
-    return {"conversation": keys, "role": names.ROLE_KEYS, "content": names.CONTENT_KEYS}
-
-
-FORMATS: Mapping[str, RowFormat] = {
-    "messages": RowFormat(
-        'messages [{"role", "content"}]',
-        _find_messages,
-        lambda: _conversation_names([key for key in names.MESSAGES_KEYS if key not in names.SHAREGPT_KEYS]),
-    ),
-    "sharegpt": RowFormat(
-        'sharegpt conversations [{"from", "value"}]', _find_messages, lambda: _conversation_names(names.SHAREGPT_KEYS)
-    ),
-    "alpaca": RowFormat(
-        "alpaca instruction + output [+ input, system, history]",
-        _find_alpaca,
-        lambda: {"user": names.INSTRUCTION_KEYS, "appended": names.INPUT_KEYS, "assistant": names.OUTPUT_KEYS},
-    ),
-    "prompt-completion": RowFormat(
-        "prompt + completion (or question + answer)",
-        _find_pair,
-        lambda: {"user": names.PROMPT_KEYS, "assistant": names.COMPLETION_KEYS},
-    ),
-}
-
-
-@dataclass(frozen=True)
-class RowLayout:
-    """What the keys of a row mean."""
-
-    form: str | None
-    """Its format; None for a row in no known one."""
-    keys: Mapping[str, str]
-    """messages, user, input, assistant, system, tools, history -> the key."""
-    checks: Sequence[tuple[Callable[[Mapping[str, Any], Sequence[str]], None], Sequence[str]]]
-    """Keys whose value may refuse the row."""
-    weights: Sequence[str]
-    """Keys that say whether the row is trained on."""
-    unread: Sequence[str]
-
-
 class RowReader:
     """Converts rows to conversations, and counts the formats and columns that it meets."""
 
@@ -155,19 +77,18 @@ class RowReader:
         """Read rows of a format, or of any ("auto"), with keys and roles that are named by hand."""
         self._form = form
         self._columns = dict(columns or {})
+        self._finder = LayoutFinder(form, self._columns)
         self._messages = MessageReader(self._columns.get("role"), self._columns.get("content"), roles)
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}
-        self._columns_seen: set[str] = set()
         self.formats: dict[str, None] = {}
         """The formats of the rows, in order of first occurrence."""
 
     def check_columns(self) -> None:
         """Raise DataError for entries of data.columns whose key no row had."""
-        seen = self._columns_seen | self._messages.seen
+        seen = self._finder.seen | self._messages.seen
         unseen = {meaning: key for meaning, key in self._columns.items() if key not in seen}
         if not unseen:
             return
-        keys = [*dict.fromkeys(key for layout in self._layouts for key in layout)]
+        keys = self._finder.known_keys
         of_messages = self._messages.known_keys if unseen.keys() & {"role", "content"} else []
         raise DataError(
             f"data.columns names {', '.join(f'{key!r} ({meaning})' for meaning, key in unseen.items())}, "
@@ -178,10 +99,8 @@ class RowReader:
 
     def read(self, row: Any, place: str = "") -> ChatRow:
         """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
-        if isinstance(row, list) and row and all(isinstance(each, Mapping) for each in row):
-            row = {"messages": row}
-        if not isinstance(row, Mapping):
-            raise RowProblem(f"not an object but {type(row).__name__}")
+        if type(row) is not dict:
+            row = _as_row(row)
         layout = self._choose_layout(row)
         for check, keys in layout.checks:
             check(row, keys)
@@ -189,81 +108,30 @@ class RowReader:
             raise self._unknown_row(row)
         if layout.form not in self.formats:
             self.formats[layout.form] = None
-        plain = self._plain(row, layout)
-        if plain is not None:
-            return ChatRow(plain, place=place, unread=tuple(key for key in layout.unread if not is_empty(row[key])))
-        return self._convert(row, layout, place)
+        plain = None
+        if layout.plain_messages is not None:
+            given = row[layout.plain_messages]
+            plain = self._messages.read_plain(given) if type(given) is list else None
+        elif layout.is_pair:
+            plain = _plain_pair(row, layout.keys)
+        if plain is None:
+            return self._convert(row, layout, place)
+        unread = layout.unread
+        if unread and not all(row.values()):
+            unread = tuple([key for key in unread if not is_empty(row[key])])
+        return ChatRow(plain, place=place, unread=unread)
 
     def _choose_layout(self, row: Mapping[str, Any]) -> RowLayout:
         """Return what the keys that are not empty mean; or, where that is nothing, those that are not null."""
-        layout = self._layout(tuple([key for key, value in row.items() if value or _is_number(value)]))
-        key = layout.keys.get("messages")
-        if key is not None and not isinstance(row[key], list | str | Mapping):  # such as turns: 3
-            others = self._layout(tuple(each for each, value in row.items() if value is not None and each != key))
-            return layout if others.form is None else others
+        filled = tuple(row) if all(row.values()) else tuple([k for k, v in row.items() if v or _is_number(v)])
+        layout = self._finder.find(filled)
         if layout.form is None:
-            return self._layout(tuple([key for key, value in row.items() if value is not None]))
+            return self._finder.find(tuple([key for key, value in row.items() if value is not None]))
+        key = layout.keys.get("messages")
+        if key is not None and not isinstance(row[key], list | str | dict):  # such as turns: 3
+            others = self._finder.find(tuple([k for k, v in row.items() if v is not None and k != key]))
+            return layout if others.form is None else others
         return layout
-
-    def _layout(self, keys: tuple[str, ...]) -> RowLayout:
-        layout = self._layouts.get(keys)
-        if layout is None:
-            if len(self._layouts) >= LAYOUTS:  # rows whose keys are data would fill the memory
-                self._layouts.clear()
-            layout = self._layouts[keys] = self._find_layout(keys)
-        return layout
-
-    def _find_layout(self, keys: tuple[str, ...]) -> RowLayout:
-        mapped = {meaning: key for meaning, key in self._columns.items() if key in keys}
-        self._columns_seen |= set(mapped.values())
-        finder = KeyFinder(key for key in keys if key not in mapped.values())
-        form, found = self._find_format(finder, mapped)
-        chosen = set(found.values())
-        others = KeyFinder(key for key in keys if key not in chosen)
-        for meaning, usual in _BESIDE.items():
-            key = mapped.get(meaning) or others.first(usual)
-            if key is not None and form is not None:
-                found[meaning] = key
-        weights = [*others.all(names.ROW_WEIGHT_KEYS), *others.all(names.ROW_FLAG_KEYS)]
-        checked = [(check, found_keys) for check, usual in _CHECKS if (found_keys := others.all(usual))]
-        used = {*found.values(), *weights[: len(others.all(names.ROW_WEIGHT_KEYS))]}
-        return RowLayout(form, found, checked, weights, [key for key in keys if key not in used])
-
-    def _find_format(self, finder: KeyFinder, mapped: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
-        if "messages" in mapped:
-            return "messages", {"messages": mapped["messages"]}
-        parts = {meaning: key for meaning, key in mapped.items() if meaning in ("user", "input", "assistant")}
-        if "user" in parts or "assistant" in parts:
-            user = parts.get("user") or finder.first((*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS))
-            assistant = parts.get("assistant") or finder.first(names.COMPLETION_KEYS)
-            if user and assistant:
-                return "prompt-completion", {"user": user, "assistant": assistant} | parts
-        forms = FORMATS if self._form == "auto" else {self._form: FORMATS[self._form]}
-        for name, form in forms.items():
-            found = form.find(finder)
-            if found is not None:
-                is_sharegpt = fold(found.get("messages", "")) in names.SHAREGPT_KEYS
-                return (
-                    "sharegpt" if self._form == "auto" and is_sharegpt else name
-                ), found if "messages" in found else found | parts
-        return None, {}
-
-    def _plain(self, row: Mapping[str, Any], layout: RowLayout) -> Conversation | None:
-        """Return the conversation of a row that holds nothing but messages of a role and a text; None for others."""
-        if len(layout.keys) > 1 or layout.weights or "messages" not in layout.keys:
-            return None
-        given = row[layout.keys["messages"]]
-        if type(given) is not list:
-            return None
-        messages = []
-        trained = False
-        for each in given:
-            message = self._messages.plain(each) if type(each) is dict else None
-            if message is None or not (message["content"].isascii() or _is_unicode(message["content"])):
-                return None
-            trained = trained or message["role"] == "assistant"
-            messages.append(message)
-        return messages if trained else None
 
     def _convert(self, row: Mapping[str, Any], layout: RowLayout, place: str) -> ChatRow:
         turns, ignored = self._all_turns(row, layout.keys)
@@ -379,60 +247,30 @@ class RowReader:
 
 
 _MESSAGE_HINT = 'Write each message as {"role": "user", "content": "..."}'
-_BESIDE = {
-    "system": names.SYSTEM_KEYS, "tools": names.TOOLS_KEYS, "history": names.HISTORY_KEYS,
-    "options": ("chat_template_kwargs",), "documents": ("documents",),
-}  # fmt: skip
-"""Meanings of keys that every format can have."""
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _as_row(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return {"messages": value}
+    if not isinstance(value, Mapping):
+        raise RowProblem(f"not an object but {type(value).__name__}")
+    return value
 
 
-def _refuse_media(row: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        check_media(key, row[key])
-
-
-def _refuse_preference(row: Mapping[str, Any], keys: Sequence[str]) -> None:
-    pair = [key for key in keys if not is_empty(row[key])]
-    if pair:
-        raise RowProblem(
-            f"a preference row ({', '.join(pair)}); edgetune trains on one answer: give it as the completion, alone"
-        )
-
-
-def _refuse_rating(row: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        text = str(row[key]).strip().lower()
-        if isinstance(row[key], bool | str) and text in ("true", "false"):
-            raise RowProblem(
-                f"{key} is {text}: a rated row (KTO), and edgetune does not learn from bad answers; "
-                f"keep the good rows, without the key"
-            )
-
-
-def _refuse_mask(row: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        check_mask(key, row[key])
-
-
-_CHECKS: Sequence[tuple[Callable[[Mapping[str, Any], Sequence[str]], None], Sequence[str]]] = (
-    (_refuse_media, names.MEDIA_KEYS),
-    (_refuse_preference, names.PREFERENCE_KEYS),
-    (_refuse_rating, names.RATING_KEYS),
-    (_refuse_mask, names.MASK_KEYS),
-)
-"""What the values of some keys may refuse, and these keys."""
+def _plain_pair(row: Mapping[str, Any], keys: Mapping[str, str]) -> Conversation | None:
+    """Return a question and an answer that are texts; None for others."""
+    user, answer, extra = row[keys["user"]], row[keys["assistant"]], row[keys["input"]] if "input" in keys else ""
+    if not (type(user) is type(answer) is type(extra) is str) or keys["assistant"] == "answers":
+        return None
+    if not (is_unicode(user) and is_unicode(answer) and is_unicode(extra)):
+        return None
+    if extra:
+        user = f"{user}\n{extra}" if user else extra
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
 
 
 def _read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, list[str]]:

@@ -79,8 +79,6 @@ class _MessageLayout:
     masks: list[str]
     others: list[str]
     """Keys that go to the template, if they are neither role nor content."""
-    plain: bool
-    """Whether there is a role, a content and nothing else."""
 
 
 def is_empty(value: Any) -> bool:
@@ -102,6 +100,9 @@ class MessageReader:
         self._roles |= {fold(name): role for name, role in (roles or {}).items()}
         self._call_roles = {fold(name) for name in CALL_ROLES} - {fold(name) for name in roles or {}}
         self._plain_roles: dict[str, str] = {}
+        """Roles as messages spell them -> role."""
+        self._plain_keys: dict[tuple[str, ...], tuple[str, str]] = {}
+        """Keys of a message with a role, a text and nothing else -> the keys of the two."""
         self._layouts: dict[tuple[str, ...], _MessageLayout] = {}
         self.seen: set[str] = set()
         """The keys of data.columns that a message had."""
@@ -111,14 +112,25 @@ class MessageReader:
         """The keys of the messages."""
         return [*dict.fromkeys(key for layout in self._layouts for key in layout)]
 
-    def plain(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a message of a known role and a text and nothing else; None for any other, which `read` reads."""
-        layout = self._layouts.get(tuple(message))
-        if layout is None or not layout.plain:
+    def read_plain(self, given: list[Any]) -> Conversation | None:
+        """Return messages of a known role and a text and nothing else; None for others, which `read` reads.
+
+        This is the path of most rows, and several times as fast.
+        """
+        plain_keys, plain_roles = self._plain_keys, self._plain_roles
+        messages: Conversation = []
+        trained = False
+        try:
+            for message in given:
+                role_key, text_key = plain_keys[tuple(message)]
+                role, text = plain_roles[message[role_key]], message[text_key]
+                if type(text) is not str or not (text.isascii() or is_unicode(text)):
+                    return None
+                trained = trained or role == ASSISTANT
+                messages.append({"role": role, "content": text})
+        except (KeyError, TypeError):  # other keys or another role, and what is no message
             return None
-        role, text = message[layout.roles[0]], message[layout.contents[0]]
-        known = self._plain_roles.get(role) if type(role) is str else None
-        return {"role": known, "content": text} if known is not None and type(text) is str else None
+        return messages if trained else None
 
     def read(self, message: Mapping[str, Any]) -> list[Turn]:
         """Convert a message, or an exchange such as {"human": ..., "assistant": ...}. Raises RowProblem."""
@@ -138,7 +150,10 @@ class MessageReader:
         if layout is None:
             if len(self._layouts) >= LAYOUTS:  # rows whose keys are data would fill the memory
                 self._layouts.clear()
+                self._plain_keys.clear()
             layout = self._layouts[keys] = self._find_layout(keys)
+            if len(keys) == 2 and len(layout.roles) == len(layout.contents) == 1 and layout.roles != layout.contents:
+                self._plain_keys[keys] = (layout.roles[0], layout.contents[0])
         return layout
 
     def _find_layout(self, keys: tuple[str, ...]) -> _MessageLayout:
@@ -154,10 +169,9 @@ class MessageReader:
             exchange = [(role, key) for role, each in names if (key := finder.first(each)) is not None]
         flags = finder.all(FLAG_KEYS)
         special = {*flags, *finder.all(MEDIA_KEYS), *finder.all(MASK_KEYS), "function_call"}
-        plain = len(keys) == 2 and len(roles) == 1 and len(contents) == 1 and roles != contents
         return _MessageLayout(
             roles, contents, exchange, flags, finder.all(MEDIA_KEYS), finder.all(MASK_KEYS),
-            [key for key in keys if key not in special], plain,
+            [key for key in keys if key not in special],
         )  # fmt: skip
 
     def _known_role(self, given: Any) -> str | None:
@@ -370,6 +384,17 @@ def read_flag(key: str, value: Any, what: str) -> bool:
         f"{key} of {what} is {value!r}; edgetune trains on a {'turn' if what == 'a message' else 'row'} (1, true) "
         "or does not (0, false)"
     )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half character (a lone UTF-16 surrogate)."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_characters(value: Any) -> None:

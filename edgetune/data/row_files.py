@@ -24,6 +24,7 @@ Place = str
 """The place of a row for messages: 'train.jsonl, line 3'."""
 PlacedRow = tuple[Place, Any]
 
+_decode = json.JSONDecoder().raw_decode
 _BLOCK = 1 << 20
 _BATCH_ROWS = 1000
 _MARKS = (
@@ -165,15 +166,21 @@ def _read_jsonl(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]
 
 
 def _parse_lines(file: RowFile, lines: Iterable[str | RowProblem]) -> Iterator[PlacedRow]:
+    place = f"{file.name}, line "
     for number, line in enumerate(lines, 1):
-        if isinstance(line, RowProblem):
-            yield f"{file.name}, line {number}", line
-        elif line.strip():
-            yield f"{file.name}, line {number}", parse_line(line)
+        if type(line) is not str:
+            yield f"{place}{number}", line
+        elif not line.isspace():
+            yield f"{place}{number}", parse_line(line)
 
 
 def parse_line(line: str) -> Any:
     """Return the value of a line of JSON, or the problem of it."""
+    try:
+        value, end = _decode(line)
+        return value if line[end:].isspace() or end == len(line) else json.loads(line)
+    except (RecursionError, ValueError):  # a problem, or white space before the value
+        pass
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:

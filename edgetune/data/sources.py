@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetune import console
-from edgetune.data.formats import ChatRow, RowReader, iterate_rows
+from edgetune.data.formats import RowReader, iterate_rows
 from edgetune.data.hubs import HUB_PREFIXES, HubDataset, hub_dataset
 from edgetune.data.problems import RowProblems
 from edgetune.data.row_files import PlacedRow, RowFile, is_data_file
+from edgetune.data.row_store import RowStore
 from edgetune.errors import DataError
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,7 +37,7 @@ class DataSource:
     """The rows of a source as conversations, and what identifies the source."""
 
     name: str
-    rows: list[ChatRow]
+    rows: RowStore
     formats: list[str]
     """Formats that occur in the rows."""
     identity: dict[str, Any]
@@ -120,7 +121,7 @@ def read_source(
 
     reader.formats = {}
     with _progress_of(opened, parsed.location):
-        rows = list(iterate_rows(counted(), reader, found))
+        rows = RowStore(iterate_rows(counted(), reader, found))
     formats = list(reader.formats)
     reader.formats = dict.fromkeys((*before, *formats))
     if not count:

@@ -12,6 +12,7 @@ from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.dataset import encode_all, hold_out, read_splits
 from edgetune.data.formats import ChatRow
 from edgetune.data.preview import format_heading, format_totals, highlight_row, segments
+from edgetune.data.row_store import RowStore
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from tests.converters import vocabularies
@@ -71,17 +72,18 @@ def test_a_template_that_rewrites_history_gives_a_row_for_each_turn(tokenizer: T
 
 def test_holding_out_is_seeded_and_disjoint() -> None:
     rows = [_talk(str(number), "a") for number in range(100)]
-    kept, held = hold_out(rows, 0.1, seed=3)
+    store = RowStore(rows)
+    kept, held = map(list, hold_out(store, 0.1, seed=3))
     assert (len(kept), len(held)) == (90, 10)
     assert sorted(kept + held, key=lambda row: int(row.messages[0]["content"])) == rows
-    assert hold_out(rows, 0.1, seed=3) == (kept, held)
-    assert hold_out(rows, 0.1, seed=4) != (kept, held)
-    assert len(hold_out(rows, 0.0, seed=0)[1]) == 1
+    assert [*map(list, hold_out(store, 0.1, seed=3))] == [kept, held]
+    assert [*map(list, hold_out(store, 0.1, seed=4))] != [kept, held]
+    assert len(hold_out(store, 0.0, seed=0)[1]) == 1
 
 
 def test_one_row_cannot_be_held_out() -> None:
     with pytest.raises(DataError, match="there is one training row"):
-        hold_out([_talk("q", "a")], 0.5, 0)
+        hold_out(RowStore([_talk("q", "a")]), 0.5, 0)
 
 
 def test_splits_hold_train_validation_and_test_rows(tmp_path: Path) -> None:
