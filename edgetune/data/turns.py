@@ -116,9 +116,7 @@ def _text_up_to_header(template: ChatTemplate, conversation: Conversation, tools
     before = conversation[:asked] or [{"role": "user", "content": _PROBES[0]}]
     closed = template.render(before, tools=tools)
     opened = template.render(before, add_generation_prompt=True, tools=tools)
-    if not opened.startswith(closed):
-        closed = closed.removesuffix(template.eos_token or "")  # some end the text wherever nothing is asked
-    header = opened[len(closed) :] if opened.startswith(closed) else ""
+    header = opened[_common_length(closed, opened) :]  # or the end of it, where something else closes a text
     given = _text_up_to_content(template, conversation, tools)
     if not header:
         return None if index else given
