@@ -60,6 +60,11 @@ class ExportInputs:
     """A directory for files beside the weights that are made of those of base and adapter."""
 
     @property
+    def _adapter(self) -> Path | None:
+        """The directory of the adapter's files."""
+        return None if self.model.adapter is None else self.model.adapter.path
+
+    @property
     def tokenizer(self) -> Path:
         """Return the directory of the tokenizer files, or the GGUF file that is the base."""
         return self._tokenizer[0]
@@ -67,7 +72,7 @@ class ExportInputs:
     @cached_property
     def _tokenizer(self) -> tuple[Path, list[str]]:
         """The place of the tokenizer, and notes on it. Raises TokenizerError."""
-        adapter, base = self.request.adapter, self.request.base
+        adapter, base = self._adapter, self.request.base
         if self.request.tokenizer is not None or adapter is None:
             return self.request.tokenizer or base, []
         beside = TokenizerDirectory(adapter)
@@ -84,8 +89,8 @@ class ExportInputs:
         model, template = self.model, self._chat_template
         if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
             found = model.checkpoint.vocabulary(None, model.config.vocab_size)
-            if self.request.adapter is not None and self.request.tokenizer is None:
-                found = over_vocabulary(found, self.request.adapter)
+            if self._adapter is not None and self.request.tokenizer is None:
+                found = over_vocabulary(found, self._adapter)
             return PendingVocabulary(found.with_template(template))
         conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
         return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
@@ -93,7 +98,7 @@ class ExportInputs:
     @cached_property
     def _chat_template(self) -> str | None:
         """The template that replaces that of the tokenizer: of a GGUF base, where the adapter's tokenizer has none."""
-        checkpoint, adapter = self.model.checkpoint, self.request.adapter
+        checkpoint, adapter = self.model.checkpoint, self._adapter
         replacing = self.request.chat_template
         if (
             replacing is not None
@@ -113,7 +118,7 @@ class ExportInputs:
     @property
     def _rows_without_tokens(self) -> list[str]:
         """Note that an adapter with more rows of embeddings than the base brings no tokens for them."""
-        resized, adapter = self.model.resized, self.request.adapter
+        resized, adapter = self.model.resized, self._adapter
         if adapter is None or resized is None or resized.rows <= resized.rows_before:
             return []
         if TokenizerDirectory(adapter).has_vocabulary or self.request.tokenizer not in (None, self.request.base):

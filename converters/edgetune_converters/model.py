@@ -10,6 +10,7 @@ from typing import Any
 
 from edgetune_converters.adapters.expert_factors import ExpertPart
 from edgetune_converters.adapters.lora import Adapter, BaseTargets, Change
+from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.architectures import (
     BoundTensor,
     Family,
@@ -22,10 +23,12 @@ from edgetune_converters.architectures import (
     stored_transposed,
     targets,
 )
+from edgetune_converters.errors import AdapterError
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_vocabulary_of
+from edgetune_converters.names import ORIGINAL
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import GgufBase, open_base
@@ -94,7 +97,23 @@ class Model:
     def input_notes(self) -> list[str]:
         """Notes on what the base and the adapter have that is not used, for every format."""
         resized = [self.resized.note] if self.resized else []
-        return [*self.checkpoint.notes, *resized, *(self.adapter.notes if self.adapter else [])]
+        of_adapter = self.adapter.notes if self.adapter else []
+        return [*self.checkpoint.notes, *resized, *of_adapter, *self._notes_on_places]
+
+    @property
+    def _notes_on_places(self) -> list[str]:
+        """Notes on an adapter in the directory of the base, and on one that was trained on a base in 4 bits."""
+        if self.adapter is None:
+            if (self.checkpoint.path / CONFIG_FILE).is_file():
+                return [f"an adapter lies in the directory of the base and is not merged: {CONFIG_FILE}"]
+            return []
+        name = self.adapter.config.four_bit_base
+        if name is None or self.merge_base.name != ORIGINAL or self.checkpoint.is_quantized:
+            return []
+        return [
+            f"the adapter was trained on a base in 4 bits ({name}) and is merged into one that is not rounded: "
+            "--merge-base nf4 is closer to the training"
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -109,6 +128,11 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
     family = family_of(config)
     bound = bind(family, config, checkpoint.tensors)
     adapter = None if adapter_path is None else Adapter(adapter_path)
+    if adapter is not None and adapter.path.resolve() == base.resolve():
+        raise AdapterError(
+            f"{base} is given as the base and as the adapter: a model beside an adapter usually contains it already",
+            "Give the model that was trained on with --base; to export the model in the directory, leave out --adapter",
+        )
     changes: Mapping[str, Change] = {}
     resized = None
     if adapter is not None:

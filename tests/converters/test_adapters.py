@@ -110,7 +110,7 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
         (pair("m.q", A, B * 0) | pair("m.r", A * 0, B), "^the adapter .* is all zero: .* would equal the base"),
         (pair("m.q", A * np.nan, B), "hold NaN or infinity"),
         (pair("m.q", A, B * np.inf), "hold NaN or infinity"),
-        (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is not a tensor of a LoRA adapter"),
+        (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is a magnitude of DoRA"),
         (pair("m.q") | {"m.q.lora_B.bias": B[:, 0]}, "has a LoRA bias"),
         (pair("m.q") | {"m.q.lora_A.default.weight": A}, "is duplicated under another name"),
         ({"z.weight": A}, "z.weight matches no tensor of the base model"),
@@ -172,11 +172,14 @@ def test_initializations_that_keep_the_base_are_accepted(start: object, tmp_path
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: (d / "adapter_config.json").unlink(), "cannot read"),
+        (lambda d: (d / "adapter_config.json").unlink(), r"has the weights of an adapter, but no adapter_config\.json"),
         (lambda d: (d / "adapter_config.json").write_text("{"), "is not JSON"),
-        (lambda d: (d / "adapter_model.safetensors").unlink(), "cannot read"),
+        (lambda d: (d / "adapter_model.safetensors").unlink(), r"has no adapter_model\.safetensors"),
         (lambda d: (d / "adapter_model.safetensors").write_bytes(b"123"), "too few"),
-        (lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"), "pickled adapter_model.bin"),
+        (
+            lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"),
+            r"adapter_model\.bin is not a file",
+        ),
     ],
 )
 def test_damaged_directories_are_refused(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:

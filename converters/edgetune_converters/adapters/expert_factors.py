@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 
@@ -52,7 +52,7 @@ class PairsOfExperts:
     matrix of each expert transposed.
     """
 
-    file: SafetensorsFile
+    file: AdapterWeights
     pairs: tuple[ExpertPair, ...]
     shape: tuple[int, ...]
     transposed: bool

@@ -13,16 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.adapters.expert_factors import ExpertPair, ExpertPart, PairsOfExperts, StackCache
 from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
 from edgetune_converters.adapters.state_dict import AdapterTensors, as_one_line, read_tensors
 from edgetune_converters.adapters.token_rows import TokenRows
+from edgetune_converters.adapters.weights import AdapterWeights, open_weights
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.reading.safetensors_file import SafetensorsFile
 from edgetune_converters.tensors import ALL, F32, TensorInfo
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Change:
     experts both have the experts as first axis. Factors are read on demand. `token_rows` replace single rows of W.
     """
 
-    file: SafetensorsFile
+    file: AdapterWeights
     replacement: TensorInfo | None = None
     factors: Callable[[], tuple[F32, F32]] | None = None
     names: list[str] = field(default_factory=list)
@@ -98,19 +97,24 @@ class Adapter:
     """A PEFT adapter directory. Raises AdapterError when it is missing, damaged or not plain LoRA."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            self.config = PeftConfig(path / CONFIG_FILE)
-            self.file = SafetensorsFile(_weights(path))
+            place = find_adapter(path)
+            self.config = PeftConfig(place.path / CONFIG_FILE)
+            self.file = open_weights(place.weights)
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
-        self.notes: list[str] = []
+        self.path = place.path
+        self._weights = place.weights
+        self.notes: list[str] = [*place.notes]
+        if self.config.unknown_fields:
+            names = ", ".join(self.config.unknown_fields)
+            self.notes.append(f"{CONFIG_FILE} has fields that are not known here and not used: {names}")
         self.stacks = StackCache()
         self._tensors: AdapterTensors | None = None
 
     def identity(self) -> dict[str, str]:
-        """Return the SHA-256 of the adapter's two files, by file name."""
-        return {name: sha256_of(self.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        """Return the SHA-256 of configuration and weights, by file name."""
+        return {file.name: sha256_of(file) for file in (self.path / CONFIG_FILE, *self._weights)}
 
     def tensors(self, base: BaseTargets) -> AdapterTensors:
         """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""
@@ -134,7 +138,7 @@ class Adapter:
                 raise _all_zero(self.path)
             self.notes += _note_on_zero(without_effect, changes)
         if not changes and not problems:
-            problems = [f"{self.path / WEIGHTS_FILE} holds no tensors"]
+            problems = [f"{self._weights[0]} holds no tensors"]
         if problems:
             raise AdapterError.of_many(
                 f"problems with the adapter {self.path}", problems, "Was it trained on this base model?"
@@ -291,7 +295,7 @@ class _Matching:
 class _Factors:
     """Reads A and B as left [n, r] and right [r, k], with the scale folded into B."""
 
-    file: SafetensorsFile
+    file: AdapterWeights
     a: TensorInfo
     b: TensorInfo
     scale: float
@@ -318,15 +322,6 @@ class _Factors:
         if self.transposed:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
-
-
-def _weights(path: Path) -> Path:
-    if not (path / WEIGHTS_FILE).is_file() and (path / "adapter_model.bin").is_file():
-        raise AdapterError(
-            f"{path} holds a pickled adapter_model.bin; safetensors only, because opening a pickle can run any code",
-            "Save it again with PEFT: model.save_pretrained(DIR), which writes safetensors",
-        )
-    return path / WEIGHTS_FILE
 
 
 def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple[str, str]) -> str:

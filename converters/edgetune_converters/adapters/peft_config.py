@@ -31,7 +31,27 @@ _UNSUPPORTED: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA (monteclora_config)",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
     "layer_replication": "layer replication (layer_replication)",
+    # of ms-swift before version 3
+    "use_qa_lora": "QA-LoRA (use_qa_lora)",
+    "use_merged_linear": "merged linear layers (use_merged_linear)",
+    "enable_lora": "parts of merged linear layers (enable_lora)",
 }
+
+# fields that are read above, below or by their tensors, and fields that had their effect in training alone
+_KNOWN = frozenset(
+    {
+        *_UNSUPPORTED,
+        *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out"),
+        *("init_lora_weights", "target_parameters", "trainable_token_indices", "bias", "lora_bias", "modules_to_save"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+        *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "peft_version", "inference_mode"),
+        *("lora_dropout", "runtime_config", "megatron_config", "megatron_core", "qalora_group_size", "velora_config"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("swift_type", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "group_size", "model_key_mapping"),
+        *("loraplus_lr_ratio", "loraplus_lr_embedding", "unsloth_version", "unsloth_fixed", "merge_weights"),
+    }
+)
+_FOUR_BIT_NAME = re.compile(r"(bnb[-_]?4bit|[-_]4bit|[-_]nf4)\b", re.IGNORECASE)
 
 
 class PeftConfig:
@@ -41,6 +61,17 @@ class PeftConfig:
         self.path = path
         self.raw = read_json(path)
         _check_kind(self.raw)
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """The fields with a value that are not known here, sorted."""
+        return sorted(name for name, value in self.raw.items() if value and name not in _KNOWN)
+
+    @property
+    def four_bit_base(self) -> str | None:
+        """The name of the base that the adapter was trained on, if that is one in 4 bits."""
+        name = self.raw.get("base_model_name_or_path")
+        return name if isinstance(name, str) and _FOUR_BIT_NAME.search(name) else None
 
     @property
     def is_transposed(self) -> bool:
@@ -76,7 +107,7 @@ class PeftConfig:
 
 def _check_kind(config: Mapping[str, Any]) -> None:
     """Refuse what is not plain LoRA."""
-    kind = config.get("peft_type")
+    kind = config.get("peft_type", config.get("swift_type"))
     if kind != "LORA":
         raise AdapterError(f"the adapter is of the kind {kind}; only LORA can be merged", _MERGE_FIRST)
     for name, meaning in _UNSUPPORTED.items():

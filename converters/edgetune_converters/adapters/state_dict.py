@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgetune_converters.reading.safetensors_file import SafetensorsFile, row_count
+from edgetune_converters.adapters.weights import AdapterWeights
+from edgetune_converters.reading.safetensors_file import row_count
 from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers, without_prefix
 from edgetune_converters.tensors import TensorInfo
 
@@ -44,7 +45,7 @@ class AdapterTensors:
     notes: list[str] = field(default_factory=list)
 
 
-def read_tensors(file: SafetensorsFile, fits: Callable[[str], bool]) -> AdapterTensors:
+def read_tensors(file: AdapterWeights, fits: Callable[[str], bool]) -> AdapterTensors:
     """Return the tensors of an adapter by meaning; `fits` tells whether a module is one of the base."""
     found = AdapterTensors()
     matched = _matched(file, found)
@@ -76,14 +77,18 @@ def read_tensors(file: SafetensorsFile, fits: Callable[[str], bool]) -> AdapterT
     return found
 
 
-def _matched(file: SafetensorsFile, found: AdapterTensors) -> list[tuple[TensorInfo, re.Match[str]]]:
+def _matched(file: AdapterWeights, found: AdapterTensors) -> list[tuple[TensorInfo, re.Match[str]]]:
     """Each tensor with the pattern of its name; problems and notes for the others go to `found`."""
     matched: list[tuple[TensorInfo, re.Match[str]]] = []
-    foreign, originals = [], []
+    foreign: list[str] = []
+    originals: list[str] = []
+    magnitudes: list[str] = []
     for name, info in file.tensors.items():
         key = without_inner_wrappers(name)
         match = next((match for pattern in _KINDS if (match := pattern.match(key))), None)
-        if match is not None and match.re is _ORIGINAL:
+        if "lora_magnitude_vector" in key:
+            magnitudes.append(name)
+        elif match is not None and match.re is _ORIGINAL:
             originals.append(name)
         elif info.dtype not in _FLOATS:
             found.problems.append(f"{name} is stored as {info.dtype}, not as floats")
@@ -91,15 +96,16 @@ def _matched(file: SafetensorsFile, found: AdapterTensors) -> list[tuple[TensorI
             foreign.append(name)
         else:
             matched.append((info, match))
+    dora = "a magnitude of DoRA, which cannot be merged yet"
+    found.problems += as_one_line(magnitudes, f"is {dora}", f"are each {dora}")
     found.problems += as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
-    found.notes += as_one_line(
-        originals, *(f"{verb} the values before training; left out" for verb in ("holds", "hold"))
-    )
+    before = "the values before training; left out"
+    found.notes += as_one_line(originals, f"holds {before}", f"hold {before}")
     return matched
 
 
 def _module_names(
-    file: SafetensorsFile, modules: Sequence[str], fits: Callable[[str], bool], found: AdapterTensors
+    file: AdapterWeights, modules: Sequence[str], fits: Callable[[str], bool], found: AdapterTensors
 ) -> Mapping[str, str]:
     """The names of modules without a wrapper's prefix; a note for the prefix, a problem for each that fits twice."""
     choice = without_prefix(modules, fits)
@@ -114,7 +120,7 @@ def _module_names(
     return choice.names
 
 
-def _same_numbers(file: SafetensorsFile, one: TensorInfo, other: TensorInfo) -> bool:
+def _same_numbers(file: AdapterWeights, one: TensorInfo, other: TensorInfo) -> bool:
     if one.shape != other.shape:
         return False
     count = row_count(one.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, widened
 
 
@@ -15,7 +15,7 @@ from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, wi
 class TokenRows:
     """New values of the rows `ids`, [len(ids), k]. PEFT calls them a delta, but they replace the rows."""
 
-    file: SafetensorsFile
+    file: AdapterWeights
     values: TensorInfo
     ids: Sequence[int]
 

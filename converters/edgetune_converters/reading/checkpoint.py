@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,19 @@ from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo, span
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+
+
+class RowReader(Protocol):
+    """Reads rows of tensors on demand, see SafetensorsFile."""
+
+    def rows(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
+        """Return rows in f32."""
+
+    def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
+        """Return rows; weights of 16 bits keep their type."""
+
+    def forget(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> None:
+        """Let the system drop the pages of these rows."""
 
 
 class Checkpoint:
@@ -49,7 +62,7 @@ class Checkpoint:
         self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
-        self._substitutes: dict[str, SafetensorsFile] = {}
+        self._substitutes: dict[str, RowReader] = {}
 
     def _drop_quantization_entry(self) -> None:
         """Take quantization_config out of `config`, with a note."""
@@ -75,7 +88,7 @@ class Checkpoint:
         self.notes.append(f"the base's tensor names carry {names}, the name of a wrapper around the model; ignored")
         return clean
 
-    def substitute(self, name: str, file: SafetensorsFile, info: TensorInfo) -> None:
+    def substitute(self, name: str, file: RowReader, info: TensorInfo) -> None:
         """Read the tensor `name` from another file from now on: as the base would hold it after a resize."""
         self.tensors[name] = replace(info, name=name)
         self._substitutes[name] = file

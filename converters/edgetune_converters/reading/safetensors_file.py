@@ -55,11 +55,15 @@ class SafetensorsFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-        self.metadata, self.tensors = _parse_header(path, self._map, self.size)
+        self.metadata, self.tensors = self._read_header()
         first = min((info.start for info in self.tensors.values()), default=self.size)
         self.pages = PassingPages(path, self._map, self.size, first) if self._map else None
         # reads per tensor during the pass, where not one
         self.planned_reads: Mapping[str, float] = {}
+
+    def _read_header(self) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+        """The free metadata and the tensors."""
+        return _parse_header(self.path, self._map, self.size)
 
     def rows(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
