@@ -80,7 +80,8 @@ class DataConfig(Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """`skip`: leave out rows that cannot be trained on, count them, and list them in the run."""
     chat_template: str | None = None
-    """A .jinja file or a built-in name (chatml, alpaca, plain) that replaces the chat template of the base."""
+    """A .jinja file, a built-in name (chatml, alpaca, plain) or the name of one of the base's templates, in place
+    of its default template and of `tool_use`."""
     split: str = "train"
     """The split of a Hugging Face dataset."""
     max_rows: Annotated[int, Field(ge=1)] | None = None

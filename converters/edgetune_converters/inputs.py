@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgetune_converters.files.companions import CompanionFiles
+from edgetune_converters.files.contents import read_json
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Value
 from edgetune_converters.model import Model
@@ -20,6 +21,7 @@ from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
+from edgetune_converters.tokenizers.chat_files import copied_template_files
 
 
 class VocabularyChanged(Exception):
@@ -140,9 +142,12 @@ class ExportInputs:
     @cached_property
     def companions(self) -> CompanionFiles:
         """Return what a model directory holds besides the weights."""
-        model = self.model
+        model, template = self.model, self._chat_template
+        path = self.tokenizer / "tokenizer_config.json"
+        stated = read_json(path) if path.is_file() else {}
         return CompanionFiles(
-            model.checkpoint.path, model.config_json, self.tokenizer, self._chat_template, model.tied
+            model.checkpoint.path, model.config_json, self.tokenizer, template, model.tied,
+            copied_template_files(self.tokenizer, stated, template),
         )  # fmt: skip
 
     @cached_property

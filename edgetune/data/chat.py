@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgetune.errors import ConfigError, DataError
@@ -44,6 +45,8 @@ class ChatTemplate:
     """Variables that the template reads beside the conversation, such as enable_thinking."""
     clock: Clock = field(default_factory=Clock, compare=False)
     """The time that the template is told."""
+    tool_use: str | None = None
+    """The Jinja text of the template that transformers uses for a conversation with tools, if there is one."""
 
     @classmethod
     def from_directory(
@@ -56,19 +59,23 @@ class ChatTemplate:
         """
         found = cls.find(directory, override)
         if found is None:
-            raise DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
+            raise _no_template_error(directory)
         found.check_options(options or {})
         return found.with_options(options or {})
 
     @classmethod
     def find(cls, directory: Path, override: str | None = None) -> ChatTemplate | None:
-        """As `from_directory`, but return None when there is no template."""
-        tokens = special_tokens(directory)
-        source = read_override(override) if override else _own_source(directory)
+        """As `from_directory`, but return None when there is no default template."""
+        tokens, templates = special_tokens(directory), named_templates(directory)
+        source = read_override(override, templates) if override else templates.get(chat_files.DEFAULT)
         if source is None:
             return None
+        tool_use = templates.get(chat_files.TOOL_USE)
         named = {name: token for name, token in tokens.items() if name not in ("bos_token", "eos_token")}
-        return cls(source, tokens.get("bos_token"), tokens.get("eos_token"), named)
+        return cls(
+            source, tokens.get("bos_token"), tokens.get("eos_token"), named,
+            tool_use=tool_use if tool_use is None or override is None else source,
+        )  # fmt: skip
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> ChatTemplate | None:
@@ -80,7 +87,8 @@ class ChatTemplate:
         ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in _GGUF_TOKENS.items()}
         named = {name: texts[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(texts)}
         tokens = (named.pop("bos_token", None), named.pop("eos_token", None), named)
-        return cls(source, *tokens, stored_options(metadata))
+        tool_use = metadata.get(f"tokenizer.chat_template.{chat_files.TOOL_USE}")
+        return cls(source, *tokens, stored_options(metadata), tool_use=tool_use if isinstance(tool_use, str) else None)
 
     def with_options(self, options: Mapping[str, Any]) -> ChatTemplate:
         """Return the template with further options; they replace those of the same name."""
@@ -95,11 +103,26 @@ class ChatTemplate:
             return self
         return replace(self, clock=Clock(datetime.fromisoformat(moment) if isinstance(moment, str) else moment))
 
+    def source_for(self, tools: Any) -> str:
+        """Return the Jinja text for a conversation with these tools (None: without tools), as transformers chooses."""
+        return self.source if tools is None or self.tool_use is None else self.tool_use
+
+    def describe_rendering(self, tools: Any) -> dict[str, Any]:
+        """Return what a stored conversation needs so that `as_rendered` finds the template again, after rendering."""
+        moment = {"rendered_at": str(self.clock)} if self.clock.is_read else {}
+        return moment | ({"template": chat_files.TOOL_USE} if self.source_for(tools) != self.source else {})
+
+    def as_rendered(self, stored: Mapping[str, Any]) -> ChatTemplate:
+        """Return the template with which a stored conversation was rendered: options, moment, and named template."""
+        template = self.with_options(stored.get("options", {})).at(stored.get("rendered_at"))
+        return template if stored.get("template") == chat_files.TOOL_USE else replace(template, tool_use=None)
+
     @property
     def option_names(self) -> tuple[str, ...]:
         """Names of the variables that an option can set. Raises DataError if the template is not valid Jinja."""
         self.check_syntax()
-        return chat_template.option_names(self.source)
+        sources = (self.source, self.tool_use or self.source)
+        return tuple(sorted({name for source in sources for name in chat_template.option_names(source)}))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for an option that the template does not read, or whose name is reserved."""
@@ -116,15 +139,16 @@ class ChatTemplate:
                     f"It reads {known}" if known else "It reads no options: remove it",
                 )
 
-    def check_syntax(self) -> None:
-        """Raise DataError if the template is not valid Jinja text."""
+    def check_syntax(self, tools: Any = None) -> None:
+        """Raise DataError if the template, for conversations with these tools, is not valid Jinja text."""
+        source = self.source_for(tools)
         try:
-            self.source.encode("utf-8")
-            chat_template.compiled(self.source)
+            source.encode("utf-8")
+            chat_template.compiled(source)
         except ChatTemplateError as error:
             raise DataError(f"the chat template is not valid Jinja: {error}", NO_TEMPLATE_HINT) from None
         except UnicodeEncodeError as error:
-            code = ord(self.source[error.start])
+            code = ord(source[error.start])
             raise DataError(f"the chat template holds half a character (U+{code:04X})", NO_TEMPLATE_HINT) from None
 
     def render(
@@ -140,10 +164,10 @@ class ChatTemplate:
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
         named = {name: token for name, token in tokens.items() if token is not None}
-        self.check_syntax()
+        self.check_syntax(tools)
         try:
             return chat_template.render(
-                self.source,
+                self.source_for(tools),
                 messages,
                 named,
                 add_generation_prompt=add_generation_prompt,
@@ -178,18 +202,33 @@ def options_metadata(options: Mapping[str, Any]) -> dict[str, str]:
     return {keys.TEMPLATE_OPTIONS: json.dumps(options, separators=(",", ":"), sort_keys=True)} if options else {}
 
 
-def read_override(override: str) -> str:
-    """Return the Jinja text of a built-in template or of a .jinja file. Raises DataError for anything else."""
+def read_override(override: str, named: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the Jinja text of a built-in template, of one of the `named` ones of a base, or of a .jinja file.
+
+    Raises DataError for anything else.
+    """
     if override in BUILT_IN:
         return (_TEMPLATES / f"{override}.jinja").read_text(encoding="utf-8")
+    if override in named:
+        return named[override]
     path = Path(override).expanduser()
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
+        names = ", ".join((*BUILT_IN, *named))
         raise DataError(
-            f"data.chat_template: {override!r} is neither a readable .jinja file nor one of {', '.join(BUILT_IN)}",
-            NO_TEMPLATE_HINT,
+            f"data.chat_template: {override!r} is neither a readable .jinja file nor one of {names}", NO_TEMPLATE_HINT
         ) from None
+
+
+def _no_template_error(directory: Path) -> DataError:
+    names = list(named_templates(directory))
+    if not names:
+        return DataError(f"the base in {directory} has no chat template", NO_TEMPLATE_HINT)
+    return DataError(
+        f"the base in {directory} has no default chat template; its templates are called {', '.join(names)}",
+        f"Choose one of them: data.chat_template: {names[0]}",
+    )
 
 
 def special_tokens(directory: Path) -> dict[str, str]:
@@ -201,10 +240,11 @@ def special_tokens(directory: Path) -> dict[str, str]:
     return chat_files.special_tokens(config, _read_json(directory / "special_tokens_map.json"))
 
 
-def _own_source(directory: Path) -> str | None:
+def named_templates(directory: Path) -> dict[str, str]:
+    """Return the chat templates of a tokenizer directory by name. Raises DataError when a file is damaged."""
     config = _read_json(directory / "tokenizer_config.json")
     try:
-        return chat_files.chat_templates(directory, config).get(chat_files.DEFAULT)
+        return chat_files.chat_templates(directory, config)
     except TokenizerError as error:
         raise DataError(error.message, "Restore the base's files") from None
 

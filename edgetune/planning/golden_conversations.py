@@ -96,7 +96,7 @@ def _entries(
     options: Mapping[str, Any] | None = None,
 ) -> Iterable[dict[str, Any]]:
     template = template.with_options(options or {})
-    kept = {name: value for name, value in (("tools", tools), ("options", options)) if value}
+    given = {name: value for name, value in (("tools", tools), ("options", options)) if value}
     for messages in conversations:
         prompt = messages[-1]["role"] != "assistant"
         rendering = template.at(template.clock.moment)  # with a clock of its own, which tells whether it was read
@@ -107,5 +107,5 @@ def _entries(
         ids, _ = tokenizer.encode(text)
         if tokenizer.without_row(ids):  # such as the placeholder for images of a text-only model
             continue
-        day = {"rendered_at": str(rendering.clock)} if rendering.clock.is_read else {}
-        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept, **day}
+        kept = given | rendering.describe_rendering(tools)
+        yield {"messages": messages, "add_generation_prompt": prompt, "text": text, "ids": ids, **kept}

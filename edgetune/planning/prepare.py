@@ -23,6 +23,7 @@ from edgetune.data.trailing import TrailingTurns
 from edgetune.planning.base_model import Base, check_exportable, find_base
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.task_rows import Prompt, TaskRow, greedy_prompts, prepare_task_rows
+from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
 
@@ -110,6 +111,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     template = ChatTemplate.from_directory(base.path, config.data.chat_template, config.template.options)
     template = template.at(rendered_at or datetime.now().replace(microsecond=0))
     check_exportable(base, config, template.source)
+    template_files(base.path, template)
     tokenizer = TextTokenizer.from_directory(base.path, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
     splits = read_splits(config.data, config.training.seed, problems)
@@ -138,12 +140,22 @@ def print_overview(prepared: PreparedRun) -> None:
     console.note(f"held out: {format_totals(prepared.validation)}")
     for line in (*prepared.trailing.describe(), *format_unused(prepared.usage)):
         console.note(line)
+    if prepared.template.tool_use is not None:
+        console.note(_describe_tool_use(prepared))
     if prepared.rendered_at:
         console.note(format_moment(prepared.rendered_at))
     for warning in _warnings(prepared):
         console.warn(warning)
     for line in format_split(prepared.train) or format_split(prepared.validation):
         console.note(line)
+
+
+def _describe_tool_use(prepared: PreparedRun) -> str:
+    if prepared.template.tool_use == prepared.template.source:
+        return "data.chat_template also replaces the base's template tool_use, which is used for rows with tools"
+    chats = (*prepared.splits.train, *prepared.splits.validation, *prepared.splits.test)
+    count = sum(row.tools is not None for row in chats)
+    return f"the base has a template tool_use, which is used for rows with tools ({count} rows), as in transformers"
 
 
 def _warnings(prepared: PreparedRun) -> Iterator[str]:

@@ -20,7 +20,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune_converters.gguf import keys
 
 VERSION = 1
-_FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first", "rendered_at")
+_FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first", "rendered_at", "template")
 
 
 @dataclass(frozen=True)

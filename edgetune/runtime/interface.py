@@ -58,6 +58,7 @@ class Runtime(ABC):
         vocabulary_size: Width V of the logits.
         metadata: Metadata of the file.
         chat_template: Chat template of the file, or None.
+        template_names: Names of the file's chat templates.
         bos_token: Token that starts a text, or None.
         stop_tokens: Tokens at which generation ends.
     """
@@ -72,6 +73,7 @@ class Runtime(ABC):
     vocabulary_size: int
     metadata: Mapping[str, Any]
     chat_template: ChatTemplate | None
+    template_names: tuple[str, ...] = ()
     bos_token: int | None
     stop_tokens: frozenset[int]
 
@@ -118,8 +120,11 @@ class Runtime(ABC):
             ConfigError: The template does not read an option.
         """
         if self.chat_template is None:
+            names = self.template_names
             raise NoChatTemplate(
-                f"{self.path} has no chat template",
+                f"{self.path} has no default chat template, only {', '.join(names)}"
+                if names
+                else f"{self.path} has no chat template",
                 "Continue plain text (`--raw`, `Runtime.complete`), or export with a template",
             )
         template = self.chat_template

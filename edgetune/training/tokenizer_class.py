@@ -64,7 +64,7 @@ def check_against_transformers(prepared: PreparedRun) -> bool:
     if found.follows:
         return True
     with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(prepared.base.path, prepared.template.source, Path(folder), names_fast_class=True)
+        save_tokenizer(prepared.base.path, prepared.template, Path(folder), names_fast_class=True)
         _, after = _compare(prepared, Path(folder), texts)
     _print_note(found, after)
     return False
@@ -116,7 +116,7 @@ def check_rendering(prepared: PreparedRun, theirs: Any = None) -> None:
                 expected = theirs.apply_chat_template(
                     entry["messages"],
                     tools=entry.get("tools"),
-                    chat_template=template.source,
+                    chat_template=template.source_for(entry.get("tools")),
                     tokenize=False,
                     add_generation_prompt=entry["add_generation_prompt"],
                     **template.options | entry.get("options", {}),

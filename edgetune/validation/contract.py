@@ -66,7 +66,7 @@ def rendering_difference(runtime: Runtime, entry: GoldenConversation) -> str | N
     """Compare the rendered text of a conversation."""
     if runtime.chat_template is None:
         return None  # template_difference reports it
-    template = runtime.chat_template.with_options(entry.get("options", {})).at(entry.get("rendered_at"))
+    template = runtime.chat_template.as_rendered(entry)
     try:
         found = template.render(
             entry["messages"], add_generation_prompt=entry["add_generation_prompt"], tools=entry.get("tools")

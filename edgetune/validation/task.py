@@ -75,5 +75,5 @@ def _frame(runtime: Runtime, row: Row) -> AnswerFrame:
 
 def _render_prompt(runtime: Runtime, row: Row) -> str:
     assert runtime.chat_template is not None
-    template = runtime.chat_template.with_options(row.get("options", {})).at(row.get("rendered_at"))
+    template = runtime.chat_template.as_rendered(row)
     return template.render(row["messages"], add_generation_prompt=True, tools=row.get("tools"))

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgetune import cli
+from edgetune.data.chat import ChatTemplate
 from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.training import environment
 from tests.converters import tiny, vocabularies
@@ -102,7 +103,7 @@ def test_dry_run_passes_and_says_whether_the_class_follows_tokenizer_json(
     assert noted or follows
     if not noted:
         return
-    save_tokenizer(base, TEMPLATE, tmp_path / "saved", names_fast_class=True)
+    save_tokenizer(base, ChatTemplate(TEMPLATE), tmp_path / "saved", names_fast_class=True)
     with environment.silence_libraries():
         after = _ids_of_transformers(tmp_path / "saved")
     assert ("names PreTrainedTokenizerFast, which follows" in said) == (after == _ids_of_file(base))
@@ -136,6 +137,6 @@ def test_a_tokenizer_like_llama_2s_is_trained_and_its_outputs_load_with_the_ids_
 def test_the_special_tokens_that_a_class_supplied_stay(weights: Path, tmp_path: Path) -> None:
     base = _base(weights, tmp_path, spaced=True, tokenizer_class="LlamaTokenizer")
     _change(base / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
-    save_tokenizer(base, TEMPLATE, tmp_path / "saved", names_fast_class=True)
+    save_tokenizer(base, ChatTemplate(TEMPLATE), tmp_path / "saved", names_fast_class=True)
     stated = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
     assert (stated["bos_token"], stated["eos_token"], stated["unk_token"]) == ("<s>", "</s>", "<unk>")

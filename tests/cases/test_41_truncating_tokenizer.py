@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgetune import cli
+from edgetune.data.chat import ChatTemplate
 from edgetune.planning.tokenizer_files import changed_tokenizer_files, save_tokenizer
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.files.companions import tokenizer_notes, without_limits
@@ -133,15 +134,15 @@ def test_a_run_keeps_the_whole_text_and_its_identity(
 
 def test_a_run_of_an_older_version_is_still_the_same(plain: Path, tmp_path: Path) -> None:
     base = _with_limits(plain, tmp_path / "base", _both)
-    save_tokenizer(base, templates.CHATML, tmp_path / "run")
-    assert changed_tokenizer_files(base, templates.CHATML, tmp_path / "run") == []
+    save_tokenizer(base, ChatTemplate(templates.CHATML), tmp_path / "run")
+    assert changed_tokenizer_files(base, ChatTemplate(templates.CHATML), tmp_path / "run") == []
     shutil.copy(base / "tokenizer.json", tmp_path / "run" / "tokenizer.json")  # as before: byte for byte
-    assert changed_tokenizer_files(base, templates.CHATML, tmp_path / "run") == []
-    assert changed_tokenizer_files(plain, templates.CHATML, tmp_path / "run") == []
+    assert changed_tokenizer_files(base, ChatTemplate(templates.CHATML), tmp_path / "run") == []
+    assert changed_tokenizer_files(plain, ChatTemplate(templates.CHATML), tmp_path / "run") == []
     tokenizer = json.loads((plain / "tokenizer.json").read_bytes())
     tokenizer["added_tokens"][0]["lstrip"] = True
     (tmp_path / "run" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert changed_tokenizer_files(base, templates.CHATML, tmp_path / "run") == ["tokenizer.json"]
+    assert changed_tokenizer_files(base, ChatTemplate(templates.CHATML), tmp_path / "run") == ["tokenizer.json"]
 
 
 @pytest.mark.parametrize(("limit", "noted"), [(32, True), (256, False), (10**30, False), (None, False)])

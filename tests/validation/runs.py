@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.config import parse_config
+from edgetune.data.chat import ChatTemplate
 from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference.codecs import F32
 from edgetune.reference.scored_rows import ScoredRows
@@ -47,7 +48,7 @@ def make_run(
     )
     identity = {"name": str(base), "path": str(base), "files": Checkpoint(base).identity()}
     run.update_manifest(config=config.model_dump(mode="json"), base=identity, data={}, stages={})
-    save_tokenizer(base, models.TEMPLATE, run.tokenizer)
+    save_tokenizer(base, ChatTemplate(models.TEMPLATE), run.tokenizer)
     with load(file) as runtime:
         _write_reference(run, runtime, rows or held_out(), full_vocabulary_limit, top_k)
     run.finish()

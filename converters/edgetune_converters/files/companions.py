@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from edgetune_converters.errors import TokenizerError
@@ -36,6 +37,8 @@ class CompanionFiles(NamedTuple):
     """Replaces the tokenizer's own template."""
     tied: bool
     """Whether the embedding is also the output matrix."""
+    templates: Mapping[str, bytes] = MappingProxyType({})
+    """Files of chat templates: path in the directory -> content. They replace those of the tokenizer."""
 
 
 def check_tokenizer(directory: Path) -> None:
@@ -55,8 +58,9 @@ def copy_tokenizer(companions: CompanionFiles, directory: Path) -> None:
         content = tokenizer_file(companions.tokenizer, name)
         if content is not None:
             (directory / name).write_bytes(content)
-    if companions.chat_template is not None:
-        (directory / TEMPLATE_FILE).write_text(companions.chat_template, encoding="utf-8")
+    for name, content in companions.templates.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
 
 
 def tokenizer_file(directory: Path, name: str) -> bytes | None:

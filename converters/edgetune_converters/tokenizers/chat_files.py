@@ -5,6 +5,8 @@ One reader for training, export and the runtimes. It needs neither the tokenizer
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,14 @@ from edgetune_converters.gguf.values import Value, string, strings
 
 DEFAULT = "default"
 """The name of the template that is used unless another one is asked for."""
+TOOL_USE = "tool_use"
+"""The name of the template that transformers uses for a conversation with tools."""
 TEMPLATE_FILE = "chat_template.jinja"
+EXTRA_FOLDER = "additional_chat_templates"
+"""The folder of templates with other names, NAME.jinja each."""
+JSON_FILE = "chat_template.json"
+"""Where models with a processor keep a template, as JSON."""
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 
 # tokens that a tokenizer class supplies where tokenizer_config.json does not name them, as in transformers 5
 _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
@@ -30,13 +39,43 @@ def chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]
 
     A template in a file of its own takes precedence, as in transformers. Raises TokenizerError for an unreadable file.
     """
-    named = _configured(config.get("chat_template"))
+    named = _configured(_read_json(directory / JSON_FILE).get("chat_template"))
+    named |= _configured(config.get("chat_template"))
     single = directory / TEMPLATE_FILE
     if single.is_file():
         named[DEFAULT] = _read(single)
-    for extra in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+    for extra in sorted((directory / EXTRA_FOLDER).glob("*.jinja")):
         named[extra.stem] = _read(extra)
     return named
+
+
+def template_files(named: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files in which transformers 5 keeps some templates: path in the directory -> content.
+
+    Raises TokenizerError for a name that is no file name.
+    """
+    wrong = next((name for name in named if not _FILE_NAME.fullmatch(name)), None)
+    if wrong is not None:
+        raise TokenizerError(
+            f"a chat template is called {wrong!r}, which is no name of a file", "Rename it in tokenizer_config.json"
+        )
+    paths = {name: TEMPLATE_FILE if name == DEFAULT else f"{EXTRA_FOLDER}/{name}.jinja" for name in named}
+    return {paths[name]: text.encode("utf-8", "surrogatepass") for name, text in named.items()}
+
+
+def copied_template_files(
+    directory: Path, config: Mapping[str, Any], chat_template: str | None = None
+) -> dict[str, bytes]:
+    """Return the template files beside a copy of tokenizer_config.json, so that transformers finds the same set.
+
+    None are needed where all templates stand in tokenizer_config.json; transformers ignores that entry once there is a
+    file. `chat_template` replaces the default one. Raises TokenizerError.
+    """
+    named = chat_templates(directory, config)
+    files = (directory / TEMPLATE_FILE).is_file() or named != _configured(config.get("chat_template"))
+    if chat_template is None and not files:
+        return {}
+    return template_files(named if chat_template is None else {**named, DEFAULT: chat_template})
 
 
 def template_metadata(named: Mapping[str, str]) -> dict[str, Value]:
@@ -90,6 +129,15 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"cannot read the chat template {path}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} when there is no such file."""
+    try:
+        found = json.loads(_read(path)) if path.is_file() else {}
+    except ValueError as error:
+        raise TokenizerError(f"cannot read the chat template {path}: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _configured(stated: Any) -> dict[str, str]:

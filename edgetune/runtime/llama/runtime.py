@@ -62,6 +62,7 @@ class LlamaRuntime(Runtime):
             self.bos_token = self._vocabulary.bos
             self.stop_tokens = self._vocabulary.stop_tokens | _carried_stops(file.metadata)
             self.chat_template = ChatTemplate.from_gguf(self.metadata)
+            self.template_names = _template_names(self.metadata)
             self._normalization = Normalization.from_metadata(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
         except BaseException:
@@ -158,6 +159,11 @@ class LlamaRuntime(Runtime):
             context.close()
         if model is not None:
             self._library.llama_model_free(model)
+
+
+def _template_names(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    default = ("default",) if "tokenizer.chat_template" in metadata else ()
+    return (*default, *metadata.get("tokenizer.chat_templates", ()))
 
 
 def _carried_stops(metadata: Mapping[str, Any]) -> frozenset[int]:

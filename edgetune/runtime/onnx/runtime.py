@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from edgetune.data.chat import ChatTemplate, stored_options
+from edgetune.data.chat import ChatTemplate, named_templates, stored_options
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import SequenceBatch
 from edgetune.runtime.interface import Runtime, Scoring
@@ -60,6 +60,7 @@ class OnnxRuntime(Runtime):
         self.bos_token = self._vocabulary.bos
         self.stop_tokens = self._vocabulary.stop_tokens | folder.stop_ids
         template = ChatTemplate.find(folder.directory)
+        self.template_names = tuple(named_templates(folder.directory))
         self.chat_template = template and template.with_options(stored_options(self.metadata))
         self._outputs = max(1, min(_BATCH, _OUTPUTS, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
         # without a range, logits are computed for every token of a call

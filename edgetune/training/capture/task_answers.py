@@ -34,7 +34,7 @@ def capture_task_answers(prepared: PreparedRun, model: Any, writer: ReferenceWri
         | ({"tools": task.row.tools} if task.row.tools else {})
         | ({"options": task.row.options} if task.row.options else {})
         | ({"choices": data.choices} if data.answer == CHOICE else {})
-        | ({"rendered_at": prepared.rendered_at} if prepared.rendered_at else {})
+        | prepared.template.describe_rendering(task.row.tools)
         for task, base, trained in zip(prepared.task, answers["base"], answers["trained"], strict=True)
     ]
     writer.set_task(data.answer, rows)
