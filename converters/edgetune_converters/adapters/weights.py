@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.files.contents import DAMAGED
-from edgetune_converters.reading.checkpoint import RowReader
+from edgetune_converters.reading.checkpoint import TensorRowReader
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
 from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 
@@ -28,7 +28,7 @@ _LOCAL_HEADER = 30  # bytes before the name in the header of a file in a zip arc
 _HINT = "Save it again with PEFT, which writes safetensors: PeftModel.from_pretrained(BASE, DIR).save_pretrained(DIR)"
 
 
-class AdapterWeights(RowReader, Protocol):
+class AdapterWeights(TensorRowReader, Protocol):
     """Tensors by name, and their rows on demand."""
 
     @property

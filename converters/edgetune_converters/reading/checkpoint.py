@@ -25,7 +25,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 
-class RowReader(Protocol):
+class TensorRowReader(Protocol):
     """Reads rows of tensors on demand, see SafetensorsFile."""
 
     def rows(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
@@ -62,7 +62,7 @@ class Checkpoint:
         self.tensors = prequantized.fold_parts(stored, self._decoders)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
-        self._substitutes: dict[str, RowReader] = {}
+        self._substitutes: dict[str, TensorRowReader] = {}
 
     def _drop_quantization_entry(self) -> None:
         """Take quantization_config out of `config`, with a note."""
@@ -88,7 +88,7 @@ class Checkpoint:
         self.notes.append(f"the base's tensor names carry {names}, the name of a wrapper around the model; ignored")
         return clean
 
-    def substitute(self, name: str, file: RowReader, info: TensorInfo) -> None:
+    def substitute(self, name: str, file: TensorRowReader, info: TensorInfo) -> None:
         """Read the tensor `name` from another file from now on: as the base would hold it after a resize."""
         self.tensors[name] = replace(info, name=name)
         self._substitutes[name] = file
