@@ -97,8 +97,7 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     Without `problems`, raise DataError for problems of rows.
     """
     found = RowProblems(skip=config.on_bad_row == "skip") if problems is None else problems
-    columns = {meaning: key for meaning, key in config.columns.model_dump().items() if key is not None}
-    reader = RowReader(config.format, columns, config.roles)
+    reader = _row_reader(config)
 
     def read(names: str | list[str]) -> list[DataSource]:
         return read_sources(names, reader=reader, split=config.split, problems=found)
@@ -125,6 +124,29 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
         {name: [source.identity for source in each] for name, each in sources.items()},
         list(dict.fromkeys(note for each in sources.values() for source in each for note in source.notes)),
     )
+
+
+def _row_reader(config: DataConfig) -> RowReader:
+    columns = {meaning: key for meaning, key in config.columns.model_dump().items() if key is not None}
+    return RowReader(config.format, columns, config.roles)
+
+
+def read_part(config: DataConfig, part: str, problems: RowProblems) -> tuple[RowStore, list[str], list[str]]:
+    """Return the rows of data.train, data.validation or data.test, their formats, and what was not read.
+
+    Raises:
+        DataError: For problems of rows, unless they are skipped, and if the option is not set.
+    """
+    names = getattr(config, part)
+    if not names:
+        raise DataError(f"data.{part} is not set, so it has no rows", "Set it, or name another part with --of")
+    reader = _row_reader(config)
+    sources = read_sources(names, reader=reader, split=config.split, problems=problems)
+    reader.check_columns()
+    problems.raise_if_any()
+    rows = _chat_rows(sources)
+    notes = [note for source in sources for note in source.notes]
+    return rows[: config.max_rows] if part == "train" else rows, list(reader.formats), notes
 
 
 def hold_out(rows: RowStore, fraction: float, seed: int) -> tuple[RowStore, RowStore]:
