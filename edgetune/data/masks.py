@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.continuation import continue_ids
 from edgetune.data.messages import Conversation
-from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.text_tokenizer import Offset, TextTokenizer
 from edgetune.data.turns import HistoryRewriteError, RenderedTurn, Tools, check_beginning, close_turn, find_turns
 from edgetune.errors import DataError
 
@@ -156,8 +156,16 @@ def _encode_together(tokenizer: TextTokenizer, whole: str, turns: Sequence[Rende
         if start is None:
             return _encode_apart(tokenizer, turns)
         end = bisect_left(offsets, len(turn.answered), lo=start, key=lambda offset: offset[0])
+        if end > start and _begins_behind(whole, offsets[end - 1], len(turn.answered)):
+            end -= 1
         _mark(tokenizer, turn, ids[start:end], supervised, start)
     return EncodedRow(ids, supervised)
+
+
+def _begins_behind(whole: str, offset: Offset, end: int) -> bool:
+    """Whether a token that starts before `end` has only white space there: a marker takes the space before it."""
+    start, stop = offset
+    return stop > end and not whole[start:end].strip()
 
 
 def _encode_apart(tokenizer: TextTokenizer, turns: Sequence[RenderedTurn]) -> EncodedRow:

@@ -95,7 +95,7 @@ def _find_turn(
     first = index
     found = _text_up_to_header(template, conversation, tools) if follows or not index else None
     if found is None and follows:
-        if before is not None and before.last == index - 1:  # joined with it
+        if before is not None and before.last == index - 1 and answered.startswith(before.prompt):  # joined with it
             first, found = before.first, before.prompt
         else:
             found = _text_up_to_content(template, conversation, tools)

@@ -126,6 +126,8 @@ def test_rows_begin_with_the_tokens_of_their_prompts(
     untrained: frozenset[int],
 ) -> None:
     tokenizer = tokenizers_by_name[name]
+    if scheme.joins and scheme.thinks not in ("never", "always"):
+        untrained = frozenset()  # the border within a joined turn would move with the next message
     template = ChatTemplate(scheme.jinja(), None, "<|im_end|>")
     whole = "".join(piece.text for piece in scheme.pieces(messages))
     assert template.render(messages) == whole
