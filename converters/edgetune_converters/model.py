@@ -126,7 +126,7 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
     checkpoint = open_base(base)
     config = completed_config(checkpoint.config, class_defaults=not isinstance(checkpoint, GgufBase))
     family = family_of(config)
-    bound = bind(family, config, checkpoint.tensors)
+    bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
     adapter = None if adapter_path is None else Adapter(adapter_path)
     if adapter is not None and adapter.path.resolve() == base.resolve():
         raise AdapterError(

@@ -55,7 +55,11 @@ FLOAT8: Mapping[str, F32] = {"F8_E4M3": _e4m3(), "F8_E5M2": _e5m2()}
 
 FOUR_BIT = ("NF4", "FP4")
 """The dtypes of bitsandbytes' 4-bit weights."""
-QUANTIZED = (*FOUR_BIT, "INT8", "I8", "MXFP4", *FLOAT8)
+PACKED = ("GPTQ", "AWQ", "INT-PACKED", "NVFP4")
+"""The dtypes of weights that are stored in parts under other names, with scales of groups of columns."""
+BY_COLUMNS = ("GPTQ", "AWQ")
+"""The dtypes of packed weights whose rows are columns on disk: each block of rows is spread over the whole tensor."""
+QUANTIZED = (*FOUR_BIT, *PACKED, "INT8", "I8", "MXFP4", *FLOAT8)
 """Every dtype of a quantized weight that a checkpoint reader decodes."""
 
 

@@ -80,7 +80,8 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
     if weights and base.checkpoint.is_quantized:
         raise CheckpointError(
             f"the base {base.name} is already quantized; training quantizes the original weights itself",
-            "Give the 16-bit or 32-bit model that it was made from (merge-export also takes quantized bases)",
+            "Give the 16-bit or 32-bit model that it was made from, or dequantize this one first: "
+            f"edgetune merge-export --base {base.name} --format safetensors -q f16 -o DIR, then base: DIR",
         )
     if weights and base.checkpoint.wrappers:
         raise CheckpointError(

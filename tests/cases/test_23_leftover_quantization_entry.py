@@ -91,13 +91,15 @@ def test_an_entry_that_says_how_plain_weights_are_computed_with_is_refused(
         Checkpoint(_with_entry(plain, tmp_path / "base", entry))
 
 
-@pytest.mark.parametrize("part", ["qweight", "weight_packed"])
-def test_packed_weights_are_still_refused(part: str, plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "said"), [("qweight", r"up_proj.scales is missing"), ("weight_packed", "packed in a way that 'gptq'")]
+)
+def test_packed_weights_without_their_parts_are_refused(part: str, said: str, plain: Path, tmp_path: Path) -> None:
     base = _with_entry(plain, tmp_path / "base", ENTRIES["gptq"])
     tensors = load_file(base / "model.safetensors")
     tensors[f"model.layers.0.mlp.up_proj.{part}"] = torch.zeros(4, 4, dtype=torch.int32)
     save_file(tensors, base / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"already quantized \(gptq\)"):
+    with pytest.raises(CheckpointError, match=said):
         Checkpoint(base)
 
 

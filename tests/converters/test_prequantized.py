@@ -248,10 +248,24 @@ def test_integers_of_llm_compressor_are_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ({"quant_method": "gptq"}, r"\(gptq\)"),
-        ({"quant_method": "awq"}, r"\(awq\)"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "format 'pack-quantized'"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4'"),
+        ({"quant_method": "aqlm"}, r"\(aqlm\)"),
+        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ({"quant_method": "awq", "version": "marlin"}, "version 'marlin'"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}, "packing_format"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format 'marlin-24'"),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+            "sparsity_config 'sparse-24-bitmask'",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "mixed-precision",
+                "config_groups": {"group_1": {"format": "mxfp6-pack-quantized"}},
+            },
+            "group group_1, format 'mxfp6-pack-quantized'",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
         ({"quant_method": "compressed-tensors", "transform_config": {"a": 1}}, "compressed-tensors"),
         ({"quant_method": ["fp8"]}, "already quantized"),
         ({"bits": 4}, r"\(unknown\)"),
@@ -344,7 +358,7 @@ def test_all_damaged_weights_are_reported_together(four_bit: Path, tmp_path: Pat
         ({"weight": "float8_e4m3fn", "weight_scale": torch.ones(1).byte()}, "weight_scale is U8"),
         ({"weight": "float8_e4m3fn", "weight_scale": torch.tensor(float("inf"))}, "holds NaN or infinity"),
         ({"weight_scale": torch.ones(1)}, "with a scale 8-bit matrices are read"),
-        ({"weight": "int8", "weight_scale": torch.ones(1), "weight_zero_point": torch.ones(1)}, "zero points"),
+        ({"weight": "int8", "weight_scale": torch.ones(1), "weight_zero_point": torch.ones(2)}, "weight_zero_point is"),
         ({"weight": "uint8"}, "its absmax and quant_map and quant_state are missing"),
     ],
 )

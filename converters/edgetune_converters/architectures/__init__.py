@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgetune_converters.architectures.class_defaults import CLASS_DEFAULTS
@@ -34,6 +35,7 @@ __all__ = [
     "stored_transposed",
     "supported_names",
     "targets",
+    "transposed_matrices",
 ]
 
 
@@ -71,3 +73,14 @@ def completed_config(raw: Mapping[str, Any], *, class_defaults: bool = True) -> 
     family = family_of(config)
     completed = config.completed(family.defaults)
     return completed.completed(CLASS_DEFAULTS.get(family.hf[0], {})) if class_defaults else completed
+
+
+def transposed_matrices(config: Mapping[str, Any], names: Collection[str]) -> set[str]:
+    """Return those of the names of weights that the checkpoints of this model store transposed, as GPT-2's Conv1D."""
+    if not names:
+        return set()
+    complete = completed_config(config)
+    family = family_of(complete)
+    rows = [row for row in family.tensors if row.is_transposed_matrix(complete)]
+    patterns = [re.compile(re.escape(row.module + row.weight).replace(r"\{layer\}", r"\d+")) for row in rows]
+    return {name for name in names if any(pattern.fullmatch(family.canonical_name(name)) for pattern in patterns)}

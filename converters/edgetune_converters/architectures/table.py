@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -22,6 +22,12 @@ from edgetune_converters.gguf.values import Value
 from edgetune_converters.tensors import QUANTIZED, TensorInfo
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64", *QUANTIZED, *(kind.name.upper() for kind in BY_ID.values()))
+# fields of config.json by which linear layers have biases -> what the names of these layers have in common
+_BIAS_FLAGS = {
+    **dict.fromkeys(("attention_bias", "use_qkv_bias", "qkv_bias", "attn_bias"), "att"),
+    "mlp_bias": "mlp",
+    **dict.fromkeys(("use_bias", "bias"), ""),
+}
 
 Shape = Callable[[ModelConfig], tuple[int, ...]]
 Views = Callable[[ModelConfig], Sequence[View]]
@@ -87,6 +93,13 @@ class TensorRow:
     stacked: Callable[[ModelConfig], int] | None = None
     part_of: FusedParameter | None = None
 
+    def is_transposed_matrix(self, config: ModelConfig) -> bool:
+        """Whether the weight is one matrix, and transposed on its way into the file."""
+        if not any(self.when(config, layer) for layer in range(config.layers)):
+            return False
+        whole = [view.transpose for view in self.views(config)]
+        return len(self.shape(config)) == 2 and all(take and take.size == take.count for take in whole)
+
 
 @dataclass(frozen=True)
 class GeneratedTensor:
@@ -124,6 +137,7 @@ class Family:
         defaults: Values of fields that config.json omits, as in transformers.
         implied: Fields of config.json that llama.cpp assumes for the architecture, for a GGUF file as the base.
         head: What GGUF readers do with an output matrix that equals the embedding.
+        biased: Linear layers have biases, whatever config.json says.
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
         onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.
         ignored: Patterns of tensors that old checkpoints carry and that hold nothing of the model.
@@ -141,6 +155,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
     head: Head = Head.OPTIONAL
+    biased: bool = False
     extra_layers: bool = False
     onnx: Traits | None = None
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
@@ -210,15 +225,20 @@ class BoundTensor:
         return slots.gguf_name(self.slot, self.layer, self.part)
 
 
-def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> list[BoundTensor]:
-    """Match every tensor of a checkpoint with its row.
+def bind(
+    family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo], zero_biases: Collection[str] = ()
+) -> list[BoundTensor]:
+    """Match every tensor of a checkpoint with its row; `zero_biases` are left out where the model has no biases.
 
     Raises ArchitectureError with every tensor that is missing, unknown, of a wrong shape or of a wrong dtype.
     """
     problems = [text for check in family.requirements if (text := check(config))]
     if problems:
         raise ArchitectureError.of_many(f"settings of this {family.name} model that cannot be exported", problems)
-    binder = _Binder(family, config, tensors)
+    tensors = {
+        name: info for name, info in tensors.items() if name not in zero_biases or _has_biases(family, config, name)
+    }
+    binder = _Binder(family, config, tensors, zero_biases)
     bound = binder.bind()
     if binder.problems:
         raise ArchitectureError.of_many(
@@ -229,11 +249,19 @@ def bind(family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo])
     return bound
 
 
+def _has_biases(family: Family, config: ModelConfig, name: str) -> bool:
+    """Whether the model has a bias of this name, as far as the family and config.json say."""
+    return family.biased or any(config.get(flag) and part in name for flag, part in _BIAS_FLAGS.items())
+
+
 class _Binder:
     """One matching. Problems are collected, so that all are reported at once."""
 
-    def __init__(self, family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
+    def __init__(
+        self, family: Family, config: ModelConfig, tensors: Mapping[str, TensorInfo], spare: Collection[str]
+    ) -> None:
         self._family = family
+        self._spare = {family.canonical_name(name) for name in spare}
         self._config = config
         self._tensors = {family.canonical_name(name): info for name, info in tensors.items()}
         self._used: set[str] = set()
@@ -243,7 +271,7 @@ class _Binder:
     def bind(self) -> list[BoundTensor]:
         bound = [item for rows, layer in self._places() for item in self._slot(rows, layer)]
         ignored = re.compile("|".join([*self._family.ignored, *self._extra_layers()]))
-        known = self._used
+        known = self._used | self._spare
         unknown = [name for name in self._tensors if name not in known and not ignored.fullmatch(name)]
         self.problems += [f"{name} is not known in the {self._family.name} family" for name in sorted(unknown)]
         return bound

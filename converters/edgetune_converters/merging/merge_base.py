@@ -24,7 +24,7 @@ from edgetune_converters.errors import AdapterError, CheckpointError, EdgetuneEr
 from edgetune_converters.merging.stream import MergedTensor, TensorPart
 from edgetune_converters.names import MERGE_BASES, NF4, ORIGINAL
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.tensors import ALL, F32, FOUR_BIT, Read, RowIndex, TensorInfo, span
+from edgetune_converters.tensors import ALL, F32, FOUR_BIT, PACKED, Read, RowIndex, TensorInfo, span
 
 _PIECE_BYTES = 8 * 1024 * 1024
 # dtypes of PyTorch and safetensors -> those of edgetune_native; F64 is rounded to f32 first
@@ -102,6 +102,12 @@ class Nf4MergeBase:
 
         Raises AdapterError when the record is damaged or does not match the base.
         """
+        if self.record is None and _are_packed(tensors):
+            self._notes.append(
+                "the base is quantized already: its weights stay as they are and are not rounded to nf4, because an "
+                "adapter on them was trained on these values"
+            )
+            return list(tensors)
         recorded = () if self.record is None else _recorded(self.record)
         found = {renamed(name): rounding for name, rounding in recorded}
         if self.record is None:
@@ -272,8 +278,13 @@ def _is_linear(tensor: MergedTensor, part: TensorPart) -> bool:
 
 
 def _is_rounded(part: TensorPart) -> bool:
-    """Whether the base stores it in 4 bits already; a second rounding would change it."""
-    return part.piece.source.dtype in FOUR_BIT
+    """Whether the base stores it quantized already; a second rounding would change it."""
+    return part.piece.source.dtype in (*FOUR_BIT, *PACKED)
+
+
+def _are_packed(tensors: Sequence[MergedTensor]) -> bool:
+    """Whether the base is one of GPTQ, AWQ or the like, which training does not round to 4 bits again."""
+    return any(part.piece.source.dtype in PACKED for tensor in tensors for part in tensor.parts)
 
 
 # -- the record of a run -----------------------------------------------------------------------------------------------

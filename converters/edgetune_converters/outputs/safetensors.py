@@ -36,7 +36,8 @@ BASE_TYPE = "base"
 TYPES = ("bf16", "f16", "f32")
 DEFAULT_SHARD = 5 * 10**9
 _TAGS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
+# GPTQ and AWQ: in f16, the type of their scales, the weights are those that their libraries dequantize
+_OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16", "GPTQ": "f16", "AWQ": "f16"}
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _GENERATION_FILE = "generation_config.json"

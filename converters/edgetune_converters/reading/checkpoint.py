@@ -13,13 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune_converters.architectures import transposed_matrices
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.files.contents import DAMAGED, read_json, sha256_of
-from edgetune_converters.reading import prequantized
 from edgetune_converters.reading.page_cache import PassingPages
+from edgetune_converters.reading.prequantized import methods
+from edgetune_converters.reading.prequantized.decoder import WeightDecoder
+from edgetune_converters.reading.prequantized.gptq import TransposedWeight
 from edgetune_converters.reading.safetensors_file import SafetensorsFile, row_count
 from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers
-from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo, span
+from edgetune_converters.tensors import ALL, BY_COLUMNS, F32, PACKED, RowIndex, TensorInfo, span
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -54,15 +57,26 @@ class Checkpoint:
         self.notes: list[str] = []
         self.wrappers: tuple[str, ...] = ()
         stored = self._without_wrappers(stored)
-        self.has_outdated_quantization = prequantized.is_outdated_entry(self.config, stored)
+        self.config = methods.with_entry(path, self.config, stored)
+        self.has_outdated_quantization = methods.is_outdated_entry(self.config, stored)
         if self.has_outdated_quantization:
             self._drop_quantization_entry()
-        prequantized.check_method(path, self.config)
-        self._decoders = prequantized.decoders(stored, self.config, self._view)
-        self.tensors = prequantized.fold_parts(stored, self._decoders)
+        methods.check_method(path, self.config)
+        self._decoders = self._as_plain(methods.decoders(stored, self.config, self._view))
+        self.tensors = methods.fold_parts(stored, self._decoders)
+        self.notes += methods.notes(self.config, stored, self._decoders)
+        self.zero_biases = methods.zero_biases(self.tensors, self._decoders, self._view)
         # tensors by slot that are written unchanged, for bases whose config does not give them
         self.carried: list[tuple[str, F32]] = []
         self._substitutes: dict[str, TensorRowReader] = {}
+
+    def _as_plain(self, decoders: dict[str, WeightDecoder]) -> dict[str, WeightDecoder]:
+        """The decoders with packed weights in the layout of the plain checkpoint, which some families transpose."""
+        packed = [name for name, decoder in decoders.items() if decoder.info.dtype in PACKED]
+        transposed = transposed_matrices(self.config, packed)
+        return {
+            name: TransposedWeight(decoder) if name in transposed else decoder for name, decoder in decoders.items()
+        }
 
     def _drop_quantization_entry(self) -> None:
         """Take quantization_config out of `config`, with a note."""
@@ -107,8 +121,7 @@ class Checkpoint:
             return self._files[info.file].rows(info, rows, columns)
         first, last = span(rows, row_count(info.shape))
         decoded = self._decoders[info.name].rows(first, last)
-        if info.file in self._files:
-            self._files[info.file].forget(info, rows)
+        self._forget_decoded(info, rows, last)
         return decoded[:, columns] if isinstance(rows, slice) else decoded[rows - first][:, columns]
 
     def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
@@ -118,6 +131,11 @@ class Checkpoint:
         if info.name in self._decoders:
             return self.rows(info, rows, columns)
         return self._files[info.file].stored(info, rows, columns)
+
+    def _forget_decoded(self, info: TensorInfo, rows: RowIndex, last: int) -> None:
+        """Drop the pages of decoded rows; those of a weight by columns after its last row, which needs all of them."""
+        if info.file in self._files and (info.dtype not in BY_COLUMNS or last == row_count(info.shape)):
+            self._files[info.file].forget(info, ALL if info.dtype in BY_COLUMNS else rows)
 
     def forget(self, info: TensorInfo, rows: RowIndex) -> None:
         """Let the system drop the pages of these rows."""

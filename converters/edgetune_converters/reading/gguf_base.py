@@ -51,6 +51,7 @@ class GgufBase(Checkpoint):
         self._assembled = read_back.found
         self.tensors = {name: tensor.info for name, tensor in read_back.found.items()}
         self.carried = read_back.carried
+        self.zero_biases = set()
         self.notes, self.wrappers, self.has_outdated_quantization = [], (), False
 
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:

@@ -30,13 +30,14 @@ _STORED: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "F64": np.dtype("<f8"),
-    **dict.fromkeys(("U8", *FLOAT8), np.dtype(np.uint8)),
-    "I8": np.dtype(np.int8),
+    **dict.fromkeys(("U8", "F8_E8M0", *FLOAT8), np.dtype(np.uint8)),
+    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("I8", "I16", "I32", "I64")},
+    **{name: np.dtype(f"<u{int(name[1:]) // 8}") for name in ("U16", "U32", "U64")},
 }
 _SIXTEEN_BIT = ("F16", "BF16")  # dtypes that the kernels take as they are stored
 # every dtype of the format -> bytes per element
 _SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from edgetune_converters.architectures.table import Family, TensorRow
 BLOOM = Family(
     name="BLOOM",
     hf=("BloomForCausalLM",),
+    biased=True,
     gguf="bloom",
     tensors=(
         TensorRow("transformer.word_embeddings", slots.EMBEDDING, embedding),

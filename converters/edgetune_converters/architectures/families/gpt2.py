@@ -32,6 +32,7 @@ def _transposed(shape: Shape) -> tuple[Shape, Views]:
 GPT2 = Family(
     name="GPT-2",
     hf=("GPT2LMHeadModel",),
+    biased=True,
     gguf="gpt2",
     tensors=(
         TensorRow("transformer.wte", slots.EMBEDDING, embedding),

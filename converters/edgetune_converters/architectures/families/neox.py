@@ -25,6 +25,7 @@ _NEOX_LAYER = "gpt_neox.layers.{layer}."
 NEOX = Family(
     name="GPT-NeoX and Pythia",
     hf=("GPTNeoXForCausalLM",),
+    biased=True,
     gguf="gptneox",
     tensors=(
         TensorRow("gpt_neox.embed_in", slots.EMBEDDING, embedding),

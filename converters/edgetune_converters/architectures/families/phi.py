@@ -51,6 +51,7 @@ PHI3 = Family(
 PHI2 = Family(
     name="Phi-2",
     hf=("PhiForCausalLM",),
+    biased=True,
     gguf="phi2",
     tensors=(
         TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),

@@ -43,6 +43,7 @@ def _normalized(config: ModelConfig) -> bool:
 QWEN2 = Family(
     name="Qwen2",
     hf=("Qwen2ForCausalLM",),
+    biased=True,
     gguf="qwen2",
     tensors=trunk() + attention(qkv_bias=True) + gated_ffn(),
     metadata=LLAMA_METADATA,
@@ -65,6 +66,7 @@ QWEN3 = Family(
 QWEN2_MOE = Family(
     name="Qwen2-MoE",
     hf=("Qwen2MoeForCausalLM",),
+    biased=True,
     gguf="qwen2moe",
     tensors=(
         *trunk(),

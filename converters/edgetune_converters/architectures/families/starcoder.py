@@ -25,6 +25,7 @@ from edgetune_converters.architectures.table import Family
 STARCODER2 = Family(
     name="StarCoder 2",
     hf=("Starcoder2ForCausalLM",),
+    biased=True,
     gguf="starcoder2",
     tensors=(
         *trunk(bias=True),

@@ -1,0 +1,1 @@
+"""Quantized checkpoints: their weights as ordinary tensors, decoded by rows on demand; a module per method."""
