@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,8 +68,7 @@ def test_an_adapter_is_merged_into_the_dequantized_weights(merge_base: str, base
     """Nothing is rounded to NF4: an adapter on GPTQ weights was trained with them as they are."""
     packed, plain = quantized(base, tmp_path, "gptq")
     adapter = tiny.adapter(base, tmp_path / "adapter")
-    fields = {"adapter": adapter, "merge_base": merge_base}
-    (receipt,) = export(packed, {"f32": tmp_path / "packed.gguf"}, **fields)
+    (receipt,) = export(packed, {"f32": tmp_path / "packed.gguf"}, adapter=adapter, merge_base=merge_base)
     export(plain, {"f32": tmp_path / "plain.gguf"}, adapter=adapter)
     _same_tensors(tmp_path / "packed.gguf", tmp_path / "plain.gguf")
     said = [note for note in receipt.notes if "not rounded to nf4" in note]
@@ -169,7 +170,7 @@ def test_symmetric_weights_need_no_zero_points(
     assert np.array_equal(Checkpoint(packed).rows(name, slice(None)), wanted)
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "scales": (lambda array: array[:, :-1], r"scales is F16 .* was expected"),
     "qzeros": (lambda array: array[:, :-1], r"qzeros is I32 .* was expected"),
     "g_idx": (lambda array: array + 1000, r"g_idx names group 10\d\d"),

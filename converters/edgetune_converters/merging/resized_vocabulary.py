@@ -68,7 +68,7 @@ def with_vocabulary_of(
         if family.canonical_name(own) == target:
             checkpoint.substitute(own, adapter.file, info)
     resized = _with_rows(config, rows)
-    bound = bind(family, resized, checkpoint.tensors)
+    bound = bind(family, resized, checkpoint.tensors, checkpoint.zero_biases)
     now = {piece.target: piece.view for item in bound for piece in item.pieces}
     if [now[target] for target in ends] != views:
         raise AdapterError(
