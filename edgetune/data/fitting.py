@@ -5,13 +5,15 @@ Whether a template renders something is found by rendering with and without it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.formats import ChatRow
-from edgetune.data.messages import Conversation
+from edgetune.data.messages import LAYOUTS, Conversation
+from edgetune.data.nested_keys import key_paths, unrendered_keys
 from edgetune.data.problems import RowProblem
 from edgetune.errors import DataError
 
@@ -25,6 +27,8 @@ class KeyUsage:
     """Keys that are neither rendered nor used: label -> [number of rows, place of the first]."""
 
     unused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    nested: dict[frozenset[str], list[str]] = field(default_factory=dict)
+    """Kinds of keys within tools, calls and documents -> labels of those that the template does not render."""
 
     def add(self, label: str, place: str, rows: int = 1) -> None:
         """Count `rows` more rows with an unused key."""
@@ -60,7 +64,8 @@ def fit_to_template(template: ChatTemplate, row: ChatRow, usage: KeyUsage) -> Ch
     template = template.with_options(row.options)
     row = _place_calls(template, row)
     row = _place_reasoning(template, row)
-    labels = [*row.unread, *unread_options, *_unrendered(template, row)]
+    unrendered = _unrendered(template, row)
+    labels = [*row.unread, *unread_options, *unrendered, *_unrendered_within(template, row, unrendered, usage.nested)]
     _check_null_contents(template, row)
     for label in labels:
         usage.add(label, row.place)
@@ -152,6 +157,43 @@ def _unrendered(template: ChatTemplate, row: ChatRow) -> list[str]:
                 "use a template with tools (data.chat_template), or write the call as the content"
             )
     return found
+
+
+def _unrendered_within(
+    template: ChatTemplate, row: ChatRow, unrendered: Collection[str], known: dict[frozenset[str], list[str]]
+) -> list[str]:
+    """Return the labels of keys within rendered tools, calls and documents that are not rendered.
+
+    Rows with the same kinds of keys have the same labels, so each set is rendered once.
+    """
+    calls = [message["tool_calls"] for message in row.messages if message.get("tool_calls")]
+    parts: dict[str, Any] = {"tools": row.tools, "tool_calls": calls, "documents": row.options.get("documents")}
+    missing = {label.partition(",")[0].partition(" ")[0] for label in unrendered}
+    parts = {name: value for name, value in parts.items() if value and name not in missing}
+    if not parts:
+        return []
+    kinds = frozenset(f"{name}:{path}" for name, value in parts.items() for path in key_paths(value))
+    if kinds in known:
+        return known[kinds]
+    whole = template.render(row.messages, tools=row.tools)
+
+    def is_same(name: str, value: Any) -> bool:
+        if name == "tools":
+            return _render(template, row.messages, value) == whole
+        if name == "documents":
+            return _render(template.with_options({name: value}), row.messages, row.tools) == whole
+        changed = iter(value)
+        messages = [{**m, name: next(changed)} if m.get(name) else m for m in row.messages]
+        return _render(template, messages, row.tools) == whole
+
+    labels = [
+        f"{name}[].{key}, which the chat template does not render"
+        for name, value in parts.items()
+        for key in unrendered_keys(value, partial(is_same, name))
+    ]
+    if len(known) < LAYOUTS:
+        known[kinds] = labels
+    return labels
 
 
 def _without(messages: Conversation, keys: Iterable[str]) -> Conversation:

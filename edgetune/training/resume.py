@@ -21,7 +21,8 @@ from edgetune.runs.status import RunStatus
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
 _FREE_KEYS = {
     "training": ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps"),
-    "data": ("on_bad_row", "test", "answer", "choices"),  # the hashes of the rows show the effect of on_bad_row
+    # the hashes of the rows show the effect of on_bad_row, columns and roles
+    "data": ("on_bad_row", "columns", "roles", "test", "answer", "choices"),
 }
 
 _EXISTING = {

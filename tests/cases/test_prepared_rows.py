@@ -15,6 +15,7 @@ from tests.cases.rendering import TOOLS_TEMPLATE, write_jsonl
 from tests.training import runs
 
 pytest.importorskip("torch")
+NEW_OPTIONS = {"on_bad_row": "stop", "columns": {"user": None}, "roles": {}}
 GOOD = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 HALF = [{"role": "user", "content": "\ud83d"}, GOOD[1]]
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "dim", "arguments": {"level": 3}}}]}
@@ -84,4 +85,4 @@ def test_half_a_character_in_the_choices_is_said(base: Path, tmp_path: Path) -> 
 
 
 def test_runs_of_before_the_option_can_be_resumed() -> None:
-    assert changed_options({"data": {"train": "x"}}, {"data": {"train": "x", "on_bad_row": "stop"}}) == []
+    assert changed_options({"data": {"train": "x"}}, {"data": {"train": "x", **NEW_OPTIONS}}) == []
