@@ -27,7 +27,7 @@ from edgetune_converters.errors import AdapterError
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
-from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_vocabulary_of
+from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_rows, with_vocabulary_of
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ class Model:
     def config_json(self) -> Mapping[str, Any]:
         """config.json for a merged model: the base's own, with the family's defaults and the rows of the embedding."""
         raw = completed_config(self.checkpoint.config, class_defaults=False).raw
-        return raw if self.resized is None else {**raw, "vocab_size": self.resized.rows}
+        return raw if self.resized is None else with_rows(raw, self.resized.rows)
 
     @cached_property
     def in_base_order(self) -> list[BaseTensor]:

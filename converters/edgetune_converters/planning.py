@@ -10,7 +10,7 @@ from edgetune_converters import formats
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import Model, open_model
-from edgetune_converters.names import ORIGINAL, FormatName
+from edgetune_converters.names import FormatName
 from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.recipes import PlannedTensor, Recipe, StoragePlan
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def plan(request: ExportRequest) -> list[StoragePlan]:
-    """Return what `export` would write for each target, in order.
+    """Return what `export` would write for each target, in order; see `plan_with_notes`."""
+    return plan_with_notes(request)[0]
+
+
+def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str]]:
+    """Return what `export` would write for each target, in order, and notes on what base and adapter have.
 
     An export whose fallback is too large is planned all the same. Of an ONNX family without a description, the plan is
     that of the graph that transformers' exporter draws.
@@ -31,8 +36,8 @@ def plan(request: ExportRequest) -> list[StoragePlan]:
     """
     for target in request.targets:
         formats.FORMATS[target.format].check_type(target.type)
-    model = open_model(request.base, request.adapter, merge_base_named(ORIGINAL))
-    return [PLANNERS[target.format](model, target.type, request) for target in request.targets]
+    model = open_model(request.base, request.adapter, merge_base_named(request.merge_base, request.bnb_record))
+    return [PLANNERS[target.format](model, target.type, request) for target in request.targets], model.input_notes
 
 
 def plan_onnx(model: Model, type_: str, settings: OnnxSettings | None = None) -> OnnxPlan:

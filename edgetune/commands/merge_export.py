@@ -71,8 +71,11 @@ def command(
 
     export = prepare_export(find_source(run, base, adapter), given, output, threads)
     if dry_run or dry_run_alias:
-        for plan in export.plan():
+        plans, notes = export.plan()
+        for plan in plans:
             _print_plan(plan)
+        for text in notes:
+            console.warn(text)
         return
     gc.freeze()  # collections during the export need not traverse what was imported
     receipts = export.run(overwrite=overwrite)

@@ -32,13 +32,16 @@ class Export:
     config: ExportConfig
     request: ExportRequest
 
-    def plan(self) -> list[StoragePlan]:
-        """Return the storage type and size of every tensor, for each target. Reads headers only."""
+    def plan(self) -> tuple[list[StoragePlan], list[str]]:
+        """Return the storage type and size of every tensor, for each target, and notes on base and adapter.
+
+        Reads headers and the adapter.
+        """
         from edgetune.exporting import traced
-        from edgetune_converters.planning import plan
+        from edgetune_converters.planning import plan_with_notes
 
         traced.check_if_traced(self.request, self.config)
-        return plan(self.request)
+        return plan_with_notes(self.request)
 
     def run(self, *, overwrite: bool = False) -> list[Receipt]:
         """Write the artifacts, each with its receipt. Raises ConfigError for an existing one without `overwrite`."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from edgetune_converters.adapters.lora import Adapter
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.provenance.receipts import Receipt
+from tests.cli_runner import edgetune
 from tests.converters import runtime, tiny, vocabularies
 from tests.export_requests import export
 
@@ -354,3 +355,12 @@ def test_views_into_one_storage_are_read_from_a_pickle(plain: Path, tmp_path: Pa
     file = Adapter(tmp_path / "adapter").file
     assert np.array_equal(file.rows(file.tensors["a"], slice(None)), whole[2:4].numpy())
     assert np.array_equal(file.rows(file.tensors["b"], slice(1, 2)), whole[5:].numpy())
+
+
+def test_a_dry_run_says_what_the_export_will_say(base: Path, plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "adapter")
+    _files(tmp_path / "adapter", "value_head.safetensors")
+    options: list[str | Path] = ["--base", base, "--adapter", tmp_path / "adapter", "-q", "f32", "--dry-run"]
+    result = edgetune("merge-export", *options)
+    assert result.returncode == 0
+    assert "not used, beside the adapter: value_head.safetensors" in result.stderr.decode()

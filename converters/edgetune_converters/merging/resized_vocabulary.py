@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgetune_converters.adapters.lora import Adapter, BaseTargets
 from edgetune_converters.architectures import BoundTensor, Family, ModelConfig, Piece, bind, slots
@@ -67,7 +68,7 @@ def with_vocabulary_of(
         own = ends[target].source.name
         if family.canonical_name(own) == target:
             checkpoint.substitute(own, adapter.file, info)
-    resized = _with_rows(config, rows)
+    resized = ModelConfig(with_rows(config.raw, rows))
     bound = bind(family, resized, checkpoint.tensors, checkpoint.zero_biases)
     now = {piece.target: piece.view for item in bound for piece in item.pieces}
     if [now[target] for target in ends] != views:
@@ -103,11 +104,11 @@ def _follows(target: str, ends: Mapping[str, Piece], replaced: Mapping[str, Tens
     return any(name in replaced and ".base_layer." in replaced[name].name for name in shared)
 
 
-def _with_rows(config: ModelConfig, rows: int) -> ModelConfig:
-    raw = {**config.raw, "vocab_size": rows}
-    if isinstance(raw.get("text_config"), Mapping):
-        raw["text_config"] = {**raw["text_config"], "vocab_size": rows}
-    return ModelConfig(raw)
+def with_rows(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return config.json with another number of rows of the embedding."""
+    inner = raw.get("text_config")
+    of_text = {"text_config": {**inner, "vocab_size": rows}} if isinstance(inner, Mapping) else {}
+    return {**raw, "vocab_size": rows, **of_text}
 
 
 def _incomplete(adapter: Adapter, rows: int, before: int, target: str) -> AdapterError:
