@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune import console
 from edgetune.errors import ConfigError
 from edgetune.exporting.options import flag_name
+from edgetune.planning.export_checks import byte_count
 from edgetune_converters.names import AUTO, ORIGINAL
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from edgetune.exporting.source import Source
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.request import ExportRequest, Target
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def export_request(
@@ -70,15 +68,6 @@ def _onnx_settings(config: ExportConfig) -> OnnxSettings:
 def _byte_count(config: ExportConfig, field: str) -> int | None:
     text = getattr(config, field)
     return None if text is None else byte_count(text, flag_name(field))
-
-
-def byte_count(text: str, option: str) -> int:
-    """Return the bytes of a size such as 2G, 500MB or 1000000. Raises ConfigError for another text."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if size <= 0:
-        raise ConfigError(f"{option} {text!r} is not a size", "For instance 2G, 500M, or a number of bytes")
-    return size
 
 
 _BY_HAND = ("tensor_types", "output_tensor_type", "token_embedding_type")

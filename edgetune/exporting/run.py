@@ -14,6 +14,7 @@ from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import check_overrides, check_used, export_request
 from edgetune.exporting.source import Source, find_source
 from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, targets_of
+from edgetune.planning.export_checks import check_if_traced, check_search
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.names import AUTO
 
@@ -37,16 +38,15 @@ class Export:
 
         Reads headers and the adapter.
         """
-        from edgetune.exporting import traced
         from edgetune_converters.planning import plan_with_notes
 
-        traced.check_if_traced(self.request, self.config)
+        check_if_traced(self.request, self.config)
         return plan_with_notes(self.request)
 
     def run(self, *, overwrite: bool = False) -> list[Receipt]:
         """Write the artifacts, each with its receipt. Raises ConfigError for an existing one without `overwrite`."""
         targets = self.request.targets
-        type_search.check_search(self.config, targets)
+        check_search(self.config, targets)
         refuse_existing((target.path for target in targets), overwrite)
         refuse_foreign_cards(targets, self.config.card, overwrite)
         options = self.source.manifest.template_options

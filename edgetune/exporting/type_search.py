@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,29 +11,13 @@ from edgetune.errors import ConfigError
 from edgetune_converters.files.atomic import temporary_directory
 
 if TYPE_CHECKING:
-    from edgetune.config import ExportConfig
     from edgetune.exporting.source import Source
     from edgetune.reference.scored_rows import ScoredRows
     from edgetune.sensitivity.onnx.search import Subject
     from edgetune_converters.onnx.plan import OnnxSettings
-    from edgetune_converters.request import ExportRequest, Target
+    from edgetune_converters.request import ExportRequest
 
 _TYPE = "int4"
-
-
-def check_search(config: ExportConfig, targets: Sequence[Target]) -> None:
-    """Raise ConfigError for options that leave nothing to choose."""
-    if not config.search_types:
-        return
-    if not any(target.format == "onnx" and target.type == _TYPE for target in targets):
-        raise ConfigError(
-            "--search-types chooses the blocks of int4 in ONNX, and none is exported", "Add --format onnx -q int4"
-        )
-    if config.block_size or config.symmetric or config.portable:
-        raise ConfigError(
-            "--search-types chooses the blocks itself, for ONNX Runtime's operators",
-            "Leave out --block-size, --symmetric and --portable, or --search-types",
-        )
 
 
 def with_searched_types(request: ExportRequest, source: Source) -> ExportRequest:

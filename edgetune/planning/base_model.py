@@ -11,7 +11,6 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune.storage_types import are_given, types_by_format
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.files.contents import read_json
@@ -108,33 +107,6 @@ def _download(config: Config, weights: bool) -> Base:
     revision = path.name if _COMMIT.fullmatch(path.name) else config.revision
     console.note(f"base {config.base}, revision {revision}")
     return Base(config.base, path, revision)
-
-
-def check_exportable(base: Base, config: Config, chat_template: str) -> None:
-    """Plan the export of the base before training, so that nobody trains what cannot be exported.
-
-    Map every tensor and convert the tokenizer, and raise the errors that `edgetune merge-export` would raise after
-    training. A storage type that does not fit the model's rows is a warning: another one can be chosen until then.
-    """
-    from edgetune_converters.planning import plan
-    from edgetune_converters.quantization.overrides import overrides_of
-    from edgetune_converters.quantization.recipes import MAX_FALLBACK
-    from edgetune_converters.request import ExportRequest, Target
-    from edgetune_converters.tokenizers import convert as tokenizers
-
-    options = config.export
-    # without GGUF, f16 serves to map the tensors: it fits every row
-    types = types_by_format(options, are_given(options)).get("gguf") or ["f16"]
-    overrides = overrides_of(options.tensor_types, options.output_tensor_type, options.token_embedding_type)
-    targets = tuple(Target("gguf", type_, Path(f"{type_}.gguf")) for type_ in types)
-    for planned in plan(ExportRequest(base.path, targets, overrides=overrides)):
-        if planned.fallback_share > MAX_FALLBACK and not options.allow_fallback:
-            console.warn(
-                f"{planned.recipe.name} does not fit this base: {planned.fallback_share:.0%} of its bytes would need "
-                "another type; set export.types (f16 and bf16 always fit), or export.allow_fallback: true"
-            )
-    stated = completed_config(base.checkpoint.config)
-    tokenizers.convert_tokenizer(base.path, stated.vocab_size, stated.raw, chat_template=chat_template)
 
 
 def base_loading_error(name: str, error: Exception) -> Exception:

@@ -20,7 +20,8 @@ from edgetune.data.preview import format_moment, format_skipped, format_split, f
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
-from edgetune.planning.base_model import Base, check_exportable, find_base
+from edgetune.planning.base_model import Base, find_base
+from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.task_rows import Prompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files

@@ -11,8 +11,9 @@ from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError, EdgetuneError
 from edgetune.exporting import targets as naming
 from edgetune.exporting.options import resolve_options
-from edgetune.exporting.request import byte_count, check_overrides, check_used
+from edgetune.exporting.request import check_overrides, check_used
 from edgetune.exporting.targets import refuse_existing, targets_of
+from edgetune.planning.export_checks import byte_count
 from edgetune_converters.formats import FORMATS
 from edgetune_converters.planning import PLANNERS
 from edgetune_converters.request import Target

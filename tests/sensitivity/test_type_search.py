@@ -17,6 +17,7 @@ from edgetune.config import ExportConfig
 from edgetune.errors import ConfigError
 from edgetune.exporting import type_search
 from edgetune.exporting.source import Source
+from edgetune.planning.export_checks import check_search
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
@@ -143,4 +144,4 @@ def test_rows_are_cut_to_what_a_pass_may_take() -> None:
 def test_what_leaves_nothing_to_choose(options: dict[str, object], paths: dict[str, Path], message: str) -> None:
     config = ExportConfig.model_validate({"search_types": True, **options})
     with pytest.raises(ConfigError, match=message):
-        type_search.check_search(config, targets(onnx=paths))
+        check_search(config, targets(onnx=paths))
