@@ -24,6 +24,7 @@ NOT_FAST = {
     *("converters/test_damaged_models.py", "converters/test_gguf_base.py", "converters/test_flagship.py"),
     *(
         "data/test_chat.py",
+        "data/test_real_templates.py",
         "data/test_sources.py",
         "converters/test_split.py",
         "native/test_bitsandbytes.py",

@@ -25,6 +25,9 @@ Message = Mapping[str, Any]
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 """Variables of a template that the rendering itself sets; no option can have such a name."""
 
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message with its reasoning; a template may read any of the first two."""
+
 # errors of operations inside a template, other than Jinja's own
 _OPERATION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -73,7 +76,7 @@ def render(
     """
     template = compiled(source)
     variables = {"documents": None, **special_tokens, **(options or {})} | {
-        "messages": [dict(message) for message in messages],
+        "messages": [_with_reasoning(message) for message in messages],
         "tools": list(tools) if tools is not None else None,
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": (clock or Clock()).strftime,
@@ -95,16 +98,31 @@ def compiled(source: str) -> jinja2.Template:
         raise ChatTemplateError(f"it cannot be compiled: {error}") from error
 
 
+def _with_reasoning(message: Message) -> dict[str, Any]:
+    """Return a message with its reasoning under both keys that templates read, as transformers passes it."""
+    reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) is not None), None)
+    return dict(message) if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
 @lru_cache(maxsize=32)
 def option_names(source: str) -> tuple[str, ...]:
     """Return the variables that a template reads and that an option may set, in alphabetical order.
+
+    A variable that the template itself sets counts only where the template asks whether it is defined.
 
     Raises:
         ChatTemplateError: The template is not valid Jinja.
     """
     compiled(source)
-    names = jinja2.meta.find_undeclared_variables(_environment().parse(source))
-    return tuple(sorted(name for name in names if name not in RESERVED and not name.endswith("_token")))
+    tree = _environment().parse(source)
+    names = jinja2.meta.find_undeclared_variables(tree)
+    own = {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "store"}
+    asked = {
+        node.node.name
+        for node in tree.find_all((jinja2.nodes.Test, jinja2.nodes.Filter))
+        if node.name in ("defined", "undefined", "default", "d") and isinstance(node.node, jinja2.nodes.Name)
+    }
+    return tuple(sorted(name for name in names - (own - asked) - {*RESERVED} if not name.endswith("_token")))
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +163,8 @@ class _GenerationTag(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Return the nodes of the body in place of the block."""
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Return the body in a scope of its own, as in transformers: what it sets is not seen behind the block."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edgetune.data.chat import ChatTemplate, Message
-from edgetune.data.fitting import REASONING_KEYS
 from edgetune.errors import DataError
+from edgetune_converters.chat_template import REASONING_KEYS
 
 _CONTENTS = ("answer4e1f83", "Probe9c07d5")
 _THOUGHT = "thought5b2a61"

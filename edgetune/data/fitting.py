@@ -5,7 +5,7 @@ Whether a template renders something is found by rendering with and without it, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,9 +16,8 @@ from edgetune.data.messages import LAYOUTS, Conversation
 from edgetune.data.nested_keys import key_paths, unrendered_keys
 from edgetune.data.problems import RowProblem
 from edgetune.errors import DataError
+from edgetune_converters.chat_template import REASONING_KEYS
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message under which templates look for reasoning."""
 SHOWN_KEYS = 20
 
 
@@ -148,6 +147,10 @@ def _unrendered(template: ChatTemplate, row: ChatRow) -> list[str]:
             last + 1 < len(row.messages) and shown != _render(template, _without(part, [key]), row.tools)
         ):
             continue
+        if key in REASONING_KEYS and all(_has_twin(message, key) for message in part if key in message):
+            rest = _render(template, _without(part, REASONING_KEYS), row.tools)
+            if rest != shown:
+                continue
         found.append(f"{key} of a message, which the chat template does not render")
         if key == "tool_calls" and any(
             m["role"] == "assistant" and not m.get("content") and m[key] for m in part if key in m
@@ -194,6 +197,11 @@ def _unrendered_within(
     if len(known) < LAYOUTS:
         known[kinds] = labels
     return labels
+
+
+def _has_twin(message: Mapping[str, Any], key: str) -> bool:
+    """Whether another key of the message holds the same reasoning."""
+    return any(message.get(other) == message[key] for other in REASONING_KEYS if other != key)
 
 
 def _without(messages: Conversation, keys: Iterable[str]) -> Conversation:

@@ -22,6 +22,8 @@ def _row(**keys: Any) -> dict[str, Any]:
         ({"reasoning_content": THOUGHT}, f"<think>\n{THOUGHT}\n</think>\n\n5", 58),
         ({"thinking": THOUGHT}, f"<think>\n{THOUGHT}\n</think>\n\n5", 58),
         ({}, "5", 23),
+        ({"reasoning": THOUGHT}, f"<think>\n{THOUGHT}\n</think>\n\n5", 58),
+        ({"reasoning": THOUGHT, "thinking": THOUGHT}, f"<think>\n{THOUGHT}\n</think>\n\n5", 58),
         ({"reasoning_content": None}, "5", 23),
     ],
 )
@@ -39,7 +41,8 @@ def test_reasoning_is_trained_on_as_transformers_renders_it(
 def test_keys_that_nobody_reads_are_counted_with_an_example(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5", "mood": "good"}]
     rows = [
-        _row(reasoning="Two."), _row(foo="bar") | {"extra": 1}, {"conversations": turns}, _row(foo="bar"),
+        _row(thinking="Two.", reasoning="Three."), _row(foo="bar") | {"extra": 1}, {"conversations": turns},
+        _row(foo="bar"),
         {"question": "2+3?", "answer": "5", "reasoning": "Two.", "thinking": "x", "note": None, "tags": []},
     ]  # fmt: skip
     assert encode(tmp_path, rows, REASONING_TEMPLATE).usage.describe() == [
