@@ -21,7 +21,6 @@ TEMPLATES = {
     file.stem: file.read_text(encoding="utf-8")
     for file in sorted((Path(__file__).parent / "llama_cpp_templates").glob("*.jinja"))
 }
-MOMENT = datetime(2026, 3, 4, 5, 6, 7)
 OPTIONS: dict[str, dict[str, Any]] = {
     "fireworks-ai-llama-3-firefunction-v2": {"functions": "[]", "datetime": "2026-03-04"},
 }
@@ -33,8 +32,11 @@ class Stopped(datetime):
     """A clock that stands still, for transformers' `strftime_now`."""
 
     @classmethod
-    def now(cls, tz: Any = None) -> datetime:
-        return MOMENT
+    def now(cls, tz: Any = None) -> Stopped:
+        return cls(2026, 3, 4, 5, 6, 7)
+
+
+MOMENT = Stopped.now()
 
 
 @pytest.fixture
