@@ -97,6 +97,23 @@ def test_the_clean_adapter_gives_the_logits_of_peft_and_no_note(base: Path, clea
     assert not [note for note in receipt.notes if "wrapper" in note]
 
 
+def test_an_adapter_of_a_model_without_its_head(base: Path, tmp_path: Path) -> None:
+    plain = tiny.adapter(base, tmp_path / "plain", target_modules=["q_proj", "down_proj"])
+    headless = tiny.transformers.AutoModel.from_pretrained(base, dtype=tiny.torch.float32)
+    settings = tiny.peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    with tiny._between_libraries():
+        tiny.peft.get_peft_model(headless, settings).save_pretrained(tmp_path / "headless")
+    names = load_file(tmp_path / "headless" / "adapter_model.safetensors").keys()
+    assert "base_model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    adapter = _renamed(plain, tmp_path / "adapter", lambda name: name.replace("model.model.", "model.", 1))
+    assert load_file(adapter / "adapter_model.safetensors").keys() == names
+    export(base, {"f32": tmp_path / "plain.gguf"}, adapter=plain)
+    (receipt,) = export(base, {"f32": tmp_path / "m.gguf"}, adapter=adapter)
+    assert _tensors(tmp_path / "m.gguf") == _tensors(tmp_path / "plain.gguf")
+    said = "the adapter's keys lack 'model.' in front, as those of a model without its head; added"
+    assert receipt.notes == [said]
+
+
 def test_other_formats_take_the_wrapper_away_too(base: Path, tmp_path: Path) -> None:
     plain = tiny.adapter(base, tmp_path / "plain", target_modules=["q_proj"])
     adapter = _renamed(plain, tmp_path / "adapter", WRAPPED["compiled data parallel"])

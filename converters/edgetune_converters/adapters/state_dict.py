@@ -10,7 +10,12 @@ import numpy as np
 
 from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.reading.safetensors_file import row_count
-from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers, without_prefix
+from edgetune_converters.reading.wrapper_names import (
+    inner_wrappers,
+    missing_prefix,
+    without_inner_wrappers,
+    without_prefix,
+)
 from edgetune_converters.tensors import TensorInfo
 
 _SHOWN_NAMES = 3  # of names with the same problem
@@ -108,6 +113,10 @@ def _module_names(
     file: AdapterWeights, modules: Sequence[str], fits: Callable[[str], bool], found: AdapterTensors
 ) -> Mapping[str, str]:
     """The names of modules without a wrapper's prefix; a note for the prefix, a problem for each that fits twice."""
+    missing = missing_prefix(modules, fits)
+    if missing:
+        found.notes.append(f"the adapter's keys lack {missing!r} in front, as those of a model without its head; added")
+        return {module: missing + module for module in modules}
     choice = without_prefix(modules, fits)
     removed = [*inner_wrappers(file.tensors), *(prefix.rstrip(".") for prefix in choice.removed)]
     if removed:

@@ -6,7 +6,7 @@ Lightning, TRL and nested PEFT models put one in front of all keys. Neither says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 # added by a wrapper around any module; no module of a model has such a name
@@ -15,6 +15,10 @@ _ANYWHERE = frozenset(
 )
 # put in front of all keys; a model can have modules of these names, so the base decides
 _IN_FRONT = frozenset({"base_model", "model", "module", "pretrained_model"})
+
+
+# first component of the names of a model with its head, which a model without it lacks
+_OF_HEADED_MODELS = ("model.", "transformer.", "gpt_neox.")
 
 
 class PrefixChoice(NamedTuple):
@@ -33,6 +37,14 @@ def without_inner_wrappers(key: str) -> str:
 def inner_wrappers(keys: Iterable[str]) -> tuple[str, ...]:
     """Return the names of wrappers that occur in keys, sorted."""
     return tuple(sorted(_ANYWHERE & {part for key in keys for part in key.split(".")}))
+
+
+def missing_prefix(names: Collection[str], fits: Callable[[str], bool]) -> str:
+    """Return the prefix without which no name is one of the base model and with which all are; "" without one."""
+    known = [name for name in names if any(fits(name.removeprefix(prefix)) for prefix in _prefixes(name))]
+    if known or not names:
+        return ""
+    return next((prefix for prefix in _OF_HEADED_MODELS if all(fits(prefix + name) for name in names)), "")
 
 
 def without_prefix(names: Iterable[str], fits: Callable[[str], bool]) -> PrefixChoice:
