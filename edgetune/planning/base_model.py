@@ -80,7 +80,7 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
         raise CheckpointError(
             f"the base {base.name} is already quantized; training quantizes the original weights itself",
             "Give the 16-bit or 32-bit model that it was made from, or dequantize this one first: "
-            f"edgetune merge-export --base {base.name} --format safetensors -q f16 -o DIR, then base: DIR",
+            f"edgetune merge-export --base {base.name} --format safetensors -o DIR, then base: DIR",
         )
     if weights and base.checkpoint.wrappers:
         raise CheckpointError(

@@ -135,7 +135,9 @@ def test_old_checkpoints_have_their_entry_in_a_file_of_its_own(
     (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"packed weights \(qweight\), but neither config.json nor quantize"):
         Checkpoint(packed)
-    (packed / file).write_text(json.dumps(entry))
+    named = {"model_file_base_name": "gptq_model-4bit-4g"}
+    (packed / file).write_text(json.dumps(entry | named))
+    (packed / WEIGHTS).rename(packed / "gptq_model-4bit-4g.safetensors")
     one, other = Checkpoint(packed), Checkpoint(plain)
     assert all(np.array_equal(one.rows(name, slice(None)), other.rows(name, slice(None))) for name in other.tensors)
 

@@ -200,6 +200,8 @@ def _weight_files(path: Path) -> list[Path]:
         return _indexed_files(path)
     if (path / SINGLE_FILE).is_file():
         return [path / SINGLE_FILE]
+    if named := methods.named_weights(path):
+        return [named]
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in {".bin", ".pt", ".pth"})
     if pickles:
         raise CheckpointError(

@@ -103,6 +103,17 @@ def with_entry(path: Path, config: dict[str, Any], tensors: Mapping[str, TensorI
     )
 
 
+def named_weights(path: Path) -> Path | None:
+    """Return the weights file of an old GPTQ checkpoint, named in quantize_config.json; None where there is none."""
+    for name in _ENTRY_FILES:
+        if (path / name).is_file():
+            stem = read_json(path / name).get("model_file_base_name")
+            file = path / f"{stem}.safetensors"
+            if isinstance(stem, str) and file.parent == path and file.is_file():
+                return file
+    return None
+
+
 def is_outdated_entry(config: ConfigJson, tensors: Mapping[str, TensorInfo]) -> bool:
     """Whether config.json declares a quantization that the tensors do not have: all are floats, none is a scale.
 
