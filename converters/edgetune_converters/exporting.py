@@ -126,6 +126,8 @@ def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -
     notes = model.notes + list(vocabulary.notes) if vocabulary else []
     if made.format in ("safetensors", "onnx"):  # the notes on what GGUF cannot express do not apply
         notes = list(model.merge_base.notes)
+    if made.format == "onnx":
+        notes = model.text_only_notes + notes
     own = made._asdict() | {
         "artifact": str(made.artifact),
         "overrides": list(made.overrides),

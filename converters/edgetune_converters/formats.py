@@ -63,7 +63,8 @@ def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
             "Give a model directory with --base",
         )
     kind, max_shard = safetensors.check_type(type_name), inputs.request.max_shard_size
-    return safetensors.SafetensorsOutput(path, kind, model.in_base_order, inputs.companions, max_shard)
+    tensors = [*model.in_base_order, *model.towers]
+    return safetensors.SafetensorsOutput(path, kind, tensors, inputs.companions, max_shard)
 
 
 def _lora(inputs: ExportInputs, type_name: str, path: Path) -> Output:

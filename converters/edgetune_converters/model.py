@@ -15,6 +15,7 @@ from edgetune_converters.architectures import (
     BoundTensor,
     Family,
     ModelConfig,
+    Piece,
     bind,
     completed_config,
     expert_slices,
@@ -56,9 +57,30 @@ class Model:
 
     @property
     def config_json(self) -> Mapping[str, Any]:
-        """config.json for a merged model: the base's own, with the family's defaults and the rows of the embedding."""
-        raw = completed_config(self.checkpoint.config, class_defaults=False).raw
+        """config.json for a merged model: the base's own with the rows of the embedding.
+
+        That of a multimodal model keeps its parts; others state the family's defaults too.
+        """
+        stated = self.checkpoint.config
+        seeing = isinstance(stated.get("text_config"), Mapping)
+        raw = stated if seeing else completed_config(stated, class_defaults=False).raw
         return raw if self.resized is None else with_rows(raw, self.resized.rows)
+
+    @cached_property
+    def towers(self) -> list[BaseTensor]:
+        """The tensors of a multimodal model beside its text part, unchanged."""
+        return [
+            BaseTensor(info.name, info.shape, stream.TensorPart(Piece(info.name, info)))
+            for info in self.checkpoint.tensors.values()
+            if self.family.is_beside_text(info.name)
+        ]
+
+    @property
+    def text_only_notes(self) -> list[str]:
+        """The note of an output that holds the text part of a multimodal model alone."""
+        if not self.towers and self.config.get("vision_config") is None:
+            return []
+        return ["only the text part is exported: the file does not hold what the model needs to see pictures"]
 
     @cached_property
     def in_base_order(self) -> list[BaseTensor]:
@@ -118,7 +140,8 @@ class Model:
     @property
     def notes(self) -> list[str]:
         """Notes on what GGUF cannot represent, and on uncertainties of the merge base."""
-        return [text for note in self.family.notes if (text := note(self.config))] + self.merge_base.notes
+        stated = [text for note in self.family.notes if (text := note(self.config))]
+        return stated + self.text_only_notes + self.merge_base.notes
 
 
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
@@ -156,4 +179,6 @@ def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTe
         for name, (place, shape) in expert_slices(family, config).items()
     }
     tied = {head.target: embedding.target} if head and head.source.name == embedding.source.name else {}
-    return BaseTargets(targets(bound), family.canonical_name, stored_transposed(bound), parts, tied)
+    return BaseTargets(
+        targets(bound), family.canonical_name, stored_transposed(bound), parts, tied, family.is_beside_text
+    )  # fmt: skip

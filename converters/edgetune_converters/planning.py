@@ -82,7 +82,7 @@ def _plan_gguf(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
 def _plan_safetensors(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
     wanted = safetensors.check_type(type_)
     rows = []
-    for tensor in model.in_base_order:
+    for tensor in [*model.in_base_order, *model.towers]:
         kind = safetensors.stored_as(tensor, wanted)
         why = "merged" if tensor.part.change else "as in the base"
         rows.append(_row(tensor.name, tensor.shape, tensor.source.dtype.lower(), kind, why))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune_converters.architectures import completed_config
+from edgetune_converters.architectures import Family, completed_config, targets
 from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.files.contents import read_json
+from edgetune_converters.names import ORIGINAL
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -21,6 +23,32 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _REST = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 _CODE = ["*.py"]
+
+
+@dataclass(frozen=True)
+class ExportableLayers:
+    """The layers of a base that adapters may change."""
+
+    family: Family
+    targets: frozenset[str]
+    """Names of the tensors that are exported, as the family spells them."""
+    towers: Sequence[str]
+    """Tensors of a multimodal model beside its text part."""
+
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor of the transformers model is exported."""
+        return self.family.canonical_name(tensor) in self.targets
+
+    @property
+    def excluded(self) -> str | None:
+        """The pattern of the layers that are not adapted, None if there are none."""
+        return "|".join(f"(?:{pattern})" for pattern in self.family.towers) if self.towers else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not adapted, in words."""
+        parts = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in self.towers)
+        return [f"only the text part is adapted; {' and '.join(parts)} stay as they are"] if parts else []
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,15 @@ class Base:
             return completed_config(read_json(self.path / "config.json")).vocab_size
         except (ArchitectureError, CheckpointError):
             return None
+
+    @cached_property
+    def layers(self) -> ExportableLayers:
+        """Its layers that can be exported. Raises EdgetuneError of the part at fault."""
+        from edgetune_converters.merging.merge_base import merge_base_named
+        from edgetune_converters.model import open_model
+
+        model = open_model(self.path, None, merge_base_named(ORIGINAL))
+        return ExportableLayers(model.family, frozenset(targets(model.bound)), [each.name for each in model.towers])
 
     @cached_property
     def identity(self) -> dict[str, Any]:

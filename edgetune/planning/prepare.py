@@ -135,7 +135,8 @@ def print_overview(prepared: PreparedRun) -> None:
     """Print what will be trained on, and a warning for each doubtful property of the rows."""
     console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
     checkpoint = prepared.base.checkpoint
-    for note in [*checkpoint.notes, *tokenizer_notes(prepared.base.path, checkpoint.config), *prepared.splits.notes]:
+    of_base = [*checkpoint.notes, *prepared.base.layers.notes, *tokenizer_notes(prepared.base.path, checkpoint.config)]
+    for note in [*of_base, *prepared.splits.notes]:
         console.note(note)
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")

@@ -33,7 +33,7 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)
-    return _train(run, prepared, adapters.add_adapter(model, prepared.config.adapter))
+    return _train(run, prepared, adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers))
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:

@@ -131,8 +131,10 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
         from edgetune.training.tokenizer_class import check_against_transformers
 
         follows = check_against_transformers(prepared)
-        if prepared.config.adapter.target_modules != ALL_LINEAR:
-            adapters.add_adapter(loading.load_empty_model(prepared.base, prepared.config), prepared.config.adapter)
+        # a base's own Python code may not be written for a model without weights
+        if not prepared.config.trust_remote_code or prepared.config.adapter.target_modules != ALL_LINEAR:
+            model = loading.load_empty_model(prepared.base, prepared.config)
+            adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers)
     return needed, follows
 
 

@@ -69,6 +69,8 @@ class BaseTargets:
     """Modules of single experts that are parts of a target of all experts."""
     tied: Mapping[str, str] = field(default_factory=dict)
     """The output matrix, where it is the embedding: its target and that of the embedding."""
+    beside_text: Callable[[str], bool] = lambda module: False
+    """Whether a module belongs to a part of a multimodal model that texts do not pass through."""
 
     def fits(self, module: str) -> bool:
         """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
@@ -137,6 +139,9 @@ class Adapter:
             if without_effect and len(without_effect) == len(changes) and not problems:
                 raise _all_zero(self.path)
             self.notes += _note_on_zero(without_effect, changes)
+            if matching.unused_pairs and not changes:
+                raise _all_zero(self.path)
+            self.notes += _note_on_towers(matching.unused_pairs)
         if not changes and not problems:
             problems = [f"{self._weights[0]} holds no tensors"]
         if problems:
@@ -154,6 +159,8 @@ class _Matching:
         self._cache = adapter.stacks
         self._unknown: list[str] = []
         self._of_experts: dict[str, list[ExpertPair]] = {}
+        self.unused_pairs: list[str] = []
+        self._changing_towers: list[str] = []
         tensors = adapter.tensors(base)
         self.changes: dict[str, Change] = {}
         self.problems: list[str] = list(tensors.problems)
@@ -163,6 +170,11 @@ class _Matching:
         self.problems += as_one_line(
             self._unknown, "is not a module of the base model", "are not modules of the base model"
         )
+        if self._changing_towers:
+            self.problems.append(
+                f"it changes {_layers(self._changing_towers)} {_NO_TEXT}, and only the text part of a multimodal model "
+                "can be merged"
+            )
         self.problems += misfits
         for target, pairs in self._of_experts.items():
             self.problems += self._stack(target, pairs)
@@ -209,6 +221,10 @@ class _Matching:
             yield _missing_partner(module, roles, wanted)
             return
         a, b = (roles[role] for role in wanted)
+        if self._base.beside_text(module):
+            zero = not (self._file.rows(a, ALL).any() and self._file.rows(b, ALL).any())
+            (self.unused_pairs if zero else self._changing_towers).append(module)
+            return
         renamed = self._base.renamed(module)
         found = self._linear(module, renamed, embedding)
         if found is None and renamed in self._base.experts:
@@ -360,6 +376,19 @@ def _note_on_zero(names: list[str], changes: Mapping[str, Change]) -> list[str]:
         + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         + " (was the whole model trained?)"
     ]
+
+
+_NO_TEXT = "beside the text part"
+
+
+def _layers(modules: list[str]) -> str:
+    """Return `2 layers (a, b)`, with the first of many names."""
+    shown = ", ".join(modules[:3]) + (" ..." if len(modules) > 3 else "")
+    return f"{len(modules)} layer{'s' if len(modules) > 1 else ''} ({shown})"
+
+
+def _note_on_towers(modules: list[str]) -> list[str]:
+    return [f"the adapter's pairs for {_layers(modules)} {_NO_TEXT} are zero: left out"] if modules else []
 
 
 def _all_zero(path: Path) -> AdapterError:

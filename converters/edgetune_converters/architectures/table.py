@@ -141,6 +141,8 @@ class Family:
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
         onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.
         ignored: Patterns of tensors that old checkpoints carry and that hold nothing of the model.
+        towers: Patterns of the modules of a multimodal model beside its text part. Their tensors are carried into a
+            safetensors directory unchanged, and are in no other output; adapters may not change them.
     """
 
     name: str
@@ -159,6 +161,11 @@ class Family:
     extra_layers: bool = False
     onnx: Traits | None = None
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
+    towers: tuple[str, ...] = ()
+
+    def is_beside_text(self, name: str) -> bool:
+        """Whether a tensor or module belongs to a tower of a multimodal model."""
+        return any(re.fullmatch(pattern, name) for pattern in self.towers)
 
     def canonical_name(self, name: str) -> str:
         """Return the name of a tensor or module as the rows spell it."""
@@ -270,7 +277,7 @@ class _Binder:
 
     def bind(self) -> list[BoundTensor]:
         bound = [item for rows, layer in self._places() for item in self._slot(rows, layer)]
-        ignored = re.compile("|".join([*self._family.ignored, *self._extra_layers()]))
+        ignored = re.compile("|".join([*self._family.ignored, *self._family.towers, *self._extra_layers()]))
         known = self._used | self._spare
         unknown = [name for name in self._tensors if name not in known and not ignored.fullmatch(name)]
         self.problems += [f"{name} is not known in the {self._family.name} family" for name in sorted(unknown)]

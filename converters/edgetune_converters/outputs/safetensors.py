@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ _OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16", "GPTQ": "f
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _GENERATION_FILE = "generation_config.json"
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""How a multimodal model prepares pictures."""
 
 
 class _Entry(NamedTuple):
@@ -172,6 +174,8 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
         source = next((d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None)
         if source is not None:
             copy_if_present(source / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
+        for name in _PROCESSOR_FILES:
+            copy_if_present(companions.base / name, self._staged.partial / name)
         if len(self._shards) > 1:
             write_json(self._staged.partial / INDEX_FILE, _index(self._names, self._shards))
 
@@ -223,6 +227,17 @@ def _config(companions: CompanionFiles, type_name: str) -> dict[str, Any]:
     config = dict(companions.config)
     config.pop("quantization_config", None)
     if type_name != BASE_TYPE:
-        named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-        config |= dict.fromkeys(named, _TORCH[type_name])
-    return config if companions.tied else config | {"tie_word_embeddings": False}
+        config = _of_type(config, _TORCH[type_name])
+        if "dtype" not in config:
+            config["torch_dtype"] = _TORCH[type_name]
+    if companions.tied:
+        return config
+    text = config.get("text_config")
+    own = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, Mapping) else {}
+    return config | own | {"tie_word_embeddings": False}
+
+
+def _of_type(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config and its parts with another type where they state one."""
+    parts = {key: _of_type(value, dtype) for key, value in config.items() if isinstance(value, Mapping)}
+    return {**config, **parts, **{key: dtype for key in ("dtype", "torch_dtype") if key in config}}

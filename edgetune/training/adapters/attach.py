@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from edgetune.config import AdapterConfig
 from edgetune.errors import ConfigError
+from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters.families import FAMILIES
 
 
-def add_adapter(model: Any, config: AdapterConfig) -> Any:
+def add_adapter(model: Any, config: AdapterConfig, layers: ExportableLayers | None = None) -> Any:
     """Return a PeftModel whose only trainable parameters are those of the new adapter, in float32.
 
+    Args:
+        model: The base.
+        config: The adapter; its `target_modules` take no layer of a multimodal model's towers.
+        layers: The layers of the base that are exported; None: all are.
+
     Raises:
-        ConfigError: If `target_modules` matches no layer; names the layers that exist.
+        ConfigError: If `target_modules` matches no layer, or one that cannot be exported; names the layers that exist.
     """
-    _check_targets(model, config.target_modules)
+    excluded = layers.excluded if layers else None
+    _check_targets(model, config.target_modules, excluded)
     _freeze(model)
+    wanted = FAMILIES[config.kind].peft_config(config)
+    if excluded:
+        wanted.exclude_modules = excluded
     try:
-        return get_peft_model(model, FAMILIES[config.kind].peft_config(config))
+        adapted = get_peft_model(model, wanted)
     except ValueError as error:  # a regular expression that matches nothing
         raise ConfigError(
             f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
-            f"The linear layers are {', '.join(linear_layer_names(model))}",
+            f"The linear layers are {', '.join(linear_layer_names(model, excluded))}",
         ) from None
+    if layers:
+        _check_exportable(adapted, layers)
+    return adapted
+
+
+def _check_exportable(model: Any, layers: ExportableLayers) -> None:
+    """Raise ConfigError for adapted layers that the export would refuse after training."""
+    adapted = [_adapted_tensor(*named) for named in model.get_base_model().named_modules()]
+    unknown = [name for name in adapted if name and not layers.has(name)]
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise ConfigError(
+            f"adapter.target_modules: {', '.join(unknown[:3])}{more} could not be exported after training",
+            "Name other layers in adapter.target_modules",
+        )
+
+
+def _adapted_tensor(name: str, module: Any) -> str | None:
+    """Return the tensor that a wrapper of PEFT adapts, None for another module."""
+    if not isinstance(module, BaseTunerLayer):
+        return None
+    parameter = getattr(module, "parameter_name", None)  # of all experts: one wrapper inside the other
+    return f"{name}.weight" if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
 
 
 def load_adapter(model: Any, directory: Path) -> Any:
@@ -54,20 +89,24 @@ def is_adapter_zero(model: Any, config: AdapterConfig) -> bool:
     return FAMILIES[config.kind].is_zero(model)
 
 
-def linear_layer_names(model: Any) -> list[str]:
-    """List the last parts of the names of the linear layers that can be adapted."""
+def linear_layer_names(model: Any, excluded: str | None = None) -> list[str]:
+    """List the last parts of the names of the linear layers that can be adapted, without those of `excluded`."""
     head = model.get_output_embeddings()
-    linear = (
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    )
+    linear = (name for name, module in _linear_layers(model, excluded) if module is not head)
     return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
 
 
-def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
+def _linear_layers(model: Any, excluded: str | None) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not (excluded and re.fullmatch(excluded, name)):
+            yield name, module
+
+
+def _check_targets(model: Any, targets: str | Sequence[str], excluded: str | None) -> None:
     if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
         return
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    known = linear_layer_names(model)
+    names = [name for name, _ in _linear_layers(model, excluded)]
+    known = linear_layer_names(model, excluded)
     unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
     head = [each for each in targets if each in ("lm_head", "embed_out")]
     if unmatched or head or not targets:

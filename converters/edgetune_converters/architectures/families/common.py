@@ -318,11 +318,4 @@ TEXT_PART = (
     (r"^language_model\.lm_head\b", "lm_head"),
     (r"^(model\.)?language_model\.(model\.)?", "model."),
 )
-OTHER_PARTS = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*",)
-
-
-def text_only_note(config: ModelConfig) -> str | None:
-    """Note that only the text part of a multimodal model is exported."""
-    if config.get("vision_config") is None:
-        return None
-    return "only the text part is exported: the file does not hold what the model needs to see pictures"
+TOWERS = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)(\..*)?",)

@@ -13,9 +13,9 @@ from edgetune_converters.architectures.families.common import (
     CONTEXT,
     DIMENSIONS,
     LAYER,
-    OTHER_PARTS,
     RMS,
     TEXT_PART,
+    TOWERS,
     WINDOW,
     attention,
     gated_ffn,
@@ -25,7 +25,6 @@ from edgetune_converters.architectures.families.common import (
     number,
     only,
     plus_one,
-    text_only_note,
     trunk,
     window_in_sliding_layers,
 )
@@ -131,9 +130,8 @@ GEMMA3 = Family(
         rope.supported("default", "linear"),
         rope.local_unscaled,
     ),
-    notes=(text_only_note,),
     renames=TEXT_PART,
-    ignored=OTHER_PARTS,
+    towers=TOWERS,
     defaults=_DEFAULTS
     | {
         "sliding_window": 4096,
