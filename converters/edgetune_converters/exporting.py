@@ -16,6 +16,7 @@ from pathlib import Path
 from edgetune_converters import formats
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files.interrupts import deferred_sigint
+from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.inputs import ExportInputs, VocabularyChanged
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
@@ -93,11 +94,14 @@ def _publish(output: Output, inputs: ExportInputs, identity: InputHashes) -> Rec
 
 
 def _check_disk_space(outputs: Sequence[Output]) -> None:
-    """Raise EdgetuneError if the files do not fit on their disks."""
+    """Raise EdgetuneError if the files cannot be written, or do not fit on their disks."""
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for output in outputs:
-        place = next(path for path in output.path.resolve().parents if path.exists())
+        why = why_not_writable(output.path.resolve().parent)
+        if why:
+            raise EdgetuneError(f"{output.path} cannot be written: {why}", "Choose another output directory")
+        place = existing_parent(output.path.resolve().parent)
         device = place.stat().st_dev
         needed[device] = needed.get(device, 0) + output.size
         places[device] = place

@@ -10,6 +10,7 @@ from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
 from edgetune_converters.architectures import completed_config
+from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
@@ -40,9 +41,11 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise EnvironmentProblem if the disk of `directory`, which need not exist, has less than `needed` bytes free."""
-    existing = next(each for each in (directory, *directory.absolute().parents) if each.exists())
-    free = shutil.disk_usage(existing).free
+    """Raise EnvironmentProblem if `directory`, which need not exist, cannot be written or has too few bytes free."""
+    why = why_not_writable(directory)
+    if why:
+        raise EnvironmentProblem(f"{directory} cannot be written: {why}", "Write elsewhere with -o")
+    free = shutil.disk_usage(existing_parent(directory)).free
     if free < needed:
         raise EnvironmentProblem(
             f"{directory} needs about {needed / 2**20:.0f} MiB, and its disk has {free / 2**20:.0f} MiB free",

@@ -33,6 +33,7 @@ from edgetune.training.resume import (
     is_up_to_date,
     remove_run_files,
 )
+from edgetune_converters.files.writable import why_not_writable
 
 FULL_DISK = 2**24
 """A disk with fewer free bytes is taken for a full one."""
@@ -180,8 +181,14 @@ def _translate_torch_errors(path: Path) -> Iterator[None]:
             "Lower training.batch_size (and raise gradient_accumulation), training.max_length or adapter.r",
         ) from None
     except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a full disk
-        if shutil.disk_usage(path).free > FULL_DISK:
+        why = why_not_writable(path)
+        if why is None and shutil.disk_usage(path).free > FULL_DISK:
             raise
+        if why is not None and "no space" not in why:
+            raise EnvironmentProblem(
+                f"{path} cannot be written any more: {why}",
+                "Make it writable, then resume from the last checkpoint with --resume",
+            ) from None
         raise EnvironmentProblem(
             f"no space is left on the disk of {path} ({str(error).splitlines()[0]})",
             "Free some space, then resume from the last checkpoint with --resume",
