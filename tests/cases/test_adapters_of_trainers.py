@@ -16,7 +16,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from edgetune_converters.adapters.lora import Adapter
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.provenance.receipts import Receipt
 from tests.cli_runner import edgetune
 from tests.converters import runtime, tiny, vocabularies
@@ -204,6 +204,29 @@ def test_biases_that_were_trained_replace_those_of_the_base(tmp_path: Path) -> N
         ids = tiny.random_ids()
         expected = tiny.torch_logits(base, adapter, ids)
         assert tiny.divergence(expected, runtime.logits(tmp_path / f"{bias}.gguf", ids))[0] < 1e-8
+
+
+def test_biases_of_b_are_added_to_those_of_the_base(base: Path, tmp_path: Path) -> None:
+    own = tiny.base("llama", tmp_path / "base")
+    adapter = tiny.adapter(own, tmp_path / "adapter", lora_bias=True, target_modules=["q_proj", "down_proj"])
+    export(own, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
+    ids = tiny.random_ids()
+    assert tiny.divergence(tiny.torch_logits(own, adapter, ids), runtime.logits(tmp_path / "x.gguf", ids))[0] < 1e-8
+    with pytest.raises(AdapterError, match="it is a bias"):
+        export(own, lora={"f32": tmp_path / "x.lora.gguf"}, adapter=adapter)
+    adapter = tiny.adapter(base, tmp_path / "without", target_modules=["q_proj"])
+    tensors = load_file(adapter / WEIGHTS)
+    biases = {name.replace("weight", "bias"): tensor[:, 0] for name, tensor in tensors.items() if "lora_B" in name}
+    save_file(tensors | {name: tensor.contiguous() for name, tensor in biases.items()}, adapter / WEIGHTS)
+    with pytest.raises(AdapterError, match=r"3 modules have a LoRA bias \(lora_bias\), for which the base has no bias"):
+        export(base, {"f32": tmp_path / "y.gguf"}, adapter=adapter)
+
+
+def test_a_model_and_an_adapter_that_are_exchanged_are_told_apart(base: Path, plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
+        export(plain, {"f32": tmp_path / "x.gguf"})
+    with pytest.raises(AdapterError, match="holds a model, not an adapter"):
+        export(base, {"f32": tmp_path / "x.gguf"}, adapter=base)
 
 
 def test_unknown_fields_are_said_and_known_ones_are_not(base: Path, plain: Path, tmp_path: Path) -> None:

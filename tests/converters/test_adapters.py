@@ -111,7 +111,10 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
         (pair("m.q", A * np.nan, B), "hold NaN or infinity"),
         (pair("m.q", A, B * np.inf), "hold NaN or infinity"),
         (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is a magnitude of DoRA"),
-        (pair("m.q") | {"m.q.lora_B.bias": B[:, 0]}, "has a LoRA bias"),
+        (
+            pair("m.q") | {"m.q.lora_B.bias": B[:, 0]},
+            r"m.q has a LoRA bias \(lora_bias\), for which the base has no bias",
+        ),
         (pair("m.q") | {"m.q.lora_A.default.weight": A}, "is duplicated under another name"),
         ({"z.weight": A}, "z.weight matches no tensor of the base model"),
         ({"m.v.weight": A}, r"m.v.weight has the shape \[2, 4\], the base \[3, 4\]"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +158,7 @@ class _Matching:
         self._file, self._config, self._base = adapter.file, adapter.config, base
         self._cache = adapter.stacks
         self._unknown: list[str] = []
+        self._without_bias: list[str] = []
         self._of_experts: dict[str, list[ExpertPair]] = {}
         self.unused_pairs: list[str] = []
         self._changing_towers: list[str] = []
@@ -175,6 +176,8 @@ class _Matching:
                 f"it changes {_layers(self._changing_towers)} {_NO_TEXT}, and only the text part of a multimodal model "
                 "can be merged"
             )
+        lacking = "a LoRA bias (lora_bias), for which the base has no bias"
+        self.problems += as_one_line(self._without_bias, f"has {lacking}", f"have {lacking}", noun="modules")
         self.problems += misfits
         for target, pairs in self._of_experts.items():
             self.problems += self._stack(target, pairs)
@@ -215,6 +218,9 @@ class _Matching:
 
     def _add_pair(self, module: str, roles: Mapping[str, TensorInfo]) -> Iterator[str]:
         """Attach one module's A/B pair to its base tensor, or yield why it does not fit; list an unknown module."""
+        if "B.bias" in roles:
+            yield from self._add_bias(module, roles["B.bias"])
+            roles = {role: info for role, info in roles.items() if role != "B.bias"}
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(roles) != set(wanted):
@@ -243,6 +249,19 @@ class _Matching:
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
         change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
+
+    def _add_bias(self, module: str, bias: TensorInfo) -> Iterator[str]:
+        """Attach the bias of a module's B (`lora_bias`) to that of its base layer, or yield why it does not fit."""
+        target = self._base.renamed(f"{module}.bias")
+        shape = self._base.shapes.get(target)
+        if shape is None:
+            self._without_bias.append(module)
+        elif bias.shape != shape:
+            yield f"{bias.name} has the shape {list(bias.shape)}, the bias of the base {list(shape)}"
+        else:
+            change = self.changes.setdefault(target, Change(self._file))
+            change.names = [bias.name]
+            change.factors = partial(_as_factors, self._file, bias, self._config.rank_and_scale(module)[1])
 
     def _linear(self, module: str, renamed: str, embedding: bool) -> _Target | None:
         """The target of the pair of a linear layer or an embedding."""
@@ -340,9 +359,14 @@ class _Factors:
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
+def _as_factors(file: AdapterWeights, bias: TensorInfo, scale: float) -> tuple[F32, F32]:
+    """The change of a bias as a product, of a column and one."""
+    return file.rows(bias, ALL) * np.float32(scale), np.ones((1, 1), np.float32)
+
+
 def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple[str, str]) -> str:
     if any(role.endswith(".bias") for role in roles):
-        return f"{module} has a LoRA bias (lora_bias), which cannot be merged yet"
+        return f"{module} has a bias of A, which PEFT does not have"
     missing = [role for role in wanted if role not in roles]
     if not missing:
         return f"{module} has LoRA factors for an embedding and for a linear layer"

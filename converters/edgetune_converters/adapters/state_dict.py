@@ -78,7 +78,7 @@ def read_tensors(file: AdapterWeights, fits: Callable[[str], bool]) -> AdapterTe
             found.problems.append(
                 f"{other.name} and {info.name} are one tensor with different numbers: the trained one is not known"
             )
-    found.notes += as_one_line(doubles, "repeats a tensor; used once", "repeat tensors; used once")
+    found.notes += as_one_line(doubles, "repeats another tensor; used once", "repeat others; used once", noun="tensors")
     return found
 
 
@@ -105,7 +105,7 @@ def _matched(file: AdapterWeights, found: AdapterTensors) -> list[tuple[TensorIn
     found.problems += as_one_line(magnitudes, f"is {dora}", f"are each {dora}")
     found.problems += as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
     before = "the values before training; left out"
-    found.notes += as_one_line(originals, f"holds {before}", f"hold {before}")
+    found.notes += as_one_line(originals, f"holds {before}", f"hold {before}", noun="tensors")
     return matched
 
 
@@ -137,9 +137,9 @@ def _same_numbers(file: AdapterWeights, one: TensorInfo, other: TensorInfo) -> b
     return all(np.array_equal(file.rows(one, block), file.rows(other, block), equal_nan=True) for block in blocks)
 
 
-def as_one_line(names: Sequence[str], one: str, many: str) -> list[str]:
+def as_one_line(names: Sequence[str], one: str, many: str, *, noun: str = "names") -> list[str]:
     """Return one line for all names of which the same is true, with the first of them."""
     if len(names) < 2:
         return [f"{name} {one}" for name in names]
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return [f"{len(names)} names {many}: {', '.join(names[:_SHOWN_NAMES])}{more}"]
+    return [f"{len(names)} {noun} {many}: {', '.join(names[:_SHOWN_NAMES])}{more}"]

@@ -104,6 +104,8 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
         return "it is one of several that make one tensor in GGUF, such as experts"
     if _replaces(first, change, checkpoint):
         return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
+    if item.part == "bias" and change.factors is not None:
+        return "it is a bias (lora_bias), and llama.cpp takes only A and B of weights"
     if change.token_rows is not None:
         return "rows of it are replaced (trainable_token_indices), and llama.cpp takes only A and B"
     if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):

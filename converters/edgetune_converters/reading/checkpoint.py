@@ -188,6 +188,11 @@ def _check_directory(path: Path) -> None:
         raise CheckpointError(f"there is no model directory {path}", "Give the path of a Hugging Face model directory")
     if not any(path.iterdir()):
         raise CheckpointError(f"the model directory {path} is empty", "Was the download interrupted?")
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter, not a model",
+            f"Give it with --adapter {path}, and the model it was trained on with --base",
+        )
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} has no config.json", "A Hugging Face model directory holds config.json and the weights"
