@@ -283,7 +283,7 @@ class Config(Section):
     name: str = "run"
     """Name of the run. Its directory is runs/NAME unless `-o` is given."""
     base: str
-    """The model to fine-tune: a Hugging Face directory, or a name on the hub."""
+    """The model to fine-tune: a Hugging Face directory, a GGUF file, or a name on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a base from the hub; the resolved commit is recorded in run.json."""
     trust_remote_code: bool = False

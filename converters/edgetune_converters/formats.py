@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgetune_converters.errors import EdgetuneError, RecipeError, TokenizerError
+from edgetune_converters.errors import EdgetuneError, RecipeError
 from edgetune_converters.inputs import ExportInputs
 from edgetune_converters.names import FormatName
 from edgetune_converters.outputs import lora, safetensors
@@ -15,6 +15,7 @@ from edgetune_converters.outputs.gguf import GgufOutput
 from edgetune_converters.provenance import metadata
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.gguf_base import GgufBase
+from edgetune_converters.reading.gguf_companions import check_config, check_rope
 from edgetune_converters.request import Target
 from edgetune_converters.tokenizers.special import SpecialTokenIds, special_token_ids
 
@@ -58,10 +59,7 @@ def _gguf(inputs: ExportInputs, type_name: str, path: Path) -> Output:
 def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     model = inputs.model
     if isinstance(model.checkpoint, GgufBase):
-        raise RecipeError(
-            f"{model.checkpoint.path} is a GGUF file: a safetensors directory cannot be made of it",
-            "Give a model directory with --base",
-        )
+        check_config(model.checkpoint)
     kind, max_shard = safetensors.check_type(type_name), inputs.request.max_shard_size
     tensors = [*model.in_base_order, *model.towers]
     return safetensors.SafetensorsOutput(path, kind, tensors, inputs.companions, max_shard)
@@ -77,12 +75,10 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     from edgetune_converters.onnx.plan import DEFAULT_SETTINGS, check_fallback, onnx_recipe
     from edgetune_converters.outputs.onnx import OnnxOutput
 
-    request, model, companions = inputs.request, inputs.model, inputs.companions
-    if companions.tokenizer.is_file():
-        raise TokenizerError(
-            f"{companions.tokenizer} is a GGUF file, which holds none of the tokenizer files of an ONNX folder",
-            "Give a model directory with --base, or a run, or an adapter with its tokenizer beside it",
-        )
+    request, model = inputs.request, inputs.model
+    if isinstance(model.checkpoint, GgufBase):
+        check_rope(model.checkpoint)
+    companions = inputs.companions
     extra = {key: str(value) for key, value in request.metadata.items()}
     ends = special_token_ids(companions.tokenizer, model.config.raw, companions.chat_template, model.config.vocab_size)
     if request.tracer is not None and not model.family.onnx:

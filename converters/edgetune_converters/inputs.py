@@ -18,6 +18,7 @@ from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
+from edgetune_converters.reading.gguf_companions import stated_config, write_tokenizer
 from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
@@ -141,14 +142,22 @@ class ExportInputs:
 
     @cached_property
     def companions(self) -> CompanionFiles:
-        """Return what a model directory holds besides the weights."""
-        model, template = self.model, self._chat_template
-        path = self.tokenizer / "tokenizer_config.json"
+        """Return what a model directory holds besides the weights; of a GGUF base it is rebuilt."""
+        model, template, tokenizer, notes = self.model, self._chat_template, self.tokenizer, list[str]()
+        base, config = model.checkpoint.path, model.config_json
+        if isinstance(model.checkpoint, GgufBase):
+            base = self.rebuilt / "base"
+            base.mkdir(exist_ok=True)
+            config = {**stated_config(model.checkpoint), "vocab_size": config["vocab_size"]}
+            notes = write_tokenizer(model.checkpoint, base)
+            tokenizer = base if tokenizer == model.checkpoint.path else tokenizer
+            if tokenizer == base and self._adapter is not None and self.request.tokenizer is None:
+                tokenizer = self.rebuilt / "tokenizer"
+                notes += combine(base, self._adapter, tokenizer)
+        path = tokenizer / "tokenizer_config.json"
         stated = read_json(path) if path.is_file() else {}
-        return CompanionFiles(
-            model.checkpoint.path, model.config_json, self.tokenizer, template, model.tied,
-            copied_template_files(self.tokenizer, stated, template),
-        )  # fmt: skip
+        files = copied_template_files(tokenizer, stated, template)
+        return CompanionFiles(base, config, tokenizer, template, model.tied, files, tuple(notes))
 
     @cached_property
     def provenance(self) -> dict[str, str]:

@@ -80,9 +80,9 @@ def command(
         _write_rows(options.data, part, count, output)
         return
     base = find_base(options, weights=False)
-    template = ChatTemplate.from_directory(base.path, options.data.chat_template, options.template.options)
+    template = ChatTemplate.from_directory(base.directory, options.data.chat_template, options.template.options)
     template = template.at(datetime.now())
-    tokenizer = TextTokenizer.from_directory(base.path, base.rows)
+    tokenizer = TextTokenizer.from_directory(base.directory, base.rows)
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
     splits = read_splits(options.data, options.training.seed, problems)
     encoding = encode_all(template, tokenizer, splits.train, options.training.max_length, problems)

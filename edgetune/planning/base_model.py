@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.reading.gguf_base import GgufBase, is_gguf, open_base
+from edgetune_converters.reading.gguf_companions import write_companions
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,7 +56,7 @@ class ExportableLayers:
 
 @dataclass(frozen=True)
 class Base:
-    """The model to fine-tune, in a local directory."""
+    """The model to fine-tune: a local directory, or a GGUF file."""
 
     name: str
     """Its name in the configuration."""
@@ -64,13 +67,33 @@ class Base:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Its tensors, checked. Raises CheckpointError for missing, damaged or pickled weights."""
-        return Checkpoint(self.path)
+        return open_base(self.path)
+
+    @property
+    def directory(self) -> Path:
+        """The directory with config.json and the tokenizer; of a GGUF file, one rebuilt for this process.
+
+        Raises CheckpointError or TokenizerError for a GGUF file of which they cannot be rebuilt.
+        """
+        return Path(self._rebuilt[0].name) if is_gguf(self.path) else self.path
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on what the base has that is not used, and on how it is used."""
+        return [*self.checkpoint.notes, *(self._rebuilt[1] if is_gguf(self.path) else [])]
+
+    @cached_property
+    def _rebuilt(self) -> tuple[tempfile.TemporaryDirectory[str], list[str]]:
+        """The files that are rebuilt from a GGUF file, and remarks on them."""
+        assert isinstance(self.checkpoint, GgufBase)
+        folder = tempfile.TemporaryDirectory(prefix="edgetune-base-")
+        return folder, write_companions(self.checkpoint, Path(folder.name))
 
     @cached_property
     def rows(self) -> int | None:
         """The number of rows of its embedding; None if config.json does not give it."""
         try:
-            return completed_config(read_json(self.path / "config.json")).vocab_size
+            return completed_config(read_json(self.directory / "config.json")).vocab_size
         except (ArchitectureError, CheckpointError):
             return None
 
@@ -94,7 +117,7 @@ class Base:
 
 
 def find_base(config: Config, *, weights: bool = True) -> Base:
-    """Find the local directory that `config.base` names, or download a snapshot from the hub.
+    """Find the local directory or GGUF file that `config.base` names, or download a snapshot from the hub.
 
     Args:
         config: `base`, `revision` and `trust_remote_code` are used.
@@ -104,16 +127,18 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
         CheckpointError: If there is no such model, or if its weights are already quantized.
     """
     path = Path(config.base).expanduser()
-    if path.exists() or config.base.startswith((".", "/", "~")):
+    if is_gguf(path):
+        base = Base(config.base, path.absolute(), None)  # the target of a link may have another suffix
+    elif path.exists() or config.base.startswith((".", "/", "~")):
         base = Base(config.base, path.resolve(), None)
     elif _HUB_NAME.fullmatch(config.base):
         base = _download(config, weights)
     else:
         raise CheckpointError(
-            f"base: {config.base!r} is neither a directory nor the name of a model on the hub",
-            "Set base: DIR or base: ORG/NAME",
+            f"base: {config.base!r} is neither a directory or GGUF file nor the name of a model on the hub",
+            "Set base: DIR, base: FILE.gguf or base: ORG/NAME",
         )
-    if weights and base.checkpoint.is_quantized:
+    if weights and base.checkpoint.is_quantized and not isinstance(base.checkpoint, GgufBase):
         raise CheckpointError(
             f"the base {base.name} is already quantized; training quantizes the original weights itself",
             "Give the 16-bit or 32-bit model that it was made from, or dequantize this one first: "

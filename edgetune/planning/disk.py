@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from edgetune.errors import EnvironmentProblem
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.reading.gguf_base import GgufBase
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
 _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter
@@ -29,7 +31,10 @@ def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
 
 
 def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
-    """Estimate the largest disk space of a run in bytes: adapter, checkpoints (one more than are kept), reference."""
+    """Estimate the largest disk space of a run in bytes: adapter, checkpoints (one more than are kept), reference.
+
+    The dequantized weights of a GGUF base are on the disk while it is loaded, in up to 32 bits.
+    """
     parameters = count_adapter_parameters(checkpoint, config.adapter.r)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
     vocabulary = completed_config(checkpoint.config).vocab_size
@@ -37,7 +42,15 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
     per_position = 2 * vocabulary if full else 8 * config.reference.top_k
     positions = sum(len(row.scored) for row in reference_rows)
     checkpoints = (config.training.keep_checkpoints + 1) * one_checkpoint
-    return parameters * 4 + checkpoints + positions * (per_position + 16) + MARGIN
+    dequantized = dequantized_bytes(checkpoint)
+    return parameters * 4 + checkpoints + positions * (per_position + 16) + dequantized + MARGIN
+
+
+def dequantized_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of the weights of a GGUF base in 32 bits, 0 for a model directory."""
+    if not isinstance(checkpoint, GgufBase):
+        return 0
+    return sum(4 * math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def check_free_space(directory: Path, needed: int) -> None:

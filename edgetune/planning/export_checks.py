@@ -116,9 +116,9 @@ def _check_tokenizer(base: Base, request: ExportRequest, chat_template: str) -> 
     from edgetune_converters.tokenizers.special import special_token_ids
 
     stated = completed_config(base.checkpoint.config)
-    convert.convert_tokenizer(base.path, stated.vocab_size, stated.raw, chat_template=chat_template)
+    convert.convert_tokenizer(base.directory, stated.vocab_size, stated.raw, chat_template=chat_template)
     if request.paths("onnx"):
-        special_token_ids(base.path, stated.raw, chat_template, stated.vocab_size)
+        special_token_ids(base.directory, stated.raw, chat_template, stated.vocab_size)
 
 
 def byte_count(text: str, option: str) -> int:

@@ -21,6 +21,7 @@ from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
 from edgetune.planning.base_model import Base, find_base
+from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.task_rows import Prompt, TaskRow, greedy_prompts, prepare_task_rows
@@ -109,11 +110,11 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
         EdgetuneError: For anything in them that training, capture or export would reject later.
     """
     base = find_base(config)
-    template = ChatTemplate.from_directory(base.path, config.data.chat_template, config.template.options)
+    template = ChatTemplate.from_directory(base.directory, config.data.chat_template, config.template.options)
     template = template.at(rendered_at or datetime.now().replace(microsecond=0))
     check_exportable(base, config, template.source)
-    template_files(base.path, template)
-    tokenizer = TextTokenizer.from_directory(base.path, base.rows)
+    template_files(base.directory, template)
+    tokenizer = TextTokenizer.from_directory(base.directory, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
     splits = read_splits(config.data, config.training.seed, problems)
     length = config.training.max_length
@@ -134,10 +135,15 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
 def print_overview(prepared: PreparedRun) -> None:
     """Print what will be trained on, and a warning for each doubtful property of the rows."""
     console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
-    checkpoint = prepared.base.checkpoint
-    of_base = [*checkpoint.notes, *prepared.base.layers.notes, *tokenizer_notes(prepared.base.path, checkpoint.config)]
+    base = prepared.base
+    of_base = [*base.notes, *base.layers.notes, *tokenizer_notes(base.directory, base.checkpoint.config)]
     for note in [*of_base, *prepared.splits.notes]:
         console.note(note)
+    if size := dequantized_bytes(base.checkpoint):
+        console.note(
+            f"the base is a GGUF file: training starts from its dequantized weights, {size / 2**20:.0f} MiB on "
+            "the disk of the run while they are loaded"
+        )
     console.note(f"training: {format_totals(prepared.train)}")
     console.note(f"held out: {format_totals(prepared.validation)}")
     for line in (*prepared.trailing.describe(), *format_unused(prepared.usage)):

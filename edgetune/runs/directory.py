@@ -13,6 +13,7 @@ from edgetune.runs import lock
 from edgetune.runs.manifest import RunManifest, TrainResults
 from edgetune.runs.paths import RunPaths
 from edgetune.runs.status import RunStatus, Stage
+from edgetune_converters.reading.gguf_base import is_gguf
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class RunDirectory(RunPaths):
         return dict(train.adapter) if train else {}
 
     def base_directory(self) -> Path:
-        """Return the directory of the base on this machine.
+        """Return the directory of the base on this machine, or its GGUF file.
 
         Raises:
             RunDirectoryError: The base is no longer there.
@@ -130,10 +131,10 @@ class RunDirectory(RunPaths):
         base = self.manifest.base
         if base.path is None:
             raise self.damaged_manifest("it does not say where the base is")
-        if not Path(base.path).is_dir():
+        if not Path(base.path).is_dir() and not is_gguf(Path(base.path)):
             raise RunDirectoryError(
                 f"the base {base.name!r} of this run is not in {base.path}",
-                "Give its directory with --base DIR; its files are checked against the hashes in run.json",
+                "Give its directory (or GGUF file) with --base; its files are checked against the hashes in run.json",
             )
         return Path(base.path)
 

@@ -17,7 +17,7 @@ class BaseIdentity(DocumentSection):
     name: str | None = None
     """As the configuration names it: a path or a repository of the hub."""
     path: str | None = None
-    """The directory of the base on the machine of the training."""
+    """The directory or GGUF file of the base on the machine of the training."""
     revision: str | None = None
     """The commit of a hub repository."""
     files: dict[str, str] = Field(default_factory=dict)

@@ -8,6 +8,7 @@ runs/NAME/
   reference/     outputs of the base and the trained model on held-out rows
   artifacts/     exported files, their receipts and validation results
   checkpoints/   of the trainer, for --resume
+  base.partial/  weights of a GGUF base, while they are being loaded
   run.lock       while a process writes here (edgetune/runs/lock.py)
   logs/          metrics.jsonl and TensorBoard events
 """
@@ -38,6 +39,11 @@ class RunPaths:
     def manifest_file(self) -> Path:
         """The manifest under its present name."""
         return self.finished_file if self.finished_file.is_file() else self.unfinished_file
+
+    @property
+    def base(self) -> Path:
+        """Beside this path the weights of a GGUF base are written for the moment of loading."""
+        return self.path / "base"
 
     @property
     def adapter(self) -> Path:

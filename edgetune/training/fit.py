@@ -28,7 +28,7 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
     Raises TrainingInterrupted after Ctrl-C.
     """
     set_seed(prepared.config.training.seed)
-    model = load_model(prepared.base, prepared.config)
+    model = load_model(prepared.base, prepared.config, run.base)
     run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
     if run.manifest.stages.train:
         console.note("the adapter is trained already")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from edgetune import console
 from edgetune.config import Config, QuantizationConfig
-from edgetune.errors import ConfigError
+from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, base_loading_error
 from edgetune.planning.prepare import PreparedRun
 from edgetune.training.environment import emulates_bfloat16
+from edgetune_converters.exporting import export
+from edgetune_converters.files.atomic import temporary_directory
+from edgetune_converters.reading.gguf_base import GgufBase
+from edgetune_converters.request import ExportRequest, Target
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+STORED_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -29,30 +38,61 @@ def compute_dtype(config: Config) -> torch.dtype:
     return torch.float32 if name == "bfloat16" and emulates_bfloat16() else DTYPES[name]
 
 
-def load_model(base: Base, config: Config) -> Any:
+def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
     """Load the base as a transformers model, with linear layers in 4 bits unless `quantization.bits` is 16.
 
     The layers that are not quantized (embedding, head, norms) are in the compute type on a GPU, where memory is short,
-    and in float32 on the CPU.
+    and in float32 on the CPU. The weights of a GGUF file are written first to a temporary directory beside `scratch`,
+    which it requires, in the type in which they are loaded.
     """
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     products = compute_dtype(config)
     dtype = products if on_gpu else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.path,
-            dtype=dtype,
-            quantization_config=_bitsandbytes(config.quantization, products),
-            device_map={"": 0 if on_gpu else "cpu"},
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            **_config_without_quantization(base, config),
-        )
+        with _weights_directory(base, dtype, scratch) as directory:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=dtype,
+                quantization_config=_bitsandbytes(config.quantization, products),
+                device_map={"": 0 if on_gpu else "cpu"},
+                use_safetensors=True,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+                **_config_without_quantization(base, config),
+            )
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None
+    if isinstance(base.checkpoint, GgufBase):
+        _check_all_loaded(base, info)
     _keep_weights_as_quantized(model)
     return model
+
+
+@contextmanager
+def _weights_directory(base: Base, dtype: torch.dtype, scratch: Path | None) -> Iterator[Path]:
+    """Yield the directory of the base; of a GGUF file, one that is deleted when the model is loaded."""
+    if not isinstance(base.checkpoint, GgufBase):
+        yield base.path
+        return
+    assert scratch is not None
+    type_ = next(name for name, each in STORED_TYPES.items() if each == dtype)
+    with temporary_directory(scratch) as folder:
+        with console.byte_progress("dequantize the base") as progress:
+            export(ExportRequest(base.path, (Target("safetensors", type_, folder),)), progress=progress)
+        yield folder
+
+
+def _check_all_loaded(base: Base, info: Any) -> None:
+    """Raise DataError unless transformers' model has the very tensors of the GGUF file."""
+    found = {kind: sorted(str(name) for name in info[kind]) for kind in ("missing_keys", "unexpected_keys")}
+    for kind, names in found.items():
+        if names:
+            what = "lacks" if kind == "missing_keys" else "has, and transformers' model has not,"
+            raise DataError(
+                f"the GGUF file {base.name} {what} {len(names)} tensors, such as {names[0]}",
+                "Give the Hugging Face model that the file was made from",
+            )
 
 
 def load_empty_model(base: Base, config: Config) -> Any:
@@ -61,7 +101,7 @@ def load_empty_model(base: Base, config: Config) -> Any:
     try:
         with torch.device("meta"):
             stated = _config_without_quantization(base, config).get("config")
-            stated = stated or AutoConfig.from_pretrained(base.path, **options)
+            stated = stated or AutoConfig.from_pretrained(base.directory, **options)
             return AutoModelForCausalLM.from_config(stated, **options)
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None

@@ -87,7 +87,7 @@ def is_up_to_date(run: RunDirectory, prepared: PreparedRun, *, overwrite: bool) 
     replaced.
     """
     changed = changed_inputs(run.manifest, prepared)
-    files = changed_tokenizer_files(prepared.base.path, prepared.template, run.tokenizer)
+    files = changed_tokenizer_files(prepared.base.directory, prepared.template, run.tokenizer)
     words = ", ".join(dict.fromkeys([*changed, *(f"the base's {name}" for name in files)]))
     if words and not overwrite:
         raise RunDirectoryError(

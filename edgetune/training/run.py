@@ -154,7 +154,7 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class:
         versions=environment.installed_versions(),
         device=device,
     )
-    save_tokenizer(prepared.base.path, prepared.template, run.tokenizer, names_fast_class=names_fast_class)
+    save_tokenizer(prepared.base.directory, prepared.template, run.tokenizer, names_fast_class=names_fast_class)
 
 
 def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:

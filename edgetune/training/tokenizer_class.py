@@ -59,12 +59,12 @@ def check_against_transformers(prepared: PreparedRun) -> bool:
     Loads no weights. Raises DataError if transformers renders a golden conversation differently.
     """
     texts = list(dict.fromkeys((*_SAMPLES, *(entry["text"] for entry in prepared.contract))))
-    theirs, found = _compare(prepared, prepared.base.path, texts)
+    theirs, found = _compare(prepared, prepared.base.directory, texts)
     check_rendering(prepared, theirs)
     if found.follows:
         return True
     with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(prepared.base.path, prepared.template, Path(folder), names_fast_class=True)
+        save_tokenizer(prepared.base.directory, prepared.template, Path(folder), names_fast_class=True)
         _, after = _compare(prepared, Path(folder), texts)
     _print_note(found, after)
     return False

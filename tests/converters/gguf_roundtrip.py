@@ -116,7 +116,7 @@ def rebuild(source: Path, name: str, directory: Path) -> Rebuilt:
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     config = {f"{role}_token": _text(found, name) for role, name in _ROLES.items()}
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return Rebuilt(directory, len(found["tokens"]), _stated(file))
+    return Rebuilt(directory, len(found["tokens"]), stated_ids(file))
 
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -194,7 +194,7 @@ def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[list[str]]:
     ]
 
 
-def _stated(file: Path) -> list[tuple[str, list[int]]]:
+def stated_ids(file: Path) -> list[tuple[str, list[int]]]:
     """Texts and their ids; none for the few vocabularies without."""
     texts, ids = (file.with_name(file.name + ending) for ending in (".inp", ".out"))
     if not texts.is_file():

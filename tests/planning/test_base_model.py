@@ -67,7 +67,7 @@ def test_what_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         CheckpointError, match=r"neither a directory here nor a model that can be fetched .*: no network"
     ):
         find_base(_config(tmp_path, base="org/model"))
-    with pytest.raises(CheckpointError, match="neither a directory nor the name of a model"):
+    with pytest.raises(CheckpointError, match="neither a directory or GGUF file nor the name of a model"):
         find_base(_config(tmp_path, base="a b c"))
 
 

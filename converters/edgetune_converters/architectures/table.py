@@ -140,6 +140,9 @@ class Family:
         biased: Linear layers have biases, whatever config.json says.
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
         onnx: How the decoder differs from Llama's; None where edgetune draws no graph, so that ONNX takes torch.
+        stored_names: Names in transformers' checkpoints where the rows have others, for a GGUF file as the base:
+            (pattern, replacement), the inverse of `renames`.
+        fused_experts: Whether transformers' checkpoints hold all experts of a layer in one tensor, for the same use.
         ignored: Patterns of tensors that old checkpoints carry and that hold nothing of the model.
         towers: Patterns of the modules of a multimodal model beside its text part. Their tensors are carried into a
             safetensors directory unchanged, and are in no other output; adapters may not change them.
@@ -160,12 +163,20 @@ class Family:
     biased: bool = False
     extra_layers: bool = False
     onnx: Traits | None = None
+    stored_names: tuple[tuple[str, str], ...] = ()
+    fused_experts: bool = False
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
     towers: tuple[str, ...] = ()
 
     def is_beside_text(self, name: str) -> bool:
         """Whether a tensor or module belongs to a tower of a multimodal model."""
         return any(re.fullmatch(pattern, name) for pattern in self.towers)
+
+    def stored_name(self, name: str) -> str:
+        """Return the name of a tensor as transformers' checkpoints spell it."""
+        for pattern, replacement in self.stored_names:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def canonical_name(self, name: str) -> str:
         """Return the name of a tensor or module as the rows spell it."""

@@ -39,6 +39,8 @@ class CompanionFiles(NamedTuple):
     """Whether the embedding is also the output matrix."""
     templates: Mapping[str, bytes] = MappingProxyType({})
     """Files of chat templates: path in the directory -> content. They replace those of the tokenizer."""
+    notes: tuple[str, ...] = ()
+    """Remarks on files that were rebuilt from a GGUF file."""
 
 
 def check_tokenizer(directory: Path) -> None:

@@ -79,7 +79,7 @@ class OnnxOutput(DirectoryOutput, StreamedOutput):
         self._ends = ends
         self._importance = importance
         self._encoder = WeightEncoder(graph, tensors, importance)
-        self._notes = [*ends.notes, *tokenizer_notes(companions.tokenizer, companions.config)]
+        self._notes = [*companions.notes, *ends.notes, *tokenizer_notes(companions.tokenizer, companions.config)]
         self._notes += [] if importance is None else importance.check(self._encoder.quantized())
 
     @property

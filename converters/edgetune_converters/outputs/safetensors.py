@@ -157,7 +157,7 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
             weights=weights,
             bits_per_weight=round(size * 8 / weights, 4),
             files=self._staged.hashes,
-            notes=tuple(tokenizer_notes(self._companions.tokenizer, self._companions.config)),
+            notes=(*self._companions.notes, *tokenizer_notes(self._companions.tokenizer, self._companions.config)),
         )
 
     def _next_shard(self) -> None:

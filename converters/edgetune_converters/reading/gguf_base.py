@@ -27,7 +27,12 @@ _OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP, keys.STOPS)
 
 def open_base(path: Path) -> Checkpoint:
     """Open a model directory, or a GGUF file (by its suffix). Raises CheckpointError."""
-    return GgufBase(path) if path.suffix.lower() == ".gguf" and path.is_file() else Checkpoint(path)
+    return GgufBase(path) if is_gguf(path) else Checkpoint(path)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of an existing file with the suffix of GGUF."""
+    return path.suffix.lower() == ".gguf" and path.is_file()
 
 
 class GgufBase(Checkpoint):
@@ -43,6 +48,7 @@ class GgufBase(Checkpoint):
         except ArtifactError as error:
             raise CheckpointError(error.message, error.hint) from error
         self.config, family = config_of(self.file)
+        self.family = family
         read_back = GgufTensors(self.file, family, ModelConfig(self.config).completed(family.defaults))
         if read_back.problems:
             raise CheckpointError.of_many(f"tensors of {path} that cannot be read back", read_back.problems, HINT)
@@ -79,7 +85,7 @@ class GgufBase(Checkpoint):
         """
         metadata = self.file.metadata
         carried = {
-            key: _typed(value) for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS
+            key: typed_value(value) for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS
         }
         tokens, own = metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
         rows = rows or own
@@ -114,8 +120,8 @@ def _padding(metadata: Mapping[str, Any], count: int, rows: int) -> dict[str, Va
 # -- metadata that is carried over -------------------------------------------------------------------------------------
 
 
-def _typed(value: Plain) -> Value:
-    """A value of the vocabulary with the GGUF type that such values have."""
+def typed_value(value: Plain) -> Value:
+    """Return a value of the vocabulary with the GGUF type that such values have."""
     if isinstance(value, list):
         return _array(value)
     if type(value) is int and value >= 0:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune_converters.architectures import FAMILIES, Family, ModelConfig, slots
+from edgetune_converters.architectures.rope import llama3_factors
 from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.gguf.joined import JoinedFile
 from edgetune_converters.gguf.values import Plain, as_read
@@ -106,6 +108,7 @@ def _plain_config(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
     config.setdefault("num_key_value_heads", own.get("attention.head_count"))
     for derive in _DERIVED:
         config |= derive(own)
+    config["rope_parameters"] |= _llama3(file, config)
     embedding = names.get("token_embd.weight")
     config["vocab_size"] = own.get("vocab_size", embedding.shape[0] if embedding else None)
     config["tie_word_embeddings"] = "output.weight" not in names
@@ -134,6 +137,45 @@ def _rope(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
     if isinstance(multiplier, float):
         rope |= {"mscale": multiplier * 10, "mscale_all_dim": multiplier * 10}
     return rope | {"rope_theta": own.get("rope.freq_base", 10000.0)}
+
+
+def _llama3(file: JoinedFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of Llama 3's scaling that give the factors of the file to the bit; {} without them.
+
+    Between the two wavelengths the reciprocal of a factor is linear in the frequency. Only ratios of the parameters
+    matter, so low_freq_factor is 1.
+    """
+    name = slots.gguf_name(slots.ROPE_FACTORS, None, "weight")
+    if not any(entry.name == name and entry.type == "f32" for entry in file.tensors):
+        return {}
+    factors = file.tensor(name).view(np.float32).reshape(-1)
+    plain = ModelConfig({**config, "rope_parameters": {**config["rope_parameters"], "rope_type": "default"}})
+    try:
+        for found in _llama3_candidates(factors, plain):
+            stated = ModelConfig({**config, "rope_parameters": {**config["rope_parameters"], **found}})
+            made = llama3_factors(stated)
+            if made is not None and np.array_equal(made, factors):
+                return found
+    except _UNREADABLE:
+        pass
+    return {}
+
+
+def _llama3_candidates(factors: NDArray[np.float32], config: ModelConfig) -> Iterator[dict[str, Any]]:
+    """Yield parameters that may give these factors: fitted to those between the two wavelengths, then the usual."""
+    factor = float(factors.max())
+    found = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0}
+    base, width = float(config.rope["rope_theta"]), config.rope_dim
+    waves = 2 * math.pi * base ** (np.arange(0, width, 2) / width)
+    between = np.flatnonzero((factors > 1) & (factors < factor))
+    blend = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    if len(between) > 1:
+        slope, start = np.polyfit(1 / waves[between], blend, 1)
+        original = round(-slope / start)
+        yield found | {"high_freq_factor": round(1 - 1 / start, 3), "original_max_position_embeddings": original}
+    fitted = [round((3 * share + 1) * wave) for share, wave in zip(blend, waves[between], strict=True)]
+    for original in (*fitted, 8192):
+        yield found | {"high_freq_factor": 4.0, "original_max_position_embeddings": original}
 
 
 def _positive(value: Any) -> TypeGuard[float]:

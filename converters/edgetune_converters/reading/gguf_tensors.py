@@ -130,6 +130,7 @@ class GgufTensors:
 
     def __init__(self, file: JoinedFile, family: Family, config: ModelConfig) -> None:
         self._file = file
+        self._family = family
         self._config = config
         self._entries = {entry.name: entry for entry in file.tensors}
         self._paths = {entry.name: part.path for part in file.files for entry in part.tensors}
@@ -166,7 +167,7 @@ class GgufTensors:
         stored = self._file.tensor(entry.name)
         per = len(stored) // count
         for number in range(count):
-            name = names.of(number)
+            name = self._family.stored_name(names.of(number))
             info = TensorInfo(name, entry.type.upper(), shape, self._paths[entry.name], entry.offset, entry.bytes)
             tensor, first = self.found.setdefault(name, AssembledTensor(info)), 0
             for view in views:
@@ -198,13 +199,17 @@ class _Names:
 
 
 def _places(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRow, int | None]]:
-    """A row for each slot in each layer that has it; of several ways of storing one, the first."""
+    """A row for each slot in each layer that has it; of several ways of storing one, the first.
+
+    Of experts that transformers stores fused, the last, which is the fused one.
+    """
     by_slot: dict[tuple[str, str], list[TensorRow]] = {}
     for row in family.tensors:
         by_slot.setdefault((row.slot, row.part), []).append(row)
     for rows in by_slot.values():
         for layer in range(config.layers) if "{layer}" in rows[0].module else [None]:
-            here = next((row for row in rows if row.when(config, layer or 0)), None)
+            ways = reversed(rows) if family.fused_experts else rows
+            here = next((row for row in ways if row.when(config, layer or 0)), None)
             if here:
                 yield here, layer
 

@@ -1,11 +1,8 @@
 """Recognize how a byte-level tokenizer.json splits text before merging.
 
 llama.cpp implements a closed list of pre-tokenizers and selects one by name. Each row pairs such a name with the steps
-that have the same effect; anything else is refused. Several names of llama.cpp mean the same splits (mpt, olmo, jais,
-phi-2, trillion: gpt-2; starcoder, refact, command-r, codeshell, exaone, minerva-7b: smollm; stablelm2, hunyuan, grok-2,
-solar-open, megrez: qwen2; falcon3, lfm2, pixtral, glm4: llama-bpe; dbrx, chatglm-bpe: smaug-bpe; poro-chat,
-gpt3-finnish: bloom; hunyuan-dense, joyai-llm, hy_v4: deepseek-v3; llama4, minimax-m2, kanana2: gpt-4o; cohere2moe:
-tiny_aya): here each is recognized under the one name. Not included: default (llama.cpp's guess for files that name
+that have the same effect; anything else is refused. Several names of llama.cpp mean the same splits (`SAME`): each is
+recognized under the one name. Not included: default (llama.cpp's guess for files that name
 none), whitespace and hybriddna (not byte-level BPE), afmoe (its tokenizer.json is unknown to us), and gemma4, which
 `sentencepiece` writes differently.
 """
@@ -125,6 +122,45 @@ TABLE = (
         "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", _DIGIT,
         _PUNCTUATION + "Isolated", GPT2)),
 )  # fmt: skip
+
+# names of llama.cpp with the splits of another one
+SAME = {
+    "gpt-2": "mpt olmo jais phi-2 trillion granite-docling roberta-bpe jina-es jina-de jina-v1-en",
+    "smollm": "starcoder refact command-r codeshell exaone minerva-7b",
+    "qwen2": "stablelm2 hunyuan grok-2 solar-open megrez deepseek-r1-qwen",
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 lfm2 pixtral",
+    "smaug-bpe": "dbrx chatglm-bpe glm4",
+    "bloom": "poro-chat gpt3-finnish",
+    "deepseek-v3": "hunyuan-dense joyai-llm hy_v4",
+    "gpt-4o": "llama4 minimax-m2 kanana2",
+    "tiny_aya": "cohere2moe",
+}
+
+
+def row_named(name: str) -> PreTokenizerRow | None:
+    """Return the row of a name of llama.cpp, also of one that means the same splits; None for an unknown name."""
+    known = next((row for row, others in SAME.items() if name in others.split()), name)
+    return next((row for row in TABLE if row.name == known), None)
+
+
+def as_tokenizer_json(steps: Steps, *, add_prefix_space: bool) -> dict[str, Any]:
+    """Return steps as the `pre_tokenizer` of a tokenizer.json, from which `recognize` finds the same steps."""
+    before = [step for step in steps if not step.startswith(_BYTES)]
+    own = before.count(GPT2)  # the last step of the ByteLevel part itself
+    parts = [_as_part(step) for step in before if step != GPT2]
+    parts.append(
+        {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": bool(own)}
+    )
+    parts += [_as_part(step.removeprefix(_BYTES)) for step in steps if step.startswith(_BYTES)]
+    return parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
+
+
+def _as_part(step: str) -> dict[str, Any]:
+    if step in (_DIGIT, _DIGITS):
+        return {"type": "Digits", "individual_digits": step == _DIGIT}
+    if step.startswith(_PUNCTUATION):
+        return {"type": "Punctuation", "behavior": step.removeprefix(_PUNCTUATION)}
+    return {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False}
 
 
 def recognize(tokenizer: Mapping[str, Any]) -> list[PreTokenizer]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +80,15 @@ def _bpe(pieces: list[_Piece], normalizer: Mapping[int, list[Any]]) -> dict[str,
     }  # fmt: skip
 
 
+def merges_of_scores(rows: Iterable[tuple[str, float, int]]) -> list[list[str]]:
+    """Return every way of merging two tokens into a third, the best third first.
+
+    `rows` are text, score and type of each token; the types are numbered alike in SentencePiece and GGUF.
+    """
+    return _merges([_Piece(*row) for row in rows])
+
+
 def _merges(pieces: list[_Piece]) -> list[list[str]]:
-    """Every way of merging two pieces into a third, the best third first."""
     merged = [piece for piece in pieces if piece.type in (_NORMAL, _USER_DEFINED, _UNUSED)]
     known = {piece.text for piece in merged}
     ordered = sorted((piece for piece in merged if piece.type == _NORMAL), key=lambda piece: -piece.score)

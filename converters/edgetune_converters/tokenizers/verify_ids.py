@@ -96,6 +96,15 @@ def verify(
     return IdComparison(len(compared), [each for each in compared if each.expected != each.found], missed)
 
 
+def adds_bos_and_eos(metadata: Mapping[str, Value]) -> tuple[bool, bool] | None:
+    """Return whether llama.cpp adds BOS and EOS to a text with this vocabulary; None where it cannot be loaded."""
+    library = _library()
+    if library is None:
+        return None
+    with _vocabulary(library, metadata) as vocabulary:
+        return bool(library.llama_vocab_get_add_bos(vocabulary)), bool(library.llama_vocab_get_add_eos(vocabulary))
+
+
 def _with_added_tokens(files: TokenizerFiles) -> Iterator[str]:
     """Each added token between words, spaces, line ends and itself; its marks become the spaces they stand for.
 

@@ -60,7 +60,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
         check_rendering(prepared)
     model = None
     if request.reference or request.llama_base:
-        model = adapters.load_adapter(load_model(prepared.base, config), run.adapter)
+        model = adapters.load_adapter(load_model(prepared.base, config, run.base), run.adapter)
         generate.prepare_for_capture(model)
     if request.reference:
         capture_reference(run, prepared, model)

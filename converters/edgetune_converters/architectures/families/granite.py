@@ -62,5 +62,11 @@ GRANITE_MOE = Family(
         (r"\.output_linear\.weight", ".experts.down_proj"),
         (r"\.router\.layer", ".gate"),
     ),
+    stored_names=(
+        (r"\.mlp\.experts\.gate_up_proj", ".block_sparse_moe.input_linear.weight"),
+        (r"\.mlp\.experts\.down_proj", ".block_sparse_moe.output_linear.weight"),
+        (r"\.mlp\.gate\.", ".block_sparse_moe.router.layer."),
+    ),
+    fused_experts=True,
     onnx=_TRAITS,
 )

@@ -36,5 +36,11 @@ MIXTRAL = Family(
         (r"(\.experts\.\d+)\.w2", r"\1.down_proj"),
         (r"(\.experts\.\d+)\.w3", r"\1.up_proj"),
     ),
+    stored_names=(
+        (r"\.mlp\.(gate|experts)\.", r".block_sparse_moe.\1."),
+        (r"(\.experts\.\d+)\.gate_proj", r"\1.w1"),
+        (r"(\.experts\.\d+)\.down_proj", r"\1.w2"),
+        (r"(\.experts\.\d+)\.up_proj", r"\1.w3"),
+    ),
     onnx=Traits(window=window_everywhere),
 )
