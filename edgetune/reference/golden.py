@@ -20,6 +20,8 @@ from edgetune.runs.directory import RunDirectory
 from edgetune_converters.gguf import keys
 
 VERSION = 1
+_LONGEST = 8192  # bytes of a string, above which auditors of GGUF files flag it
+_MOST_PARTS = 1000
 _FIELDS = ("messages", "tools", "add_generation_prompt", "text", "ids", "first", "rendered_at", "template")
 
 
@@ -43,12 +45,30 @@ def metadata(run: RunDirectory) -> dict[str, str]:
     kept = [entry for entry in contract if not entry.get("own", True)]
     if not kept:
         return {}
-    content = {
-        "version": VERSION,
-        "stop_ids": sorted(TextTokenizer.from_directory(run.tokenizer).stop_ids),
-        "conversations": [{name: entry[name] for name in _FIELDS if name in entry} for entry in kept],
+    stop_ids = sorted(TextTokenizer.from_directory(run.tokenizer).stop_ids)
+    return encode([{name: entry[name] for name in _FIELDS if name in entry} for entry in kept], stop_ids)
+
+
+def encode(conversations: Sequence[Mapping[str, Any]], stop_ids: Sequence[int]) -> dict[str, str]:
+    """Return golden conversations as metadata: strings of ASCII of at most 8 KB, unless one conversation is longer.
+
+    The first string, under the key that every version knows, states their number; each is complete in itself.
+    """
+    parts: list[list[Mapping[str, Any]]] = [[]]
+    for entry in conversations:
+        if parts[-1] and len(_part([*parts[-1], entry], stop_ids, 99)) > _LONGEST:
+            parts.append([])
+        parts[-1].append(entry)
+    texts = [_part(part, stop_ids, len(parts)) for part in parts]
+    return {keys.GOLDEN: texts[0]} | {
+        keys.GOLDEN_PART.format(number=number): text for number, text in enumerate(texts[1:], 2)
     }
-    return {keys.GOLDEN: json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+
+
+def _part(conversations: Sequence[Mapping[str, Any]], stop_ids: Sequence[int], count: int) -> str:
+    content: dict[str, Any] = {"version": VERSION, "stop_ids": stop_ids}
+    content |= {"parts": count} if count > 1 else {}
+    return json.dumps(content | {"conversations": conversations}, separators=(",", ":"))
 
 
 def read(file_metadata: Mapping[str, Any], path: Path) -> GoldenSet | None:
@@ -57,18 +77,36 @@ def read(file_metadata: Mapping[str, Any], path: Path) -> GoldenSet | None:
     Raises:
         RunDirectoryError: They cannot be read.
     """
-    text = file_metadata.get(keys.GOLDEN)
-    if text is None:
+    if file_metadata.get(keys.GOLDEN) is None:
         return None
     try:
-        found = json.loads(text)
-        if found["version"] != VERSION:
-            raise ValueError(f"it is of version {found['version']}")
-        for entry in found["conversations"]:
+        first = _content(file_metadata, keys.GOLDEN)
+        others = [
+            _content(file_metadata, keys.GOLDEN_PART.format(number=number))
+            for number in range(2, _count(first.get("parts", 1)) + 1)
+        ]
+        conversations = [entry for part in (first, *others) for entry in part["conversations"]]
+        for entry in conversations:
             _check(entry)
-        return GoldenSet(found["conversations"], frozenset(map(int, found["stop_ids"])))
+        return GoldenSet(conversations, frozenset(map(int, first["stop_ids"])))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RunDirectoryError(f"{keys.GOLDEN} in {path} cannot be read: {error}", "Export the file again") from None
+
+
+def _content(file_metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return one of the strings, decoded."""
+    if key not in file_metadata:
+        raise ValueError(f"{key} is missing")
+    found: dict[str, Any] = json.loads(file_metadata[key])
+    if found["version"] != VERSION:
+        raise ValueError(f"it is of version {found['version']}")
+    return found
+
+
+def _count(stated: Any) -> int:
+    if type(stated) is not int or not 1 <= stated <= _MOST_PARTS:
+        raise ValueError(f"it has {stated!r} parts")
+    return stated
 
 
 def _check(entry: Mapping[str, Any]) -> None:

@@ -144,13 +144,46 @@ def test_the_users_rows_do_not_leave_the_run(run: RunDirectory, tmp_path: Path) 
     manifest.pop("digest")
     manifest["contract"][0]["own"] = True
     (copy.reference / "reference.json").write_text(json.dumps(manifest | {"digest": digest_of(manifest)}))
-    carried = golden.metadata(copy)["edgetune.golden"]
+    carried = "".join(golden.metadata(copy).values())
     assert "dim the lights" not in carried
     assert "two  spaces" in carried
     for entry in manifest["contract"]:
         entry.pop("own")  # a reference of an older version does not say whose they are
     (copy.reference / "reference.json").write_text(json.dumps(manifest | {"digest": digest_of(manifest)}))
     assert golden.metadata(copy) == {}
+
+
+def test_golden_conversations_are_ascii_in_short_strings(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "_LONGEST", 1000)
+    carried = golden.metadata(run)
+    assert list(carried) == ["edgetune.golden", *(f"edgetune.golden.{n}" for n in range(2, len(carried) + 1))]
+    assert len(carried) > 1
+    assert all(text.isascii() and text.isprintable() and len(text) <= 1000 for text in carried.values())
+    found = golden.read(carried, Path("x.gguf"))
+    assert found is not None
+    whole = json.dumps({"version": 1, "stop_ids": sorted(found.stop_ids), "conversations": found.conversations})
+    assert golden.read({"edgetune.golden": whole}, Path("x.gguf")) == found  # files of older versions
+    for key in list(carried)[1:]:
+        with pytest.raises(RunDirectoryError, match=f"cannot be read: {key} is missing"):
+            golden.read({name: text for name, text in carried.items() if name != key}, Path("x.gguf"))
+
+
+def test_one_conversation_longer_than_a_string_is_a_string_of_its_own() -> None:
+    entries = [
+        {"messages": [], "text": text, "ids": [], "add_generation_prompt": True} for text in ("a", "ü" * 3000, "b")
+    ]
+    carried = golden.encode(entries, [2])
+    assert [len(json.loads(text)["conversations"]) for text in carried.values()] == [1, 1, 1]
+    found = golden.read(carried, Path("x.gguf"))
+    assert found is not None
+    assert [entry["text"] for entry in found.conversations] == ["a", "ü" * 3000, "b"]
+
+
+@pytest.mark.parametrize("parts", [0, -1, True, "2", 2**70, None])
+def test_a_number_of_parts_that_cannot_be_is_a_sentence(parts: object) -> None:
+    text = json.dumps({"version": 1, "stop_ids": [], "conversations": [], "parts": parts})
+    with pytest.raises(RunDirectoryError, match="cannot be read: it has"):
+        golden.read({"edgetune.golden": text}, Path("x.gguf"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 9}', '{"version": 1}', '{"version":1,"conversations":[{}]}'])
@@ -173,6 +206,7 @@ def test_golden_conversations_of_any_shape(
 ) -> None:
     """One value of one conversation replaced by anything: a sentence, or figures."""
     content = json.loads(golden.metadata(run)["edgetune.golden"])
+    content.pop("parts", None)
     entry = content["conversations"][1]
     if field == "first" and inner:
         entry["first"][inner] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from edgetune_converters.gguf import keys
@@ -9,6 +10,10 @@ from edgetune_converters.gguf.values import Scalar, Value, string, value_of
 from edgetune_converters.model import Model
 from edgetune_converters.provenance.receipts import combined_hash, tool_versions
 from edgetune_converters.provenance.size_label import size_label
+
+_JOINERS = "\u200c\u200d"
+# controls, formats, half code points, private ones, and separators of lines and paragraphs
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 def general_keys(model: Model, name: str | None) -> dict[str, Value]:
@@ -27,7 +32,15 @@ def size_keys(model: Model, name: str | None) -> dict[str, Value]:
 
 
 def _title(model: Model, name: str | None) -> str:
-    return str(name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name)
+    return visible(str(name or model.config.get("_name_or_path") or model.checkpoint.path.resolve().name))
+
+
+def visible(name: str) -> str:
+    """Return a name without code points that show nothing or reorder text: readers and auditors take them for a trick.
+
+    The joiners of Persian and Indic scripts and of emoji stay.
+    """
+    return "".join(each for each in name if each in _JOINERS or unicodedata.category(each) not in _HIDDEN)
 
 
 def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | None) -> dict[str, str]:
