@@ -31,6 +31,7 @@ NOT_FAST = {
         "data/test_chat.py",
         "data/test_real_templates.py",
         "data/test_sources.py",
+        "data/test_row_fuzz.py",
         "converters/test_split.py",
         "native/test_bitsandbytes.py",
         "native/test_four_bit.py",
