@@ -266,10 +266,36 @@ def test_the_merge_base_of_training_is_not_recommended_twice(base: Path, plain: 
 # -- what is refused, in one sentence ----------------------------------------------------------------------------------
 
 
-def _mlx(directory: Path) -> None:
-    (directory / WEIGHTS).rename(directory / "adapters.safetensors")
-    parameters = {"rank": 8, "scale": 20.0, "dropout": 0.0}
-    (directory / CONFIG).write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": parameters}))
+def _mlx(directory: Path, kind: str = "lora", **parameters: Any) -> None:
+    """The adapter as MLX writes it, where all modules have one rank and one scale."""
+    tensors = load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).unlink()
+    renamed = {}
+    for name, tensor in tensors.items():
+        own = name.removeprefix("base_model.model.").replace("lora_embedding_", "lora_").removesuffix(".weight")
+        renamed[own[:-1] + own[-1].lower()] = tensor.T.contiguous()
+    save_file(renamed, directory / "adapters.safetensors")
+    shutil.copy(directory / "adapters.safetensors", directory / "0000100_adapters.safetensors")
+    stated = {"rank": 4, "scale": 1.5, "dropout": 0.0} | parameters
+    (directory / CONFIG).write_text(json.dumps({"fine_tune_type": kind, "num_layers": 3, "lora_parameters": stated}))
+
+
+def test_an_adapter_of_mlx_is_that_of_peft(base: Path, tmp_path: Path) -> None:
+    adapter = tiny.adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj", "embed_tokens"])
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if "base_layer" not in name}, adapter / WEIGHTS)
+    _export(base, adapter, tmp_path / "peft.gguf")
+    _mlx(adapter)
+    receipt = _export(base, adapter, tmp_path / "mlx.gguf")
+    assert _tensors(tmp_path / "mlx.gguf") == _tensors(tmp_path / "peft.gguf")
+    assert receipt.notes == []
+    assert set(receipt.adapter or ()) == {CONFIG, "adapters.safetensors"}
+
+
+def _experts_of_mlx(directory: Path) -> None:
+    _mlx(directory)
+    name = "model.layers.0.mlp.switch_mlp.up_proj.lora_a"
+    save_file({name: torch.ones(2, 4, 6)}, directory / "adapters.safetensors")
 
 
 def _native(directory: Path) -> None:
@@ -315,7 +341,9 @@ def _magnitudes(directory: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Dress, str]] = {
-    "MLX": (_mlx, "holds an adapter of MLX"),
+    "DoRA of MLX": (lambda directory: _mlx(directory, "dora"), "of MLX's kind 'dora'"),
+    "MLX without a rank": (lambda directory: _mlx(directory, rank=None), "has the rank None and the scale 1.5"),
+    "experts of MLX": (_experts_of_mlx, "pairs of experts from MLX cannot be merged yet"),
     "torchtune's own names": (_native, r"under the names of torchtune alone \(adapter_0\.pt\)"),
     "several checkpoints": (
         _checkpoints,

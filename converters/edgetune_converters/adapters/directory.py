@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from edgetune_converters.adapters.mlx import MLX_FILE
 from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import DAMAGED, read_json
@@ -16,7 +17,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _INDEX_FILE = "adapter_model.safetensors.index.json"
 _SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
 _PICKLED_FILE = "adapter_model.bin"
-_MLX_FILES = ("adapters.safetensors", "adapters.npz")
 _SHOWN_NAMES = 5
 # files beside an adapter that are no part of the model: logs, state of the training, settings of the trainer, documents
 _WITHOUT_EFFECT = (
@@ -24,7 +24,8 @@ _WITHOUT_EFFECT = (
     "training_args.bin", "trainer_state.json", "trainer_log*", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*",
     "global_step*", "zero_to_fp32.py", "latest", "events.out.*", "runs", "logs", "wandb", "checkpoint-*", "ref",
     "*results.json", "args.json", "sft_args.json", "additional_config.json", "configuration.json", "val_*", "images",
-    "original_repo_id.json", "recipe_state*", "profiling_outputs", "preprocessor_config.json", "processor_config.json",
+    "[0-9]*_adapters.safetensors", "original_repo_id.json",
+    "recipe_state*", "profiling_outputs", "preprocessor_config.json", "processor_config.json",
     "video_preprocessor_config.json", "config.json", "original", "tokenizer_state*",
 )  # fmt: skip
 # read where they are of use (tokenizers/beside_adapter.py)
@@ -97,8 +98,9 @@ def _in_order(directory: Path) -> tuple[int, str]:
 
 def _weight_files(path: Path) -> tuple[Path, ...] | None:
     """The files of the weights; None if there are none."""
-    if (path / WEIGHTS_FILE).is_file():
-        return (path / WEIGHTS_FILE,)
+    for name in (WEIGHTS_FILE, MLX_FILE):
+        if (path / name).is_file():
+            return (path / name,)
     shards = {file.name: match for file in path.iterdir() if (match := _SHARD.fullmatch(file.name))}
     if shards or (path / _INDEX_FILE).is_file():
         return tuple(path / name for name in _checked_shards(path, shards))
@@ -125,10 +127,9 @@ def _checked_shards(path: Path, shards: dict[str, re.Match[str]]) -> list[str]:
 
 def _without_weights(path: Path) -> AdapterError:
     """Return the error for a directory with a configuration and no weights that are read."""
-    config = read_json(path / CONFIG_FILE)
-    if any((path / name).is_file() for name in _MLX_FILES) or "fine_tune_type" in config or "lora_parameters" in config:
+    if (path / "adapters.npz").is_file():
         return AdapterError(
-            f"{path} holds an adapter of MLX, whose tensors have other names and shapes than those of PEFT",
+            f"{path} holds an adapter of an old MLX (adapters.npz), which is not read",
             f"Merge it with MLX, and give the result with --base: mlx_lm.fuse --model BASE --adapter-path {path}",
         )
     own = sorted(file.name for pattern in ("adapter_*.pt", "adapter*.ckpt") for file in path.glob(pattern))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune_converters.adapters.mlx import as_peft_config, is_mlx
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.files.contents import read_json
 
@@ -59,7 +60,8 @@ class PeftConfig:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.raw = read_json(path)
+        stated = read_json(path)
+        self.raw = as_peft_config(path, stated) if is_mlx(stated) else stated
         _check_kind(self.raw)
 
     @property

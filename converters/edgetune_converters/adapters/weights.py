@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
+from edgetune_converters.adapters.mlx import MLX_FILE, MlxWeights
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.files.contents import DAMAGED
 from edgetune_converters.reading.checkpoint import TensorRowReader
@@ -38,6 +39,8 @@ class AdapterWeights(TensorRowReader, Protocol):
 
 def open_weights(files: Sequence[Path]) -> AdapterWeights:
     """Open the files of an adapter. Raises CheckpointError for a damaged one, or a tensor in two of them."""
+    if files[0].name == MLX_FILE:
+        return MlxWeights(files[0])
     opened = [TorchFile(file) if file.suffix == ".bin" else SafetensorsFile(file) for file in files]
     return opened[0] if len(opened) == 1 else _Shards(opened)
 

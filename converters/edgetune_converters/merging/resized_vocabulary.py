@@ -107,8 +107,10 @@ def _follows(target: str, ends: Mapping[str, Piece], replaced: Mapping[str, Tens
 def with_rows(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return config.json with another number of rows of the embedding."""
     inner = raw.get("text_config")
-    of_text = {"text_config": {**inner, "vocab_size": rows}} if isinstance(inner, Mapping) else {}
-    return {**raw, "vocab_size": rows, **of_text}
+    if not isinstance(inner, Mapping):
+        return {**raw, "vocab_size": rows}
+    own = {"vocab_size": rows} if "vocab_size" in raw else {}
+    return {**raw, **own, "text_config": {**inner, "vocab_size": rows}}
 
 
 def _incomplete(adapter: Adapter, rows: int, before: int, target: str) -> AdapterError:
