@@ -1,7 +1,7 @@
 """LoRA adapters of MLX, in the names and shapes of PEFT.
 
-MLX adds scale * (x @ lora_a @ lora_b), with lora_a [columns, rank] and lora_b [rank, rows]: those of PEFT, transposed. The
-scale is stated as such. Source: mlx-lm, tuner/lora.py.
+MLX adds scale * (x @ lora_a @ lora_b), with lora_a [columns, rank] and lora_b [rank, rows]: those of PEFT, transposed.
+The scale is stated as such. Source: mlx-lm, tuner/lora.py.
 """
 
 from __future__ import annotations
