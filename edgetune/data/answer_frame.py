@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edgetune.data.chat import ChatTemplate, Message
+from edgetune.data.thoughts import continue_prompt
 from edgetune.errors import DataError
 from edgetune_converters.chat_template import REASONING_KEYS
 
@@ -93,12 +94,12 @@ def _around(
 def _turn(
     template: ChatTemplate, messages: Sequence[Message], tools: Any, prompt: str, keys: Mapping[str, str]
 ) -> str | None:
-    """Return what the template renders behind the prompt for an answer; None if the prompt is not before it."""
+    """Return the text behind the prompt for an answer; None if the prompt does not precede it."""
     try:
         text = template.render([*messages, {"role": "assistant", **keys}], tools=tools)
     except DataError:
         return None
-    return text[len(prompt) :] if text.startswith(prompt) else None
+    return text[len(prompt) :] if text.startswith(prompt) else continue_prompt(prompt, text, keys)
 
 
 def _reasoning(template: ChatTemplate, messages: Sequence[Message], tools: Any, prompt: str) -> tuple[str, str] | None:

@@ -53,6 +53,8 @@ class EncodedSplit:
     """Rows without a supervised token after the cut."""
     split: int = 0
     """Conversations that became one row per assistant turn."""
+    completed: int = 0
+    """Answers whose prompt opens a thought that the template leaves out of the answer, and that is ended there."""
     split_reason: str | None = None
     """Why the first of them did, in words."""
     trailing: TrailingTurns = field(default_factory=TrailingTurns)
@@ -195,6 +197,7 @@ def encode_all(
         if encoded.split_reason:
             result.split += 1
             result.split_reason = result.split_reason or encoded.split_reason
+        result.completed += encoded.completed
         for each in encoded.rows:
             _add_row(each, max_length, tokenizer, result)
     if problems is None:

@@ -15,6 +15,7 @@ from edgetune.data.formats import ChatRow
 from edgetune.data.messages import LAYOUTS, Conversation
 from edgetune.data.nested_keys import key_paths, unrendered_keys
 from edgetune.data.problems import RowProblem
+from edgetune.data.thoughts import opens_thought
 from edgetune.errors import DataError
 from edgetune_converters.chat_template import REASONING_KEYS
 
@@ -151,6 +152,8 @@ def _unrendered(template: ChatTemplate, row: ChatRow) -> list[str]:
             rest = _render(template, _without(part, REASONING_KEYS), row.tools)
             if rest != shown:
                 continue
+        if key in REASONING_KEYS and _fills_thought(template, part, row.tools):
+            continue
         found.append(f"{key} of a message, which the chat template does not render")
         if key == "tool_calls" and any(
             m["role"] == "assistant" and not m.get("content") and m[key] for m in part if key in m
@@ -197,6 +200,14 @@ def _unrendered_within(
     if len(known) < LAYOUTS:
         known[kinds] = labels
     return labels
+
+
+def _fills_thought(template: ChatTemplate, part: Conversation, tools: Any) -> bool:
+    """Whether reasoning of the last message is put into the thought that its prompt opens (thoughts.py)."""
+    try:
+        return opens_thought(template.render(part[:-1], add_generation_prompt=True, tools=tools))
+    except DataError:
+        return False
 
 
 def _has_twin(message: Mapping[str, Any], key: str) -> bool:

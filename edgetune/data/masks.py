@@ -73,6 +73,8 @@ class EncodedConversation:
     """One, or one for each turn."""
     split_reason: str | None = None
     """Why there is one for each turn, in words."""
+    completed: int = 0
+    """Number of turns whose prompt opens a thought that is ended in the answer, since the template renders none."""
 
 
 def encode_conversation(
@@ -105,13 +107,15 @@ def encode_conversation(
         return EncodedConversation([EncodedRow(ids, [False] * len(ids))])
     if is_last:
         whole = turns[-1].answered  # with the next role's marker
+    completed = sum(turn.is_completed for turn in turns)
     try:
-        return EncodedConversation([_encode_together(tokenizer, whole, turns)])
+        return EncodedConversation([_encode_together(tokenizer, whole, turns)], completed=completed)
     except HistoryRewriteError as error:
         reason = error.message
     except _TokenBorderError as error:
         reason = str(error)
-    return EncodedConversation([_encode_apart(tokenizer, [turn]) for turn in turns], reason if len(turns) > 1 else None)
+    rows = [_encode_apart(tokenizer, [turn]) for turn in turns]
+    return EncodedConversation(rows, reason if len(turns) > 1 else None, completed)
 
 
 def encode_answer(

@@ -64,10 +64,16 @@ def format_totals(encoding: EncodedSplit) -> str:
 
 
 def format_split(encoding: EncodedSplit) -> list[str]:
-    """Return the line that says why conversations are split; [] if there are none."""
-    if not encoding.split_reason:
-        return []
-    return [f"each assistant turn is a separate row, because {encoding.split_reason}"]
+    """Return lines about rows that differ from the rendered conversation: split ones, and completed thoughts."""
+    lines = []
+    if encoding.split_reason:
+        lines.append(f"each assistant turn is a separate row, because {encoding.split_reason}")
+    if encoding.completed:
+        lines.append(
+            f"{encoding.completed} answers begin with the end of a thought: the prompt of the chat template opens one, "
+            "which its rendering of answers leaves out"
+        )
+    return lines
 
 
 def format_unused(usage: KeyUsage) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.messages import Conversation
 from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.data.thoughts import closes_thought, continue_prompt
 from edgetune.errors import DataError
 
 Tools = Sequence[Mapping[str, Any]] | None
@@ -44,6 +45,8 @@ class RenderedTurn:
     """The rendered text that the model is given."""
     text: str
     """What follows the prompt: the answer, its stop token, and what the template writes behind it."""
+    is_completed: bool = False
+    """Whether the thought that the prompt opens is ended here, since the template renders none (thoughts.py)."""
 
     @property
     def answered(self) -> str:
@@ -106,7 +109,35 @@ def _find_turn(
             "the chat template renders no prompt for an assistant message that leads the conversation",
             'Remove the message, or exclude it from the loss: "train": false',
         )
+    rest = _text_behind_last_question(template, conversation, tools, prompt, answered)
+    if rest is not None:
+        return RenderedTurn(index, index, prompt, rest)
+    rest = continue_prompt(prompt, answered, conversation[-1])
+    if rest is not None:
+        return RenderedTurn(index, index, prompt, rest, is_completed=True)
+    if closes_thought(prompt, answered):
+        known = ", ".join(template.option_names)
+        raise HistoryRewriteError(
+            f"message {index + 1} has reasoning, and the prompt of the chat template has already ended it: "
+            f"{prompt[-30:]!r}",
+            f"Switch it on with template.options (the template reads {known}), or remove the reasoning",
+        )
     raise _rewrite_error(prompt, answered, f"the prompt before message {index + 1}", f"that up to message {index + 1}")
+
+
+def _text_behind_last_question(
+    template: ChatTemplate, conversation: Conversation, tools: Tools, prompt: str, answered: str
+) -> str | None:
+    """Return an answer whose prompt is rendered differently only before the last question, or None.
+
+    Mistral's templates put the system message before the last question, but only if nothing follows that.
+    """
+    question, answer = conversation[-2].get("content"), conversation[-1]
+    if not isinstance(question, str) or not question.strip() or not answer.get("content") or answer.get("tool_calls"):
+        return None
+    at = prompt.rfind(question.strip())
+    given = _text_up_to_content(template, conversation, tools)
+    return answered[len(given) :] if at >= 0 and given.endswith(prompt[at:]) else None
 
 
 def _text_up_to_header(template: ChatTemplate, conversation: Conversation, tools: Tools) -> str | None:

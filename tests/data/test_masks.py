@@ -253,8 +253,8 @@ def test_rewritten_history_splits_the_row_and_names_the_difference(byte_level: T
 
 
 def test_a_prompt_that_the_answer_does_not_continue_is_refused(byte_level: TextTokenizer) -> None:
-    template = ChatTemplate(read_override("chatml") + "{% if add_generation_prompt %}<think>{% endif %}")
-    with pytest.raises(HistoryRewriteError, match=r"the prompt before message 2 has '<think>' where "):
+    template = ChatTemplate(read_override("chatml") + "{% if add_generation_prompt %}Sure: {% endif %}")
+    with pytest.raises(HistoryRewriteError, match=r"the prompt before message 2 has 'Sure: ' where "):
         encode_conversation(
             template, byte_level, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         )
