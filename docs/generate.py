@@ -1,14 +1,15 @@
-"""Writes the pages that are generated from the code: docs/cli.md and docs/configuration.md.
+"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of docs/data.md.
 
 `python docs/generate.py` writes them; `--check` fails, naming the page, when one is out of date.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,6 +19,8 @@ from pydantic_core import PydanticUndefined
 
 from edgetune import cli
 from edgetune.config import Config
+from edgetune.data import compression, key_names, row_files
+from edgetune.data.row_layouts import BESIDE, FORMATS
 
 DOCS = Path(__file__).parent
 WIDTH = 100
@@ -85,7 +88,54 @@ def type_name(annotation: Any) -> str:
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
 
 
-PAGES = {"cli.md": cli_page, "configuration.md": configuration_page}
+def data_page() -> str:
+    """The page about rows, with its tables of formats, roles, files and keys."""
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    for name, table in DATA_TABLES.items():
+        block = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = block.sub(lambda match, table=table: match[1] + table() + match[2], text)  # type: ignore[misc]
+    return text
+
+
+def formats_table() -> str:
+    """The names of the keys of each format."""
+    lines = [
+        f"| {name} | {'<br>'.join(f'{meaning}: {codes(keys)}' for meaning, keys in form.names().items())} |\n"
+        for name, form in FORMATS.items()
+    ]
+    return "| format | keys |\n| --- | --- |\n" + "".join(lines)
+
+
+def roles_table() -> str:
+    """The names of each role."""
+    return "| role | names |\n| --- | --- |\n" + "".join(
+        f"| {role} | {codes((*names, *key_names.CALL_ROLES) if role == 'assistant' else names)} |\n"
+        for role, names in key_names.ROLES.items()
+    )
+
+
+def files_table() -> str:
+    """The kinds of files and their suffixes."""
+    lines = [f"| {kind} | {codes(suffixes)} |\n" for kind, suffixes in row_files.KINDS.items()]
+    compressed = f"| compressed | {codes(compression.COMPRESSIONS)} after the suffix of jsonl, json and csv |\n"
+    return "| kind | suffixes |\n| --- | --- |\n" + "".join(lines) + compressed
+
+
+def beside_table() -> str:
+    """The keys that can stand beside every format."""
+    rows = {**BESIDE, "left out of the loss": (*key_names.ROW_WEIGHT_KEYS, *key_names.ROW_FLAG_KEYS)}
+    return "| meaning | keys |\n| --- | --- |\n" + "".join(
+        f"| {meaning} | {codes(keys)} |\n" for meaning, keys in rows.items()
+    )
+
+
+def codes(names: Iterable[str]) -> str:
+    """Names as code, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+DATA_TABLES = {"formats": formats_table, "roles": roles_table, "files": files_table, "beside": beside_table}
+PAGES = {"cli.md": cli_page, "configuration.md": configuration_page, "data.md": data_page}
 
 
 def main(arguments: list[str]) -> int:

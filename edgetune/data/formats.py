@@ -116,10 +116,10 @@ class RowReader:
             plain = _plain_pair(row, layout.keys)
         if plain is None:
             return self._convert(row, layout, place)
-        unread = layout.unread
-        if unread and not all(row.values()):
-            unread = tuple([key for key in unread if not is_empty(row[key])])
-        return ChatRow(plain, place=place, unread=unread)
+        if len(layout.keys) > 1 and "messages" in layout.keys:
+            tools, options, unread = _beside(row, layout)
+            return ChatRow(plain, tools, place=place, options=options, unread=unread)
+        return ChatRow(plain, place=place, unread=_unread(row, layout))
 
     def _choose_layout(self, row: Mapping[str, Any]) -> RowLayout:
         """Return what the keys that are not empty mean; or, where that is nothing, those that are not null."""
@@ -138,14 +138,10 @@ class RowReader:
         if not any(turn.message["role"] == "assistant" for turn in turns):
             raise RowProblem("has no assistant message, so there is nothing to learn from it")
         row_is_trained, flags = _read_weights(row, layout.weights)
-        tools, options = _tools(row, layout.keys.get("tools")), _options(row, layout.keys)
+        tools, options, beside = _beside(row, layout)
         messages = [turn.message for turn in turns]
         check_characters(messages)
-        check_characters(tools)
-        check_characters(options)
-        unread = [key for key in layout.unread if not is_empty(row[key]) and key not in flags]
-        if "documents" in layout.keys and "documents" not in options:
-            unread.append(layout.keys["documents"])
+        unread = [key for key in beside if key not in flags]
         unread += [f"{key} of a message" for key in dict.fromkeys(key for turn in turns for key in turn.unread)]
         untrained = [
             i for i, t in enumerate(turns) if t.message["role"] == "assistant" and not (t.trained and row_is_trained)
@@ -286,6 +282,24 @@ def _read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, li
 
 
 _WEIGHTS = {fold(name) for name in names.ROW_WEIGHT_KEYS}
+
+
+def _unread(row: Mapping[str, Any], layout: RowLayout) -> tuple[str, ...]:
+    if not layout.unread or all(row.values()):
+        return layout.unread
+    return tuple([key for key in layout.unread if not is_empty(row[key])])
+
+
+def _beside(row: Mapping[str, Any], layout: RowLayout) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
+    """Return the tools and the template options of a row, and the keys that are not read."""
+    unread = _unread(row, layout)
+    tools = _tools(row, layout.keys.get("tools"))
+    options = _options(row, layout.keys) if layout.keys.keys() & {"options", "documents"} else {}
+    if tools or options:
+        check_characters([tools, options])
+    if "documents" in layout.keys and "documents" not in options:
+        unread = (*unread, layout.keys["documents"])
+    return tools, options, unread
 
 
 def _tools(row: Mapping[str, Any], key: str | None) -> list[dict[str, Any]] | None:

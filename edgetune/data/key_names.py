@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 _SEPARATORS = re.compile(r"[\s_-]+")
 
 
+@lru_cache(10_000)
 def fold(name: str) -> str:
     """Return a name without case, spaces, hyphens and underscores."""
     return _SEPARATORS.sub("", name.casefold())

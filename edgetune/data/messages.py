@@ -33,6 +33,7 @@ Conversation = list[dict[str, Any]]
 """Messages in order: {"role": "system" | "user" | "assistant" | "tool", "content": text}, and other keys."""
 
 ASSISTANT = "assistant"
+_as_text = json.JSONEncoder(ensure_ascii=False, default=str).encode
 LAYOUTS = 10_000
 """Sets of keys whose meaning is kept."""
 _FLAG_TEXTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -399,20 +400,12 @@ def is_unicode(text: str) -> bool:
 
 def check_characters(value: Any) -> None:
     """Raise RowProblem for half a character (a lone UTF-16 surrogate) in the texts and keys of a value."""
-    if isinstance(value, str):
-        if value.isascii():
-            return
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            raise RowProblem(
-                f"holds half a character (U+{code:04X}, a lone UTF-16 surrogate), which is no text; it was probably cut"
-            ) from None
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            check_characters(key)
-            check_characters(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            check_characters(each)
+    try:
+        (value if isinstance(value, str) else _as_text(value)).encode()
+    except RecursionError:
+        raise RowProblem("is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise RowProblem(
+            f"holds half a character (U+{code:04X}, a lone UTF-16 surrogate), which is no text; it was probably cut"
+        ) from None

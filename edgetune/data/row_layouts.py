@@ -89,8 +89,9 @@ class RowLayout:
 
     @cached_property
     def plain_messages(self) -> str | None:
-        """The key of the messages, if they are all that there is to read."""
-        return self.keys["messages"] if self.keys.keys() == {"messages"} and not self.weights else None
+        """The key of the messages, if no other key adds or excludes one."""
+        beside = self.keys.keys() - {"tools", "options", "documents"}
+        return self.keys["messages"] if beside == {"messages"} and not self.weights else None
 
     @cached_property
     def is_pair(self) -> bool:
@@ -135,7 +136,7 @@ _CHECKS: Sequence[tuple[Callable[[Mapping[str, Any], Sequence[str]], None], Sequ
 """What the values of some keys may refuse, and these keys."""
 
 
-_BESIDE = {
+BESIDE = {
     "system": names.SYSTEM_KEYS, "tools": names.TOOLS_KEYS, "history": names.HISTORY_KEYS,
     "options": ("chat_template_kwargs",), "documents": ("documents",),
 }  # fmt: skip
@@ -174,7 +175,7 @@ class LayoutFinder:
         form, found = self._find_format(finder, mapped)
         chosen = set(found.values())
         others = KeyFinder(key for key in keys if key not in chosen)
-        for meaning, usual in _BESIDE.items():
+        for meaning, usual in BESIDE.items():
             key = mapped.get(meaning) or others.first(usual)
             if key is not None and form is not None:
                 found[meaning] = key

@@ -1,0 +1,87 @@
+"""The page about rows: its examples are read as it says, and its tables are those of the readers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgetune.config import ColumnsConfig
+from edgetune.data import key_names
+from edgetune.data.formats import COLUMNS, RowReader, to_chat_row
+from edgetune.data.problems import RowProblem
+from edgetune.data.row_layouts import FORMATS
+
+PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+EXCHANGE = [{"role": "user", "content": "Lamp?"}, {"role": "assistant", "content": "On."}]
+
+
+def _block(info: str) -> str:
+    (text,) = re.findall(rf"^```{info}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+@pytest.mark.parametrize("line", _block("jsonl same").splitlines())
+def test_the_shapes_of_the_page_are_the_same_conversation(line: str) -> None:
+    assert to_chat_row(json.loads(line)).messages == EXCHANGE
+
+
+def test_the_example_of_columns_is_read_as_the_page_says() -> None:
+    data: Any = yaml.safe_load(_block("yaml columns"))["data"]
+    reader = RowReader(columns=data["columns"], roles=data["roles"])
+    for line in _block("jsonl columns").splitlines():
+        assert reader.read(json.loads(line)).messages == [{"role": "system", "content": "Be brief."}, *EXCHANGE]
+    reader.check_columns()
+
+
+def test_the_options_of_columns_are_the_meanings_that_are_read() -> None:
+    assert tuple(ColumnsConfig.model_fields) == COLUMNS
+
+
+def _rows_of(form: str) -> list[dict[str, Any]]:
+    """Return a row for each name that the page lists for a format."""
+    tables = FORMATS[form].names()
+    rows: list[dict[str, Any]] = []
+    if "conversation" in tables:
+        rows += [{key: EXCHANGE} for key in tables["conversation"]]
+        for role in tables["role"]:
+            rows.append(
+                {tables["conversation"][0]: [{role: each["role"], "content": each["content"]} for each in EXCHANGE]}
+            )
+        for text in tables["content"]:
+            rows.append(
+                {tables["conversation"][0]: [{"role": each["role"], text: each["content"]} for each in EXCHANGE]}
+            )
+        return rows
+    for user in tables["user"]:
+        for assistant in tables["assistant"]:
+            if user != assistant:
+                rows.append({user: "Lamp?", assistant: "On."})
+    return rows
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_key_of_the_tables_is_read(form: str) -> None:
+    rows = _rows_of(form)
+    assert len(rows) > 8
+    for row in rows:
+        assert to_chat_row(row, form).messages == EXCHANGE, row
+        assert f"`{next(iter(row))}`" in PAGE
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role, names in key_names.ROLES.items() for name in names])
+def test_every_role_of_the_table_is_read(role: str, name: str) -> None:
+    read = to_chat_row({"messages": [{"role": name, "content": "x"}, EXCHANGE[1]]})
+    assert read.messages[0]["role"] == role
+    assert f"`{name}`" in PAGE
+
+
+@pytest.mark.parametrize("key", ["chosen", "rejected", "rejected_response", "label", "kto_tag", "loss_mask", "images"])
+def test_what_the_page_says_is_refused_is_refused(key: str) -> None:
+    assert f"`{key}`" in PAGE or key == "images"
+    with pytest.raises(RowProblem):
+        to_chat_row({"messages": EXCHANGE, key: True})
