@@ -131,7 +131,7 @@ def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -
     if made.format in ("safetensors", "onnx"):  # the notes on what GGUF cannot express do not apply
         notes = list(model.merge_base.notes)
     if made.format == "onnx":
-        notes = model.text_only_notes + notes
+        notes = model.notes_of_runnable_files + notes
     own = made._asdict() | {
         "artifact": str(made.artifact),
         "overrides": list(made.overrides),

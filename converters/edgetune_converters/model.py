@@ -24,6 +24,7 @@ from edgetune_converters.architectures import (
     stored_transposed,
     targets,
 )
+from edgetune_converters.architectures.rope import context_notes
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
@@ -76,11 +77,11 @@ class Model:
         ]
 
     @property
-    def text_only_notes(self) -> list[str]:
-        """The note of an output that holds the text part of a multimodal model alone."""
-        if not self.towers and self.config.get("vision_config") is None:
-            return []
-        return ["only the text part is exported: the file does not hold what the model needs to see pictures"]
+    def notes_of_runnable_files(self) -> list[str]:
+        """Notes on GGUF and ONNX alike: the text part of a multimodal model alone, the stated context."""
+        seeing = self.towers or self.config.get("vision_config") is not None
+        text_only = ["only the text part is exported: the file does not hold what the model needs to see pictures"]
+        return (text_only if seeing else []) + context_notes(self.config)
 
     @cached_property
     def in_base_order(self) -> list[BaseTensor]:
@@ -141,7 +142,7 @@ class Model:
     def notes(self) -> list[str]:
         """Notes on what GGUF cannot represent, and on uncertainties of the merge base."""
         stated = [text for note in self.family.notes if (text := note(self.config))]
-        return stated + self.text_only_notes + self.merge_base.notes
+        return stated + self.notes_of_runnable_files + self.merge_base.notes
 
 
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:

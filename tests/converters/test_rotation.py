@@ -54,7 +54,7 @@ def test_tables_in_pieces_are_the_table() -> None:
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"rope_type": "dynamic", "rope_theta": 1e4},
+        {"rope_type": "unheard-of", "rope_theta": 1e4},
         {"rope_type": "linear", "rope_theta": 1e4},
         {"rope_type": "linear", "rope_theta": 1e4, "factor": "two"},
         {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [1.0], **_ORIGINAL},

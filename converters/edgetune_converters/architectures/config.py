@@ -132,6 +132,18 @@ class ModelConfig:
         return {**rope, "rope_theta": theta, "rope_type": kind, "original_max_position_embeddings": original}
 
     @property
+    def context(self) -> int:
+        """The number of positions that the model is made for.
+
+        A scaling that states the original context and a factor, switched on by hand, reaches further than
+        max_position_embeddings.
+        """
+        stated, rope = self.integer("max_position_embeddings"), self.rope
+        factor, original = rope.get("factor"), rope["original_max_position_embeddings"]
+        scales = rope["rope_type"] in ("yarn", "linear") and type(factor) in (int, float) and type(original) is int
+        return max(stated, int(factor * original)) if scales else stated
+
+    @property
     def local_rope(self) -> Mapping[str, Any]:
         """RoPE parameters of the layers with a sliding window; unscaled by default."""
         rope = self.get("rope_parameters") or {}

@@ -175,7 +175,7 @@ def describe(traits: Traits, config: ModelConfig, tensors: Mapping[Slot, tuple[i
     return DecoderSpec(
         hidden=config.hidden,
         vocabulary=config.vocab_size,
-        context=config.integer("max_position_embeddings"),
+        context=config.context,
         norm=Norm(traits.norm, config.number(epsilon, 1e-6 if traits.norm == "rms" else 1e-5)),
         blocks=blocks,
         rotations=_rotations(config, {block.attention.rotation for block in blocks}),

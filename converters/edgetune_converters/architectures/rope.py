@@ -136,12 +136,13 @@ LONG_FACTORS = (
 def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> Requirement:
     """Require a rope type that this GGUF architecture can represent.
 
-    `partial` allows rotating a part of the head, `untruncated` a YaRN that does not round its blended range.
+    `partial` allows rotating a part of the head, `untruncated` a YaRN that does not round its blended range. Dynamic
+    scaling is like none up to max_position_embeddings, where exported files end.
     """
 
     def check(config: ModelConfig) -> str | None:
         kind = config.rope["rope_type"]
-        if kind not in kinds:
+        if kind not in (*kinds, "dynamic"):
             return f"rope type {kind!r}: only {', '.join(kinds)} can be exported"
         if kind in ("linear", "yarn") and config.rope.get("factor") is None:
             return f"rope type {kind!r} without a factor"
@@ -155,6 +156,28 @@ def supported(*kinds: str, partial: bool = False, untruncated: bool = False) -> 
         return None
 
     return check
+
+
+def context_notes(config: ModelConfig) -> list[str]:
+    """Return what is to be known of the context that a file states, where RoPE is scaled."""
+    rope, context, stated = config.rope, config.context, config.integer("max_position_embeddings")
+    kind, factor = rope["rope_type"], rope.get("factor")
+    if kind == "dynamic":
+        return [f"dynamic RoPE scaling begins past {stated} tokens: the file is right up to there, and has none beyond"]
+    if context > stated:
+        original = rope["original_max_position_embeddings"]
+        return [
+            f"the context is {context} tokens, {factor:g} times the original {original} of the {kind} scaling "
+            f"(max_position_embeddings is {stated})"
+        ]
+    layered = any(config.slides(layer) for layer in range(config.layers))
+    scales = kind in ("yarn", "linear") and isinstance(factor, (int, float)) and factor > 1
+    if not scales or rope["original_max_position_embeddings"] or layered:
+        return []
+    return [
+        f"the context is {stated} tokens, as max_position_embeddings states; if that is the length before {kind} "
+        f'scaling by {factor:g}, add "original_max_position_embeddings": {stated} to the scaling in config.json'
+    ]
 
 
 def local_unscaled(config: ModelConfig) -> str | None:

@@ -159,6 +159,7 @@ def _list(parameters: Mapping[str, Any], key: str, count: int) -> F32:
 
 _KINDS: Mapping[str, Callable[[Mapping[str, Any], int, int], Rotation]] = {
     "default": _default,
+    "dynamic": _default,  # up to max_position_embeddings, where the tables end
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

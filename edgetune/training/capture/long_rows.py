@@ -11,6 +11,7 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.training.capture import generate
 from edgetune.training.capture.forward import repeat_to_length
+from edgetune_converters.architectures import ModelConfig
 
 SCORED = 128
 """Number of scored tokens at the end of a long row."""
@@ -29,13 +30,24 @@ def build_reference_rows(prepared: PreparedRun, model: Any) -> tuple[ScoredRows,
 
 def choose_long_lengths(config: Any) -> list[int]:
     """Choose lengths in tokens: the original context and, if the model allows more, one beyond it."""
-    longest = int(config.max_position_embeddings)
-    scaling = getattr(config, "rope_parameters", None) or {}
+    longest = longest_context(config)
     window = getattr(config, "sliding_window", None)
-    original = scaling.get("original_max_position_embeddings") or window or longest
+    original = _scaling(config).get("original_max_position_embeddings") or window or longest
     first = min(int(original), longest)
     beyond = min(first + max(first // _BEYOND, 16), longest)
     return [first, beyond] if beyond > first else [first]
+
+
+def longest_context(config: Any) -> int:
+    """Return the positions that the model is made for, as exported files state them, of a config of transformers."""
+    stated = {"max_position_embeddings": 2048, **config.to_dict()}  # BLOOM states none
+    return ModelConfig(stated).context
+
+
+def _scaling(config: Any) -> dict[str, Any]:
+    """The RoPE parameters; of a model with two kinds of layers, those of full attention."""
+    found: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return found.get("full_attention") or found
 
 
 def _append_long_rows(rows: ScoredRows, lengths: list[int]) -> ScoredRows:

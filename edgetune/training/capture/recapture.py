@@ -24,6 +24,7 @@ from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import adapters
 from edgetune.training.capture import forward, generate
+from edgetune.training.capture.long_rows import longest_context
 from edgetune.training.capture.reference import capture_reference
 from edgetune.training.loading import load_model
 from edgetune.training.tokenizer_class import check_rendering
@@ -129,7 +130,7 @@ def _capture_llama_base(run: RunDirectory, prepared: PreparedRun, model: Any, re
     """Write the trained model's outputs on chunks of text in the format of llama-perplexity --kl-divergence-base."""
     assert request.llama_base is not None
     config = model.get_base_model().config.get_text_config()
-    context = min(request.llama_context, int(config.max_position_embeddings))
+    context = min(request.llama_context, longest_context(config))
     chunks = split_into_chunks(_tokens(run, prepared, request.llama_text), context)
     bos = _added_bos(prepared.tokenizer)
     dtype, products = generate.capture_precision(model, prepared.config)

@@ -200,12 +200,12 @@ def window(config: ModelConfig) -> int | None:
 
 def _context_in_window(config: ModelConfig) -> Value:
     """The context up to which runtime and model agree, where a GGUF architecture has no sliding window."""
-    return u32(min(config.integer("max_position_embeddings"), window(config) or 2**31))
+    return u32(min(config.context, window(config) or 2**31))
 
 
 def window_note(config: ModelConfig) -> str | None:
     """Note that the sliding window cannot be represented, where there is one."""
-    found, stated = window(config), config.integer("max_position_embeddings")
+    found, stated = window(config), config.context
     if found is None or found >= stated:
         return None
     return (
@@ -214,7 +214,7 @@ def window_note(config: ModelConfig) -> str | None:
     )
 
 
-CONTEXT: MetadataRow = ("context_length", integer("max_position_embeddings"))
+CONTEXT: MetadataRow = ("context_length", lambda config: u32(config.context))
 CONTEXT_IN_WINDOW: MetadataRow = ("context_length", _context_in_window)
 DIMENSIONS: tuple[MetadataRow, ...] = (
     ("block_count", integer("num_hidden_layers")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edgetune_converters.architectures import rope, slots
-from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     LAYER,
@@ -28,13 +27,6 @@ def _grouped(part: int, *, rotated: bool) -> Views:
     return lambda c: (View((qkv_groups(c)[part], *((RopePermute(c.head_dim),) if rotated else ()))),)
 
 
-def _dynamic_note(config: ModelConfig) -> str | None:
-    if config.rope["rope_type"] != "dynamic":
-        return None
-    stated = config.integer("max_position_embeddings")
-    return f"dynamic RoPE scaling begins past {stated} tokens; llama.cpp has none, and agrees up to there"
-
-
 _QKV = LAYER + "attention.wqkv"
 
 INTERNLM2 = Family(
@@ -56,8 +48,7 @@ INTERNLM2 = Family(
         TensorRow(LAYER + "feed_forward.w2", "ffn_down", down),
     ),
     metadata=LLAMA_METADATA,
-    requirements=(SILU, even_heads, rope.supported("default", "linear", "yarn", "dynamic"), only("bias", False)),
-    notes=(_dynamic_note,),
+    requirements=(SILU, even_heads, rope.supported("default", "linear", "yarn"), only("bias", False)),
     head=Head.ALWAYS,
     onnx=Traits(),
 )
