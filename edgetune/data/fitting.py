@@ -15,6 +15,7 @@ from edgetune.data.formats import ChatRow
 from edgetune.data.messages import LAYOUTS, Conversation
 from edgetune.data.nested_keys import key_paths, unrendered_keys
 from edgetune.data.problems import RowProblem
+from edgetune.data.spelling import spell_as_read
 from edgetune.data.thoughts import opens_thought
 from edgetune.errors import DataError
 from edgetune_converters.chat_template import REASONING_KEYS
@@ -64,9 +65,9 @@ def fit_to_template(template: ChatTemplate, row: ChatRow, usage: KeyUsage) -> Ch
     template = template.with_options(row.options)
     row = _place_calls(template, row)
     row = _place_reasoning(template, row)
+    row = spell_as_read(template, row)
     unrendered = _unrendered(template, row)
     labels = [*row.unread, *unread_options, *unrendered, *_unrendered_within(template, row, unrendered, usage.nested)]
-    _check_null_contents(template, row)
     for label in labels:
         usage.add(label, row.place)
     return row
@@ -224,13 +225,3 @@ def _render(template: ChatTemplate, messages: Conversation, tools: Any) -> str |
         return template.render(messages, tools=tools)
     except DataError:
         return None
-
-
-def _check_null_contents(template: ChatTemplate, row: ChatRow) -> None:
-    """Raise RowProblem if the template writes a null content as the word None."""
-    if all(message.get("content", "") is not None for message in row.messages):
-        return
-    emptied = [{**m, "content": ""} if m.get("content", "") is None else m for m in row.messages]
-    text, plain = template.render(row.messages, tools=row.tools), _render(template, emptied, row.tools)
-    if plain is not None and text.count("None") > plain.count("None"):
-        raise RowProblem('the chat template writes a null content as the word None; write "" in place of null')

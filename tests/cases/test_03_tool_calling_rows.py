@@ -92,8 +92,9 @@ def test_a_null_content_is_never_trained_on_as_a_word(tmp_path: Path) -> None:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}"
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    with pytest.raises(DataError, match="writes a null content as the word None"):
-        encode(tmp_path, [{"messages": [USER, _call({"level": 3}, content=None)]}], template)
+    (shown,) = pictures(tmp_path, [{"messages": [USER, _call({"level": 3}, content=None)]}], template)
+    assert '<|im_start|>assistant\n⟦[{"type": "function"' in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize(

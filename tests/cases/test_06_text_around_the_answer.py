@@ -87,7 +87,7 @@ def _pieces(text: str) -> list[Piece]:
         (CHANNELS, AnswerFrame("<|channel|>final<|message|>", "", "<|channel|>analysis<|message|>",
                                "<|im_start|>assistant<|channel|>final<|message|>")),
         (OPENED, AnswerFrame("\n</think>\n\n", "", "", "\n</think>\n\n", is_opened=True)),
-        (UNSEEN.replace("''", "'</think>'[:0]"), AnswerFrame("", "", "", "</think>\n\n", is_opened=True)),
+        (UNSEEN, AnswerFrame("\n</think>\n\n", "", "", "\n</think>\n\n", is_opened=True)),
         ("{{ raise_exception('no') }}", AnswerFrame()),
     ],
 )  # fmt: skip
