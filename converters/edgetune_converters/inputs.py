@@ -18,7 +18,7 @@ from edgetune_converters.quantization import recipes
 from edgetune_converters.quantization.imatrix import ImportanceMatrix
 from edgetune_converters.quantization.recipes import StoragePlan
 from edgetune_converters.reading.gguf_base import GgufBase
-from edgetune_converters.reading.gguf_companions import stated_config, write_tokenizer
+from edgetune_converters.reading.gguf_companions import stated_config, write_stops_and_templates, write_tokenizer
 from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
@@ -78,18 +78,19 @@ class ExportInputs:
         adapter, base = self._adapter, self.request.base
         if self.request.tokenizer is not None or adapter is None:
             return self.request.tokenizer or base, []
-        beside = TokenizerDirectory(adapter)
-        if isinstance(self.model.checkpoint, GgufBase):
-            return (adapter if beside.has_vocabulary else base), []
-        if beside.is_empty:
-            return base, []
+        beside, checkpoint = TokenizerDirectory(adapter), self.model.checkpoint
         folder = self.rebuilt / "tokenizer"
-        return folder, combine(base, adapter, folder)
+        if isinstance(checkpoint, GgufBase):
+            if not beside.has_vocabulary:
+                return base, []
+            base = self.rebuilt / "stated"
+            write_stops_and_templates(checkpoint, base)
+        return (base, []) if beside.is_empty else (folder, combine(base, adapter, folder))
 
     @cached_property
     def vocabulary(self) -> PendingVocabulary:
         """Convert the tokenizer of a directory, or take that of a GGUF base. Raises TokenizerError."""
-        model, template = self.model, self._chat_template
+        model, template = self.model, self.request.chat_template
         if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
             found = model.checkpoint.vocabulary(None, model.config.vocab_size)
             if self._adapter is not None and self.request.tokenizer is None:
@@ -97,20 +98,6 @@ class ExportInputs:
             return PendingVocabulary(found.with_template(template))
         conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
         return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
-
-    @cached_property
-    def _chat_template(self) -> str | None:
-        """The template that replaces that of the tokenizer: of a GGUF base, where the adapter's tokenizer has none."""
-        checkpoint, adapter = self.model.checkpoint, self._adapter
-        replacing = self.request.chat_template
-        if (
-            replacing is not None
-            or not isinstance(checkpoint, GgufBase)
-            or adapter is None
-            or self.tokenizer != adapter
-        ):
-            return replacing
-        return None if TokenizerDirectory(adapter).templates else checkpoint.chat_template
 
     def notes(self, format_: str) -> list[str]:
         """Return notes on what base, adapter and tokenizer have that is not used, or lack."""
@@ -143,7 +130,7 @@ class ExportInputs:
     @cached_property
     def companions(self) -> CompanionFiles:
         """Return what a model directory holds besides the weights; of a GGUF base it is rebuilt."""
-        model, template, tokenizer, notes = self.model, self._chat_template, self.tokenizer, list[str]()
+        model, template, tokenizer, notes = self.model, self.request.chat_template, self.tokenizer, list[str]()
         base, config = model.checkpoint.path, model.config_json
         if isinstance(model.checkpoint, GgufBase):
             base = self.rebuilt / "base"

@@ -157,6 +157,20 @@ def test_a_gguf_base_grows_too(bases: Bases, both: tuple[Path, Path], tmp_path: 
     assert tokens[503:] == [f"[PAD{number}]" for number in range(503, 508)]
 
 
+def test_a_gguf_base_grows_in_every_format(bases: Bases, both: tuple[Path, Path], tmp_path: Path) -> None:
+    grown, adapter = both
+    export(bases["own head"], {"f32": tmp_path / "base.gguf"})
+    folders = {"f32": tmp_path / "made"}, {"f32": tmp_path / "onnx"}
+    export(tmp_path / "base.gguf", safetensors=folders[0], onnx=folders[1], adapter=adapter)
+    ids = tiny.random_ids(64, 508)
+    expected = tiny.torch_logits(grown, adapter, ids)
+    for found in (tiny.torch_logits(tmp_path / "made", None, ids), session.logits(tmp_path / "onnx", ids)):
+        assert found.shape == expected.shape
+        assert tiny.divergence(expected, found)[0] < 1e-6
+    for folder in ("made", "onnx"):
+        assert Tokenizer.from_file(str(tmp_path / folder / "tokenizer.json")).token_to_id("<|new4|>") == 507
+
+
 def test_rows_without_tokens_are_noted(bases: Bases, both: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(both[1], tmp_path / "adapter", ignore=shutil.ignore_patterns("tokenizer*"))
     (receipt,) = export(bases["own head"], {"f32": tmp_path / "made.gguf"}, adapter=tmp_path / "adapter")

@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.base("llama3-rope", tmp_path_factory.mktemp("base") / "base")
+    return tiny.base("qwen2", tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,12 @@ def test_each_output_has_the_templates_of_the_adapter(way: str, base: Path, bare
 @pytest.mark.parametrize("way", WAYS)
 def test_a_gguf_base_gets_the_templates_of_the_adapter(way: str, as_gguf: Path, bare: Path, tmp_path: Path) -> None:
     adapter = _adapter(bare, tmp_path / "adapter", WAYS[way])
-    export(as_gguf, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
+    folders = {"f32": tmp_path / "st"}, {"f32": tmp_path / "onnx"}
+    export(as_gguf, {"f32": tmp_path / "x.gguf"}, safetensors=folders[0], onnx=folders[1], adapter=adapter)
     assert _named(tmp_path / "x.gguf") == _expected(way)
+    for folder in (tmp_path / "st", tmp_path / "onnx"):
+        assert _loaded(folder) == _expected(way)
+        assert transformers.AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
 
 
 def test_without_files_beside_the_adapter_the_base_speaks(base: Path, bare: Path, tmp_path: Path) -> None:

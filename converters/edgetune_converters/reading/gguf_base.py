@@ -72,12 +72,6 @@ class GgufBase(Checkpoint):
         """The file, or all of its parts."""
         return [part.path for part in self.file.files]
 
-    @property
-    def chat_template(self) -> str | None:
-        """The file's default chat template."""
-        found = self.file.metadata.get(_TEMPLATE)
-        return found if isinstance(found, str) else None
-
     def vocabulary(self, chat_template: str | None, rows: int | None = None) -> Vocabulary:
         """Return the file's vocabulary for an embedding of `rows` rows (the file's own by default).
 

@@ -73,9 +73,16 @@ def write_tokenizer(base: GgufBase, directory: Path) -> list[str]:
     Raises TokenizerError.
     """
     metadata = base.file.metadata
-    write_json(directory / "generation_config.json", rebuild.generation_config(metadata))
+    write_stops_and_templates(base, directory)
     context = base.config.get("max_position_embeddings")
     return rebuild.write_tokenizer(metadata, base.vocabulary(None).metadata, context, directory)
+
+
+def write_stops_and_templates(base: GgufBase, directory: Path) -> None:
+    """Write generation_config.json and the chat templates of a GGUF file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "generation_config.json", rebuild.generation_config(base.file.metadata))
+    rebuild.write_templates(base.file.metadata, directory)
 
 
 def stated_config(base: GgufBase) -> dict[str, Any]:

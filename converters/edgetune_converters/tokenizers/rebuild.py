@@ -54,7 +54,7 @@ def write_tokenizer(metadata: Metadata, typed: Mapping[str, Value], context: int
     tokenizer, limits = _tokenizer_json(metadata, ends)
     _write(directory / "tokenizer.json", tokenizer)
     _write(directory / "tokenizer_config.json", _tokenizer_config(metadata, ends, context))
-    _write_templates(metadata, directory)
+    write_templates(metadata, directory)
     return _verify(directory, metadata, typed, limits)
 
 
@@ -86,7 +86,7 @@ def _write(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def _write_templates(metadata: Metadata, directory: Path) -> None:
+def write_templates(metadata: Metadata, directory: Path) -> None:
     """Write the default chat template, and those with names of their own where transformers looks for them."""
     prefix = "tokenizer.chat_template"
     for key, text in metadata.items():
