@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from edgetune import console
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.fitting import KeyUsage, fit_to_template
@@ -21,6 +22,7 @@ from edgetune.data.trailing import TrailingTurns
 from edgetune.errors import DataError
 
 MAX_HELD_OUT = 500
+_MANY_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def encode_all(
     template.check_syntax()
     found = RowProblems() if problems is None else problems
     result = EncodedSplit()
-    for given in rows:
+    for given in _with_progress(rows):
         try:
             row = fit_to_template(template, result.trailing.leave_out(given), result.usage)
             encoded = encode_conversation(
@@ -207,6 +209,18 @@ def encode_all(
     if found.skip or not found.count:  # otherwise the caller raises
         _check_supervision(result, tokenizer, max_length)
     return result
+
+
+def _with_progress(rows: Sequence[ChatRow]) -> Iterator[ChatRow]:
+    """Yield the rows, and show a bar if they are many."""
+    if len(rows) < _MANY_ROWS:
+        yield from rows
+        return
+    with console.count_progress("rendering and tokenizing rows") as update:
+        for number, row in enumerate(rows):
+            if number % 100 == 0:
+                update(number, len(rows))
+            yield row
 
 
 def check_ids(tokenizer: TextTokenizer, encoded: Sequence[EncodedRow]) -> None:

@@ -136,7 +136,9 @@ class RowReader:
     def _convert(self, row: Mapping[str, Any], layout: RowLayout, place: str) -> ChatRow:
         turns, ignored = self._all_turns(row, layout.keys)
         if not any(turn.message["role"] == "assistant" for turn in turns):
-            raise RowProblem("has no assistant message, so there is nothing to learn from it")
+            answers = [key for key in layout.unread if fold(key) in _ANSWERS and not is_empty(row[key])]
+            more = f"; {', '.join(answers)} beside the messages is no part of them" if answers else ""
+            raise RowProblem(f"has no assistant message, so there is nothing to learn from it{more}")
         row_is_trained, flags = _read_weights(row, layout.weights)
         tools, options, beside = _beside(row, layout)
         messages = [turn.message for turn in turns]
@@ -250,6 +252,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_row(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):  # JSON within JSON
+        value = parse_json_text(value, "the row")
     if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
         return {"messages": value}
     if not isinstance(value, Mapping):
@@ -281,6 +285,7 @@ def _read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, li
     return all(trained), flags
 
 
+_ANSWERS = {fold(name) for name in names.COMPLETION_KEYS}
 _WEIGHTS = {fold(name) for name in names.ROW_WEIGHT_KEYS}
 
 

@@ -285,6 +285,8 @@ def read_content(value: Any, key: str) -> Content:
         return Content(json.dumps(value))
     if value is None:
         raise RowProblem(f"{key} is missing")
+    if isinstance(value, Mapping) and "text" in value and value.keys() <= {"type", "text"}:
+        value = [value]  # one part
     if not isinstance(value, list):
         raise RowProblem(f"{key} is not a text but {type(value).__name__}; write it as JSON text")
     texts: list[str] = []

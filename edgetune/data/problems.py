@@ -53,6 +53,8 @@ class RowProblems:
     rows: list[str] = field(default_factory=list)
     """The first LISTED_ROWS problems, each with the place of its row."""
     _kinds: dict[str, _Kind] = field(default_factory=dict)
+    _more_kinds: int = 0
+    """Rows whose kind of problem is kept no more."""
 
     def add(self, place: str, problem: str, hint: str | None = None) -> None:
         """Add the problem of the row at `place`."""
@@ -61,7 +63,11 @@ class RowProblems:
         text = text.encode("utf-8", "backslashreplace").decode()  # half a character cannot be printed
         if len(self.rows) < LISTED_ROWS:
             self.rows.append(text)
-        kind = self._kinds.get(name := _DETAIL.sub("", problem))
+        name = _DETAIL.sub("", problem)
+        if name not in self._kinds and len(self._kinds) >= LISTED_ROWS:  # each row in a way of its own
+            self._more_kinds += 1
+            return
+        kind = self._kinds.get(name)
         if kind is None:
             self._kinds[name] = _Kind(text, hint)
             return
@@ -83,4 +89,6 @@ class RowProblems:
         hints = {kind.hint for kind in self._kinds.values()}
         lines = self.describe()
         hint = hints.pop() if len(hints) == 1 else None
-        raise DataError.of_many("problems in the data", lines[:SHOWN_PROBLEMS], hint or _HINT, total=len(lines))
+        raise DataError.of_many(
+            "problems in the data", lines[:SHOWN_PROBLEMS], hint or _HINT, total=len(lines) + self._more_kinds
+        )

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class RowFile:
         kind = kind_of(self.path)
         if kind in _TABLES:
             self.progress(self.path.stat().st_size)
-            yield from self._named(_TABLES[kind](self.path), "row")
+            yield from self.number(_TABLES[kind](self.path), "row")
             self.identity = {"path": str(self.path), "sha256": sha256_of(self.path)}
             return
         with self.path.open("rb", buffering=0) as raw:
@@ -71,7 +72,8 @@ class RowFile:
         """Return the SHA-256 of the file."""
         return str(self.identity.get("sha256") or sha256_of(self.path))
 
-    def _named(self, rows: Iterator[Any], what: str) -> Iterator[PlacedRow]:
+    def number(self, rows: Iterator[Any], what: str) -> Iterator[PlacedRow]:
+        """Yield rows with their numbers as their places."""
         for number, row in enumerate(rows, 1):
             yield f"{self.name}, {what} {number}", row
 
@@ -162,7 +164,17 @@ def _utf8_lines(lines: Iterable[bytes]) -> Iterator[str | RowProblem]:
 
 
 def _read_jsonl(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
-    return _parse_lines(file, _lines(stream, file.name))
+    lines = _lines(stream, file.name)
+    begin: list[str | RowProblem] = []
+    for line in lines:
+        begin.append(line)
+        if isinstance(line, RowProblem) or not line.isspace():
+            break
+    first = begin[-1].strip() if begin and isinstance(begin[-1], str) else ""
+    if first in ("[", "{", "[{") or (first.startswith("[") and first.endswith(",")):
+        yield from _parse_document(file, [*begin, *lines])  # a .json file under another name
+    else:
+        yield from _parse_lines(file, chain(begin, lines))
 
 
 def _parse_lines(file: RowFile, lines: Iterable[str | RowProblem]) -> Iterator[PlacedRow]:
@@ -197,7 +209,11 @@ def _other_json_problem(error: Exception) -> str:
 
 
 def _read_json(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
-    lines = list(_lines(stream, file.name))
+    return _parse_document(file, list(_lines(stream, file.name)))
+
+
+def _parse_document(file: RowFile, lines: list[str | RowProblem]) -> Iterator[PlacedRow]:
+    """Yield the rows of one JSON value, or of several in succession, which need not be one on each line."""
     bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, RowProblem)), None)
     if bad is not None:
         raise DataError(f"{file.path}, line {bad[0]}: {bad[1]}", bad[1].hint)
@@ -207,15 +223,38 @@ def _read_json(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object per line in a .json file, as in many datasets
+        if error.msg == "Extra data" and text[: error.pos].strip().count("\n") == 0:  # one object per line
             yield from _parse_lines(file, lines)
             return
-        raise DataError(
-            f"{file.path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file"
-        ) from None
+        if error.msg == "Extra data":
+            yield from file.number(_parse_values(file, text), "row")
+            return
+        raise _not_json(file, error) from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{file.path}: {_other_json_problem(error)}", "Give a JSON array of rows") from None
-    yield from file._named(iter(_json_rows(file, value)), "row")
+    yield from file.number(iter(_json_rows(file, value)), "row")
+
+
+def _parse_values(file: RowFile, text: str) -> Iterator[Any]:
+    """Yield JSON values that follow each other, each over several lines."""
+    end = 0
+    while rest := text[end : end + 1]:
+        if rest.isspace():
+            end += 1
+            continue
+        try:
+            value, end = _decode(text, end)
+        except json.JSONDecodeError as error:
+            raise _not_json(file, error) from None
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{file.path}: {_other_json_problem(error)}", "Give a JSON array of rows") from None
+        yield value
+
+
+def _not_json(file: RowFile, error: json.JSONDecodeError) -> DataError:
+    return DataError(
+        f"{file.path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file"
+    )
 
 
 def _json_rows(file: RowFile, value: Any) -> list[Any]:
@@ -253,7 +292,7 @@ def _read_csv(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
     lines = text_lines()
     first = next(lines, "")
     delimiter = "\t" if data_suffix(file.path) in _TAB_SUFFIXES else _delimiter(first)
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         place = f"{file.name}, line {reader.line_num + 1}"
@@ -276,12 +315,6 @@ def _read_csv(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
             yield place, RowProblem(f"has {len(cells)} cells where the header has {len(header)}")
         else:
             yield place, dict(zip(header, cells, strict=True))
-
-
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from lines
 
 
 def _delimiter(header: str) -> str:

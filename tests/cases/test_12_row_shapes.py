@@ -60,6 +60,7 @@ SHAPES: dict[str, Any] = {
     "empty instruction": {"input": "Lamp?", "output": "On.", "instruction": ""},
     "empty input": {"instruction": "Lamp?", "input": "", "output": "On."},
     "blank prompt beside": {"prompt": "", "question": "Lamp?", "answer": "On."},
+    "one part": {"messages": [{"role": "user", "content": {"type": "text", "text": "Lamp?"}}, ANSWER]},
     "trl": {"prompt": [USER], "completion": [ANSWER]},
     "trl with other names": {
         "prompt": [{"from": "human", "value": "Lamp?"}], "completion": {"from": "gpt", "value": "On."},
@@ -158,6 +159,7 @@ def test_calls_as_the_answers_to_a_query_are_rendered(tmp_path: Path) -> None:
         ({"question": "q", "answer": ["a", "b"]}, "answer is a list of 2 texts; give one text"),
         ({"messages": ["Lamp?", "On."]}, "message 1 of messages is a text without a role"),
         ({"messages": {"role": ["user"], "content": ["a", "b"]}}, r"that differ in length \(role: 1, content: 2\)"),
+        ({"messages": [USER], "response": "On."}, "nothing to learn from it; response beside the messages"),
         ({"messages": "Lamp? On."}, "messages is not a list of messages: messages is a text that is not JSON"),
         ({"messages": [USER, {"content": "a"}]}, "message 2: has no role; its keys are content"),
         ({"messages": [USER, {**ANSWER, "loss_mask": [0, 1]}]}, "loss_mask marks parts of a message"),

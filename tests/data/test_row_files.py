@@ -46,6 +46,10 @@ def _zstd(data: bytes) -> bytes:
         ("a.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
         ("a.csv", CSV), ("a.csv", CSV.replace('","', '";"').replace("question,answer", "question;answer")),
         ("a.tsv", CSV.replace('","', '"\t"').replace("question,answer", "question\tanswer")),
+        ("a.jsonl", json.dumps(ROWS, indent=2)), ("a.jsonl", "\n[" + ",\n".join(map(json.dumps, ROWS)) + "]"),
+        ("a.jsonl", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
+        ("a.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
+        ("a.jsonl", "".join(json.dumps(json.dumps(row)) + "\n" for row in ROWS)),
         ("rows", JSONL), ("rows", json.dumps(ROWS)), ("a.jsonl", JSONL.replace("\n", "\r\n")),
     ],
 )  # fmt: skip
