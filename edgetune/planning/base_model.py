@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetune import console
 from edgetune.config import Config
@@ -21,11 +21,15 @@ from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import GgufBase, is_gguf, open_base
 from edgetune_converters.reading.gguf_companions import write_companions
 
+if TYPE_CHECKING:
+    from edgetune_converters.model import Model
+
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _REST = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 _CODE = ["*.py"]
+_ALIBI = "attention.max_alibi_bias"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class ExportableLayers:
         """What is not adapted, in words."""
         parts = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in self.towers)
         return [f"only the text part is adapted; {' and '.join(parts)} stay as they are"] if parts else []
+
+
+@dataclass(frozen=True)
+class ContextLimit:
+    """The number of tokens that a base was made for."""
+
+    tokens: int
+    is_fixed: bool
+    """Whether the model cannot compute at all beyond them: it has an embedding, or a fixed bias, for each position."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +111,26 @@ class Base:
             return None
 
     @cached_property
-    def layers(self) -> ExportableLayers:
-        """Its layers that can be exported. Raises EdgetuneError of the part at fault."""
+    def _model(self) -> Model:
         from edgetune_converters.merging.merge_base import merge_base_named
         from edgetune_converters.model import open_model
 
-        model = open_model(self.path, None, merge_base_named(ORIGINAL))
+        return open_model(self.path, None, merge_base_named(ORIGINAL))
+
+    @cached_property
+    def layers(self) -> ExportableLayers:
+        """Its layers that can be exported. Raises EdgetuneError of the part at fault."""
+        model = self._model
         return ExportableLayers(model.family, frozenset(targets(model.bound)), [each.name for each in model.towers])
+
+    @cached_property
+    def context(self) -> ContextLimit | None:
+        """Its context, None if its files do not tell. Raises EdgetuneError of the part at fault."""
+        model = self._model
+        stated = {key: value.data for key, make in model.family.metadata if (value := make(model.config)) is not None}
+        length = stated.get("context_length")
+        learned = any(tensor.slot == "position_embedding" for tensor in model.tensors)
+        return ContextLimit(length, learned or _ALIBI in stated) if isinstance(length, int) else None
 
     @cached_property
     def identity(self) -> dict[str, Any]:

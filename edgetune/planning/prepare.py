@@ -20,7 +20,9 @@ from edgetune.data.preview import format_moment, format_skipped, format_split, f
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
+from edgetune.errors import ConfigError
 from edgetune.planning.base_model import Base, find_base
+from edgetune.planning.context_checks import check_rows, fitting_prompts, fitting_tasks
 from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
@@ -122,7 +124,14 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     validation = encode_all(template, tokenizer, splits.validation, length, problems)
     test = prepare_task_rows(template, tokenizer, splits.test, config.data, config.reference.task_rows, problems)
     greedy = greedy_prompts(template, tokenizer, validation.chats, problems)
+    if context := base.context:
+        test.used = fitting_tasks(config, context, test.used, problems)
+        greedy = fitting_prompts(config, context, greedy)
     problems.raise_if_any()
+    if config.reference.long and not context:
+        raise ConfigError("reference.long: the base does not state its context length", "Set reference.long: false")
+    if context:
+        check_rows(config, context, train, validation)
     splits = replace(splits, train=train.chats, validation=validation.chats, test=test.chats)
     pad_id, pad_reason = tokenizer.choose_pad()
     usage = train.usage.merge([validation.usage, test.usage])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgetune import console
 from edgetune.config import ALL_LINEAR, Config, load_config
-from edgetune.errors import EnvironmentProblem
+from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.tokenizer_files import save_tokenizer
@@ -34,6 +34,7 @@ from edgetune.training.resume import (
     remove_run_files,
 )
 from edgetune_converters.files.writable import why_not_writable
+from edgetune_converters.names import NF4
 
 FULL_DISK = 2**24
 """A disk with fewer free bytes is taken for a full one."""
@@ -131,10 +132,16 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
         from edgetune.training import adapters, loading
         from edgetune.training.tokenizer_class import check_against_transformers
 
+        loading.compute_dtype(prepared.config)
         follows = check_against_transformers(prepared)
         # a base's own Python code may not be written for a model without weights
         if not prepared.config.trust_remote_code or prepared.config.adapter.target_modules != ALL_LINEAR:
             model = loading.load_empty_model(prepared.base, prepared.config)
+            if prepared.config.export.merge_base == NF4 and not adapters.linear_layer_names(model):
+                raise ConfigError(
+                    "export.merge_base is nf4, and bitsandbytes rounds no layer of this base to 4 bits",
+                    "Set export.merge_base: original",
+                )
             adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers)
     return needed, follows
 

@@ -103,11 +103,13 @@ def _add_first_tokens(prepared: PreparedRun, model: Any, golden: Sequence[dict[s
     Tokens that the template writes before every answer say nothing about the model: they are given to it.
     """
     found = []
+    context = prepared.base.context
+    fixed = context.tokens if context and context.is_fixed else None  # a longer prompt cannot be computed
     with console.count_progress("first tokens of the golden answers", announce=True) as progress:
         for done, entry in enumerate(golden, 1):
             asks = entry["add_generation_prompt"] and entry["ids"]
-            if asks:
-                given = prepared.tokens_before_answer(entry)
+            given = prepared.tokens_before_answer(entry) if asks else []
+            if asks and (fixed is None or len(entry["ids"]) + len(given) < fixed):
                 first = _first_tokens(model, [*entry["ids"], *given])
                 found.append({**entry, "first": first | ({"after": given} if given else {})})
             else:

@@ -1,0 +1,136 @@
+"""What is knowable before training is asked before it: `--dry-run` refuses, and weights are never loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune import cli
+from edgetune.training import environment
+from tests.converters import family_models, vocabularies
+from tests.data import templates
+from tests.training import runs
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 with 64 positions, whose layers are transposed matrices and no torch.nn.Linear."""
+    import transformers
+
+    base = tmp_path_factory.mktemp("learned") / "base"
+    vocabularies.byte_level(base, chat_template=templates.CHATML, pad_token="<|endoftext|>")
+    sizes = {"n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2, "vocab_size": 512}
+    with environment.silence_libraries():
+        config = transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
+        transformers.GPT2LMHeadModel(config).save_pretrained(base)
+    return base
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is an error."""
+    monkeypatch.setattr("edgetune.training.fit.load_model", None)
+
+
+def _dry_run(base: Path, folder: Path, changes: dict[str, Any], *flags: str) -> int:
+    values = runs.settings(base, folder)
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    config = runs.write_config(folder / "config.yaml", values)
+    return cli.run(["train", str(config), "-o", str(folder / "run"), "--dry-run", *flags])
+
+
+LONG = {"prompt": "lamp " * 400, "completion": "red"}
+DIMS = {"prompt": "lamp " * 25, "completion": "red"}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a size of a part": ({"export": {"split_max_size": "2X"}}, "export.split_max_size: '2X' is not a size"),
+    "a size of a shard": ({"export": {"max_shard_size": "much"}}, "export.max_shard_size: 'much' is not a size"),
+    "a pattern without a tensor": ({"export": {"tensor_types": ["attn_w=q8_0"]}}, "it matches no tensor of this model"),
+    "a pattern of vectors": ({"export": {"tensor_types": ["attn_norm=q8_0"]}}, "it matches only vectors such as"),
+    "a file that is no imatrix": ({"export": {"imatrix": "train.jsonl"}}, "is not an importance matrix"),
+    "a search without int4": ({"export": {"search_types": True}}, "chooses the blocks of int4 in ONNX"),
+    "a search with blocks": (
+        {"export": {"formats": ["onnx"], "types": ["int4"], "search_types": True, "block_size": 32}},
+        "chooses the blocks itself",
+    ),
+    "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "q_porj fit no linear layer"),
+    "a pattern without a layer": ({"adapter": {"target_modules": "nothing"}}, "'nothing' fits no layer"),
+    "the output matrix": ({"adapter": {"target_modules": ["lm_head"]}}, "lm_head cannot be adapted"),
+    "a long test row": ({"data": {"test": "long.jsonl"}}, "long.jsonl, line 1: the prompt has"),
+    "long held-out rows": (
+        {"data": {"validation": "long.jsonl"}, "training": {"max_length": 2000}},
+        "a held-out row has 821 tokens, and the base was made for 256",
+    ),
+    "half precision on a CPU": ({"quantization": {"compute_dtype": "float16"}}, "float16 needs a CUDA GPU"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", REFUSED)
+def test_dry_run_refuses(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    changes, words = REFUSED[name]
+    (tmp_path / "long.jsonl").write_text(json.dumps(LONG) + "\n")
+    assert _dry_run(base, tmp_path, changes) != 0
+    assert words in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_imatrix_that_is_made_later_is_a_warning(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _dry_run(base, tmp_path, {"export": {"imatrix": str(tmp_path / "later.gguf")}}) == 0
+    assert "there is no file" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"training": {"max_length": 128}, "data": {"train": "dims.jsonl"}},
+            "a row has 71 tokens, and the base has 64 positions",
+        ),
+        (
+            {"reference": {"max_new_tokens": 60}},
+            "test.jsonl, line 1: the prompt has 33 tokens; with reference.max_new_tokens (60) it passes the base's 64",
+        ),
+        ({"export": {"merge_base": "nf4"}}, "bitsandbytes rounds no layer of this base to 4 bits"),
+        ({"data": {"test": "dims.jsonl"}}, "line 1: the prompt has 67 tokens, and the base was made for 64"),
+    ],
+)  # fmt: skip
+def test_dry_run_refuses_what_a_base_with_learned_positions_cannot_do(
+    learned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "dims.jsonl").write_text((json.dumps(DIMS) + "\n") * 2)
+    assert _dry_run(learned, tmp_path, changes) != 0
+    assert words in " ".join(capfd.readouterr().err.split())
+
+
+def test_prompts_beyond_the_positions_are_left_out_of_golden_and_greedy_answers(learned: Path, tmp_path: Path) -> None:
+    values = runs.settings(learned, tmp_path, max_steps=1)
+    rows = [json.dumps({"prompt": f"lamp {i}", "completion": "red"}) for i in range(6)]
+    (tmp_path / "held.jsonl").write_text("\n".join([json.dumps(DIMS), *rows]))
+    values["data"] |= {"validation": str(tmp_path / "held.jsonl"), "test": None}
+    config = runs.write_config(tmp_path / "config.yaml", values)
+    assert cli.run(["train", str(config), "-o", str(tmp_path / "run")]) == 0
+    stored = json.loads((tmp_path / "run/reference/reference.json").read_text())
+    assert len(stored["greedy"]) == 6
+    assert max(len(entry["ids"]) for entry in stored["contract"]) > 64
+    assert all(len(entry["ids"]) < 64 for entry in stored["contract"] if "first" in entry)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", sorted(family_models.CASES))
+def test_dry_run_passes_for_every_family_that_transformers_can_load(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with environment.silence_libraries():
+        base = family_models.base(name, tmp_path / "base")
+    code = _dry_run(base, tmp_path, {"data": {"chat_template": "chatml"}, "export": {"types": ["f16"]}})
+    said = capfd.readouterr().err
+    assert code == 0 or "cannot be loaded" in said, said
