@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Progress = Callable[[int, int], None]
+LINE_SECONDS = 30.0
+"""Between two lines of progress on a pipe."""
 """Called with (done, total) while work is in progress."""
 
 
@@ -138,9 +141,14 @@ def byte_progress(description: str) -> Iterator[Progress]:
 
 @contextmanager
 def count_progress(description: str, *, announce: bool = False) -> Iterator[Progress]:
-    """Show a bar with a count and time left. On a pipe show nothing, or with `announce` the description on a line."""
+    """Show a bar with a count and time left.
+
+    On a pipe show nothing; with `announce` a line with the description, and then one at most every half minute.
+    """
     if announce and not stderr().is_terminal:
         note(description)
+        yield _line_progress(description)
+        return
     from rich import progress
 
     columns = (
@@ -149,6 +157,28 @@ def count_progress(description: str, *, announce: bool = False) -> Iterator[Prog
     )  # fmt: skip
     with _bar(description, columns) as update:
         yield update
+
+
+def _line_progress(description: str, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Return a function that prints the count and the time left, half a minute after the last line or later."""
+    begun = printed = clock()
+    first: int | None = None  # what an interrupted process had done already does not count for the speed
+
+    def update(done: int, total: int) -> None:
+        nonlocal printed, first
+        now = clock()
+        first = done if first is None else first
+        if done >= total or now - printed < LINE_SECONDS:
+            return
+        printed = now
+        left = (now - begun) * (total - done) / (done - first) if done > first else None
+        note(f"{description}: {done} of {total}" + ("" if left is None else f", about {_duration(left)} left"))
+
+    return update
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 @contextmanager

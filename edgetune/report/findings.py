@@ -13,7 +13,12 @@ _INTACT, _LOST = 0.95, 0.5
 
 
 def ladder(data: ReportData, chosen: FileReport) -> str:
-    """Return how much of the training gain survives, and the stage that adds most divergence."""
+    """Return how much of the training gain survives, the stage that adds most divergence, and what the figures mean."""
+    said = (sentence[0].upper() + sentence[1:] for sentence in chosen.rung.meaning)
+    return " ".join([_gain(data, chosen), *(f"{sentence}." for sentence in said)])
+
+
+def _gain(data: ReportData, chosen: FileReport) -> str:
     base, trained = data.rung("base"), data.rung("trained")
     recovery = number(chosen.rung.figures.recovery)
     losses = [number(rung.figures.cross_entropy.value) if rung else None for rung in (base, trained, chosen.rung)]

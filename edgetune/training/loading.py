@@ -65,6 +65,7 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
         raise base_loading_error(base.name, error) from None
     if isinstance(base.checkpoint, GgufBase):
         _check_all_loaded(base, info)
+        model.name_or_path = str(base.path)  # which PEFT stores in the adapter
     _keep_weights_as_quantized(model)
     return model
 

@@ -250,6 +250,8 @@ class Rung(DocumentSection):
     stage: str = ""
     """The stage whose output this is: base, trained, merge, convert or quantize."""
     lost: StageLoss | None = None
+    meaning: list[str] = Field(default_factory=list)
+    """What the figures mean, where that is not plain."""
     path: Path | None = Field(default=None, exclude=True)
     """The file on this machine, while it is being validated."""
 

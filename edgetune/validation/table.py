@@ -48,14 +48,24 @@ def _remarks(results: ValidationResults) -> Iterator[str]:
     )
     if reference.caution:
         yield f"{reference.caution}; to capture more rows: edgetune reference RUN --rows FILE"
-    if trained.figures.recovery is None:
+    if trained.figures.recovery is None and not any(rung.meaning for rung in results.files):
         yield "recovery is not defined: training gained nothing on these rows"
     yield from (f"{_name(rung)}: {_contract(rung.contract)}" for rung in results.files if rung.contract)
     yield from (f"{_name(rung)}: {note}" for rung in results.files for note in rung.notes)
+    yield from _meanings(results)
     for rung in results.files:
         if rung.task and rung.task.first_miss:
             prompt, got = (_shorten(rung.task.first_miss[key]) for key in ("prompt", "got"))
             yield f"{_name(rung)}: first answer lost: prompt {prompt}, answer {got}"
+
+
+def _meanings(results: ValidationResults) -> Iterator[str]:
+    """Yield what the figures mean; a sentence that is true of several files once."""
+    files: dict[str, list[str]] = {}
+    for rung in results.files:
+        for sentence in rung.meaning:
+            files.setdefault(sentence, []).append(_name(rung))
+    yield from (f"{', '.join(names)}: {sentence}" for sentence, names in files.items())
 
 
 def format_tensor_costs(rung: Rung, costs: TensorCosts) -> Iterator[str]:

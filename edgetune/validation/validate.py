@@ -15,6 +15,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.validation import gate
 from edgetune.validation.ladder import Ladder, Options, ProgressBar, measure_ladder
 from edgetune.validation.loss_stage import largest_loss
+from edgetune.validation.meaning import explain
 from edgetune.validation.results import ReferenceFacts, Rung, ValidationResults, outcome
 from edgetune.validation.sample_size import caution
 
@@ -73,6 +74,7 @@ def results_of(ladder: Ladder, thresholds: GateConfig) -> ValidationResults:
     reference, tokens = ladder.reference, len(ladder.rows.positions)
     for rung in ladder.files:
         rung.lost = largest_loss(ladder.rungs, rung)
+        rung.meaning = explain(rung, ladder.rungs, trained_in_4_bits=ladder.run.manifest.quantized is not None)
     found = gate.check(ladder.rungs, thresholds)
     return ValidationResults(
         edgetune=edgetune.__version__,

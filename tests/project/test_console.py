@@ -38,3 +38,14 @@ def test_columns_are_as_wide_as_their_longest_cell(capsys: pytest.CaptureFixture
     console.print_columns([], (None, None))
     console.stdout.cache_clear()
     assert capsys.readouterr().out.splitlines() == ["a     1", "long  22"]
+
+
+def test_on_a_pipe_progress_is_a_line_every_half_minute_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter([0.0, 10.0, 29.9, 30.0, 59.0, 90.0, 100.0])
+    update = console._line_progress("answers", clock=lambda: next(seconds))
+    for done in (40, 50, 60, 61, 90, 100):
+        update(done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "answers: 60 of 100, about 60 s left",
+        "answers: 90 of 100, about 18 s left",
+    ]

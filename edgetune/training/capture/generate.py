@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
@@ -18,6 +18,8 @@ from edgetune.training.loading import compute_dtype, four_bit_layers
 
 GENERATION_BATCH = 32
 
+OnTokens = Callable[[int], None]
+"""Called with the number of answers that the tokens generated so far amount to; a few more where answers end early."""
 OnAnswers = Callable[[dict[int, list[int]]], None]
 """Called with the answers of a batch, by the index of their prompts."""
 
@@ -76,6 +78,7 @@ def generate_greedy(
     settings: GreedySettings,
     on_answers: OnAnswers,
     known: Collection[int] = (),
+    on_tokens: OnTokens | None = None,
 ) -> None:
     """Generate greedy answers as token ids, without the stop token; prompts of similar length share a batch.
 
@@ -85,6 +88,7 @@ def generate_greedy(
         settings: Stop tokens, padding and length.
         on_answers: Called after each batch.
         known: Indices of prompts that are left out, since their answers are known.
+        on_tokens: Called after each token of a batch, which takes a minute on a slow machine.
     """
     model.get_base_model().generation_config = GenerationConfig()  # without the sampling options of the base
     generation = GenerationConfig(
@@ -98,11 +102,28 @@ def generate_greedy(
     for start in range(0, len(order), GENERATION_BATCH):
         batch = order[start : start + GENERATION_BATCH]
         ids, attended = _left_padded([prompts[index] for index in batch], settings.pad_id)
+        ticks = [] if on_tokens is None else [_Ticker(start, len(batch), ids.shape[1], settings.length, on_tokens)]
         written = model.generate(
-            input_ids=ids.to(model.device), attention_mask=attended.to(model.device), generation_config=generation
+            input_ids=ids.to(model.device),
+            attention_mask=attended.to(model.device),
+            generation_config=generation,
+            stopping_criteria=StoppingCriteriaList(ticks),
         )
         answers = written[:, ids.shape[1] :].tolist()
         on_answers({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
+
+
+class _Ticker(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
+    """Reports each token of a batch, and stops nothing."""
+
+    def __init__(self, done: int, count: int, prompt: int, length: int, on_tokens: OnTokens) -> None:
+        self._done, self._count, self._prompt, self._length = done, count, prompt, length
+        self._on_tokens = on_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        generated = input_ids.shape[1] - self._prompt
+        self._on_tokens(self._done + self._count * generated // self._length)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

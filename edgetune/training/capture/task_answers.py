@@ -53,14 +53,18 @@ def _generate(prepared: PreparedRun, model: Any, progress_file: Path | None) -> 
     with console.count_progress("answers to the test rows", announce=True) as progress:
         for number, which in enumerate(MODELS):
             answers = known.setdefault(which, {})
+            before, total = len(prompts) * number + len(answers), 2 * len(prompts)
 
             def on_answers(done: dict[int, list[int]], number: int = number, which: str = which) -> None:
                 known[which].update(done)
                 _store_answers(progress_file, prompts, known)
                 progress(len(prompts) * number + len(known[which]), 2 * len(prompts))
 
+            def on_tokens(count: int, before: int = before, total: int = total) -> None:
+                progress(before + count, total)
+
             with generate.select_model(model, which):
-                generate.generate_greedy(model, prompts, _settings(prepared), on_answers, set(answers))
+                generate.generate_greedy(model, prompts, _settings(prepared), on_answers, set(answers), on_tokens)
     frames = [task.prompt.frame for task in prepared.task]
     length = prepared.config.reference.max_new_tokens
     return {
@@ -100,24 +104,29 @@ def _choose(prepared: PreparedRun, model: Any, progress_file: Path | None) -> di
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in each])])
     positions = [scored + start for (_, scored), start in zip(each, offsets[:-1], strict=True)]
     rows = ScoredRows(np.concatenate([ids for ids, _ in each]), offsets, np.concatenate(positions))
-    found = {}
-    for which in MODELS:
-        with generate.select_model(model, which):
-            found[which] = [
-                best(choices, scores)
-                for scores in _sum_log_likelihoods(model, rows).reshape(len(prompts), len(choices)).tolist()
-            ]
+    found, total = {}, len(MODELS) * len(rows.positions)
+    with console.count_progress("choices of the test rows", announce=True) as progress:
+        for number, which in enumerate(MODELS):
+            before = number * len(rows.positions)
+
+            def on_tokens(count: int, before: int = before) -> None:
+                progress(before + count, total)
+
+            with generate.select_model(model, which):
+                sums = _sum_log_likelihoods(model, rows, on_tokens)
+            found[which] = [best(choices, each) for each in sums.reshape(len(prompts), len(choices)).tolist()]
     return found
 
 
-def _sum_log_likelihoods(model: Any, rows: ScoredRows) -> Any:
+def _sum_log_likelihoods(model: Any, rows: ScoredRows, on_tokens: generate.OnTokens) -> Any:
     """Return f64 [rows]: the log-likelihood of the scored tokens of each row, in nats."""
-    parts = []
+    parts: list[Any] = []
     for batch in forward.batches_for_device(model, rows):
         done = 0
         for logits in forward.compute_logits(model, batch):
             parts.append(log_likelihoods(logits, batch.targets[done : done + len(logits)]))
             done += len(logits)
+        on_tokens(sum(map(len, parts)))
     values = np.concatenate(parts)
     return np.array([values[where].sum() for _, _, where in rows])
 
@@ -135,7 +144,9 @@ def capture_greedy_answers(prepared: PreparedRun, model: Any) -> list[dict[str, 
             answers.update(done)
             progress(len(answers), len(prompts))
 
-        generate.generate_greedy(model, prompts, settings, on_answers)
+        generate.generate_greedy(
+            model, prompts, settings, on_answers, on_tokens=lambda count: progress(count, len(prompts))
+        )
     return [
         {"prompt": prompt, "answer": answers[index], "stopped": len(answers[index]) < settings.length}
         | _count_framing(prepared, prepared.greedy_prompts[index].frame, answers[index])
