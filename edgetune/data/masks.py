@@ -16,6 +16,7 @@ row for each turn.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from edgetune.errors import DataError
 
 __all__ = ["EncodedConversation", "EncodedRow", "HistoryRewriteError", "encode_answer", "encode_conversation"]
 
+_TAGS = re.compile(r"(?:<[^<>\s]+>|\s)+")
 TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)"
 
 
@@ -141,7 +143,14 @@ def _end_with_stop(
 
 
 def _count_up_to_stop(tokenizer: TextTokenizer, ids: Sequence[int]) -> int:
-    """Count the tokens of a turn up to its last special token; 0 if more than white space follows that."""
+    """Count the tokens of a turn up to its stop token, the last one that is declared or else the last special token.
+
+    Return 0 if more than white space follows. Behind a declared stop token other tags may follow: some templates open
+    the next turn whether one is asked for or not.
+    """
+    declared = max((i + 1 for i, id_ in enumerate(ids) if id_ in tokenizer.stop_ids), default=0)
+    if declared and _TAGS.fullmatch(tokenizer.decode(ids[declared:])):
+        return declared
     kept = len(ids)
     while kept and ids[kept - 1] not in tokenizer.ending_ids:
         kept -= 1

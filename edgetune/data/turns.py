@@ -132,6 +132,8 @@ def _text_behind_last_question(
 
     Mistral's templates put the system message before the last question, but only if nothing follows that.
     """
+    if len(conversation) < 2:
+        return None
     question, answer = conversation[-2].get("content"), conversation[-1]
     if not isinstance(question, str) or not question.strip() or not answer.get("content") or answer.get("tool_calls"):
         return None
@@ -176,11 +178,12 @@ def close_turn(
     """
     upto = conversation[: turn.last + 1]
     following = conversation[turn.last + 1 : turn.last + 2]
+    answered = template.render(upto, tools=tools) if turn.is_completed else turn.answered
     roles = reversed(_NEXT_ROLES) if upto[-1].get("tool_calls") else _NEXT_ROLES
     candidates = [message for message in following if message["role"] != "assistant"]
     candidates += [{"role": role, "content": _PROBES[0]} for role in roles]
     for message in candidates:
-        rest = _text_after(template, upto, message, tools, turn.answered)
+        rest = _text_after(template, upto, message, tools, answered)
         marker = None if rest is None else _leading_stop(tokenizer, rest)
         if marker is not None:
             return replace(turn, text=turn.text + marker)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgetune.data.answer_frame import Piece, find_frame, read_answer
+from edgetune.data.masks import encode_conversation
 from edgetune.data.thoughts import closes_thought, continue_prompt, opens_thought
 from edgetune.data.turns import HistoryRewriteError, find_turns
+from tests.converters import vocabularies
 from tests.data.conversations import CONVERSATIONS, Q, assistant, system
-from tests.data.test_real_templates import ours
+from tests.data.template_tokenizers import tokenizer_for
+from tests.data.test_real_templates import TEMPLATES, ours
 
 
 @pytest.mark.parametrize(
@@ -87,3 +91,20 @@ def test_what_opens_and_ends_a_thought() -> None:
     assert not opens_thought("<|assistant|>")
     assert closes_thought("q</think>", "q<think>r</think>a")
     assert not closes_thought("q<think>", "qa")
+
+
+def test_tags_behind_a_declared_stop_token_are_not_trained_on(tmp_path: Path) -> None:
+    """This template opens the next turn whether one is asked for or not."""
+    name = "CohereForAI-c4ai-command-r7b-12-2024-tool_use"
+    vocabularies.byte_level(tmp_path)
+    tokenizer = tokenizer_for(name, TEMPLATES[name], tmp_path)
+    (row,) = encode_conversation(ours(name), tokenizer, CONVERSATIONS["one turn"][0]).rows
+    trained = tokenizer.decode([row.input_ids[i] for i in row.scored])
+    assert trained == "<|START_RESPONSE|>5<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+    assert tokenizer.decode(row.input_ids).endswith("<|END_THINKING|>")
+
+
+def test_an_answer_that_leads_the_conversation_has_a_thought_of_its_own() -> None:
+    first, second = find_turns(ours("GLM-4.7-Flash"), CONVERSATIONS["answer first"][0])
+    assert (first.prompt, first.text) == ("[gMASK]<sop><|assistant|><think>", "</think>5")
+    assert second.text == "</think>6"
