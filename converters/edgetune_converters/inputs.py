@@ -51,6 +51,73 @@ class PendingVocabulary:
 
 
 @dataclass(frozen=True)
+class TokenizerSource:
+    """Where the tokenizer of an export comes from: the one place that chooses between base, adapter and request."""
+
+    request: ExportRequest
+    model: Model
+    rebuilt: Path
+    """A directory for files that are made of those of base and adapter."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The directory of the adapter's files, where the request leaves the choice."""
+        asked = self.request.tokenizer is not None
+        return None if asked or self.model.adapter is None else self.model.adapter.path
+
+    @property
+    def path(self) -> Path:
+        """The directory of the tokenizer files, or the GGUF file that is the base. Raises TokenizerError."""
+        return self._found[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on what the files of base and adapter lack, and on which of them is taken. Raises TokenizerError."""
+        return [*self._found[1], *self._rows_without_tokens]
+
+    @cached_property
+    def _found(self) -> tuple[Path, list[str]]:
+        adapter, base = self.adapter, self.request.base
+        if adapter is None:
+            return self.request.tokenizer or base, []
+        beside, checkpoint = TokenizerDirectory(adapter), self.model.checkpoint
+        folder = self.rebuilt / "tokenizer"
+        if isinstance(checkpoint, GgufBase):
+            if not beside.has_vocabulary:
+                return base, []
+            base = self.rebuilt / "stated"
+            write_stops_and_templates(checkpoint, base)
+        return (base, []) if beside.is_empty else (folder, combine(base, adapter, folder))
+
+    @property
+    def _rows_without_tokens(self) -> list[str]:
+        """Note that an adapter with more rows of embeddings than the base brings no tokens for them."""
+        resized = self.model.resized
+        if self.model.adapter is None or resized is None or resized.rows <= resized.rows_before:
+            return []
+        if TokenizerDirectory(self.model.adapter.path).has_vocabulary:
+            return []
+        if self.request.tokenizer not in (None, self.request.base):
+            return []
+        return ["there is no tokenizer beside the adapter: the new rows of embeddings have no tokens"]
+
+    def of_file(self) -> convert.Vocabulary | None:
+        """Return the vocabulary of a GGUF base, None where the tokenizer is one of files. Raises TokenizerError."""
+        checkpoint = self.model.checkpoint
+        if not isinstance(checkpoint, GgufBase) or self.path != checkpoint.path:
+            return None
+        found = checkpoint.vocabulary(None, self.model.config.vocab_size)
+        if self.adapter is not None:
+            found = over_vocabulary(found, self.adapter)
+        return found.with_template(self.request.chat_template)
+
+    def conversion(self) -> convert.Conversion:
+        """Convert the tokenizer of a directory. Raises TokenizerError."""
+        config = self.model.config
+        return convert.Conversion(self.path, config.vocab_size, config.raw, self.request.chat_template)
+
+
+@dataclass(frozen=True)
 class ExportInputs:
     """The request with its model opened. The tokenizer is converted when the first output needs it."""
 
@@ -62,58 +129,23 @@ class ExportInputs:
     rebuilt: Path
     """A directory for files beside the weights that are made of those of base and adapter."""
 
-    @property
-    def _adapter(self) -> Path | None:
-        """The directory of the adapter's files."""
-        return None if self.model.adapter is None else self.model.adapter.path
-
-    @property
-    def tokenizer(self) -> Path:
-        """Return the directory of the tokenizer files, or the GGUF file that is the base."""
-        return self._tokenizer[0]
-
     @cached_property
-    def _tokenizer(self) -> tuple[Path, list[str]]:
-        """The place of the tokenizer, and notes on it. Raises TokenizerError."""
-        adapter, base = self._adapter, self.request.base
-        if self.request.tokenizer is not None or adapter is None:
-            return self.request.tokenizer or base, []
-        beside, checkpoint = TokenizerDirectory(adapter), self.model.checkpoint
-        folder = self.rebuilt / "tokenizer"
-        if isinstance(checkpoint, GgufBase):
-            if not beside.has_vocabulary:
-                return base, []
-            base = self.rebuilt / "stated"
-            write_stops_and_templates(checkpoint, base)
-        return (base, []) if beside.is_empty else (folder, combine(base, adapter, folder))
+    def tokenizer(self) -> TokenizerSource:
+        """The source of the tokenizer."""
+        return TokenizerSource(self.request, self.model, self.rebuilt)
 
     @cached_property
     def vocabulary(self) -> PendingVocabulary:
         """Convert the tokenizer of a directory, or take that of a GGUF base. Raises TokenizerError."""
-        model, template = self.model, self.request.chat_template
-        if isinstance(model.checkpoint, GgufBase) and self.tokenizer == model.checkpoint.path:
-            found = model.checkpoint.vocabulary(None, model.config.vocab_size)
-            if self._adapter is not None and self.request.tokenizer is None:
-                found = over_vocabulary(found, self._adapter)
-            return PendingVocabulary(found.with_template(template))
-        conversion = convert.Conversion(self.tokenizer, model.config.vocab_size, model.config.raw, template)
+        found = self.tokenizer.of_file()
+        if found is not None:
+            return PendingVocabulary(found)
+        conversion = self.tokenizer.conversion()
         return PendingVocabulary(conversion.likely, self.background.submit(conversion.verified))
 
     def notes(self, format_: str) -> list[str]:
         """Return notes on what base, adapter and tokenizer have that is not used, or lack."""
-        if format_ == "gguf-lora":
-            return self.model.input_notes
-        return [*self.model.input_notes, *self._tokenizer[1], *self._rows_without_tokens]
-
-    @property
-    def _rows_without_tokens(self) -> list[str]:
-        """Note that an adapter with more rows of embeddings than the base brings no tokens for them."""
-        resized, adapter = self.model.resized, self._adapter
-        if adapter is None or resized is None or resized.rows <= resized.rows_before:
-            return []
-        if TokenizerDirectory(adapter).has_vocabulary or self.request.tokenizer not in (None, self.request.base):
-            return []
-        return ["there is no tokenizer beside the adapter: the new rows of embeddings have no tokens"]
+        return self.model.input_notes + ([] if format_ == "gguf-lora" else self.tokenizer.notes)
 
     def check(self, *, wait: bool = False) -> None:
         """Poll what is verified during the pass, or wait for it.
@@ -130,7 +162,7 @@ class ExportInputs:
     @cached_property
     def companions(self) -> CompanionFiles:
         """Return what a model directory holds besides the weights; of a GGUF base it is rebuilt."""
-        model, template, tokenizer, notes = self.model, self.request.chat_template, self.tokenizer, list[str]()
+        model, template, tokenizer, notes = self.model, self.request.chat_template, self.tokenizer.path, list[str]()
         base, config = model.checkpoint.path, model.config_json
         if isinstance(model.checkpoint, GgufBase):
             base = self.rebuilt / "base"
@@ -138,9 +170,9 @@ class ExportInputs:
             config = {**stated_config(model.checkpoint), "vocab_size": config["vocab_size"]}
             notes = write_tokenizer(model.checkpoint, base)
             tokenizer = base if tokenizer == model.checkpoint.path else tokenizer
-            if tokenizer == base and self._adapter is not None and self.request.tokenizer is None:
+            if tokenizer == base and self.tokenizer.adapter is not None:
                 tokenizer = self.rebuilt / "tokenizer"
-                notes += combine(base, self._adapter, tokenizer)
+                notes += combine(base, self.tokenizer.adapter, tokenizer)
         path = tokenizer / "tokenizer_config.json"
         stated = read_json(path) if path.is_file() else {}
         files = copied_template_files(tokenizer, stated, template)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_converters import formats
 from edgetune_converters.gguf.types import BY_NAME
+from edgetune_converters.inputs import TokenizerSource
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import Model, open_model
 from edgetune_converters.names import FormatName
@@ -21,12 +24,7 @@ if TYPE_CHECKING:
 
 
 def plan(request: ExportRequest) -> list[StoragePlan]:
-    """Return what `export` would write for each target, in order; see `plan_with_notes`."""
-    return plan_with_notes(request)[0]
-
-
-def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str]]:
-    """Return what `export` would write for each target, in order, and notes on what base and adapter have.
+    """Return what `export` would write for each target, in order.
 
     An export whose fallback is too large is planned all the same. Of an ONNX family without a description, the plan is
     that of the graph that transformers' exporter draws.
@@ -34,10 +32,36 @@ def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str
     Raises:
         EdgetuneError: The base, the adapter or a storage type cannot be used.
     """
+    return _plans(_open(request), request)
+
+
+def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str]]:
+    """Return the plans, and the notes on base, adapter and tokenizer that the receipts of an export begin with.
+
+    The tokenizer is read too, and for GGUF converted, but not verified.
+
+    Raises:
+        EdgetuneError: As `plan`; TokenizerError when the tokenizer cannot be used.
+    """
+    model = _open(request)
+    plans, notes = _plans(model, request), list(model.input_notes)
+    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        source = TokenizerSource(request, model, Path(folder))
+        if any(target.format != "gguf-lora" for target in request.targets):
+            notes += source.notes
+        if any(target.format == "gguf" for target in request.targets):
+            notes += (source.of_file() or source.conversion().likely).notes
+    return plans, notes
+
+
+def _open(request: ExportRequest) -> Model:
     for target in request.targets:
         formats.FORMATS[target.format].check_type(target.type)
-    model = open_model(request.base, request.adapter, merge_base_named(request.merge_base, request.bnb_record))
-    return [PLANNERS[target.format](model, target.type, request) for target in request.targets], model.input_notes
+    return open_model(request.base, request.adapter, merge_base_named(request.merge_base, request.bnb_record))
+
+
+def _plans(model: Model, request: ExportRequest) -> list[StoragePlan]:
+    return [PLANNERS[target.format](model, target.type, request) for target in request.targets]
 
 
 def plan_onnx(model: Model, type_: str, settings: OnnxSettings | None = None) -> OnnxPlan:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from edgetune.exporting.source import find_source
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.provenance.receipts import Receipt
+from tests.cli_runner import edgetune
 from tests.converters import tiny, vocabularies
 from tests.export_requests import export
 
@@ -227,3 +228,16 @@ def test_a_damaged_file_beside_the_adapter_is_named(base: Path, bare: Path, tmp_
     adapter = _adapter(bare, tmp_path / "adapter", make)
     with pytest.raises(TokenizerError, match=r"adapter/tokenizer_config\.json"):
         export(base, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
+
+
+def test_a_dry_run_says_which_template_is_written(base: Path, as_gguf: Path, bare: Path, tmp_path: Path) -> None:
+    adapter = _adapter(bare, tmp_path / "adapter", _jinja)
+    for model in (base, as_gguf):
+        result = edgetune("merge-export", "--base", model, "--adapter", adapter, "-q", "f32", "--dry-run")
+        assert result.returncode == 0
+        said = "the chat template is that beside the adapter, which is not the base's"
+        assert said in " ".join(result.stderr.decode().split())
+    _config(adapter, eos_token="<|end|>")
+    result = edgetune("merge-export", "--base", base, "--adapter", adapter, "-q", "f32", "--dry-run")
+    assert result.returncode == 1
+    assert "name the eos_token '<|end|>'" in result.stderr.decode()

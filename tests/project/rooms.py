@@ -34,7 +34,7 @@ CONVERTERS: dict[str, set[str]] = {
         *("gguf", "tokenizers", "reading", "quantization", "model"),
         *("provenance", "onnx", "outputs", "request", "inputs"),
     },
-    "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "formats"},
+    "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "inputs", "formats"},
     "exporting": {
         *("gguf", "merging", "quantization", "model", "provenance", "onnx", "outputs"),
         *("request", "inputs", "formats"),
