@@ -168,9 +168,11 @@ class RowReader:
     def _pair(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> list[Turn]:
         user, assistant = keys["user"], keys["assistant"]
         prompt = self._side(row[user], user, "user")
-        if "input" in keys and len(prompt) == 1 and not is_empty(row[keys["input"]]):
+        if "input" in keys and not is_empty(row[keys["input"]]):
             extra = _text(row[keys["input"]], keys["input"])
             message = prompt[0].message
+            if len(prompt) > 1 or message["role"] != "user" or prompt[0].reasoning is not None:
+                raise RowProblem(f"{keys['input']} cannot follow {user}, which is no text; write it into the messages")
             given = message["content"]
             prompt = [Turn({**message, "content": f"{given}\n{extra}" if given else extra}, unread=prompt[0].unread)]
         return [*prompt, *self._side(row[assistant], assistant, "assistant")]
@@ -212,7 +214,7 @@ class RowReader:
         for pair in given if isinstance(given, list) else [given]:
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise RowProblem(f"{key} is not a list of [instruction, output] pairs")
-            turns += [_turn("user", str(pair[0])), _turn("assistant", str(pair[1]))]
+            turns += [_turn("user", _text(pair[0], key)), _turn("assistant", _text(pair[1], key))]
         return turns
 
     def _unknown_row(self, row: Mapping[str, Any]) -> RowProblem:

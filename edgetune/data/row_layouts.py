@@ -176,6 +176,8 @@ class LayoutFinder:
         chosen = set(found.values())
         others = KeyFinder(key for key in keys if key not in chosen)
         for meaning, usual in BESIDE.items():
+            if meaning == "history" and "messages" in found:
+                continue  # messages have their own earlier turns
             key = mapped.get(meaning) or others.first(usual)
             if key is not None and form is not None:
                 found[meaning] = key

@@ -160,6 +160,8 @@ def test_calls_as_the_answers_to_a_query_are_rendered(tmp_path: Path) -> None:
         ({"messages": ["Lamp?", "On."]}, "message 1 of messages is a text without a role"),
         ({"messages": {"role": ["user"], "content": ["a", "b"]}}, r"that differ in length \(role: 1, content: 2\)"),
         ({"messages": [USER], "response": "On."}, "nothing to learn from it; response beside the messages"),
+        ({"query": "q", "response": "a", "history": [["q", None]]}, "history is missing"),
+        ({"instruction": [USER, ANSWER, USER], "input": "i", "output": "a"}, "input cannot follow instruction"),
         ({"messages": "Lamp? On."}, "messages is not a list of messages: messages is a text that is not JSON"),
         ({"messages": [USER, {"content": "a"}]}, "message 2: has no role; its keys are content"),
         ({"messages": [USER, {**ANSWER, "loss_mask": [0, 1]}]}, "loss_mask marks parts of a message"),
@@ -175,6 +177,11 @@ def test_an_unknown_row_is_answered_with_what_to_rename(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its keys are frage, antwort; looked for") as caught:
         encode(tmp_path, [{"frage": "Lamp?", "antwort": "On."}])
     assert "data.columns, such as {user: question, assistant: reply}" in (caught.value.hint or "")
+
+
+def test_a_history_beside_messages_is_counted() -> None:
+    read = to_chat_row({**PLAIN, "history": [["q", "a"]]})
+    assert (read.messages, read.unread) == ([USER, ANSWER], ("history",))
 
 
 @pytest.mark.parametrize("key", ["train", "training", "loss", "trainable"])
