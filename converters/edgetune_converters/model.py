@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,7 +122,19 @@ class Model:
         """Notes on what the base and the adapter have that is not used, for every format."""
         resized = [self.resized.note] if self.resized else []
         of_adapter = self.adapter.notes if self.adapter else []
-        return [*self.checkpoint.notes, *resized, *of_adapter, *self._notes_on_places]
+        return [*self.checkpoint.notes, *self._notes_on_left_out, *resized, *of_adapter, *self._notes_on_places]
+
+    @property
+    def _notes_on_left_out(self) -> list[str]:
+        """Notes on tensors of the base that are in no output."""
+        canonical = [self.family.canonical_name(name) for name in self.checkpoint.tensors]
+        left_out = [name for name in canonical if self.family.is_left_out(name, self.config)]
+        behind = [name for name in left_out if (match := _LAYER.match(name)) and int(match[1]) >= self.config.layers]
+        buffers = [name for name in left_out if name not in behind]
+        notes = [f"{_some(buffers)} computed when the model is loaded: left out"] if buffers else []
+        if behind:
+            notes.append("the layers that predict further tokens ahead are left out: the model answers without them")
+        return notes
 
     @property
     def _notes_on_places(self) -> list[str]:
@@ -145,11 +158,19 @@ class Model:
         return stated + self.notes_of_runnable_files + self.merge_base.notes
 
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def _some(names: list[str]) -> str:
+    """Return `NAME is`, or `NAME and 3 more are`."""
+    return f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
+
+
 def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
     """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault."""
     checkpoint = open_base(base)
     config = completed_config(checkpoint.config, class_defaults=not isinstance(checkpoint, GgufBase))
-    family = family_of(config)
+    family = family_of(config).with_bare_names(checkpoint.tensors)
     bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
     adapter = None if adapter_path is None else Adapter(adapter_path)
     if adapter is not None and adapter.path.resolve() == base.resolve():

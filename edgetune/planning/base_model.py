@@ -170,6 +170,11 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             "Give the 16-bit or 32-bit model that it was made from, or dequantize this one first: "
             f"edgetune merge-export --base {base.name} --format safetensors -o DIR, then base: DIR",
         )
+    if weights and base.checkpoint.lacks_index:
+        raise CheckpointError(
+            f"the base {base.name} has shards and no model.safetensors.index.json: transformers would not load it",
+            "Fetch the index, or write the model again: edgetune merge-export --base DIR --format safetensors",
+        )
     if weights and base.checkpoint.wrappers:
         raise CheckpointError(
             f"tensor names of the base {base.name} carry {' and '.join(base.checkpoint.wrappers)}, the name of a "

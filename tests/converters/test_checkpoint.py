@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.reading.weight_files import INDEX_FILE, SINGLE_FILE
 
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
@@ -84,7 +85,7 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
     assert sorted(checkpoint.identity()) == ["config.json", *weight_map.values()]
 
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map | {"a": weight_map["b"], "c": "x"}}))
-    with pytest.raises(CheckpointError, match="x is missing"):
+    with pytest.raises(CheckpointError, match="x of the index is missing"):
         Checkpoint(tmp_path)
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"b": weight_map["b"], "c": weight_map["a"]}}))
     with pytest.raises(CheckpointError, match=r"the index places c in .* which does not hold it"):

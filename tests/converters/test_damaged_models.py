@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune_converters import gguf
 from edgetune_converters.errors import AdapterError, EdgetuneError
-from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from edgetune_converters.reading.checkpoint import Checkpoint
+from edgetune_converters.reading.weight_files import INDEX_FILE, SINGLE_FILE
 from tests.converters import tiny
 from tests.export_requests import export
 from tests.profiles import scaled

@@ -51,12 +51,14 @@ def family_of(config: ModelConfig) -> Family:
     """
     stated = config.get("architectures", [])
     names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    bare = [re.sub(r"(Text)?Model$", "", name) for name in names if name.endswith("Model")]  # saved without its head
+    names += [name + head for name in bare for head in ("ForCausalLM", "LMHeadModel")]
     for family in FAMILIES:
         if any(name in family.hf for name in names):
             return family
-    shown = ", ".join(names) or "empty"
+    shown = ", ".join(name for name in stated if isinstance(name, str)) if isinstance(stated, list) else ""
     raise ArchitectureError(
-        f"`architectures` in config.json is {shown}, which is not supported",
+        f"`architectures` in config.json is {shown or 'empty'}, which is not supported",
         f"Supported: {', '.join(supported_names())}",
     )
 

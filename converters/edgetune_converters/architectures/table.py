@@ -29,6 +29,9 @@ _BIAS_FLAGS = {
     **dict.fromkeys(("use_bias", "bias"), ""),
 }
 
+ROTARY_BUFFERS = (r".*\brotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)", r"(.*\.)?position_ids")
+"""Tensors that transformers computes, and that old checkpoints hold."""
+
 Shape = Callable[[ModelConfig], tuple[int, ...]]
 Views = Callable[[ModelConfig], Sequence[View]]
 When = Callable[[ModelConfig, int], bool]
@@ -165,7 +168,7 @@ class Family:
     onnx: Traits | None = None
     stored_names: tuple[tuple[str, str], ...] = ()
     fused_experts: bool = False
-    ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias")
+    ignored: tuple[str, ...] = (*ROTARY_BUFFERS, r".*\.attention\.masked_bias")
     towers: tuple[str, ...] = ()
 
     def is_beside_text(self, name: str) -> bool:
@@ -177,6 +180,29 @@ class Family:
         for pattern, replacement in self.stored_names:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def is_left_out(self, name: str, config: ModelConfig) -> bool:
+        """Whether a tensor is in no output: a buffer that transformers computes, or of a layer behind the last."""
+        return any(re.fullmatch(pattern, name) for pattern in (*self.ignored, *self._behind_the_last(config)))
+
+    def _behind_the_last(self, config: ModelConfig) -> list[str]:
+        """Patterns of the tensors of `num_nextn_predict_layers` layers behind the last."""
+        count = int(config.get("num_nextn_predict_layers", 0)) if self.extra_layers else 0
+        return [rf"model\.layers\.{layer}\..*" for layer in range(config.layers, config.layers + count)]
+
+    def with_bare_names(self, names: Collection[str]) -> Family:
+        """Return the family for a checkpoint of the model without its head, whose names lack the first level.
+
+        Transformers reads such names too. The family is the same if the names have that level.
+        """
+        trunk = [row.module for row in self.tensors if "{layer}" in row.module]
+        prefix = trunk[0].partition(".")[0] + "."
+        canonical = [self.canonical_name(name) for name in names]
+        if not all(module.startswith(prefix) for module in trunk) or any(name.startswith(prefix) for name in canonical):
+            return self
+        heads = "|".join(re.escape(row.module) for row in self.tensors if not row.module.startswith(prefix))
+        bare = (rf"^(?!{re.escape(prefix)}{f'|({heads})[.]' if heads else ''})", prefix)
+        return replace(self, renames=(*self.renames, bare))
 
     def canonical_name(self, name: str) -> str:
         """Return the name of a tensor or module as the rows spell it."""
@@ -281,25 +307,27 @@ class _Binder:
         self._family = family
         self._spare = {family.canonical_name(name) for name in spare}
         self._config = config
-        self._tensors = {family.canonical_name(name): info for name, info in tensors.items()}
         self._used: set[str] = set()
         self._tied = bool(config.get("tie_word_embeddings", False))
         self.problems: list[str] = []
+        self._tensors: dict[str, TensorInfo] = {}
+        for name, info in tensors.items():
+            first = self._tensors.setdefault(family.canonical_name(name), info)
+            if first is not info:
+                self.problems.append(f"{first.name} and {name} are one tensor under two names")
 
     def bind(self) -> list[BoundTensor]:
         bound = [item for rows, layer in self._places() for item in self._slot(rows, layer)]
-        ignored = re.compile("|".join([*self._family.ignored, *self._family.towers, *self._extra_layers()]))
         known = self._used | self._spare
-        unknown = [name for name in self._tensors if name not in known and not ignored.fullmatch(name)]
+        unknown = [
+            name
+            for name in self._tensors
+            if name not in known
+            and not self._family.is_beside_text(name)
+            and not self._family.is_left_out(name, self._config)
+        ]
         self.problems += [f"{name} is not known in the {self._family.name} family" for name in sorted(unknown)]
         return bound
-
-    def _extra_layers(self) -> list[str]:
-        """Patterns of the tensors of `num_nextn_predict_layers` layers behind the last."""
-        if not self._family.extra_layers:
-            return []
-        first, count = self._config.layers, int(self._config.get("num_nextn_predict_layers", 0))
-        return [rf"model\.layers\.{layer}\..*" for layer in range(first, first + count)]
 
     def _places(self) -> Iterator[tuple[list[TensorRow], int | None]]:
         """Each slot with its rows, in each layer that has it."""

@@ -29,8 +29,8 @@ from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.provenance.receipts import tool_versions
 from edgetune_converters.quantization.encode import encode_rows
-from edgetune_converters.reading.checkpoint import INDEX_FILE, SINGLE_FILE
 from edgetune_converters.reading.safetensors_file import SafetensorsFile
+from edgetune_converters.reading.weight_files import INDEX_FILE, SINGLE_FILE
 
 BASE_TYPE = "base"
 TYPES = ("bf16", "f16", "f32")
@@ -171,11 +171,16 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
         companions = self._companions
         write_json(self._staged.partial / "config.json", _config(companions, self._type))
         copy_tokenizer(companions, self._staged.partial)
-        source = next((d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None)
-        if source is not None:
-            copy_if_present(source / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
+        generation = next(
+            (d for d in (companions.tokenizer, companions.base) if (d / _GENERATION_FILE).is_file()), None
+        )
+        if generation is not None:
+            copy_if_present(generation / _GENERATION_FILE, self._staged.partial / _GENERATION_FILE)
         for name in _PROCESSOR_FILES:
             copy_if_present(companions.base / name, self._staged.partial / name)
+        if companions.config.get("auto_map") and companions.base.is_dir():  # the model's own Python code
+            for source in sorted(companions.base.glob("*.py")):
+                copy_if_present(source, self._staged.partial / source.name)
         if len(self._shards) > 1:
             write_json(self._staged.partial / INDEX_FILE, _index(self._names, self._shards))
 

@@ -5,7 +5,7 @@ Pickled weights are refused, because opening a pickle can run any code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 
 from edgetune_converters.architectures import transposed_matrices
 from edgetune_converters.errors import CheckpointError
-from edgetune_converters.files.contents import DAMAGED, read_json, sha256_of
+from edgetune_converters.files.contents import read_json, sha256_of
 from edgetune_converters.reading.page_cache import PassingPages
 from edgetune_converters.reading.prequantized import methods
 from edgetune_converters.reading.prequantized.decoder import WeightDecoder
 from edgetune_converters.reading.prequantized.gptq import TransposedWeight
 from edgetune_converters.reading.safetensors_file import SafetensorsFile, row_count
+from edgetune_converters.reading.weight_files import INDEX_FILE, collect_tensors, find_weight_files
 from edgetune_converters.reading.wrapper_names import inner_wrappers, without_inner_wrappers
 from edgetune_converters.tensors import ALL, BY_COLUMNS, F32, PACKED, RowIndex, TensorInfo, span
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 
 
 class TensorRowReader(Protocol):
@@ -51,10 +49,10 @@ class Checkpoint:
         self.path = path
         _check_directory(path)
         self.config = read_json(path / "config.json")
-        self._files = {file: SafetensorsFile(file) for file in _weight_files(path)}
-        stored = _collect(path, self._files)
         # remarks for the receipt; wrappers of training whose names are in the stored tensor names
         self.notes: list[str] = []
+        self._files = {file: SafetensorsFile(file) for file in find_weight_files(path, self.notes)}
+        stored = collect_tensors(path, self._files, self.notes)
         self.wrappers: tuple[str, ...] = ()
         stored = self._without_wrappers(stored)
         self.config = methods.with_entry(path, self.config, stored)
@@ -106,6 +104,11 @@ class Checkpoint:
         """Read the tensor `name` from another file from now on: as the base would hold it after a resize."""
         self.tensors[name] = replace(info, name=name)
         self._substitutes[name] = file
+
+    @property
+    def lacks_index(self) -> bool:
+        """Whether the shards have no index, without which transformers does not load them."""
+        return len(self._files) > 1 and not (self.path / INDEX_FILE).is_file()
 
     @property
     def is_quantized(self) -> bool:
@@ -197,61 +200,3 @@ def _check_directory(path: Path) -> None:
         raise CheckpointError(
             f"{path} has no config.json", "A Hugging Face model directory holds config.json and the weights"
         )
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model directory: those of the index, or the single one."""
-    if (path / INDEX_FILE).is_file():
-        return _indexed_files(path)
-    if (path / SINGLE_FILE).is_file():
-        return [path / SINGLE_FILE]
-    if named := methods.named_weights(path):
-        return [named]
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in {".bin", ".pt", ".pth"})
-    if pickles:
-        raise CheckpointError(
-            f"{path} holds pickled weights ({pickles[0]}); safetensors only, because opening a pickle can run any code",
-            "Convert it once: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)",
-        )
-    raise CheckpointError(f"{path} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
-
-
-def _indexed_files(path: Path) -> list[Path]:
-    weight_map = read_json(path / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{path / INDEX_FILE} has no weight_map from tensor names to file names", DAMAGED)
-    files = [path / name for name in sorted(set(weight_map.values()))]
-    strays = [file.name for file in files if file.resolve().parent != path.resolve() and not file.is_symlink()]
-    missing = [file.name for file in files if not file.is_file()]
-    problems = [f"{name} is outside the model directory" for name in strays]
-    problems += [f"{name} is missing" for name in missing if name not in strays]
-    if problems or not files:
-        raise CheckpointError.of_many(
-            f"problems with the shards of {path}", problems or [f"{INDEX_FILE} names no files"], "Fetch the model again"
-        )
-    return files
-
-
-def _collect(path: Path, files: Mapping[Path, SafetensorsFile]) -> dict[str, TensorInfo]:
-    """All tensors by name; an index must agree with the shards."""
-    tensors: dict[str, TensorInfo] = {}
-    problems = []
-    for file in files.values():
-        for info in file.tensors.values():
-            if info.name in tensors:
-                problems.append(f"{info.name} is in {tensors[info.name].file.name} and in {info.file.name}")
-            tensors[info.name] = info
-    if (path / INDEX_FILE).is_file():
-        problems += _index_differences(read_json(path / INDEX_FILE)["weight_map"], tensors)
-    if problems:
-        raise CheckpointError.of_many(f"contradictions in {path}", problems, "Fetch the model again")
-    return tensors
-
-
-def _index_differences(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    for name in sorted(weight_map.keys() | tensors.keys()):
-        stated, found = weight_map.get(name), tensors.get(name)
-        if found is None:
-            yield f"the index places {name} in {stated}, which does not hold it"
-        elif stated != found.file.name:
-            yield f"{name} is in {found.file.name}, the index has {stated or 'no entry for it'}"

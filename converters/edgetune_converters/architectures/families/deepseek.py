@@ -158,12 +158,6 @@ _OWN = (
 _SOFTMAX, _SIGMOID = 1, 2  # llama_expert_gating_func_type
 
 
-def _further_tokens_note(config: ModelConfig) -> str | None:
-    if not config.get("num_nextn_predict_layers", 0):
-        return None
-    return "the layers that predict further tokens ahead are not exported: the model answers without them"
-
-
 _DEEPSEEK_METADATA: tuple[MetadataRow, ...] = (
     *((key, make) for key, make in DIMENSIONS if key not in _OWN),
     CONTEXT,
@@ -254,6 +248,5 @@ DEEPSEEK_V3 = Family(
         ("expert_group_used_count", _groups("topk_group")),
     ),
     requirements=(*_DEEPSEEK_CHECKS, only("rope_interleave", True), only("topk_method", "noaux_tc")),
-    notes=(_further_tokens_note,),
     extra_layers=True,
 )

@@ -20,7 +20,7 @@ from edgetune_converters.architectures.families.common import (
     up,
 )
 from edgetune_converters.architectures.operations import Take, View
-from edgetune_converters.architectures.table import Family, Shape, TensorRow, Views
+from edgetune_converters.architectures.table import ROTARY_BUFFERS, Family, Shape, TensorRow, Views
 
 
 def _transposed(shape: Shape) -> tuple[Shape, Views]:
@@ -55,6 +55,6 @@ GPT2 = Family(
     ),
     renames=WITHOUT_HEAD,
     defaults={"tie_word_embeddings": True},
-    ignored=(r".*\.attn\.(masked_)?bias",),
+    ignored=(*ROTARY_BUFFERS, r".*\.attn\.(masked_)?bias"),
     onnx=Traits(norm="layer", activation=activation("gelu_new"), rotation=lambda config, layer: None),
 )

@@ -18,7 +18,7 @@ from edgetune_converters.architectures.families.common import (
     plain_ffn,
     query_key_value,
 )
-from edgetune_converters.architectures.table import Family, Head, TensorRow
+from edgetune_converters.architectures.table import ROTARY_BUFFERS, Family, Head, TensorRow
 
 _NEOX_LAYER = "gpt_neox.layers.{layer}."
 
@@ -44,7 +44,7 @@ NEOX = Family(
     ),
     requirements=(GELU, PARTIAL_YARN_ROPES, only("attention_bias", True)),
     defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
-    ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
+    ignored=(*ROTARY_BUFFERS, r".*\.attention\.(masked_)?bias"),
     head=Head.ALWAYS,
     onnx=Traits(
         norm="layer",
