@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, EdgetuneError
 from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import runtime, tiny, vocabularies
 from tests.converters.onnx import session
@@ -239,3 +240,16 @@ def test_a_pair_over_a_grown_embedding_that_is_not_there_is_refused(bases: Bases
     save_file(kept, adapter / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match="508 rows of embeddings, the base has 503, and the adapter has no"):
         _export(bases, "own head", adapter, tmp_path / "made.gguf")
+
+
+@pytest.mark.parametrize("kind", ["head", "rows"])
+def test_a_damaged_matrix_is_that_of_the_adapter(kind: str, bases: Bases, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"trainable_token_indices": [1, 5]} if kind == "rows" else ENDS
+    _, adapter = adapted(bases["own head"], tmp_path, **options)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora" not in name)
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(EdgetuneError, match=re.escape(name)) as raised:
+        _export(bases, "own head", adapter, tmp_path / "made.gguf")
+    assert (raised.value.hint or "").startswith(("The adapter is damaged", "Save it again"))

@@ -119,6 +119,11 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
         ({"z.weight": A}, "z.weight matches no tensor of the base model"),
         ({"m.v.weight": A}, r"m.v.weight has the shape \[2, 4\], the base \[3, 4\]"),
         ({}, "holds no tensors"),
+        (pair("m.q", A[:0], B[:, :0]), "2 tensors are empty: they were saved before DeepSpeed"),
+        (
+            {f"m.q{n}.lora_A.weight": A for n in range(9)},
+            "(?s)m.q2 has no lora_B.*6 more modules do not fit",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")
@@ -132,6 +137,24 @@ def test_a_pair_without_effect_is_noted(a: NDArray[Any], b: NDArray[Any], tmp_pa
     adapter = Adapter(write(tmp_path, pair("m.q", a, b) | pair("m.r")))
     assert adapter.changes(BaseTargets(TARGETS)).keys() == {"m.q.weight", "m.r.weight"}
     assert "1 of 2 pairs A, B change nothing, because their product is zero: m.q.lora_B.weight" in adapter.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "hint"),
+    [
+        (pair("m.nothing"), "Was it trained on this base model"),
+        (pair("m.q", A[:0], B[:, :0]), "Save it again"),
+        (pair("m.q", A, B * np.inf), "Save it again"),
+        ({"m.v.weight": A[:1], "m.v.modules_to_save.weight": A[1:]}, "Save it again"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")
+def test_the_hint_doubts_the_base_only_where_names_or_shapes_differ(
+    tensors: Tensors, hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterError) as raised:
+        Adapter(write(tmp_path, tensors)).changes(BaseTargets(TARGETS | {"m.v.weight": (1, 4)}))
+    assert (raised.value.hint or "").startswith(hint)
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:

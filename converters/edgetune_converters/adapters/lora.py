@@ -145,10 +145,14 @@ class Adapter:
         if not changes and not problems:
             problems = [f"{self._weights[0]} holds no tensors"]
         if problems:
-            raise AdapterError.of_many(
-                f"problems with the adapter {self.path}", problems, "Was it trained on this base model?"
-            )
+            hint = _OTHER_BASE if matching.differs else _SAVE_AGAIN
+            raise AdapterError.of_many(f"problems with the adapter {self.path}", problems, hint)
         return changes
+
+
+_OTHER_BASE = "Was it trained on this base model?"
+_SAVE_AGAIN = "Save it again from the trained model: model.save_pretrained(DIR)"
+_SHOWN_MISFITS = 3
 
 
 class _Matching:
@@ -168,6 +172,7 @@ class _Matching:
         self._replace(tensors.replacements)
         self._replace_rows(tensors.token_rows)
         misfits = [text for module, roles in tensors.factors.items() for text in self._add_pair(module, roles)]
+        self.differs = bool(misfits or self._unknown or self.problems[len(tensors.problems) :])
         self.problems += as_one_line(
             self._unknown, "is not a module of the base model", "are not modules of the base model"
         )
@@ -178,7 +183,9 @@ class _Matching:
             )
         lacking = "a LoRA bias (lora_bias), for which the base has no bias"
         self.problems += as_one_line(self._without_bias, f"has {lacking}", f"have {lacking}", noun="modules")
-        self.problems += misfits
+        self.problems += misfits[:_SHOWN_MISFITS]
+        if len(misfits) > _SHOWN_MISFITS:
+            self.problems.append(f"{len(misfits) - _SHOWN_MISFITS} more modules do not fit in such a way")
         for target, pairs in self._of_experts.items():
             self.problems += self._stack(target, pairs)
 
@@ -381,6 +388,8 @@ def _effects(changes: Mapping[str, Change]) -> tuple[list[str], list[str]]:
     """Problems with factors that are not finite, and the names of pairs whose product is zero."""
     problems, without_effect = [], []
     for change in changes.values():
+        if change.token_rows is not None and not np.isfinite(change.token_rows.read()).all():
+            problems.append(f"{change.token_rows.values.name} holds NaN or infinity")
         if change.factors is None:
             continue
         left, right = change.factors()

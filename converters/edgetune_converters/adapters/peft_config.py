@@ -17,6 +17,7 @@ from edgetune_converters.files.contents import read_json
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_ALPHA = 1e9  # beyond any real use; products in f32 stay finite
+_FROM_TRAINING = "Take the file from the training again"
 _MERGE_FIRST = "Merge it with PEFT first"
 
 # initializations that leave the base unchanged; all others move a part of the base into A and B
@@ -94,7 +95,9 @@ class PeftConfig:
             stated = next((ids for name, ids in stated.items() if f".{module}".endswith(f".{name}")), None)
         is_list = isinstance(stated, list) and all(type(number) is int and number >= 0 for number in stated)
         if not stated or not is_list or len(set(stated)) != len(stated):
-            raise AdapterError(f"{self.path}: trainable_token_indices for {module} is {stated!r}, not a list of ids")
+            raise AdapterError(
+                f"{self.path}: trainable_token_indices for {module} is {stated!r}, not a list of ids", _FROM_TRAINING
+            )
         found: list[int] = stated
         return found
 
@@ -103,7 +106,10 @@ class PeftConfig:
         rank = _patterned(self.raw.get("rank_pattern"), module, self.raw.get("r"))
         alpha = _patterned(self.raw.get("alpha_pattern"), module, self.raw.get("lora_alpha"))
         if type(rank) is not int or rank <= 0 or type(alpha) not in (int, float) or not abs(alpha) < _MAX_ALPHA:
-            raise AdapterError(f"{self.path}: r is {rank!r} and lora_alpha is {alpha!r} for {module}")
+            raise AdapterError(
+                f"{self.path}: r is {rank!r} and lora_alpha is {alpha!r} for {module}",
+                f"A positive whole number and a number are needed. {_FROM_TRAINING}",
+            )
         return rank, alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
 
 

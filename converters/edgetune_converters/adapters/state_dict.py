@@ -88,6 +88,8 @@ def _matched(file: AdapterWeights, found: AdapterTensors) -> list[tuple[TensorIn
     foreign: list[str] = []
     originals: list[str] = []
     magnitudes: list[str] = []
+    empty: list[str] = []
+    integers: dict[str, list[str]] = {}
     for name, info in file.tensors.items():
         key = without_inner_wrappers(name)
         match = next((match for pattern in _KINDS if (match := pattern.match(key))), None)
@@ -96,11 +98,18 @@ def _matched(file: AdapterWeights, found: AdapterTensors) -> list[tuple[TensorIn
         elif match is not None and match.re is _ORIGINAL:
             originals.append(name)
         elif info.dtype not in _FLOATS:
-            found.problems.append(f"{name} is stored as {info.dtype}, not as floats")
+            integers.setdefault(info.dtype, []).append(name)
+        elif 0 in info.shape:
+            empty.append(name)
         elif match is None:
             foreign.append(name)
         else:
             matched.append((info, match))
+    for dtype, names in integers.items():
+        stored = f"stored as {dtype}, not as floats"
+        found.problems += as_one_line(names, f"is {stored}", f"are {stored}", noun="tensors")
+    lost = "empty: they were saved before DeepSpeed (ZeRO-3) or FSDP had gathered them"
+    found.problems += as_one_line(empty, f"is {lost}", f"are {lost}", noun="tensors")
     dora = "a magnitude of DoRA, which cannot be merged yet"
     found.problems += as_one_line(magnitudes, f"is {dora}", f"are each {dora}")
     found.problems += as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")

@@ -19,9 +19,13 @@ class TokenRows:
     values: TensorInfo
     ids: Sequence[int]
 
+    def read(self) -> F32:
+        """Return the values."""
+        return self.file.rows(self.values, ALL)
+
     def over(self, read: Read) -> Read:
         """Return a reader that gives these rows instead of those of `read`, in f32."""
-        values = self.file.rows(self.values, ALL)
+        values = self.read()
         number_of = {row: number for number, row in enumerate(self.ids)}
 
         def merged(rows: RowIndex, columns: RowIndex) -> F32:

@@ -94,16 +94,23 @@ class _Source:
             self._forget = partial(checkpoint.forget, part.piece.source)
         if change and change.token_rows:
             self._read = change.token_rows.over(self._read)
+        replaced = change.replacement if change else None
+        # the tensor of which the numbers are, for the message
+        self._name = replaced.name if replaced else self._piece.source.name
+        self._damaged = "adapter" if replaced else "base model"
 
     def block(self, rows: slice, threads: int) -> RowBlock:
         view = self._piece.view
         base = view.read(self._read, self._piece.columns, rows.start, rows.stop)
         if self._factors is None:
-            check_finite(self._piece.source.name, base, self._bad_in_all)
+            self._check(base)
             return RowBlock(view.finalize(base), rows.start, release=partial(self._release, rows))
         merged = view.finalize(self._merged(base, rows, threads))
         self._release(rows)
         return RowBlock(merged, rows.start, partial(self._delta, rows))
+
+    def _check(self, rows: NDArray[Any]) -> None:
+        check_finite(self._name, rows, self._bad_in_all, damaged=self._damaged)
 
     def _bad_in_all(self) -> int:
         """The number of NaN or infinite weights in the whole tensor, for the message."""
@@ -120,13 +127,13 @@ class _Source:
         left, right = self._factors
         if self._piece.view.transpose or left.ndim > 2:
             merged: F32 = widened(base) + self._delta(rows)
-            check_finite(self._piece.source.name, merged, self._bad_in_all)
+            self._check(merged)
             return merged
         own = np.ascontiguousarray(left[self._piece.view.source(rows.start, rows.stop)])
         try:
             merged = edgetune_native.add_product(np.ascontiguousarray(base), own, right, threads=threads)
         except ValueError:
-            check_finite(self._piece.source.name, widened(base) + own @ right, self._bad_in_all)
+            self._check(widened(base) + own @ right)
             raise
         return merged
 
@@ -289,14 +296,16 @@ def _same_numbers(one: MergedTensor, other: MergedTensor, checkpoint: Checkpoint
     return one.shape == other.shape and all(np.array_equal(a.floats, b.floats) for a, b in pairs)
 
 
-def check_finite(name: str, rows: NDArray[Any], in_all: Callable[[], int] = int) -> None:
+def check_finite(
+    name: str, rows: NDArray[Any], in_all: Callable[[], int] = int, *, damaged: str = "base model"
+) -> None:
     """Raise CheckpointError with the number of NaN or infinite weights; `in_all` counts in the whole tensor."""
     if _looks_finite(rows):
         return
     bad = count_bad(rows)
     if bad:
         bad = max(bad, in_all())
-        raise CheckpointError(f"{name} holds {bad} weights that are NaN or infinite", "The base model is damaged")
+        raise CheckpointError(f"{name} holds {bad} weights that are NaN or infinite", f"The {damaged} is damaged")
 
 
 def count_bad(rows: NDArray[Any]) -> int:
