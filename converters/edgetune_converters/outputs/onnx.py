@@ -22,7 +22,7 @@ from edgetune_converters.files.companions import (
 )
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.stream import MergedTensor, RowBlock
-from edgetune_converters.onnx.genai import DecoderSizes, genai_config
+from edgetune_converters.onnx.genai import DecoderSizes, genai_config, set_tokenizer_class, tokenizer_remarks
 from edgetune_converters.onnx.model import DATA_FILE, DecoderGraph
 from edgetune_converters.onnx.weight_file import EncodedBlock, WeightEncoder, WeightFile
 from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
@@ -80,6 +80,7 @@ class OnnxOutput(DirectoryOutput, StreamedOutput):
         self._importance = importance
         self._encoder = WeightEncoder(graph, tensors, importance)
         self._notes = [*companions.notes, *ends.notes, *tokenizer_notes(companions.tokenizer, companions.config)]
+        self._notes += tokenizer_remarks(companions.tokenizer, companions.chat_template or "")
         self._notes += [] if importance is None else importance.check(self._encoder.quantized())
 
     @property
@@ -109,6 +110,7 @@ class OnnxOutput(DirectoryOutput, StreamedOutput):
         onnx.helper.set_model_props(self._proto, self._metadata(inputs))
         (folder / GRAPH_FILE).write_bytes(self._proto.SerializeToString())
         copy_tokenizer(self._companions, folder)
+        set_tokenizer_class(folder)
         write_json(folder / CONFIG_FILE, genai_config(DecoderSizes.of(self._graph), self._ends))
 
     def verify(self) -> None:

@@ -19,7 +19,7 @@ from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.model import Model
-from edgetune_converters.onnx.genai import genai_config
+from edgetune_converters.onnx.genai import genai_config, set_tokenizer_class, tokenizer_remarks
 from edgetune_converters.onnx.model import DATA_FILE
 from edgetune_converters.onnx.traced_model import TracedModel, TracedSettings, WeightSummary, write_weights
 from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
@@ -148,6 +148,7 @@ class TracedOutput(DirectoryOutput, StreamedOutput):
         helper.set_model_props(traced.graph, metadata)
         (folder / GRAPH_FILE).write_bytes(traced.graph.SerializeToString())
         copy_tokenizer(self._companions, folder)
+        set_tokenizer_class(folder)
         write_json(folder / CONFIG_FILE, genai_config(traced.sizes, self._ends))
         return weights
 
@@ -165,7 +166,11 @@ class TracedOutput(DirectoryOutput, StreamedOutput):
             bits_per_weight=weights.bits_per_weight,
             fallback_share=round(weights.fallback_share, 4),
             files=self._staged.hashes,
-            notes=(*self._ends.notes, *tokenizer_notes(self._companions.tokenizer, self._companions.config)),
+            notes=(
+                *self._ends.notes,
+                *tokenizer_notes(self._companions.tokenizer, self._companions.config),
+                *tokenizer_remarks(self._companions.tokenizer, self._companions.chat_template or ""),
+            ),
             exporter=self._tracer.name,
             exporter_kld=self._kld,
             versions=self._tracer.versions(),
