@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
 from edgetune_converters.tokenizers.chat_files import copied_template_files
+
+_CHECKPOINT = re.compile(r"(checkpoint|epoch|step|iter)[-_]?\d+")
 
 
 class VocabularyChanged(Exception):
@@ -66,6 +69,11 @@ class TokenizerSource:
         return None if asked or self.model.adapter is None else self.model.adapter.path
 
     @property
+    def training(self) -> Path | None:
+        """The directory in which the training left tokenizer files, where the request leaves the choice."""
+        return None if self.adapter is None else self._beside(self.adapter)[0].path
+
+    @property
     def path(self) -> Path:
         """The directory of the tokenizer files, or the GGUF file that is the base. Raises TokenizerError."""
         return self._found[0]
@@ -80,14 +88,25 @@ class TokenizerSource:
         adapter, base = self.adapter, self.request.base
         if adapter is None:
             return self.request.tokenizer or base, []
-        beside, checkpoint = TokenizerDirectory(adapter), self.model.checkpoint
+        beside, notes = self._beside(adapter)
+        adapter, checkpoint = beside.path, self.model.checkpoint
         folder = self.rebuilt / "tokenizer"
         if isinstance(checkpoint, GgufBase):
             if not beside.has_vocabulary:
-                return base, []
+                return base, notes
             base = self.rebuilt / "stated"
             write_stops_and_templates(checkpoint, base)
-        return (base, []) if beside.is_empty else (folder, combine(base, adapter, folder))
+        return (base, []) if beside.is_empty else (folder, [*notes, *combine(base, adapter, folder)])
+
+    def _beside(self, adapter: Path) -> tuple[TokenizerDirectory, list[str]]:
+        """The tokenizer files of the training: beside the adapter, or beside the directory of its checkpoint."""
+        beside = TokenizerDirectory(adapter)
+        inside = self.request.adapter is not None and adapter.resolve() != self.request.adapter.resolve()
+        if beside.is_empty and (inside or _CHECKPOINT.fullmatch(adapter.name)):
+            above = TokenizerDirectory(adapter.parent)
+            if not above.is_empty:
+                return above, [f"the tokenizer files are those of {above.path}, beside the checkpoint {adapter.name}"]
+        return beside, []
 
     @property
     def _rows_without_tokens(self) -> list[str]:
@@ -95,7 +114,7 @@ class TokenizerSource:
         resized = self.model.resized
         if self.model.adapter is None or resized is None or resized.rows <= resized.rows_before:
             return []
-        if TokenizerDirectory(self.model.adapter.path).has_vocabulary:
+        if self._beside(self.model.adapter.path)[0].has_vocabulary:
             return []
         if self.request.tokenizer not in (None, self.request.base):
             return []
@@ -108,7 +127,7 @@ class TokenizerSource:
             return None
         found = checkpoint.vocabulary(None, self.model.config.vocab_size)
         if self.adapter is not None:
-            found = over_vocabulary(found, self.adapter)
+            found = over_vocabulary(found, self._beside(self.adapter)[0].path)
         return found.with_template(self.request.chat_template)
 
     def conversion(self) -> convert.Conversion:
@@ -170,9 +189,9 @@ class ExportInputs:
             config = {**stated_config(model.checkpoint), "vocab_size": config["vocab_size"]}
             notes = write_tokenizer(model.checkpoint, base)
             tokenizer = base if tokenizer == model.checkpoint.path else tokenizer
-            if tokenizer == base and self.tokenizer.adapter is not None:
+            if tokenizer == base and self.tokenizer.training is not None:
                 tokenizer = self.rebuilt / "tokenizer"
-                notes += combine(base, self.tokenizer.adapter, tokenizer)
+                notes += combine(base, self.tokenizer.training, tokenizer)
         path = tokenizer / "tokenizer_config.json"
         stated = read_json(path) if path.is_file() else {}
         files = copied_template_files(tokenizer, stated, template)

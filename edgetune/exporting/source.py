@@ -91,7 +91,7 @@ def _tokenizer_of_run(adapter: Path | None) -> Path | None:
     if adapter is None:
         return None
     path = adapter.resolve()
-    for folder in (path.parent, path.parent.parent):  # adapter/, or a checkpoint
+    for folder in (path, path.parent, path.parent.parent):  # the run, its adapter/, or a checkpoint
         run = RunDirectory(folder)
         if (run.finished_file.is_file() or run.unfinished_file.is_file()) and run.tokenizer.is_dir():
             return run.tokenizer

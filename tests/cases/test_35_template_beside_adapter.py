@@ -216,9 +216,24 @@ def test_the_adapter_of_a_run_brings_the_tokenizer_of_the_run(tmp_path: Path) ->
         (run / folder).mkdir(parents=True)
     assert find_source(None, tmp_path / "base", run / "adapter").tokenizer is None
     (run / "run.json").write_text("{}")
-    for adapter in (run / "adapter", run / "checkpoints" / "checkpoint-5"):
+    for adapter in (run, run / "adapter", run / "checkpoints" / "checkpoint-5"):
         assert find_source(None, tmp_path / "base", adapter).tokenizer == run / "tokenizer"
     assert find_source(None, tmp_path / "base", tmp_path).tokenizer is None
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf"])
+@pytest.mark.parametrize("named", ["the checkpoint", "the directory around it"])
+def test_tokenizer_files_beside_the_checkpoint_count(
+    kind: str, named: str, base: Path, as_gguf: Path, bare: Path, tmp_path: Path
+) -> None:
+    training = tmp_path / "training"
+    shutil.copytree(bare, training / "checkpoint-50")
+    _jinja(training)
+    adapter = training / "checkpoint-50" if named == "the checkpoint" else training
+    model = base if kind == "directory" else as_gguf
+    (receipt,) = export(model, {"f32": tmp_path / "x.gguf"}, adapter=adapter)
+    assert _named(tmp_path / "x.gguf") == {"default": OWN}
+    assert f"the tokenizer files are those of {training}, beside the checkpoint checkpoint-50" in receipt.notes
 
 
 def test_a_damaged_file_beside_the_adapter_is_named(base: Path, bare: Path, tmp_path: Path) -> None:
