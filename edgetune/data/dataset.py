@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from edgetune import console
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
+from edgetune.data.encoded_rows import EncodedRows
 from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.masks import EncodedRow, encode_conversation
@@ -43,7 +44,7 @@ class Splits:
 class EncodedSplit:
     """The encoded rows of a split, and counts from the encoding."""
 
-    rows: list[EncodedRow] = field(default_factory=list)
+    rows: EncodedRows = field(default_factory=EncodedRows)
     chats: RowStore = field(default_factory=RowStore)
     """The rows without a problem, as the template renders them."""
     usage: KeyUsage = field(default_factory=KeyUsage)
@@ -67,17 +68,17 @@ class EncodedSplit:
     @property
     def tokens(self) -> int:
         """Number of tokens."""
-        return sum(len(row.input_ids) for row in self.rows)
+        return self.rows.tokens
 
     @property
     def supervised(self) -> int:
         """Number of tokens that are trained on."""
-        return sum(sum(row.supervised) for row in self.rows)
+        return self.rows.trained
 
     @property
     def longest(self) -> int:
         """Length of the longest row."""
-        return max((len(row.input_ids) for row in self.rows), default=0)
+        return self.rows.longest
 
     @property
     def sha256(self) -> str:

@@ -88,8 +88,8 @@ class PreparedRun:
     @property
     def duplicated_held_out(self) -> int:
         """Number of held-out rows whose tokens are also those of a training row."""
-        trained = {tuple(row.input_ids) for row in self.train.rows}
-        return sum(tuple(row.input_ids) in trained for row in self.validation.rows)
+        trained = set(self.train.rows.digests())
+        return sum(digest in trained for digest in self.validation.rows.digests())
 
     def tokens_before_answer(self, golden: Mapping[str, Any]) -> list[int]:
         """Return the tokens that the template writes between a golden prompt and the answer."""
