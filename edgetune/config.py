@@ -304,6 +304,13 @@ class Config(Section):
             raise ValueError("base is empty; name a Hugging Face directory or a model on the hub")
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _name_stays_in_its_folder(cls, name: str) -> str:
+        if not name.strip() or ".." in re.split(r"[/\\]", name) or name.startswith(("/", "~")):
+            raise ValueError("it names the directory runs/NAME and the files in it, so it cannot lead out of them")
+        return name
+
     @model_validator(mode="after")
     def _nf4_was_trained(self) -> Self:
         if self.export.merge_base == NF4 and self.quantization.bits != 4:
@@ -337,6 +344,7 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
         return model.model_validate(dict(raw))
     except ValidationError as error:
         problems = [(_describe(problem), _override_of(problem, overrides)) for problem in error.errors()]
+        problems = list(dict.fromkeys(problems))
         blamed = [f"--set {override}: {text}" if override else text for text, override in problems]
         if len(problems) == 1 and not problems[0][1]:
             blamed = [f"{source}: {blamed[0]}"]
@@ -410,15 +418,37 @@ def _yaml_value(text: str) -> Any:
 
 
 def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    *parents, last = ["", *(str(part) for part in problem["loc"])]
+    is_choice = last in _TEXT_OR_LIST  # pydantic names the alternative that it tried
+    location = [part for part in [*parents, last] if part and part not in _TEXT_OR_LIST]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}{_nearest(location)}"
     if problem["type"] == "missing":
         return f"{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = "give a text, or a list of texts" if is_choice else _WORDS.get(problem["type"])
+    if problem["type"] == "model_type":
+        inside = [name for name in option_names() if name.startswith(f"{key}.")]
+        message = f"it is a section of options, such as {inside[0]}" if inside else None
+    if message is None:
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
     return f"{key} is {problem['input']!r}: {message}" if key else message
+
+
+_TEXT_OR_LIST = ("str", "list[str]")
+_WORDS = {
+    "string_type": "give a text",
+    "list_type": "give a list, such as [a, b]",
+    "dict_type": "give keys with values, such as {a: b}",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+}
 
 
 def _nearest(location: Sequence[str]) -> str:

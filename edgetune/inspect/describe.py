@@ -8,6 +8,7 @@ from pathlib import Path
 from edgetune.inspect import gguf, onnx, run
 from edgetune.inspect.facts import Facts
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.status import RunStatus
 from edgetune.runtime.artifacts import artifact_format
 
 READERS: Mapping[str, Callable[[Path, bool], Facts]] = {"gguf": gguf.describe, "onnx": onnx.describe}
@@ -18,7 +19,11 @@ def describe(path: Path, *, all_tensors: bool = False) -> Facts:
 
     Raises:
         ArtifactError: If a model is damaged.
-        RunDirectoryError: If the path is neither a model nor a finished run.
+        RunDirectoryError: If the path is neither a model nor a run.
     """
     reader = READERS.get(artifact_format(path) or "")
-    return reader(path, all_tensors) if reader else run.describe(RunDirectory.open(path))
+    if reader:
+        return reader(path, all_tensors)
+    found = RunDirectory(path)
+    started = found.status in (RunStatus.UNFINISHED, RunStatus.RUNNING) and found.manifest_file.is_file()
+    return run.describe(found if started else RunDirectory.open(path))

@@ -11,12 +11,22 @@ from edgetune.errors import RunDirectoryError
 from edgetune.inspect.facts import Facts, read_sections, validation_facts
 from edgetune.reference import store
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.status import RunStatus
 from edgetune.runtime.artifacts import is_model
 
 
 def describe(run: RunDirectory) -> Facts:
-    """Return section -> fact -> value of a finished run."""
+    """Return section -> fact -> value of a run; of one that is not finished, what is known so far."""
     return {**read_sections(run, _INPUTS), **_stage_facts(run), **read_sections(run, _RESULTS)}
+
+
+def _run_facts(run: RunDirectory) -> Facts:
+    facts: Facts = {"path": str(run.path), "name": run.manifest.config.get("name")}
+    status = run.status
+    if status is RunStatus.FINISHED:
+        return facts
+    how = "a process is writing it" if status is RunStatus.RUNNING else "complete it with edgetune train --resume"
+    return {**facts, "status": f"{status}: {how}"}
 
 
 def _base_facts(run: RunDirectory) -> Facts:
@@ -54,7 +64,7 @@ def _size_on_disk(path: Path) -> int:
 
 
 _INPUTS: Mapping[str, Callable[[RunDirectory], Facts]] = {
-    "run": lambda run: {"path": str(run.path), "name": run.manifest.config.get("name")},
+    "run": _run_facts,
     "base": _base_facts,
     "data": _data_facts,
     "template options": lambda run: run.manifest.template_options,

@@ -55,6 +55,15 @@ def test_a_run_with_its_artifacts(run_directory: Path, file: Path, tmp_path: Pat
     assert json.loads(edgetune("inspect", copy, "--json").stdout)["validation"]["passed"] is True
 
 
+def test_an_unfinished_run_is_shown_with_its_status(run_directory: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    (run / "run.json").rename(run / "run.unfinished.json")
+    facts = json.loads(edgetune("inspect", run, "--json").stdout)
+    assert facts["run"]["status"] == "unfinished: complete it with edgetune train --resume"
+    assert facts["adapter"]["r"] == 16
+    assert "status" not in json.loads(edgetune("inspect", run_directory, "--json").stdout)["run"]
+
+
 def test_bad_files_are_one_sentence(bad: Path) -> None:
     result = edgetune("inspect", bad)
     assert result.returncode == 1

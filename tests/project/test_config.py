@@ -38,6 +38,13 @@ def test_minimal_configuration_has_the_documented_defaults() -> None:
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: input should be greater than 0"),
         ({"training": {"optimizer": "sgd"}}, "training.optimizer is 'sgd'"),
         ({"base": ""}, "base is empty"),
+        ({"training": 1}, "training is 1: it is a section of options, such as training.epochs"),
+        ({"training": {"epochs": "two"}}, "training.epochs is 'two': give a number"),
+        ({"export": {"types": "q8_0"}}, "export.types is 'q8_0': give a list, such as [a, b]"),
+        ({"data": {"train": 3}}, "data.train is 3: give a text, or a list of texts"),
+        ({"name": "../x"}, "name is '../x': it names the directory runs/NAME and the files in it"),
+        ({"name": "a/../../x"}, "it cannot lead out of them"),
+        ({"name": " "}, "name is ' '"),
     ],
 )
 def test_each_problem_names_key_value_and_remedy(change: dict[str, object], said: str) -> None:

@@ -453,10 +453,7 @@ def _changed(text: str) -> str:
     return text.replace("lamp ", "light ", 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("train", "the rows of data.train"), ("validation", "the held-out rows"), ("test", "the rows of data.test")],
-)
+@pytest.mark.parametrize(("name", "words"), [("train", "the rows of data.train"), ("validation", "the held-out rows")])
 def test_resume_checks_the_rows(
     finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
