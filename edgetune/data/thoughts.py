@@ -12,8 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from edgetune.data.chat import ChatTemplate
+from edgetune.data.messages import Conversation
+from edgetune.errors import DataError
 from edgetune_converters.chat_template import REASONING_KEYS
 
+_PROBE = "thought7d40c2"
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _NAMES = re.compile(r"think|thought|reason|analysis", re.IGNORECASE)
 _CLOSED = re.compile(rf"\s*(?P<first>{_TAG.pattern})\s*[\w\s]{{0,16}}(?P<last>{_TAG.pattern})\s*")
@@ -91,3 +95,34 @@ def _thought_in_content(message: Mapping[str, Any], opening: str, closing: str) 
     content = message.get("content")
     before, found, _ = content.partition(closing) if isinstance(content, str) else ("", "", "")
     return before.lstrip().removeprefix(opening).strip("\n") if found else ""
+
+
+def answer_with_empty_thought(
+    template: ChatTemplate, conversation: Conversation, tools: Any, prompt: str, answered: str
+) -> str | None:
+    """Return an answer behind its prompt as the template renders it with reasoning, without the text of that.
+
+    None if the answer has reasoning of its own, or if the template renders none behind the prompt.
+    """
+    message = conversation[-1]
+    if any(message.get(key) for key in REASONING_KEYS) or "think" in str(message.get("content")):
+        return None
+    border = _border(prompt, answered)
+    for key in REASONING_KEYS:
+        try:
+            text = template.render([*conversation[:-1], {**message, key: _PROBE}], tools=tools)
+        except DataError:
+            continue
+        if text.count(_PROBE) != 1:
+            continue
+        if text.startswith(prompt):
+            return text[len(prompt) :].replace(_PROBE, "")
+        if text[border:].startswith(_PROBE) and text[:border] == prompt[:border]:  # the prompt begins it with words
+            return text[border:].replace(_PROBE, "")
+    return None
+
+
+def spells_tags_of(template: ChatTemplate, answer: str) -> bool:
+    """Whether the template knows the tag that ends the thought of an answer."""
+    found = _TAG.search(answer)
+    return found is None or found.group() in template.source

@@ -20,7 +20,7 @@ from typing import Any
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.messages import Conversation
 from edgetune.data.text_tokenizer import TextTokenizer
-from edgetune.data.thoughts import closes_thought, continue_prompt
+from edgetune.data.thoughts import answer_with_empty_thought, closes_thought, continue_prompt, spells_tags_of
 from edgetune.errors import DataError
 
 Tools = Sequence[Mapping[str, Any]] | None
@@ -98,7 +98,7 @@ def _find_turn(
     first = index
     found = _text_up_to_header(template, conversation, tools) if follows or not index else None
     if found is None and follows:
-        if before is not None and before.last == index - 1 and answered.startswith(before.prompt):  # joined with it
+        if before is not None and before.last == index - 1 and _is_joined(before, answered):
             first, found = before.first, before.prompt
         else:
             found = _text_up_to_content(template, conversation, tools)
@@ -113,6 +113,8 @@ def _find_turn(
     if rest is not None:
         return RenderedTurn(index, index, prompt, rest)
     rest = continue_prompt(prompt, answered, conversation[-1])
+    if rest is None or not spells_tags_of(template, rest):
+        rest = answer_with_empty_thought(template, conversation, tools, prompt, answered) or rest
     if rest is not None:
         return RenderedTurn(index, index, prompt, rest, is_completed=True)
     if closes_thought(prompt, answered):
@@ -123,6 +125,11 @@ def _find_turn(
             f"Switch it on with template.options (the template reads {known}), or remove the reasoning",
         )
     raise _rewrite_error(prompt, answered, f"the prompt before message {index + 1}", f"that up to message {index + 1}")
+
+
+def _is_joined(before: RenderedTurn, answered: str) -> bool:
+    """Whether the next message goes on where the turn before it would otherwise be closed."""
+    return answered.startswith(before.prompt) and not answered.startswith(before.answered.rstrip())
 
 
 def _text_behind_last_question(
