@@ -212,3 +212,19 @@ def test_scales_of_cache_and_activations_are_left_out_and_said(base: Path, tmp_p
     (receipt,) = export(packed, {"q8_0": tmp_path / "x.gguf"})
     assert any("2 tensors with scales of an 8-bit key-value cache are left out" in note for note in receipt.notes)
     assert any("1 tensors with scales of quantized activations are left out" in note for note in receipt.notes)
+
+
+def test_transformers_loads_the_dequantized_model_and_both_tokenizers(base: Path, tmp_path: Path) -> None:
+    """Without GPTQModel; tokenizers of the model directory and of the ONNX folder give the ids of the base."""
+    packed, plain = quantized(base, tmp_path, "gptq")
+    export(packed, safetensors={"f32": tmp_path / "merged"}, onnx={"f32": tmp_path / "folder"})
+    ids = tiny.random_ids()
+    assert np.array_equal(tiny.torch_logits(tmp_path / "merged", None, ids), tiny.torch_logits(plain, None, ids))
+    wanted = tiny.transformers.AutoTokenizer.from_pretrained(base)
+    chat = [{"role": "user", "content": "naïve café 把卧室的灯"}]
+    for directory in (tmp_path / "merged", tmp_path / "folder"):
+        found = tiny.transformers.AutoTokenizer.from_pretrained(directory)
+        assert found("Hello  world\n<|im_end|>")["input_ids"] == wanted("Hello  world\n<|im_end|>")["input_ids"]
+        rendered = [each.apply_chat_template(chat, tokenize=False) for each in (found, wanted)]
+        assert rendered[0] == rendered[1]
+        assert (found.eos_token_id, found.pad_token_id) == (wanted.eos_token_id, wanted.pad_token_id)
