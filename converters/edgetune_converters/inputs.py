@@ -28,6 +28,10 @@ from edgetune_converters.tokenizers.chat_files import copied_template_files
 _CHECKPOINT = re.compile(r"(checkpoint|epoch|step|iter)[-_]?\d+")
 
 
+_GENERATION = "generation_config.json"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
 class VocabularyChanged(Exception):
     """The verification of the vocabulary found that another one must be written: the pass has to start again."""
 
@@ -164,7 +168,20 @@ class ExportInputs:
 
     def notes(self, format_: str) -> list[str]:
         """Return notes on what base, adapter and tokenizer have that is not used, or lack."""
-        return self.model.input_notes + ([] if format_ == "gguf-lora" else self.tokenizer.notes)
+        runnable = format_ in ("gguf", "onnx")
+        of_tokenizer = [] if format_ == "gguf-lora" else self.tokenizer.notes
+        return self.model.input_notes + of_tokenizer + (self._sampling_notes if runnable else [])
+
+    @cached_property
+    def _sampling_notes(self) -> list[str]:
+        """The sampling settings of generation_config.json, which runtimes do not take from the file."""
+        places = (self.tokenizer.path, self.model.checkpoint.path)
+        stated = next((place / _GENERATION for place in places if (place / _GENERATION).is_file()), None)
+        found = {} if stated is None else read_json(stated)
+        settings = [f"{key} {found[key]:g}" for key in _SAMPLING if type(found.get(key)) in (int, float)]
+        if not settings or found.get("do_sample") is False:
+            return []
+        return [f"{_GENERATION} asks for {', '.join(settings)}: runtimes take their own settings unless told"]
 
     def check(self, *, wait: bool = False) -> None:
         """Poll what is verified during the pass, or wait for it.

@@ -355,3 +355,38 @@ def test_the_models_own_code_goes_with_a_merged_model(plain: Path, tmp_path: Pat
     (base / "config.json").write_text(json.dumps(config | own))
     export(base, safetensors={"base": tmp_path / "with"})
     assert (tmp_path / "with" / "modeling_own.py").read_text() == "x = 1\n"
+
+
+def test_files_that_are_not_copied_are_named(plain: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(plain, base)
+    (receipt,) = export(base, safetensors={"base": tmp_path / "nothing"})
+    assert not [note for note in receipt.notes if "not copied" in note]
+    for name in ("tekken.json", "params.json", "README.md", "LICENSE.txt", "trainer_state.json", "modeling_own.py"):
+        (base / name).write_text("{}")
+    (receipt,) = export(base, safetensors={"base": tmp_path / "merged"})
+    (note,) = [note for note in receipt.notes if "not copied" in note]
+    assert note == "files of the base that are not copied: modeling_own.py, params.json, tekken.json"
+
+
+SAMPLING: list[tuple[dict[str, Any], str | None]] = [
+    ({"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}, "temperature 0.6, top_p 0.95, top_k 20"),
+    ({"repetition_penalty": 1.05}, "repetition_penalty 1.05"),
+    ({"do_sample": False, "temperature": 0.6}, None),
+    ({"eos_token_id": 1, "temperature": None}, None),
+]
+
+
+@pytest.mark.parametrize(("stated", "words"), SAMPLING)
+def test_sampling_settings_that_no_runtime_reads_are_named(
+    stated: dict[str, Any], words: str | None, plain: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(plain, base)
+    (base / "generation_config.json").write_text(json.dumps(stated))
+    outputs: dict[str, Any] = {"onnx": {"f32": tmp_path / "onnx"}, "safetensors": {"base": tmp_path / "merged"}}
+    for receipt in export(base, {"f32": tmp_path / "m.gguf"}, **outputs):
+        found = [note for note in receipt.notes if "asks for" in note]
+        assert len(found) == (words is not None and receipt.format != "safetensors")
+        assert words is None or not found or words in found[0]
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == stated

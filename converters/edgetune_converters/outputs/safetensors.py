@@ -41,6 +41,10 @@ _OF_BASE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16", "GPTQ": "f
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _GENERATION_FILE = "generation_config.json"
+_DESCRIBING = (".json", ".jinja", ".model", ".txt", ".py")
+# what this output states otherwise: templates in their own file, weights that are not quantized; an adapter; texts
+_REPLACED = ("chat_template", "quantize_config", "quant_config", "adapter_config", "LICENSE", "NOTICE", "README")
+_ABOUT_TRAINING = ("trainer_state", "training_args", "all_results", "train_results", "eval_results")
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """How a multimodal model prepares pictures."""
 
@@ -94,6 +98,7 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
         self._names = _shard_names(len(self._shards))
         self._headers = [_header(entries) for entries in self._shards]
         self._open: list[HashedFile] = []
+        self._not_copied: list[str] = []
         self._left = 0  # bytes that the last open shard still expects
 
     @property
@@ -157,8 +162,16 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
             weights=weights,
             bits_per_weight=round(size * 8 / weights, 4),
             files=self._staged.hashes,
-            notes=(*self._companions.notes, *tokenizer_notes(self._companions.tokenizer, self._companions.config)),
+            notes=(
+                *self._companions.notes,
+                *tokenizer_notes(self._companions.tokenizer, self._companions.config),
+                *self._notes_on_files,
+            ),
         )
+
+    @property
+    def _notes_on_files(self) -> list[str]:
+        return [f"files of the base that are not copied: {', '.join(self._not_copied)}"] if self._not_copied else []
 
     def _next_shard(self) -> None:
         number = len(self._open)
@@ -183,6 +196,20 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
                 copy_if_present(source, self._staged.partial / source.name)
         if len(self._shards) > 1:
             write_json(self._staged.partial / INDEX_FILE, _index(self._names, self._shards))
+        self._not_copied = _not_copied(companions.base, self._staged.partial)
+
+
+def _not_copied(base: Path, directory: Path) -> list[str]:
+    """Return the files of a base that say something about the model and are not in `directory`."""
+    if not base.is_dir():  # a GGUF file
+        return []
+    files = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix in _DESCRIBING]
+    known = (*_REPLACED, *_ABOUT_TRAINING)
+    return [
+        path.name
+        for path in files
+        if not (directory / path.name).exists() and not path.name.startswith(known) and path.name != INDEX_FILE
+    ]
 
 
 def stored_as(tensor: BaseTensor, type_name: str) -> str:
