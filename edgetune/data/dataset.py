@@ -103,14 +103,12 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     """
     found = RowProblems(skip=config.on_bad_row == "skip") if problems is None else problems
     reader = _row_reader(config)
-
-    def read(names: str | list[str]) -> list[DataSource]:
-        return read_sources(names, reader=reader, split=config.split, problems=found)
-
-    train = read(config.train)
+    train = read_sources(config.train, reader=reader, split=config.split, problems=found)
     rows = _chat_rows(train)[: config.max_rows]
-    test = read(config.test) if config.test else []
-    held = read(config.validation) if config.validation else []
+    test = read_sources(config.test or [], reader=reader, split=config.split, problems=found)
+    held = read_sources(config.validation or [], reader=reader, split=config.split, problems=found)
+    if found.failures:
+        found.raise_all()
     reader.check_columns()
     if problems is None:
         found.raise_if_any()
@@ -147,6 +145,8 @@ def read_part(config: DataConfig, part: str, problems: RowProblems) -> tuple[Row
         raise DataError(f"data.{part} is not set, so it has no rows", "Set it, or name another part with --of")
     reader = _row_reader(config)
     sources = read_sources(names, reader=reader, split=config.split, problems=problems)
+    if problems.failures:
+        problems.raise_all()
     reader.check_columns()
     problems.raise_if_any()
     rows = _chat_rows(sources)

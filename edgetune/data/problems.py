@@ -49,6 +49,8 @@ class RowProblems:
 
     skip: bool = False
     """Leave the rows out instead of stopping."""
+    failures: list[DataError] = field(default_factory=list)
+    """Problems of whole files, which are never skipped."""
     count: int = 0
     rows: list[str] = field(default_factory=list)
     """The first LISTED_ROWS problems, each with the place of its row."""
@@ -81,13 +83,15 @@ class RowProblems:
 
     def raise_if_any(self) -> None:
         """Raise one DataError for all of them, unless they are skipped."""
-        if self.count and not self.skip:
+        if self.failures or (self.count and not self.skip):
             self.raise_all()
 
     def raise_all(self) -> None:
         """Raise one DataError for all of them. Call it only if there are some."""
-        hints = {kind.hint for kind in self._kinds.values()}
-        lines = self.describe()
+        if len(self.failures) == 1 and not self.count:
+            raise self.failures[0]
+        hints = {failure.hint for failure in self.failures} | {kind.hint for kind in self._kinds.values()}
+        lines = [failure.message for failure in self.failures] + self.describe()
         hint = hints.pop() if len(hints) == 1 else None
         raise DataError.of_many(
             "problems in the data", lines[:SHOWN_PROBLEMS], hint or _HINT, total=len(lines) + self._more_kinds

@@ -90,6 +90,7 @@ def read_source(
     split: str = "train",
     limit: int | None = None,
     problems: RowProblems | None = None,
+    full_names: bool = False,
 ) -> DataSource:
     """Read a file, a folder, the files of a pattern, or a hub dataset.
 
@@ -99,6 +100,7 @@ def read_source(
         split: The split where the name has none.
         limit: Largest number of rows.
         problems: Where problems of rows are added; without it they are raised together.
+        full_names: Whether messages name files with their folders.
 
     Raises:
         DataError: For a missing or damaged source; names the rows.
@@ -109,6 +111,8 @@ def read_source(
     reader = reader or RowReader()
     found = RowProblems() if problems is None else problems
     opened = _open(parsed, parsed.split or split, limit)
+    if full_names and isinstance(opened, Files):
+        opened.names = {path: str(path) for path in opened.paths}
     before, count = set(reader.formats), 0
 
     def counted() -> Iterator[PlacedRow]:
@@ -131,9 +135,17 @@ def read_source(
     return DataSource(name, rows, formats, {**opened.identity(), "rows": count}, opened.notes)
 
 
-def read_sources(names: str | list[str], **options: Any) -> list[DataSource]:
-    """Read one source or several."""
-    return [read_source(name, **options) for name in ([names] if isinstance(names, str) else names)]
+def read_sources(names: str | list[str], *, problems: RowProblems, **options: Any) -> list[DataSource]:
+    """Read one source or several; a source that cannot be read is added to the failures of `problems`."""
+    sources = []
+    listed = [names] if isinstance(names, str) else names
+    files = [Path(SourceName.parse(name).location).name for name in listed]
+    for name, file in zip(listed, files, strict=True):
+        try:
+            sources.append(read_source(name, problems=problems, full_names=files.count(file) > 1, **options))
+        except DataError as error:
+            problems.failures.append(error)
+    return sources
 
 
 @contextmanager

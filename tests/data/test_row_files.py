@@ -265,3 +265,21 @@ def test_modelscope_without_its_library_is_answered_with_the_command() -> None:
     with pytest.raises(EnvironmentProblem, match=r"the dataset org/name of ModelScope needs modelscope") as caught:
         read_source("ms::org/name:sub@train#5")
     assert caught.value.hint == "Run `pip install modelscope`"
+
+
+def test_problems_of_files_and_rows_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/rows.jsonl").write_text('{"x": 1}\n' + JSONL)
+    (tmp_path / "rows.jsonl").write_text('{"y": 1}\n' + JSONL)
+    (tmp_path / "bad.csv").write_text("question,question\nq,a\n")
+    (tmp_path / "config.yaml").write_text(
+        "base: org/model\ndata: {train: [a/rows.jsonl, rows.jsonl, bad.csv], validation: gone.jsonl, on_bad_row: skip}"
+    )
+    with pytest.raises(DataError) as caught:
+        read_splits(load_config(tmp_path / "config.yaml").data, 0)
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "4 problems in the data:"
+    assert lines[1].endswith("bad.csv has two columns 'question'")
+    assert lines[2].endswith("there is no data file gone.jsonl")
+    assert lines[3].startswith(f"  - {tmp_path / 'a/rows.jsonl'}, line 1: in no known format; its keys are x")
+    assert lines[4].startswith(f"  - {tmp_path / 'rows.jsonl'}, line 1: in no known format; its keys are y")
