@@ -199,7 +199,8 @@ def encode_all(
         result.untrained_turns += len(row.untrained)
         if encoded.split_reason:
             result.split += 1
-            result.split_reason = result.split_reason or encoded.split_reason
+            where = f"; for example {given.place}" if given.place else ""
+            result.split_reason = result.split_reason or encoded.split_reason + where
         result.completed += encoded.completed
         for each in encoded.rows:
             _add_row(each, max_length, tokenizer, result)

@@ -67,11 +67,13 @@ def format_split(encoding: EncodedSplit) -> list[str]:
     """Return lines about rows that differ from the rendered conversation: split ones, and completed thoughts."""
     lines = []
     if encoding.split_reason:
-        lines.append(f"each assistant turn is a separate row, because {encoding.split_reason}")
+        count = f"{encoding.split} conversation{'s' if encoding.split > 1 else ''}"
+        lines.append(f"in {count} each assistant turn is a separate row, because {encoding.split_reason}")
     if encoding.completed:
+        answers = f"{encoding.completed} answer{'s begin' if encoding.completed > 1 else ' begins'}"
         lines.append(
-            f"{encoding.completed} answers begin with the end of a thought: the prompt of the chat template opens one, "
-            "which its rendering of answers leaves out"
+            f"{answers} with the end of a thought: the prompt of the chat template opens one, which its rendering of "
+            "answers leaves out"
         )
     return lines
 
