@@ -186,8 +186,9 @@ def encode_all(
         try:
             row = fit_to_template(template, result.trailing.leave_out(given), result.usage)
             encoded = encode_conversation(
-                template.with_options(row.options), tokenizer, row.messages, tools=row.tools, untrained=row.untrained
-            )
+                template.with_options(row.options), tokenizer, row.messages, tools=row.tools,
+                untrained=row.untrained, following=given.messages[len(row.messages) :],
+            )  # fmt: skip
             check_ids(tokenizer, encoded.rows)
         except DataError as error:
             found.add(given.place, error.message, error.hint)

@@ -86,6 +86,7 @@ def encode_conversation(
     *,
     tools: Tools = None,
     untrained: Collection[int] = (),
+    following: Conversation | None = None,
 ) -> EncodedConversation:
     """Render and tokenize a conversation, and mark the tokens that are trained on.
 
@@ -95,6 +96,7 @@ def encode_conversation(
         conversation: The messages.
         tools: JSON schemas of the tools that the template describes.
         untrained: Indices of assistant messages that are context only.
+        following: Messages behind the conversation that are left out. Their marker may end the last turn.
 
     Raises:
         DataError: If a turn does not end with a stop token.
@@ -103,7 +105,8 @@ def encode_conversation(
     found = find_turns(template, conversation, tools, untrained)
     is_last = bool(found) and found[-1].last == len(conversation) - 1
     whole = found[-1].answered if is_last else template.render(conversation, tools=tools)
-    turns = [_end_with_stop(template, tokenizer, conversation, tools, turn) for turn in found]
+    all_messages = [*conversation, *(following or ())]
+    turns = [_end_with_stop(template, tokenizer, all_messages, tools, turn) for turn in found]
     if not turns:
         ids = tokenizer.encode(whole)[0]
         return EncodedConversation([EncodedRow(ids, [False] * len(ids))])

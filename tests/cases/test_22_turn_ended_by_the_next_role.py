@@ -73,6 +73,13 @@ def test_a_tool_call_at_the_end_is_closed_by_the_observation(tmp_path: Path) -> 
     assert _pictures(tmp_path, [[Q, call]]) == ["<|user|>|Lamp 1?<|assistant|>|⟦look<|observation|>⟧"]
 
 
+def test_messages_that_are_left_out_at_the_end_still_say_what_closes_the_turn(tmp_path: Path) -> None:
+    assert _pictures(tmp_path, [[Q, CALL, RESULT], [Q, A, Q]]) == [
+        "<|user|>|Lamp 1?<|assistant|>|⟦look(4)<|observation|>⟧",
+        "<|user|>|Lamp 1?<|assistant|>|⟦On.<|user|>⟧",
+    ]
+
+
 def test_consecutive_answers_and_undeclared_roles_are_closed_by_the_user(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be brief."}
     assert _pictures(tmp_path, [[Q, CALL, A], [Q, A, system, A]]) == [
