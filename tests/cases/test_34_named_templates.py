@@ -209,3 +209,30 @@ def test_a_name_that_is_no_file_name_is_refused(plain: Path, tmp_path: Path, cap
     base = _base(plain, tmp_path, lambda base: _state(base, chat_template=_listed(**{"default": PLAIN, "../x": RAG})))
     assert _edgetune("train", _config(base, tmp_path), "-o", tmp_path / "run", "--dry-run") == 1
     assert "a chat template is called '../x', which is no name of a file" in capfd.readouterr().err
+
+
+def test_a_gguf_file_as_the_base_keeps_its_templates(plain: Path, tmp_path: Path) -> None:
+    base = _base(plain, tmp_path, _list)
+    expected = {"default": PLAIN, "tool_use": TOOLS, "rag": RAG}
+    assert _edgetune("merge-export", "--base", base, "-q", "f32", "-o", tmp_path / "base.gguf") == 0
+    assert _edgetune("merge-export", "--base", tmp_path / "base.gguf", *FORMATS, "-o", tmp_path / "out") == 0
+    assert _of_gguf(tmp_path / "out/base-f32.gguf") == expected
+    for output in ("base-f32", "base-f32-onnx"):
+        assert _of_transformers(tmp_path / "out" / output) == expected
+
+
+@pytest.mark.parametrize("change", [_folder, _list])
+def test_named_templates_beside_an_adapter_reach_every_output(plain: Path, tmp_path: Path, change: Any) -> None:
+    adapter = tmp_path / "adapter"
+    with environment.silence_libraries():
+        tiny.adapter(plain, adapter)
+    base = _base(plain, tmp_path, _json)
+    (adapter / "tokenizer_config.json").write_text((base / "tokenizer_config.json").read_text())
+    change(adapter)
+    expected = named_templates(adapter)
+    assert set(expected) >= {"default", "tool_use"}
+    export = ("merge-export", "--base", base, "--adapter", adapter, *FORMATS, "-o", tmp_path / "out")
+    assert _edgetune(*export) == 0
+    assert _of_gguf(tmp_path / "out/adapter-f32.gguf") == expected
+    for output in ("adapter-f32", "adapter-f32-onnx"):
+        assert _of_transformers(tmp_path / "out" / output) == expected
