@@ -121,11 +121,19 @@ def test_a_list_is_read_as_the_fused_parameters(models: Models, tmp_path: Path) 
     assert listed == _tensors(models.fused, None, tmp_path / "fused.gguf")
 
 
-def test_a_list_stays_one_in_safetensors(models: Models, tmp_path: Path) -> None:
-    export(models.listed, safetensors={"base": tmp_path / "made"})
-    made, own = (load_file(folder / "model.safetensors") for folder in (tmp_path / "made", models.listed))
+@pytest.mark.parametrize("adapted", [False, True])
+def test_safetensors_of_a_list_are_fused_as_transformers_loads_them(
+    adapted: bool, models: Models, tmp_path: Path
+) -> None:
+    adapter = _listed_adapter(models.fused, tmp_path / "adapter") if adapted else None
+    export(models.listed, safetensors={"base": tmp_path / "listed"}, adapter=adapter)
+    export(models.fused, safetensors={"base": tmp_path / "fused"}, adapter=adapter)
+    made, own = (load_file(tmp_path / folder / "model.safetensors") for folder in ("listed", "fused"))
     assert made.keys() == own.keys()
     assert all(torch.equal(made[name], own[name]) for name in own)
+    ids = tiny.random_ids(64)
+    expected = tiny.torch_logits(tmp_path / "adapter-expected" if adapted else models.fused, None, ids)
+    assert tiny.divergence(expected, tiny.torch_logits(tmp_path / "listed", None, ids))[0] < 1e-6
 
 
 @pytest.mark.parametrize("only", [None, 2])

@@ -137,6 +137,8 @@ class Family:
         requirements: Why a setting of the config cannot be exported, None where it can.
         notes: Remarks for the receipt on a model of this config.
         renames: Bring names of checkpoints and adapters to those of the rows: (pattern, replacement), applied in order.
+        loaded_names: The names under which transformers loads tensors of a layout that it does not know: (pattern,
+            replacement). Several tensors with one name are the transposed matrices, or the biases, of all experts.
         defaults: Values of fields that config.json omits, as in transformers.
         implied: Fields of config.json that llama.cpp assumes for the architecture, for a GGUF file as the base.
         head: What GGUF readers do with an output matrix that equals the embedding.
@@ -160,6 +162,7 @@ class Family:
     requirements: tuple[Requirement, ...] = ()
     notes: tuple[Requirement, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    loaded_names: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
     head: Head = Head.OPTIONAL
@@ -207,6 +210,12 @@ class Family:
     def canonical_name(self, name: str) -> str:
         """Return the name of a tensor or module as the rows spell it."""
         for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def loaded_name(self, name: str) -> str:
+        """Return the name of a tensor in the layout that transformers loads."""
+        for pattern, replacement in self.loaded_names:
             name = re.sub(pattern, replacement, name)
         return name
 

@@ -132,6 +132,11 @@ GPT_OSS = Family(
     ),
     notes=(_untruncated_note,),
     renames=((r"\.mlp\.router\.linear\b", ".mlp.router"),),
+    loaded_names=(
+        (r"\.mlp\.router\.linear\b", ".mlp.router"),
+        (r"(\.mlp\.experts\.(gate_up|down)_proj)s\.\d+\.weight", r"\1"),
+        (r"(\.mlp\.experts\.(gate_up|down)_proj)s\.\d+\.bias", r"\1_bias"),
+    ),
     defaults={"sliding_window": 128, "sliding_window_pattern": 2, "head_dim": 64},
     head=Head.ALWAYS,
 )
