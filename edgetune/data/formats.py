@@ -128,10 +128,16 @@ class RowReader:
         if layout.form is None:
             return self._finder.find(tuple([key for key, value in row.items() if value is not None]))
         key = layout.keys.get("messages")
-        if key is not None and not isinstance(row[key], list | str | dict):  # such as turns: 3
-            others = self._finder.find(tuple([k for k, v in row.items() if v is not None and k != key]))
-            return layout if others.form is None else others
-        return layout
+        if key is None or key == self._columns.get("messages") or self._may_be_messages(row[key]):
+            return layout
+        others = self._finder.find_without(key, tuple([k for k, v in row.items() if v is not None]))
+        return layout if others.form is None else others
+
+    def _may_be_messages(self, value: Any) -> bool:
+        """Whether a value is a list of messages or can be read as one; not so is `turns: 3` beside other keys."""
+        if type(value) is list:
+            return bool(value) and type(value[0]) is dict and self._messages.has_role(value[0])
+        return isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip()[:1] in ("[", "{"))
 
     def _convert(self, row: Mapping[str, Any], layout: RowLayout, place: str) -> ChatRow:
         turns, ignored = self._all_turns(row, layout.keys)

@@ -140,6 +140,11 @@ class MessageReader:
             return self._read_exchange(message, layout)
         return [self._read_message(message, layout)]
 
+    def has_role(self, message: Mapping[str, Any]) -> bool:
+        """Whether an object has a key for a role, or one key for each role."""
+        layout = self._layout(tuple(message))
+        return bool(layout.roles or layout.exchange)
+
     def is_message(self, value: Any) -> bool:
         """Whether a value is an object with a known role."""
         if not isinstance(value, Mapping):

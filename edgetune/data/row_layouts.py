@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -167,6 +167,11 @@ class LayoutFinder:
                 self._layouts.clear()
             layout = self._layouts[keys] = self._find_layout(keys)
         return layout
+
+    def find_without(self, key: str, keys: tuple[str, ...]) -> RowLayout:
+        """Return what the others of these keys mean; `key` itself is not read."""
+        layout = self.find(tuple(each for each in keys if each != key))
+        return replace(layout, unread=(*layout.unread, key))
 
     def _find_layout(self, keys: tuple[str, ...]) -> RowLayout:
         mapped = {meaning: key for meaning, key in self._columns.items() if key in keys}

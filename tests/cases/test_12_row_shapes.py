@@ -47,6 +47,8 @@ SHAPES: dict[str, Any] = {
     "dialog": {"dialog": _turns("role", "content")},
     "turns": {"turns": _turns("author", "message", "user", "chat-bot")},
     "a number under a known key": {"turns": 2, "question": "Lamp?", "answer": "On."},
+    "objects under a known key": {"items": [{"id": 1}], "question": "Lamp?", "answer": "On."},
+    "a text under a known key": {"conversation": "about lamps", "question": "Lamp?", "answer": "On."},
     "an empty list beside": {"messages": [], "conversations": _turns("role", "content")},
     "exchange": {"conversation": [{"human": "Lamp?", "assistant": "On."}]},
     "exchange of xtuner": {"conversation": [{"system": "", "input": "Lamp?", "output": "On."}]},
@@ -73,7 +75,8 @@ def test_a_shape_of_another_tool_is_the_plain_conversation(tmp_path: Path, row: 
     encoding = encode(tmp_path, [row, PLAIN])
     assert encoding.rows[0] == encoding.rows[1]
     assert pictures(tmp_path, [row]) == [transformers_picture(PLAIN, templates.CHATML)]
-    assert not encoding.usage.unused
+    beside = {"items", "conversation", "turns"} & set(row) if "question" in row else set()
+    assert set(encoding.usage.unused) == beside
 
 
 @pytest.mark.parametrize(
