@@ -218,10 +218,10 @@ class MessageReader:
         others = {key: turn[key] for key in layout.others if key not in handled and turn[key] is not None}
         if "tool_calls" in others:
             others["tool_calls"] = parse_objects(others["tool_calls"], "tool_calls")
-        if not is_empty(turn.get("function_call")):  # the older form of tool_calls
-            others.setdefault(
-                "tool_calls", [as_call(call) for call in parse_objects(turn["function_call"], "function_call")]
-            )
+        older = not is_empty(turn.get("function_call"))  # the older form of tool_calls
+        replaced = older and not is_empty(others.get("tool_calls"))
+        if older and not replaced:
+            others["tool_calls"] = [as_call(call) for call in parse_objects(turn["function_call"], "function_call")]
         value = turn.get(text_key)
         has_calls = role == ASSISTANT and not is_empty(others.get("tool_calls"))
         content = Content("") if value is None and has_calls else read_content(value, text_key)
@@ -230,6 +230,7 @@ class MessageReader:
         elif text_key in turn:
             message["content"] = None  # as transformers passes it
         unread = [key for key in ("role", "content") if key not in (role_key, text_key) and not is_empty(turn.get(key))]
+        unread += ["function_call"] if replaced else []
         if role != ASSISTANT:
             unread += [key for key in layout.flags if turn[key] is not None]
         calls = parse_call_text(content.text) if fold(turn[role_key]) in self._call_roles else None
@@ -242,6 +243,10 @@ class MessageReader:
         result: list[Turn] = []
         used = {key for _, key in layout.exchange}
         unread = [key for key in layout.others if key not in used and not is_empty(message[key])]
+        if all(role != ASSISTANT or message[key] is None for role, key in layout.exchange):
+            unread += [key for key in layout.flags if message[key] is not None]
+        if not is_empty(message.get("function_call")):
+            unread.append("function_call")
         for role, key in layout.exchange:
             if message[key] is None or (role == "system" and is_empty(message[key])):
                 continue
