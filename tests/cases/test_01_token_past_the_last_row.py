@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from edgetune import cli
 from edgetune.config import load_config
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.text_tokenizer import TextTokenizer
@@ -212,3 +213,21 @@ def test_a_golden_conversation_that_holds_the_token_is_left_out(base: Path, tmp_
         contracts.append(build_contract(template, TextTokenizer.from_directory(directory, ROWS), []))
     assert len(contracts[1]) == len(contracts[0]) - 1
     assert all(max(entry["ids"]) < ROWS for entry in contracts[1])
+
+
+def test_a_run_is_trained_exported_and_validated(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beyond = with_tokens(base, tmp_path / "beyond", IMAGE)
+    config = _config(beyond, tmp_path / "inputs")
+    run = str(tmp_path / "run")
+    assert cli.run(["train", str(config), "-o", run, "--set", "training.max_steps=2"]) == 0
+    out = tmp_path / "out"
+    assert cli.run(["merge-export", run, "--format", "gguf,onnx", "-q", "f32", "-o", str(out)]) == 0
+    for artifact in (path for path in out.iterdir() if path.suffix == ".gguf" or path.is_dir()):
+        assert cli.run(["validate", run, str(artifact)]) in (0, 3)
+        assert "contract holds" in capsys.readouterr().out
+    text = tmp_path / "text.txt"
+    text.write_text(f"words and {IMAGE} " * 600)
+    assert cli.run(["reference", run, "--llama-kld", str(tmp_path / "base.kld"), "--llama-text", str(text)]) == 1
+    assert f"holds '{IMAGE}' (token 503)" in capsys.readouterr().err

@@ -156,7 +156,10 @@ def _tokens(run: RunDirectory, prepared: PreparedRun, text: Path | None) -> Any:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text} is not a readable text file: {error}", "Give UTF-8 text") from None
-    return np.asarray(prepared.tokenizer.encode(content)[0], np.int32)
+    ids, _ = prepared.tokenizer.encode(content)
+    if problem := prepared.tokenizer.without_row(ids):
+        raise DataError(f"{text} {problem}", "Remove the token from the text")
+    return np.asarray(ids, np.int32)
 
 
 def _added_bos(tokenizer: TextTokenizer) -> int | None:
