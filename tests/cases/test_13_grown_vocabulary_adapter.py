@@ -178,6 +178,18 @@ def test_rows_without_tokens_are_noted(bases: Bases, both: tuple[Path, Path], tm
     assert any("no tokenizer beside the adapter" in note for note in receipt.notes)
 
 
+def test_tokens_past_the_rows_of_the_adapter_are_left_out(
+    bases: Bases, both: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(both[1], tmp_path / "adapter")
+    _write_tokenizer(tmp_path / "adapter", 510)
+    (receipt,) = export(bases["own head"], {"f32": tmp_path / "made.gguf"}, adapter=tmp_path / "adapter")
+    tokens = GGUFReader(tmp_path / "made.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert tokens[503:] == [f"<|new{number}|>" for number in range(5)]
+    said = "the embedding has 508 rows, none for the tokens '<|new5|>' (508), '<|new6|>' (509): left out"
+    assert said in receipt.notes
+
+
 def test_a_gguf_adapter_cannot_change_the_vocabulary(bases: Bases, both: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"508 rows of embeddings and the base 503: llama\.cpp applies") as raised:
         export(bases["own head"], lora={"f32": tmp_path / "a.gguf"}, adapter=both[1])
