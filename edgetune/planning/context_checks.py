@@ -10,7 +10,7 @@ from edgetune.data.dataset import EncodedSplit
 from edgetune.data.problems import RowProblems
 from edgetune.errors import DataError
 from edgetune.planning.base_model import ContextLimit
-from edgetune.planning.task_rows import Prompt, TaskRow
+from edgetune.planning.task_rows import RenderedPrompt, TaskRow
 
 
 def check_rows(config: Config, context: ContextLimit, train: EncodedSplit, validation: EncodedSplit) -> None:
@@ -56,7 +56,7 @@ def fitting_tasks(
     return found
 
 
-def fitting_prompts(config: Config, context: ContextLimit, prompts: Sequence[Prompt]) -> list[Prompt]:
+def fitting_prompts(config: Config, context: ContextLimit, prompts: Sequence[RenderedPrompt]) -> list[RenderedPrompt]:
     """Return the held-out prompts that the model can answer; they are a sample, so others are left out."""
     return [prompt for prompt in prompts if len(prompt.ids) + _room(config, context) <= context.tokens]
 

@@ -26,7 +26,7 @@ from edgetune.planning.context_checks import check_rows, fitting_prompts, fittin
 from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
-from edgetune.planning.task_rows import Prompt, TaskRow, greedy_prompts, prepare_task_rows
+from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
@@ -47,7 +47,7 @@ class PreparedRun:
     pad_reason: str
     task: list[TaskRow] = field(default_factory=list)
     """The test rows that base and trained model answer."""
-    greedy_prompts: list[Prompt] = field(default_factory=list)
+    greedy_prompts: list[RenderedPrompt] = field(default_factory=list)
     """Token ids of the held-out prompts that the trained model answers greedily."""
     problems: RowProblems = field(default_factory=RowProblems)
     """The rows that are left out (data.on_bad_row: skip)."""

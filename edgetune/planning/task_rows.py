@@ -24,7 +24,7 @@ GREEDY_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RenderedPrompt:
     """A conversation up to an assistant's turn, as the model is given it."""
 
     text: str
@@ -39,7 +39,7 @@ class TaskRow:
 
     row: ChatRow
     """The messages up to the expected answer, which is the last one."""
-    prompt: Prompt
+    prompt: RenderedPrompt
     expected: str
     """The expected answer: the content, or what the template makes of it, as of a tool call."""
 
@@ -93,12 +93,12 @@ def prepare_task_rows(
 
 def greedy_prompts(
     template: ChatTemplate, tokenizer: TextTokenizer, rows: Sequence[ChatRow], problems: RowProblems
-) -> list[Prompt]:
+) -> list[RenderedPrompt]:
     """Return the prompts of the first GREEDY_ROWS held-out rows that end with an answer.
 
     Rows whose prompt cannot be rendered are added to `problems`.
     """
-    prompts: list[Prompt] = []
+    prompts: list[RenderedPrompt] = []
     for row in rows:
         if row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
             continue
@@ -114,7 +114,7 @@ def greedy_prompts(
     return prompts
 
 
-def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> Prompt:
+def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> RenderedPrompt:
     """Render a row up to its last message, which is the answer. Raises DataError, or RowProblem for an empty prompt."""
     if len(row.messages) < 2:
         raise RowProblem("has no prompt: no message precedes the expected answer")
@@ -124,7 +124,7 @@ def render_prompt(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow
         raise RowProblem("has no prompt: the chat template renders nothing before the answer")
     if problem := tokenizer.without_row(ids):
         raise RowProblem(problem)
-    return Prompt(text, ids)
+    return RenderedPrompt(text, ids)
 
 
 def _find_frame(template: ChatTemplate, tokenizer: TextTokenizer, row: ChatRow) -> AnswerFrame:
@@ -157,7 +157,7 @@ def _check_choices(data: DataConfig) -> None:
             raise DataError(f"an entry of data.choices {problem}", "Correct data.choices") from None
 
 
-def _check_answer(tokenizer: TextTokenizer, prompt: Prompt, expected: str, data: DataConfig) -> None:
+def _check_answer(tokenizer: TextTokenizer, prompt: RenderedPrompt, expected: str, data: DataConfig) -> None:
     """Raise DataError for an expected answer that no answer can be compared with, or a choice without a token."""
     answer_matches(data.answer, expected, "")
     if data.answer != CHOICE:
