@@ -164,7 +164,7 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             f"base: {config.base!r} is neither a directory or GGUF file nor the name of a model on the hub",
             "Set base: DIR, base: FILE.gguf or base: ORG/NAME",
         )
-    if weights and base.checkpoint.is_quantized and not isinstance(base.checkpoint, GgufBase):
+    if weights and base.checkpoint.is_quantized and not base.checkpoint.is_packed:
         raise CheckpointError(
             f"the base {base.name} is already quantized; training quantizes the original weights itself",
             "Give the 16-bit or 32-bit model that it was made from, or dequantize this one first: "

@@ -13,7 +13,6 @@ from edgetune.errors import EnvironmentProblem
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.reading.gguf_base import GgufBase
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
 _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter
@@ -33,7 +32,7 @@ def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
 def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
     """Estimate the largest disk space of a run in bytes: adapter, checkpoints (one more than are kept), reference.
 
-    The dequantized weights of a GGUF base are on the disk while it is loaded, in up to 32 bits.
+    The dequantized weights of a GGUF, GPTQ or AWQ base are on the disk while it is loaded, in up to 32 bits.
     """
     parameters = count_adapter_parameters(checkpoint, config.adapter.r)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
@@ -47,8 +46,8 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
 
 
 def dequantized_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of the weights of a GGUF base in 32 bits, 0 for a model directory."""
-    if not isinstance(checkpoint, GgufBase):
+    """Return the bytes of the weights of a GGUF or packed base in 32 bits, 0 for others."""
+    if not checkpoint.is_packed:
         return 0
     return sum(4 * math.prod(info.shape) for info in checkpoint.tensors.values())
 

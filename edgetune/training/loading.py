@@ -19,7 +19,6 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.training.environment import emulates_bfloat16
 from edgetune_converters.exporting import export
 from edgetune_converters.files.atomic import temporary_directory
-from edgetune_converters.reading.gguf_base import GgufBase
 from edgetune_converters.request import ExportRequest, Target
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -42,8 +41,8 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
     """Load the base as a transformers model, with linear layers in 4 bits unless `quantization.bits` is 16.
 
     The layers that are not quantized (embedding, head, norms) are in the compute type on a GPU, where memory is short,
-    and in float32 on the CPU. The weights of a GGUF file are written first to a temporary directory beside `scratch`,
-    which it requires, in the type in which they are loaded.
+    and in float32 on the CPU. The weights of a GGUF, GPTQ or AWQ base are first written to a temporary directory beside
+    `scratch`, which it requires, in the type in which they are loaded.
     """
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
@@ -63,7 +62,7 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
             )
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None
-    if isinstance(base.checkpoint, GgufBase):
+    if base.checkpoint.is_packed:
         _check_all_loaded(base, info)
         model.name_or_path = str(base.path)  # which PEFT stores in the adapter
     _keep_weights_as_quantized(model)
@@ -72,8 +71,8 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
 
 @contextmanager
 def _weights_directory(base: Base, dtype: torch.dtype, scratch: Path | None) -> Iterator[Path]:
-    """Yield the directory of the base; of a GGUF file, one that is deleted when the model is loaded."""
-    if not isinstance(base.checkpoint, GgufBase):
+    """Yield the directory of the base; of packed weights or a GGUF file, one that is deleted after loading."""
+    if not base.checkpoint.is_packed:
         yield base.path
         return
     assert scratch is not None
@@ -85,14 +84,14 @@ def _weights_directory(base: Base, dtype: torch.dtype, scratch: Path | None) -> 
 
 
 def _check_all_loaded(base: Base, info: Any) -> None:
-    """Raise DataError unless transformers' model has the very tensors of the GGUF file."""
+    """Raise DataError unless transformers' model has the very tensors of the base."""
     found = {kind: sorted(str(name) for name in info[kind]) for kind in ("missing_keys", "unexpected_keys")}
     for kind, names in found.items():
         if names:
             what = "lacks" if kind == "missing_keys" else "has, and transformers' model has not,"
             raise DataError(
-                f"the GGUF file {base.name} {what} {len(names)} tensors, such as {names[0]}",
-                "Give the Hugging Face model that the file was made from",
+                f"the quantized base {base.name} {what} {len(names)} tensors, such as {names[0]}",
+                "Give the unquantized model that it was made from",
             )
 
 
@@ -101,22 +100,25 @@ def load_empty_model(base: Base, config: Config) -> Any:
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         with torch.device("meta"):
-            stated = _config_without_quantization(base, config).get("config")
+            stated = _config_without_quantization(base, config, empty=True).get("config")
             stated = stated or AutoConfig.from_pretrained(base.directory, **options)
             return AutoModelForCausalLM.from_config(stated, **options)
     except (ValueError, KeyError) as error:
         raise base_loading_error(base.name, error) from None
 
 
-def _config_without_quantization(base: Base, config: Config) -> dict[str, Any]:
+def _config_without_quantization(base: Base, config: Config, *, empty: bool = False) -> dict[str, Any]:
     """Return `config` for transformers where config.json declares a quantization that the weights do not have.
+
+    An `empty` model is also built of the config of packed weights, which are loaded dequantized.
 
     transformers would take them for quantized and put 16-bit weights into 4-bit layers as they are.
     """
-    if not base.checkpoint.has_outdated_quantization:
+    if not (base.checkpoint.has_outdated_quantization or (empty and base.checkpoint.is_packed)):
         return {}
-    stated = AutoConfig.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
-    del stated.quantization_config
+    stated = AutoConfig.from_pretrained(base.directory, trust_remote_code=config.trust_remote_code)
+    if hasattr(stated, "quantization_config"):
+        del stated.quantization_config
     return {"config": stated}
 
 

@@ -151,11 +151,15 @@ class Nf4MergeBase:
 
     def _with_reader(self, part: TensorPart, found: Mapping[str, FourBitSettings]) -> TensorPart:
         rounding = found.get(part.piece.target)
-        if rounding is None or (part.change and part.change.replacement) or _is_rounded(part):
+        if rounding is None or (part.change and part.change.replacement) or self._is_as_trained(part):
             return part
         # GPT-2 stores its layers transposed; bitsandbytes quantizes them transposed back
         transposed = part.piece.view.transpose is not None
         return replace(part, reader=partial(self._reader, rounding, transposed))
+
+    def _is_as_trained(self, part: TensorPart) -> bool:
+        """Whether training had the weight as the base stores it; edgetune itself trains on packed ones in 4 bits."""
+        return _is_rounded(part) and (self.record is None or part.piece.source.dtype in FOUR_BIT)
 
     def _reader(self, rounding: FourBitSettings, transposed: bool, checkpoint: Checkpoint, source: TensorInfo) -> Read:
         reader = RoundedReader(checkpoint, source, rounding, threads=self.threads, transposed=transposed)

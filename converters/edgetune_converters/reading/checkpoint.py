@@ -115,6 +115,11 @@ class Checkpoint:
         """Whether weights are stored quantized, or config.json declares it."""
         return bool(self._decoders or self.config.get("quantization_config"))
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether transformers needs the weights dequantized: GPTQ, AWQ and the like, or a GGUF file."""
+        return any(decoder.info.dtype in PACKED for decoder in self._decoders.values())
+
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         info = self.tensors[tensor] if isinstance(tensor, str) else tensor

@@ -60,6 +60,11 @@ class GgufBase(Checkpoint):
         self.zero_biases = set()
         self.notes, self.wrappers, self.has_outdated_quantization = [], (), False
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether transformers needs the weights dequantized: always."""
+        return True
+
     def rows(self, tensor: str | TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
         """Return rows of a tensor as a fresh f32 array [n, columns]; a vector is one column."""
         name = tensor if isinstance(tensor, str) else tensor.name
