@@ -131,7 +131,7 @@ def _known_tags(template: ChatTemplate, prefix: str, prompt: str) -> tuple[str, 
     return "" if prompt.rstrip().endswith(opening) else opening, closing + after
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A part of a generated text."""
 
     text: str
@@ -153,11 +153,11 @@ class AnswerReader:
         self._frame = frame
         self._core, self._rest = frame.mark
         self._opening = frame.opening.strip()
-        self._pending: list[Piece] = []
+        self._pending: list[TextPiece] = []
         self._thought: list[str] = []
         self._step = self._begin
 
-    def feed(self, piece: Piece) -> Iterator[Part]:
+    def feed(self, piece: TextPiece) -> Iterator[Part]:
         """Yield what is certain after another piece of the text."""
         if piece.text:
             self._pending.append(piece)
@@ -238,7 +238,7 @@ class AnswerReader:
         while length > 0:
             text, is_special = self._pending.pop(0)
             if len(text) > length:
-                self._pending.insert(0, Piece(text[length:], is_special))
+                self._pending.insert(0, TextPiece(text[length:], is_special))
             if not is_special:
                 taken.append(text[:length])
             length -= len(text)
@@ -250,7 +250,7 @@ def _overlap(text: str, mark: str) -> int:
     return next((n for n in range(min(len(text), len(mark)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
-def read_answer(frame: AnswerFrame, pieces: Iterable[Piece], *, is_cut: bool = False) -> str:
+def read_answer(frame: AnswerFrame, pieces: Iterable[TextPiece], *, is_cut: bool = False) -> str:
     """Return the answer alone in a generated text, without its stop token."""
     reader = AnswerReader(frame)
     parts = [part for piece in pieces for part in reader.feed(piece)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgetune.data.answer_frame import Piece
+from edgetune.data.answer_frame import TextPiece
 from edgetune.data.chat import special_tokens
 from edgetune.errors import DataError
 
@@ -187,13 +187,13 @@ class TextTokenizer:
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
-    def pieces(self, ids: Sequence[int]) -> Iterator[Piece]:
+    def pieces(self, ids: Sequence[int]) -> Iterator[TextPiece]:
         """Yield the text of token ids, with each run of special tokens apart."""
         done, text = 0, ""
         for is_special, run in groupby(id_ in self.special_ids for id_ in ids):
             done += len(list(run))
             upto = self.decode(ids[:done])
-            yield Piece(upto[len(text) :], is_special)
+            yield TextPiece(upto[len(text) :], is_special)
             text = upto
 
     def choose_pad(self) -> tuple[int, str]:

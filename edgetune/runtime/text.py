@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgetune.data.answer_frame import NO_FRAME, AnswerFrame, AnswerReader, Part, Piece
+from edgetune.data.answer_frame import NO_FRAME, AnswerFrame, AnswerReader, Part, TextPiece
 from edgetune.runtime.batching import Event, Finish
 
 
@@ -88,16 +88,16 @@ class TokenBytes(Protocol):
         ...
 
 
-def to_pieces(tokens: Iterable[int], token_bytes: TokenBytes) -> Iterator[Piece]:
+def to_pieces(tokens: Iterable[int], token_bytes: TokenBytes) -> Iterator[TextPiece]:
     """Yield the text of tokens in pieces of complete characters; special tokens are pieces of their own."""
     stream = Utf8Stream()
     for token in tokens:
         plain = token_bytes(token)
         if not plain and (name := token_bytes(token, special=True)):
-            yield Piece(name.decode("utf-8", "replace"), is_special=True)
+            yield TextPiece(name.decode("utf-8", "replace"), is_special=True)
         else:
-            yield Piece(stream.feed(plain))
-    yield Piece(stream.finish())
+            yield TextPiece(stream.feed(plain))
+    yield TextPiece(stream.finish())
 
 
 class Answer(Iterator[str]):

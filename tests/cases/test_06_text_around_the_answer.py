@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.config import load_config
-from edgetune.data.answer_frame import AnswerFrame, AnswerReader, Part, Piece, find_frame, read_answer
+from edgetune.data.answer_frame import AnswerFrame, AnswerReader, Part, TextPiece, find_frame, read_answer
 from edgetune.data.chat import ChatTemplate
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
@@ -66,12 +66,12 @@ def _frame(template: str) -> AnswerFrame:
     return find_frame(ChatTemplate(template, "<s>", "</s>"), ASK, stops=STOPS)
 
 
-def _pieces(text: str) -> list[Piece]:
+def _pieces(text: str) -> list[TextPiece]:
     """Split a text at special tokens, and the rest into characters."""
     found, at = [], 0
     while at < len(text):
         special = next((each for each in SPECIAL if text.startswith(each, at)), None)
-        found.append(Piece(special or text[at], special is not None))
+        found.append(TextPiece(special or text[at], special is not None))
         at += len(special or "x")
     return found
 
@@ -104,7 +104,7 @@ def test_an_answer_is_read_back_from_its_rendering(name: str, content: str) -> N
     turn = turn[: min(turn.find(stop) for stop in STOPS if stop in turn)]
     frame = _frame(NAMED[name])
     assert read_answer(frame, _pieces(turn)) == content
-    assert read_answer(frame, [Piece(turn)]) == content
+    assert read_answer(frame, [TextPiece(turn)]) == content
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,15 @@ def test_reasoning_is_told_from_the_answer(template: str, text: str, answer: str
 
 
 def test_a_text_that_never_leaves_reasoning_is_the_answer_if_it_ends_by_itself() -> None:
-    assert read_answer(_frame(OPENED), [Piece("It is green.")]) == "It is green."
-    assert read_answer(_frame(OPENED), [Piece("It is")], is_cut=True) == ""
+    assert read_answer(_frame(OPENED), [TextPiece("It is green.")]) == "It is green."
+    assert read_answer(_frame(OPENED), [TextPiece("It is")], is_cut=True) == ""
 
 
 def test_the_answer_is_streamed_as_soon_as_it_is_certain() -> None:
     reader = AnswerReader(_frame(THINKING))
     told = [
-        [part.text for part in reader.feed(Piece(text))] for text in ("<think>", "\n\n</think>", "\n\n", "gr", "een")
+        [part.text for part in reader.feed(TextPiece(text))]
+        for text in ("<think>", "\n\n</think>", "\n\n", "gr", "een")
     ]
     assert told == [[], [], [], ["gr"], ["een"]]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.data.answer_frame import Piece, find_frame, read_answer
+from edgetune.data.answer_frame import TextPiece, find_frame, read_answer
 from edgetune.data.masks import encode_conversation
 from edgetune.data.thoughts import closes_thought, continue_prompt, opens_thought
 from edgetune.data.turns import HistoryRewriteError, find_turns
@@ -46,7 +46,7 @@ def test_an_answer_follows_the_prompt_of_a_real_template(name: str, kind: str, p
     assert turn.text == text
     frame = find_frame(template, messages[:-1], tools, ["<|im_end|>", "<｜end▁of▁sentence｜>", "[e~[", "<turn|>"])
     said = turn.text.partition("<|im_end|>")[0].partition("<｜end")[0].partition("[e~[")[0].partition("<turn|>")[0]
-    assert read_answer(frame, [Piece(said)]).removesuffix("<|END_TEXT|><|END_OF_TURN_TOKEN|>") == "5"
+    assert read_answer(frame, [TextPiece(said)]).removesuffix("<|END_TEXT|><|END_OF_TURN_TOKEN|>") == "5"
 
 
 @pytest.mark.parametrize("name", ["Qwen-QwQ-32B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"])
