@@ -90,10 +90,8 @@ class Scheme:
             result.append(Piece(thought + self.lead + content, index))
             if not self.joined(messages, index + 1):
                 result.append(Piece(self.stop, index))
-                is_end = self.end and index == len(messages) - 1
-                result.append(Piece(self.behind, index if is_end else None))
-        last = len(messages) - 1 if messages and messages[-1]["role"] == "assistant" else None
-        return [*result, Piece(self.end, last)]
+                result.append(Piece(self.behind))
+        return [*result, Piece(self.end)]
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Return a conversation that asks for an answer."""
