@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -290,12 +291,16 @@ def _read_csv(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
 
     csv.field_size_limit(2**31 - 1)
     lines = text_lines()
-    first = next(lines, "")
+    first, skipped = next(lines, ""), 0
+    declared = re.fullmatch(r"sep=(.)", first.strip("\r\n"), re.IGNORECASE)
+    if declared:  # the line that spreadsheets write for each other
+        first, skipped = next(lines, ""), 1
     delimiter = "\t" if data_suffix(file.path) in _TAB_SUFFIXES else _delimiter(first)
+    delimiter = declared[1] if declared else delimiter
     reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        place = f"{file.name}, line {reader.line_num + 1}"
+        place = f"{file.name}, line {reader.line_num + 1 + skipped}"
         try:
             cells = next(reader)
         except StopIteration:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -170,11 +170,11 @@ class TextTokenizer:
         """Whether the model's embedding has a row for this token, as far as its size is known."""
         return self.rows is None or id_ < self.rows
 
-    def without_row(self, ids: Iterable[int]) -> str | None:
+    def without_row(self, ids: Collection[int]) -> str | None:
         """Return what is wrong with ids of which the embedding has no row; None if it has all of them."""
-        found = next((id_ for id_ in ids if not self.has_row(id_)), None)
-        if found is None:
+        if not ids or self.has_row(max(ids)):
             return None
+        found = next(id_ for id_ in ids if not self.has_row(id_))
         return f"holds {self.text_of(found)!r} (token {found}), and the model's embedding has only {self.rows} rows"
 
     def text_of(self, id_: int) -> str:

@@ -132,6 +132,14 @@ def test_the_places_of_records_of_csv_are_their_first_lines(tmp_path: Path) -> N
     ]
 
 
+def test_a_declared_delimiter_is_used(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=|\nquestion,x|answer\nq|a\n")
+    with pytest.raises(DataError, match=r"a.csv, line 3: in no known format; its keys are question,x, answer"):
+        read_source(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text("sep=;\r\nquestion;answer\r\nq;a\r\n")
+    assert _read(tmp_path / "a.csv") == [("q", "a")]
+
+
 def test_cells_of_csv_can_hold_messages_tools_and_flags(tmp_path: Path) -> None:
     import csv
 
