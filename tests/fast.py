@@ -30,6 +30,7 @@ NOT_FAST = {
     ),
     *(
         "data/test_chat.py",
+        "data/test_real_rows.py",
         "data/test_real_templates.py",
         "data/test_sources.py",
         "data/test_row_fuzz.py",

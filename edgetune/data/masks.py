@@ -30,7 +30,7 @@ from edgetune.errors import DataError
 
 __all__ = ["EncodedConversation", "EncodedRow", "HistoryRewriteError", "encode_answer", "encode_conversation"]
 
-_TAGS = re.compile(r"(?:<[^<>\s]+>|\s)+")
+_TAGS = re.compile(r"\s*<[^<>\s]+>(?:<[^<>\s]+>|\w{1,12}|\s)*")  # <|start_header_id|>assistant<|end_header_id|>
 TEMPLATE_HINT = "Use a template that writes eos_token after the assistant's turns (data.chat_template: chatml)"
 
 

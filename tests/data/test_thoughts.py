@@ -104,6 +104,14 @@ def test_tags_behind_a_declared_stop_token_are_not_trained_on(tmp_path: Path) ->
     assert tokenizer.decode(row.input_ids).endswith("<|END_THINKING|>")
 
 
+def test_the_header_of_a_next_turn_that_nobody_asks_for_is_not_trained_on(tmp_path: Path) -> None:
+    name = "fireworks-ai-llama-3-firefunction-v2"
+    vocabularies.byte_level(tmp_path)
+    tokenizer = tokenizer_for(name, TEMPLATES[name], tmp_path)
+    (row,) = encode_conversation(ours(name), tokenizer, CONVERSATIONS["one turn"][0]).rows
+    assert tokenizer.decode([row.input_ids[i] for i in row.scored]) == "5<|eot_id|>"
+
+
 def test_an_answer_that_leads_the_conversation_has_a_thought_of_its_own() -> None:
     first, second = find_turns(ours("GLM-4.7-Flash"), CONVERSATIONS["answer first"][0])
     assert (first.prompt, first.text) == ("[gMASK]<sop><|assistant|><think>", "</think>5")
