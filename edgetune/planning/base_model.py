@@ -6,8 +6,8 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,12 @@ class ExportableLayers:
     """Names of the tensors that are exported, as the family spells them."""
     towers: Sequence[str]
     """Tensors of a multimodal model beside its text part."""
+    without_lora_place: Mapping[str, str] = field(default_factory=dict)
+    """Targets of which a gguf-lora file can hold no change, and why."""
+
+    def why_not_lora(self, tensor: str) -> str | None:
+        """Return why a gguf-lora file cannot hold the change of a tensor; None if it can."""
+        return self.without_lora_place.get(self.family.canonical_name(tensor))
 
     def has(self, tensor: str) -> bool:
         """Whether a tensor of the transformers model is exported."""
@@ -123,8 +129,12 @@ class Base:
     @cached_property
     def layers(self) -> ExportableLayers:
         """Its layers that can be exported. Raises EdgetuneError of the part at fault."""
+        from edgetune_converters.outputs.lora import targets_without_place
+
         model = self._model
-        return ExportableLayers(model.family, frozenset(targets(model.bound)), [each.name for each in model.towers])
+        towers = [each.name for each in model.towers]
+        without = targets_without_place(model.bound)
+        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without)
 
     @cached_property
     def context(self) -> ContextLimit | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgetune import cli
-from edgetune.training import environment
+from edgetune.config import parse_config
+from edgetune.errors import ConfigError
+from edgetune.planning.base_model import Base, find_base
+from edgetune.training import adapters, environment, loading
 from tests.converters import family_models, vocabularies
 from tests.data import templates
 from tests.training import runs
@@ -134,3 +138,23 @@ def test_dry_run_passes_for_every_family_that_transformers_can_load(
     code = _dry_run(base, tmp_path, {"data": {"chat_template": "chatml"}, "export": {"types": ["f16"]}})
     said = capfd.readouterr().err
     assert code == 0 or "cannot be loaded" in said, said
+
+
+def test_layers_without_a_place_in_a_gguf_adapter_are_named(base: Path, tmp_path: Path) -> None:
+    config = parse_config(runs.settings(base, tmp_path))
+    found = find_base(config)
+    adapted = adapters.add_adapter(loading.load_empty_model(found, config), config.adapter, found.layers)
+    adapters.check_lora_places(adapted, found.layers)
+    without = {f"model.layers.{layer}.mlp.up_proj.weight": "it is one of several" for layer in range(2)}
+    words = r"gguf-lora has no place for the change of model.layers.0.mlp.up_proj.weight \(and 1 more\): it is one of"
+    with pytest.raises(ConfigError, match=words):
+        adapters.check_lora_places(adapted, replace(found.layers, without_lora_place=without))
+
+
+def test_experts_have_no_place_in_a_gguf_adapter(tmp_path: Path) -> None:
+    with environment.silence_libraries():
+        base = family_models.base("mixtral", tmp_path / "base")
+    layers = Base(str(base), base, None).layers
+    assert all(".experts." in name for name in layers.without_lora_place)
+    assert "such as experts" in str(layers.why_not_lora("model.layers.0.mlp.experts.0.down_proj.weight"))
+    assert layers.why_not_lora("model.layers.0.self_attn.q_proj.weight") is None

@@ -97,11 +97,14 @@ def _tied(bound: Sequence[BoundTensor], checkpoint: Checkpoint) -> bool:
     return len(ends) == 1 or ends[0] == ends[1] or checkpoint.equal(ends[0], ends[1])
 
 
+_SEVERAL = "it is one of several that make one tensor in GGUF, such as experts"
+
+
 def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Checkpoint, tied: bool) -> str | None:
     first = item.pieces[0]
     change = changes.get(first.target)
     if change is None or len({piece.target for piece in item.pieces}) > 1 or _is_stack(change):
-        return "it is one of several that make one tensor in GGUF, such as experts"
+        return _SEVERAL
     if _replaces(first, change, checkpoint):
         return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
     if item.part == "bias" and change.factors is not None:
@@ -110,6 +113,20 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
         return "rows of it are replaced (trainable_token_indices), and llama.cpp takes only A and B"
     if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):
         return "the embedding is also the output matrix, which llama.cpp cannot change on one side"
+    return _rows_reason(item)
+
+
+def targets_without_place(bound: Sequence[BoundTensor]) -> dict[str, str]:
+    """Return the targets of which llama.cpp's adapters can hold no A and B, and why; known without an adapter."""
+    found: dict[str, str] = {}
+    for item in bound:
+        several = len({piece.target for piece in item.pieces}) > 1 or len(item.pieces[0].source.shape) > 2
+        reason = _SEVERAL if several else _rows_reason(item)
+        found |= {piece.target: reason for piece in item.pieces if reason}
+    return found
+
+
+def _rows_reason(item: BoundTensor) -> str | None:
     if any(piece.view.unit or (piece.view.transpose and not piece.stored_transposed) for piece in item.pieces):
         return "its rows are made in a way that A and B do not follow"
     return None

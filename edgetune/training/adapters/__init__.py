@@ -7,6 +7,7 @@ To add a family: add its name to `AdapterConfig.kind`, its options to that secti
 from edgetune.training.adapters.attach import (
     add_adapter,
     cast_trainable_to_float32,
+    check_lora_places,
     count_trainable,
     is_adapter_zero,
     linear_layer_names,
@@ -16,6 +17,7 @@ from edgetune.training.adapters.attach import (
 __all__ = [
     "add_adapter",
     "cast_trainable_to_float32",
+    "check_lora_places",
     "count_trainable",
     "is_adapter_zero",
     "linear_layer_names",

@@ -48,13 +48,30 @@ def add_adapter(model: Any, config: AdapterConfig, layers: ExportableLayers | No
 
 def _check_exportable(model: Any, layers: ExportableLayers) -> None:
     """Raise ConfigError for adapted layers that the export would refuse after training."""
-    adapted = [_adapted_tensor(*named) for named in model.get_base_model().named_modules()]
-    unknown = [name for name in adapted if name and not layers.has(name)]
+    unknown = [name for name in adapted_tensors(model) if not layers.has(name)]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ConfigError(
             f"adapter.target_modules: {', '.join(unknown[:3])}{more} could not be exported after training",
             "Name other layers in adapter.target_modules",
+        )
+
+
+def adapted_tensors(model: Any) -> list[str]:
+    """Return the names of the base's tensors that the adapter of a PeftModel changes."""
+    named = (_adapted_tensor(*each) for each in model.get_base_model().named_modules())
+    return [name for name in named if name]
+
+
+def check_lora_places(model: Any, layers: ExportableLayers) -> None:
+    """Raise ConfigError for adapted layers whose change a gguf-lora file cannot hold."""
+    refused = [(name, why) for name in adapted_tensors(model) if (why := layers.why_not_lora(name))]
+    if refused:
+        name, why = refused[0]
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ConfigError(
+            f"export.formats: gguf-lora has no place for the change of {name}{more}: {why}",
+            "Leave out gguf-lora, or name other layers in adapter.target_modules",
         )
 
 
