@@ -42,7 +42,12 @@ def _data_facts(run: RunDirectory) -> Facts:
 def _format_sources(sources: Any) -> Any:
     if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
         return sources
-    return ", ".join(f"{source.get('path') or source.get('name')} ({source.get('rows')} rows)" for source in sources)
+    return ", ".join(map(_format_source, sources))
+
+
+def _format_source(source: Mapping[str, Any]) -> str:
+    count = source.get("rows")
+    return f"{source.get('path') or source.get('dataset')} ({count} row{'' if count == 1 else 's'})"
 
 
 def _stage_facts(run: RunDirectory) -> Facts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
         yield "options of the chat template", f"`{json.dumps(manifest.template_options)}`"
     for part in ("train", "validation", "test"):
         files = manifest.data.get(part, [])
-        yield f"{part} rows", ", ".join(f"{file.get('rows')} of {Path(str(file.get('path'))).name}" for file in files)
+        yield f"{part} rows", ", ".join(f"{file.get('rows')} of {_source_name(file)}" for file in files)
     for name in _TRAINING:
         yield name.replace("_", " "), training.get(name)
     for name in ("steps", "loss_first", "loss_last", "eval_loss"):
@@ -181,6 +181,11 @@ def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
         yield name.replace("_", " "), (f"{value:.4f}" if isinstance(value, float) else value) if known else None
     yield "device", manifest.device.get("name") or manifest.device.get("type")
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+
+
+def _source_name(source: Mapping[str, Any]) -> str:
+    """Return the name of a dataset of a hub, or the last part of a path."""
+    return str(source.get("dataset") or Path(str(source.get("path"))).name)
 
 
 def _measurements(receipts: Sequence[Receipt]) -> str:
