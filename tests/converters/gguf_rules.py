@@ -105,7 +105,8 @@ def _sizes(contents: dict[str, Any], reader: Any) -> Iterator[str]:
         yield f"feed_forward_length is {wide}, blk.0.ffn_up {up}"
     if contents.get(f"{arch}.rope.freq_base", 1) <= 0:
         yield "rope.freq_base is not positive"
-    types = [t.tensor_type.name for t in reader.tensors if len(t.shape) == 2 and t.name.startswith("blk.")]
+    matrices = [t for t in reader.tensors if len(t.shape) > 1 and re.fullmatch(r"blk\..*\.weight", t.name)]
+    types = [tensor.tensor_type.name for tensor in matrices]
     pure = _PURE.get(contents.get("general.file_type", -1))
     if pure and types and max(set(types), key=types.count) != pure:
         yield f"file_type says {pure}, most matrices are {max(set(types), key=types.count)}"
