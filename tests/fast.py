@@ -26,6 +26,7 @@ NOT_FAST = {
         "converters/test_damaged_models.py",
         "converters/test_gguf_base.py",
         "converters/test_gguf_to_transformers.py",
+        "converters/test_smollm2.py",
         "converters/test_flagship.py",
     ),
     *(

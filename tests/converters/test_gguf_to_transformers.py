@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer
 
@@ -50,16 +51,24 @@ def test_transformers_computes_the_logits_of_the_original(name: str, tmp_path: P
     assert np.array_equal(found[:, : expected.shape[1]], expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3moe", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3moe", pytest.param("gpt-oss", marks=pytest.mark.slow)])
 def test_the_onnx_folder_is_that_of_the_original(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path / "base")
     export(base, {"f32": tmp_path / "x.gguf"})
     export(base, onnx={"f32": tmp_path / "one"})
     export(tmp_path / "x.gguf", onnx={"f32": tmp_path / "other"})
+    assert _graph(tmp_path / "one") == _graph(tmp_path / "other")
     for file in ("model.onnx.data", "genai_config.json"):
         one, other = ((tmp_path / folder / file).read_bytes() for folder in ("one", "other"))
         assert one == other, file
     assert (tmp_path / "other" / "tokenizer.json").is_file()
+
+
+def _graph(folder: Path) -> bytes:
+    """The graph without its metadata, which name the base."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -81,7 +81,10 @@ def test_the_ids_are_those_of_llama_cpp_and_of_transformers(
     texts = [*corpus.TEXTS, *(ours.apply_chat_template(row, tokenize=False) for row in rows)]
     found = ours(texts, add_special_tokens=False)["input_ids"]
     assert found == runtime.token_ids(file, texts)
-    assert found == theirs(texts, add_special_tokens=False)["input_ids"]
+    # transformers' reader does not know llama.cpp's names: it splits as GPT-2 does, which leaves numbers whole
+    plain = [text for text in texts if not any(letter.isnumeric() for letter in text)]
+    assert len(plain) > 100
+    assert ours(plain, add_special_tokens=False)["input_ids"] == theirs(plain, add_special_tokens=False)["input_ids"]
     assert (ours.eos_token, ours.bos_token, ours.chat_template) == (
         theirs.eos_token, theirs.bos_token, theirs.chat_template
     )  # fmt: skip

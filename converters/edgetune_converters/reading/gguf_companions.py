@@ -177,13 +177,6 @@ def _own(base: GgufBase, config: ModelConfig) -> dict[str, Any]:
     return {} if make is None else make(config)
 
 
-def _like_gemma(layers_of_27b: int) -> Callable[[ModelConfig], dict[str, Any]]:
-    """Scale attention as llama.cpp does: by the head size or, in the 27 B model, by hidden size per head."""
-    return lambda config: {
-        "query_pre_attn_scalar": config.hidden // config.heads if config.layers == layers_of_27b else config.head_dim
-    }
-
-
 def _low_rank_attention(config: ModelConfig) -> dict[str, Any]:
     """DeepSeek: in the file one head of key and value is compressed, in transformers every head has its own."""
     return {
@@ -201,8 +194,6 @@ def _attention_of_mpt(config: ModelConfig) -> dict[str, Any]:
 
 
 _OF_ARCHITECTURE: Mapping[str, Callable[[ModelConfig], dict[str, Any]]] = {
-    "Gemma2ForCausalLM": _like_gemma(46),
-    "Gemma3ForCausalLM": _like_gemma(62),
     "DeepseekV2ForCausalLM": _low_rank_attention,
     "DeepseekV3ForCausalLM": _low_rank_attention,
     "MptForCausalLM": _attention_of_mpt,

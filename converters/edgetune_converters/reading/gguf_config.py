@@ -109,6 +109,7 @@ def _plain_config(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
     for derive in _DERIVED:
         config |= derive(own)
     config["rope_parameters"] |= _llama3(file, config)
+    config |= _scale_of_gemma(file.metadata.get("general.architecture"), config)
     embedding = names.get("token_embd.weight")
     config["vocab_size"] = own.get("vocab_size", embedding.shape[0] if embedding else None)
     config["tie_word_embeddings"] = "output.weight" not in names
@@ -137,6 +138,19 @@ def _rope(file: JoinedFile, own: Mapping[str, Plain]) -> dict[str, Any]:
     if isinstance(multiplier, float):
         rope |= {"mscale": multiplier * 10, "mscale_all_dim": multiplier * 10}
     return rope | {"rope_theta": own.get("rope.freq_base", 10000.0)}
+
+
+def _scale_of_gemma(arch: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Scale attention as llama.cpp does: by the head size or, in the 27 B model, by hidden size per head."""
+    if arch not in _LAYERS_OF_27B:
+        return {}
+    hidden, heads, width = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    if config.get("num_hidden_layers") == _LAYERS_OF_27B[arch] and _positive(hidden) and _positive(heads):
+        width = int(hidden) // int(heads)
+    return {} if width is None else {"query_pre_attn_scalar": width}
+
+
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 
 def _llama3(file: JoinedFile, config: Mapping[str, Any]) -> dict[str, Any]:
