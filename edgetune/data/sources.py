@@ -148,6 +148,16 @@ def read_sources(names: str | list[str], *, problems: RowProblems, **options: An
     return sources
 
 
+def local_files(name: str, split: str) -> list[Path]:
+    """Return the files that a source reads; none for a dataset of a hub, and for one that cannot be opened."""
+    parsed = SourceName.parse(name)
+    try:
+        opened = _open(parsed, parsed.split or split, None)
+    except DataError:
+        return []
+    return opened.paths if isinstance(opened, Files) else []
+
+
 @contextmanager
 def _progress_of(opened: Files | HubDataset, name: str) -> Iterator[None]:
     """Show a bar while large files are read."""

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from edgetune.config import Config
+from edgetune.data.sources import local_files
 from edgetune.exporting.targets import targets_of
 from edgetune.planning.tokenizer_files import TOKENIZER_FILES
 from edgetune.runs.directory import RunDirectory
@@ -159,8 +160,10 @@ def prerequisites(path: Path, config: Config) -> list[Path]:
     """Return the local files that training reads: the configuration, the data, the template and the base."""
     data = config.data
     train = [data.train] if isinstance(data.train, str) else data.train
-    named = [*train, data.validation, data.test, data.chat_template]
-    files = [path, *(Path(name) for name in named if name and Path(name).is_file())]
+    rows = [*train, data.validation, data.test]
+    files = [path, *(file for name in rows if name for file in local_files(name, data.split))]
+    if data.chat_template and Path(data.chat_template).is_file():
+        files.append(Path(data.chat_template))
     base = Path(config.base)
     if base.is_dir():
         files += sorted({file for pattern in BASE_PATTERNS for file in base.glob(pattern)})

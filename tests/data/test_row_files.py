@@ -291,3 +291,16 @@ def test_problems_of_files_and_rows_are_one_message(tmp_path: Path) -> None:
     assert lines[2].endswith("there is no data file gone.jsonl")
     assert lines[3].startswith(f"  - {tmp_path / 'a/rows.jsonl'}, line 1: in no known format; its keys are x")
     assert lines[4].startswith(f"  - {tmp_path / 'rows.jsonl'}, line 1: in no known format; its keys are y")
+
+
+def test_the_files_of_a_source_are_prerequisites_of_make(tmp_path: Path) -> None:
+    from edgetune.exporting.make_rules import prerequisites
+
+    _fill(tmp_path, "rows/train.jsonl", "rows/test.jsonl", "a.jsonl", "b-1.jsonl", "b-2.jsonl")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "base: org/model\n"
+        "data: {train: ['a.jsonl#1', 'b-*.jsonl', org/name, gone.jsonl], validation: rows, test: rows@test}"
+    )
+    named = [file.name for file in prerequisites(path, load_config(path))]
+    assert named == ["config.yaml", "a.jsonl", "b-1.jsonl", "b-2.jsonl", "train.jsonl", "test.jsonl"]
