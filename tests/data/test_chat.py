@@ -104,11 +104,17 @@ def test_template_forms_of_tokenizer_config(tmp_path: Path, stored: Any, expecte
     assert ChatTemplate.from_directory(_directory(tmp_path, {"chat_template": stored})).source == expected
 
 
-@pytest.mark.parametrize("stored", [None, [{"name": "rag", "template": "r"}]])
-def test_no_template_says_which_ones_there_are(tmp_path: Path, stored: Any) -> None:
-    with pytest.raises(DataError, match="has no chat template") as caught:
+@pytest.mark.parametrize(
+    ("stored", "message", "hint"),
+    [
+        (None, "has no chat template", "data.chat_template: alpaca"),
+        ([{"name": "rag", "template": "r"}], "its templates are called rag", "data.chat_template: rag"),
+    ],
+)
+def test_no_template_says_which_ones_there_are(tmp_path: Path, stored: Any, message: str, hint: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         ChatTemplate.from_directory(_directory(tmp_path, {"chat_template": stored}))
-    assert "data.chat_template: alpaca" in (caught.value.hint or "")
+    assert hint in (caught.value.hint or "")
 
 
 def test_unknown_override(tmp_path: Path) -> None:

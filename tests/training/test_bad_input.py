@@ -91,9 +91,10 @@ def test_line_that_is_not_json(train: Said, tmp_path: Path) -> None:
 
 
 def test_row_in_no_known_format(train: Said, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"text": "q"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"lines": "q"}\n')
     said = train(data={"train": str(tmp_path / "bad.jsonl")})
-    assert "bad.jsonl, line 1: in no known format; its keys are text; looked for messages" in said
+    assert "bad.jsonl, line 1: in no known format; its keys are lines" in said
+    assert "docs/data.md" in said
 
 
 def test_a_missing_data_file_is_refused(train: Said, tmp_path: Path) -> None:
