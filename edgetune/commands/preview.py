@@ -60,6 +60,7 @@ def command(
     from edgetune.data.dataset import encode_all, read_splits
     from edgetune.data.preview import (
         count_rows,
+        format_blank,
         format_heading,
         format_moment,
         format_skipped,
@@ -103,7 +104,11 @@ def command(
         out.print(format_moment(str(template.clock)), markup=False)
     out.print(f"checked too: {count_rows(len(held_out.chats), 'held-out')}, {count_rows(len(test.chats), 'test')}")
     trailing = encoding.trailing.merge([held_out.trailing, test.trailing])
-    notes = (splits.notes, trailing.describe(), format_unused(usage), format_skipped(problems))
+    written = encoding.written.merge([held_out.written, test.written])
+    notes = (
+        splits.notes, trailing.describe(), format_blank(encoding), written.describe(), format_unused(usage),
+        format_skipped(problems),
+    )  # fmt: skip
     for line in (*chain(*notes), *format_split(encoding)):
         out.print(line, markup=False)
 

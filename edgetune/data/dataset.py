@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgetune import console
 from edgetune.config import DataConfig
@@ -20,6 +21,7 @@ from edgetune.data.row_store import RowStore
 from edgetune.data.sources import DataSource, read_sources
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
+from edgetune.data.written_tokens import WrittenTokens
 from edgetune.errors import DataError
 
 MAX_HELD_OUT = 500
@@ -58,9 +60,15 @@ class EncodedSplit:
     """Conversations that became one row per assistant turn."""
     completed: int = 0
     """Answers whose prompt opens a thought that the template leaves out of the answer, and that is ended there."""
+    blank: int = 0
+    """Answers that are white space only, and are not tool calls or reasoning."""
+    blank_example: str = ""
+    """The place of the first of them."""
     split_reason: str | None = None
     """Why the first of them did, in words."""
     trailing: TrailingTurns = field(default_factory=TrailingTurns)
+    written: WrittenTokens = field(default_factory=WrittenTokens)
+    """Special tokens that messages hold as text."""
     dropped_example: str | None = None
     turn_ends: set[int] = field(default_factory=set)
     """Tokens that end the assistant's turns and are trained on."""
@@ -197,6 +205,10 @@ def encode_all(
             found.add(given.place, str(problem))
             continue
         result.chats.append(row)
+        result.written.count(tokenizer, row)
+        if blank := sum(_is_blank(row.messages[index]) for index in row.answers):
+            result.blank_example = result.blank_example or row.place
+            result.blank += blank
         result.untrained_turns += len(row.untrained)
         if encoded.split_reason:
             result.split += 1
@@ -231,6 +243,13 @@ def check_ids(tokenizer: TextTokenizer, encoded: Sequence[EncodedRow]) -> None:
     for row in encoded:
         if problem := tokenizer.without_row(row.input_ids):
             raise RowProblem(problem)
+
+
+def _is_blank(message: Mapping[str, Any]) -> bool:
+    """Whether a message says nothing: white space beside no other key with a value."""
+    return not any(
+        value.strip() if isinstance(value, str) else value for key, value in message.items() if key != "role"
+    )
 
 
 def _add_row(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result: EncodedSplit) -> None:

@@ -78,6 +78,18 @@ def format_split(encoding: EncodedSplit) -> list[str]:
     return lines
 
 
+def format_blank(encoding: EncodedSplit) -> list[str]:
+    """Return the line about answers without text; [] if there are none."""
+    if not encoding.blank:
+        return []
+    example = f"; for example {encoding.blank_example}" if encoding.blank_example else ""
+    several = encoding.blank > 1
+    return [
+        f"{encoding.blank} answer{'s hold' if several else ' holds'} no text (empty, or white space only), so the "
+        f"model learns to say nothing there{example}"
+    ]
+
+
 def format_unused(usage: KeyUsage) -> list[str]:
     """Return the block that names the keys of rows that training does not see; [] if there are none."""
     lines = usage.describe()

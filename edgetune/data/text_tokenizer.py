@@ -97,6 +97,14 @@ class TextTokenizer:
         return tuple(added[id_].content for id_ in sorted(self.stop_ids) if id_ in added)
 
     @cached_property
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """A pattern of the texts that become special tokens wherever they are written; None without such tokens."""
+        added = self.backend.get_added_tokens_decoder()
+        texts = {added[id_].content for id_ in self.ending_ids if id_ in added}
+        longest_first = sorted(filter(None, texts), key=lambda text: (-len(text), text))
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    @cached_property
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts BOS before every text."""
         if self.bos_id is None:

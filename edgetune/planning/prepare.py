@@ -16,10 +16,18 @@ from edgetune.data.continuation import continue_ids
 from edgetune.data.dataset import EncodedSplit, Splits, encode_all, read_splits
 from edgetune.data.fitting import KeyUsage
 from edgetune.data.masks import EncodedRow
-from edgetune.data.preview import format_moment, format_skipped, format_split, format_totals, format_unused
+from edgetune.data.preview import (
+    format_blank,
+    format_moment,
+    format_skipped,
+    format_split,
+    format_totals,
+    format_unused,
+)
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
+from edgetune.data.written_tokens import WrittenTokens
 from edgetune.errors import ConfigError
 from edgetune.planning.base_model import Base, find_base
 from edgetune.planning.context_checks import check_rows, fitting_prompts, fitting_tasks
@@ -55,6 +63,8 @@ class PreparedRun:
     """Keys of all rows that are neither rendered nor used."""
     trailing: TrailingTurns = field(default_factory=TrailingTurns)
     """Rows of all splits that do not end with the assistant."""
+    written: WrittenTokens = field(default_factory=WrittenTokens)
+    """Special tokens that messages of all splits hold as text."""
 
     @cached_property
     def contract(self) -> list[dict[str, Any]]:
@@ -138,6 +148,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     return PreparedRun(
         config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, test.used, greedy,
         problems, usage, train.trailing.merge([validation.trailing, test.trailing]),
+        train.written.merge([validation.written, test.written]),
     )  # fmt: skip
 
 
@@ -180,7 +191,7 @@ def _warnings(prepared: PreparedRun) -> Iterator[str]:
     if prepared.problems.count:
         yield "\n  - ".join(format_skipped(prepared.problems))
     empty = sum(len(row.scored) < 2 for row in rows)
-    if empty:
+    if empty > prepared.train.blank:
         yield (
             f"{empty} of {len(rows)} training rows have an empty answer, or one cut to a single token; "
             "`edgetune preview --rows N` shows the first N"
@@ -190,6 +201,7 @@ def _warnings(prepared: PreparedRun) -> Iterator[str]:
             f"{prepared.duplicated_held_out} of {len(held_out)} held-out rows are trained on too: evaluation loss and "
             "gates look better than they are; give data.validation other rows, or remove the duplicates from data.train"
         )
+    yield from (*format_blank(prepared.train), *prepared.written.describe())
     doubt = caution(len(prepared.reference_rows), sum(len(row.scored) for row in prepared.reference_rows))
     if doubt:
         yield f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows"

@@ -15,6 +15,7 @@ from edgetune.data.messages import check_characters
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
+from edgetune.data.written_tokens import WrittenTokens
 from edgetune.errors import DataError
 from edgetune.validation.answers import CHOICE, answer_matches
 from edgetune.validation.choices import tokenize_choices
@@ -54,6 +55,7 @@ class TaskRows:
     """Those that base and trained model answer (`reference.task_rows`)."""
     usage: KeyUsage = field(default_factory=KeyUsage)
     trailing: TrailingTurns = field(default_factory=TrailingTurns)
+    written: WrittenTokens = field(default_factory=WrittenTokens)
 
 
 def prepare_task_rows(
@@ -88,6 +90,7 @@ def prepare_task_rows(
             problems.add(given.place, str(problem))
         else:
             result.chats.append(row)
+            result.written.count(tokenizer, row)
     return result
 
 
