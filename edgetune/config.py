@@ -93,6 +93,17 @@ class DataConfig(Section):
             raise ValueError("data.answer is choice, but data.choices names fewer than two answers")
         return self
 
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        named = {meaning: key for meaning, key in self.columns.model_dump().items() if key is not None}
+        for group in (named.keys() - {"role", "content"}, named.keys() & {"role", "content"}):
+            keys = [named[meaning] for meaning in named if meaning in group]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                meanings = [meaning for meaning in named if meaning in group and named[meaning] == twice]
+                raise ValueError(f"data.columns names the key {twice!r} twice, as {' and as '.join(meanings)}")
+        return self
+
 
 class TemplateConfig(Section):
     """How the chat template renders; training, exported files and their validation render alike."""
@@ -433,7 +444,8 @@ def _describe(problem: Any) -> str:
     if message is None:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-    return f"{key} is {problem['input']!r}: {message}" if key else message
+    is_of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)  # the message has keys
+    return message if is_of_section or not key else f"{key} is {problem['input']!r}: {message}"
 
 
 _TEXT_OR_LIST = ("str", "list[str]")
@@ -459,8 +471,8 @@ def _nearest(location: Sequence[str]) -> str:
     siblings = {name: name.removeprefix(prefix + ".") for name in known if not prefix or name.startswith(prefix + ".")}
     beside = {full: short for full, short in siblings.items() if "." not in short}
     anywhere = {name: name.split(".")[-1] for name in known}
-    for candidates in (beside, anywhere):
-        match = difflib.get_close_matches(leaf, candidates.values(), n=1, cutoff=0.6)
+    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+        match = difflib.get_close_matches(leaf, candidates.values(), n=1, cutoff=cutoff)
         if match:
             return ", did you mean " + next(full for full, short in candidates.items() if short == match[0]) + "?"
     return f" (known here: {', '.join(sorted(beside.values()))})"

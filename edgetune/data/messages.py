@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -291,6 +292,8 @@ def read_content(value: Any, key: str) -> Content:
     """Read a text, a list of parts, or a number or boolean (as JSON). Raises RowProblem."""
     if isinstance(value, str):
         return Content(value)
+    if isinstance(value, float) and math.isnan(value):
+        raise RowProblem(f"{key} is NaN, which stands for a missing value in tables")
     if isinstance(value, bool | int | float):
         return Content(json.dumps(value))
     if value is None:

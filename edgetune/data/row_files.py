@@ -254,7 +254,9 @@ def _parse_values(file: RowFile, text: str) -> Iterator[Any]:
 
 def _not_json(file: RowFile, error: json.JSONDecodeError) -> DataError:
     return DataError(
-        f"{file.path}, line {error.lineno}: not JSON: {error.msg}", "Give a JSON array of rows, or a .jsonl file"
+        f"{file.path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}"
+        + ("" if error.doc[error.pos :].strip() else ", where the file ends: it is not complete"),
+        "Give a JSON array of rows, or a .jsonl file",
     )
 
 
@@ -317,7 +319,10 @@ def _read_csv(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
         if header is None:
             header = _header(file, cells)
         elif len(cells) != len(header):
-            yield place, RowProblem(f"has {len(cells)} cells where the header has {len(header)}")
+            yield (
+                place,
+                RowProblem(f"has {len(cells)} cell{'s' * (len(cells) != 1)} where the header has {len(header)}"),
+            )
         else:
             yield place, dict(zip(header, cells, strict=True))
 

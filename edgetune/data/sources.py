@@ -14,7 +14,7 @@ from edgetune import console
 from edgetune.data.formats import RowReader, iterate_rows
 from edgetune.data.hubs import HUB_PREFIXES, HubDataset, hub_dataset
 from edgetune.data.problems import RowProblems
-from edgetune.data.row_files import PlacedRow, RowFile, is_data_file
+from edgetune.data.row_files import KINDS, PlacedRow, RowFile, data_suffix, is_data_file
 from edgetune.data.row_store import RowStore
 from edgetune.errors import DataError
 
@@ -182,12 +182,25 @@ def _open(name: SourceName, split: str, limit: int | None) -> Files | HubDataset
             return HubDataset("folder", str(path), name.subset, split, limit)
         return _open_folder(path, split, name.split is not None)
     if path.exists():
+        _refuse_parts(name, path)
         return Files(str(path), [path], {path: path.name}, split)
     if _WILDCARDS.search(location):
         return _open_pattern(path, split)
     if _looks_like_path(location) or _HUB_NAME.fullmatch(location) is None:
-        raise DataError(f"there is no data file {path}", "Check data.train, data.validation and data.test")
+        if re.search(r"#0+$", location):
+            raise DataError(f"{location} takes no rows", "Give a number of at least 1 after #")
+        relative = "" if path.is_absolute() else "; paths are relative to the folder of the configuration"
+        raise DataError(f"there is no data file {path}", f"Check data.train, data.validation and data.test{relative}")
     return HubDataset("hf", location, name.subset, split, limit)
+
+
+def _refuse_parts(name: SourceName, path: Path) -> None:
+    """Raise DataError for a subset or a split of a file that has none; a .json file can hold a list for each split."""
+    may_hold_splits = data_suffix(path) in KINDS["json"] or not is_data_file(path)
+    given = f":{name.subset}" if name.subset is not None else f"@{name.split}" if name.split is not None else ""
+    if given and (name.subset is not None or not may_hold_splits):
+        kind = "subsets" if name.subset is not None else "splits"
+        raise DataError(f"{path} is one file without {kind}, so {given} names nothing", f"Remove {given}")
 
 
 def _looks_like_path(location: str) -> bool:

@@ -103,6 +103,46 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         read_source(str(tmp_path))
 
 
+def test_a_missing_relative_path_says_what_it_is_relative_to() -> None:
+    with pytest.raises(DataError, match=r"there is no data file gone\.jsonl") as caught:
+        read_source("gone.jsonl")
+    assert "relative to the folder of the configuration" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "problem"),
+    [
+        ("@test", "a.jsonl is one file without splits, so @test names nothing"),
+        (":sub", "a.jsonl is one file without subsets, so :sub names nothing"),
+        ("#0", "a.jsonl#0 takes no rows"),
+    ],
+)
+def test_parts_that_a_file_does_not_have_are_refused(tmp_path: Path, suffix: str, problem: str) -> None:
+    name = _file(tmp_path / "a.jsonl", json.dumps(ROW) + "\n")
+    with pytest.raises(DataError, match=problem):
+        read_source(name + suffix)
+
+
+def test_a_json_file_with_a_list_for_each_split_is_read_by_split(tmp_path: Path) -> None:
+    name = _file(tmp_path / "a.json", json.dumps({"train": [ROW, ROW], "test": [ROW]}))
+    assert len(read_source(name + "@test").rows) == 1
+
+
+def test_a_json_file_that_was_cut_is_said_to_be_incomplete(tmp_path: Path) -> None:
+    name = _file(tmp_path / "a.json", "[" + json.dumps(ROW))
+    with pytest.raises(DataError, match=r"line 1: not JSON: .* at column 36, where the file ends: it is not complete"):
+        read_source(name)
+    name = _file(tmp_path / "b.json", '[{"prompt": "q" "completion": "a"}]')
+    with pytest.raises(DataError, match=r"line 1: not JSON: .* at column 17$"):
+        read_source(name)
+
+
+def test_nan_is_no_text(tmp_path: Path) -> None:
+    name = _file(tmp_path / "a.jsonl", '{"prompt": "q", "completion": NaN}\n')
+    with pytest.raises(DataError, match="line 1: completion is NaN, which stands for a missing value"):
+        read_source(name)
+
+
 def test_hub_names_record_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets: Any = pytest.importorskip("datasets")
     hub: Any = pytest.importorskip("huggingface_hub")

@@ -35,6 +35,10 @@ def test_minimal_configuration_has_the_documented_defaults() -> None:
         ({"quantisation": {}}, "unknown key quantisation, did you mean quantization?"),
         ({"learning_rate": 1}, "unknown key learning_rate, did you mean training.learning_rate?"),
         ({"zzz": 1}, "known here: adapter, base"),
+        (
+            {"data": {"train": "t.jsonl", "columns": {"question": "Frage"}}},
+            "unknown key data.columns.question (known here: assistant, content, input, messages, role, system",
+        ),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: input should be greater than 0"),
         ({"training": {"optimizer": "sgd"}}, "training.optimizer is 'sgd'"),
         ({"base": ""}, "base is empty"),
@@ -52,6 +56,16 @@ def test_each_problem_names_key_value_and_remedy(change: dict[str, object], said
         parse_config({**MINIMAL, **change})
     assert said in caught.value.message
     assert caught.value.exit_code == 2
+
+
+def test_one_key_for_two_columns_is_refused_without_the_whole_section() -> None:
+    columns = {"user": "Frage", "assistant": "Frage"}
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, "data": {"train": "t.jsonl", "columns": columns}})
+    assert (
+        caught.value.message == "the configuration: data.columns names the key 'Frage' twice, as user and as assistant"
+    )
+    parse_config({**MINIMAL, "data": {"train": "t.jsonl", "columns": {"content": "text", "system": "text"}}})
 
 
 def test_all_problems_are_shown_together() -> None:
