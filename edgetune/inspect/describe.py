@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edgetune.errors import RunDirectoryError
 from edgetune.inspect import gguf, onnx, run
 from edgetune.inspect.facts import Facts
 from edgetune.runs.directory import RunDirectory
@@ -25,5 +26,10 @@ def describe(path: Path, *, all_tensors: bool = False) -> Facts:
     if reader:
         return reader(path, all_tensors)
     found = RunDirectory(path)
+    if found.status is RunStatus.FOREIGN and any(path.glob("*.safetensors")):
+        raise RunDirectoryError(
+            f"{path} is a model directory for transformers, which inspect does not describe",
+            f"Give a GGUF file, an ONNX folder or a run, or look at {path / 'config.json'}",
+        )
     started = found.status in (RunStatus.UNFINISHED, RunStatus.RUNNING) and found.manifest_file.is_file()
     return run.describe(found if started else RunDirectory.open(path))

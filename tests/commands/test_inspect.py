@@ -76,6 +76,8 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
     assert "there is no run in" in sentence(result)
     (tmp_path / "thesis.txt").touch()
     assert "is not a run directory" in sentence(edgetune("inspect", tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    assert "is a model directory for transformers" in sentence(edgetune("inspect", tmp_path))
 
 
 def test_a_malformed_receipt_is_an_error(file: Path, tmp_path: Path) -> None:
