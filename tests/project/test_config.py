@@ -94,7 +94,7 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
     [
         (["training.epchs=2"], "--set training.epchs=2: unknown key training.epchs, did you mean training.epochs?"),
         (["training.epochs=1", "training.epochs=-1"], "--set training.epochs=-1: training.epochs is -1: "),
-        (["data.answer=choice"], "--set data.answer=choice: data.answer is choice, but data.choices names fewer than two answers"),
+        (["data.answer=choice"], "--set data.answer=choice: data.answer is choice, but data.choices names "),
         (["training=3"], "--set training=3: training is 3: "),
     ],
 )
