@@ -28,7 +28,7 @@ from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.data.trailing import TrailingTurns
 from edgetune.data.written_tokens import WrittenTokens
-from edgetune.errors import ConfigError
+from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, find_base
 from edgetune.planning.context_checks import check_rows, fitting_prompts, fitting_tasks
 from edgetune.planning.disk import dequantized_bytes
@@ -205,7 +205,28 @@ def _warnings(prepared: PreparedRun) -> Iterator[str]:
     doubt = caution(len(prepared.reference_rows), sum(len(row.scored) for row in prepared.reference_rows))
     if doubt:
         yield f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows"
+    if header := _header_left_to_model(prepared):
+        yield (
+            f"the chat template writes no generation prompt, so the model has to begin each answer with {header!r}, "
+            "which is trained on: a template that reads add_generation_prompt would give it"
+        )
     undeclared = prepared.train.turn_ends - prepared.tokenizer.stop_ids
     if undeclared:
         names = ", ".join(prepared.tokenizer.text_of(id_) for id_ in sorted(undeclared))
         yield f"the template ends turns with {names}, which the base does not declare as a stop token"
+
+
+def _header_left_to_model(prepared: PreparedRun) -> str:
+    """Return the text before an answer that no prompt holds, if the template ignores add_generation_prompt."""
+    row = next((row for row in prepared.splits.train if row.answers), None)
+    if row is None:
+        return ""
+    template = prepared.template.with_options(row.options)
+    before = row.messages[: row.answers[0]]
+    try:
+        is_ignored = template.render(before, tools=row.tools, add_generation_prompt=True) == template.render(
+            before, tools=row.tools
+        )
+        return find_frame(template, before, row.tools).prefix.strip() if is_ignored and before else ""
+    except DataError:  # the template renders no conversation that ends with the user
+        return ""

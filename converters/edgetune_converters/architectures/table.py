@@ -28,6 +28,11 @@ _BIAS_FLAGS = {
     "mlp_bias": "mlp",
     **dict.fromkeys(("use_bias", "bias"), ""),
 }
+# as above, with the layers that transformers' classes make without a bias if the field is false
+_SWITCHED_BIASES = {
+    "attention_bias": re.compile(r"\bself_attn\.[qkvo]_proj\.bias$"),
+    "mlp_bias": re.compile(r"\bmlp\.(gate|up|down)_proj\.bias$"),
+}
 
 ROTARY_BUFFERS = (r".*\brotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)", r"(.*\.)?position_ids")
 """Tensors that transformers computes, and that old checkpoints hold."""
@@ -293,6 +298,13 @@ def bind(
     }
     binder = _Binder(family, config, tensors, zero_biases)
     bound = binder.bind()
+    if ignored := _ignored_biases(config, tensors):
+        flag, name = ignored[0]
+        raise ArchitectureError(
+            f"config.json sets {flag}: false, or leaves it out, but {name} is stored ({len(ignored)} such biases), "
+            "which transformers would ignore",
+            f"Set {flag}: true in config.json if the model has these biases, or remove them from the weights",
+        )
     if binder.problems:
         raise ArchitectureError.of_many(
             f"tensors that do not fit the {family.name} family",
@@ -300,6 +312,17 @@ def bind(
             "Is config.json the one of these weights?",
         )
     return bound
+
+
+def _ignored_biases(config: ModelConfig, tensors: Collection[str]) -> list[tuple[str, str]]:
+    """Return (field of config.json, tensor) of the biases of linear layers that the field switches off."""
+    return [
+        (flag, name)
+        for flag, layers in _SWITCHED_BIASES.items()
+        if config.get(flag) is False
+        for name in tensors
+        if layers.search(name)
+    ]
 
 
 def _has_biases(family: Family, config: ModelConfig, name: str) -> bool:

@@ -45,7 +45,7 @@ def special_token_ids(
     found = {role: token_id(files, role, files.loaded.token_to_id) for role in ("bos", "eos", "pad")}
     eos = found["eos"]
     if eos is None:
-        raise _no_eos(directory)
+        raise _no_eos(files)
     own = chat_templates(files.path, files.config)
     template = own.get(DEFAULT) if chat_template is None else chat_template
     stops = stop_ids(files, eos, end_of_turn(files, template))
@@ -64,7 +64,7 @@ def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_en
         if number is not None:
             found[key] = number
     if "eos" not in found:
-        raise _no_eos(files.path)
+        raise _no_eos(files)
     further = _further_stops(files, found["eos"], numbers, turn_end)
     found |= dict(zip(_STOP_KEYS, further, strict=False))
     stated = {f"tokenizer.ggml.{key}_token_id": u32(number) for key, number in found.items()}
@@ -72,9 +72,17 @@ def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str], turn_en
     return stated | ({keys.STOPS: i32s(carried)} if carried else {})
 
 
-def _no_eos(directory: Path) -> TokenizerError:
+def _no_eos(files: TokenizerFiles) -> TokenizerError:
+    named = special_tokens(files.config, files.special, class_defaults=False)
+    text = token_text(named.get("eos_token"))
+    if text:
+        return TokenizerError(
+            f"the tokenizer in {files.path} has no token {text!r}, which its files name as eos_token: generation would "
+            "never stop",
+            'Set "eos_token" in tokenizer_config.json to a token of the vocabulary',
+        )
     return TokenizerError(
-        f"the tokenizer in {directory} names no end-of-sequence token: generation would never stop",
+        f"the tokenizer in {files.path} names no end-of-sequence token: generation would never stop",
         'Set "eos_token" in tokenizer_config.json',
     )
 
