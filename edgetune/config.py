@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from edgetune.errors import ConfigError
 from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
@@ -27,10 +28,23 @@ _WILDCARDS = re.compile(r"[*?\[]")
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _types_in(annotation: Any) -> set[Any]:
+    """Return the annotation and all types within it."""
+    return {annotation}.union(*(_types_in(each) for each in get_args(annotation)))
+
+
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors: a misspelled option must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        types = _types_in(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and bool not in types and {int, float} & types:
+            raise PydanticCustomError("float_type", "give a number")  # YAML reads `yes` and `on` as true
+        return value
 
 
 class ColumnsConfig(Section):

@@ -189,8 +189,11 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             signal.signal(signal.SIGINT, before)
 
 
+SECONDS_BETWEEN_LINES = 60
+
+
 class TrainingProgress:
-    """A progress bar on a terminal; elsewhere a line after every tenth of the steps."""
+    """A progress bar on a terminal; elsewhere a line after every tenth of the steps, and at least one a minute."""
 
     def __init__(self) -> None:
         self._bar = progress.Progress(
@@ -201,6 +204,7 @@ class TrainingProgress:
         )  # fmt: skip
         self._task: progress.TaskID | None = None
         self._total = 0
+        self._printed = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
         """Show the bar."""
@@ -213,7 +217,9 @@ class TrainingProgress:
         if self._task is not None:
             self._bar.update(self._task, completed=step, loss=loss, speed=speed)
         tenths = 10 * step // self._total, 10 * (step - 1) // self._total
-        if not console.stderr().is_terminal and (tenths[0] != tenths[1] or step == 1):
+        due = tenths[0] != tenths[1] or step == 1 or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES
+        if due and not console.stderr().is_terminal:
+            self._printed = time.monotonic()
             console.note(f"step {step}/{self._total}: loss {loss:.4f}, {speed:.0f} tokens/s")
 
     def stop(self) -> None:

@@ -186,3 +186,11 @@ def test_a_renamed_key_is_read_and_the_file_that_has_it_is_told(
     assert "export.tune is now called export.search_types" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="is the former name of export"):
         parse_config({**MINIMAL, "export": {"tune": True, "search_types": True}})
+
+
+@pytest.mark.parametrize("option", ["gate.recovery_min", "training.batch_size", "training.learning_rate"])
+def test_a_truth_value_is_no_number(option: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("base: base\ndata: {train: rows.jsonl}\n")
+    with pytest.raises(ConfigError, match=f"{option} is True: give a number"):
+        load_config(file, [f"{option}=yes"])
