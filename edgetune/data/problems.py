@@ -93,6 +93,8 @@ class RowProblems:
         hints = {failure.hint for failure in self.failures} | {kind.hint for kind in self._kinds.values()}
         lines = [failure.message for failure in self.failures] + self.describe()
         hint = hints.pop() if len(hints) == 1 else None
+        if hint and self.count and not self.skip and "on_bad_row" not in hint:
+            hint = f"{hint}, or leave such rows out with data.on_bad_row: skip"
         raise DataError.of_many(
             "problems in the data", lines[:SHOWN_PROBLEMS], hint or _HINT, total=len(lines) + self._more_kinds
         )

@@ -44,6 +44,7 @@ def test_all_rows_that_the_template_refuses_are_named(
     assert caught.value.message.startswith("rows.jsonl, line 17: ")
     assert problem in caught.value.message
     assert caught.value.message.endswith("(and 1 more row: rows.jsonl, line 31)")
+    assert "data.on_bad_row: skip" in str(caught.value.hint)
 
 
 def _config(folder: Path, rows: list[Any], **options: Any) -> DataConfig:
