@@ -110,9 +110,10 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def _stepped(self, step: int, last: int, logs: Mapping[str, float]) -> None:
         if not math.isfinite(logs["loss"]):
-            raise ConfigError(
-                f"training has diverged: the loss after step {step} is {logs['loss']}", "Lower training.learning_rate"
-            )
+            cause = "Lower training.learning_rate"
+            if step == 1:  # no weight has changed yet
+                cause = "The base computes no finite numbers: its weights are damaged, or too large for compute_dtype"
+            raise ConfigError(f"training has diverged: the loss after step {step} is {logs['loss']}", cause)
         self.losses.append(logs["loss"])
         self.steps.append({key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs})
         total = logs.get("num_tokens", 0.0)

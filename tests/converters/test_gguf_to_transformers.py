@@ -12,10 +12,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgetune_converters import gguf
+from edgetune_converters.architectures import ModelConfig, family_of
+from edgetune_converters.architectures.model_types import MODEL_TYPES
 from edgetune_converters.errors import CheckpointError, TokenizerError
 from edgetune_converters.gguf.values import Value, string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.reading.gguf_companions import MODEL_TYPES
 from edgetune_converters.tokenizers import pretokenizers
 from edgetune_converters.tokenizers.convert import convert_tokenizer
 from edgetune_converters.tokenizers.rebuild import write_tokenizer
@@ -94,6 +95,13 @@ def test_the_table_of_model_types_is_that_of_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     assert {name: KNOWN[kind] for name, kind in MODEL_TYPES.items()} == {name: name for name in MODEL_TYPES}
+
+
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_a_config_without_architectures_is_of_the_family_of_its_model_type(name: str) -> None:
+    stated = family_of(ModelConfig({"architectures": [name]}))
+    assert family_of(ModelConfig({"model_type": MODEL_TYPES[name]})) is stated
+    assert family_of(ModelConfig({"model_type": MODEL_TYPES[name], "architectures": None})) is stated
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------

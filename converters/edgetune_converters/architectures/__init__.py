@@ -9,6 +9,7 @@ from typing import Any
 from edgetune_converters.architectures.class_defaults import CLASS_DEFAULTS
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.families import FAMILIES
+from edgetune_converters.architectures.model_types import MODEL_TYPES
 from edgetune_converters.architectures.table import (
     BoundTensor,
     Family,
@@ -51,6 +52,8 @@ def family_of(config: ModelConfig) -> Family:
     """
     stated = config.get("architectures", [])
     names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    if not names:  # transformers then takes the class of model_type
+        names = [name for name, model_type in MODEL_TYPES.items() if model_type == config.get("model_type")]
     bare = [re.sub(r"(Text)?Model$", "", name) for name in names if name.endswith("Model")]  # saved without its head
     names += [name + head for name in bare for head in ("ForCausalLM", "LMHeadModel")]
     for family in FAMILIES:
