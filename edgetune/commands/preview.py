@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgetune.config import DataConfig
+    from edgetune.config import Config, DataConfig
 
 
 @click.command(name="preview")
@@ -53,9 +53,21 @@ def command(
       edgetune preview config.yaml --rows 5
       edgetune preview config.yaml --as messages -o rows.jsonl
     """
+    from edgetune.config import load_config
+
+    options = load_config(config, overrides)
+    if form is None and output is not None:
+        raise click.UsageError("--output needs --as messages")
+    if form is not None:
+        _write_rows(options.data, part, count, output)
+    else:
+        _show_rows(options, count or 3)
+
+
+def _show_rows(options: Config, count: int) -> None:
+    """Print the first rows as the model sees them, and what is to be said of all of them."""
     from rich.console import Console
 
-    from edgetune.config import load_config
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all, read_splits
     from edgetune.data.preview import (
@@ -74,12 +86,6 @@ def command(
     from edgetune.planning.base_model import find_base
     from edgetune.planning.task_rows import greedy_prompts, prepare_task_rows
 
-    options = load_config(config, overrides)
-    if form is None and output is not None:
-        raise click.UsageError("--output needs --as messages")
-    if form is not None:
-        _write_rows(options.data, part, count, output)
-        return
     base = find_base(options, weights=False)
     template = ChatTemplate.from_directory(base.directory, options.data.chat_template, options.template.options)
     template = template.at(datetime.now())
@@ -95,7 +101,7 @@ def command(
     usage = encoding.usage.merge([held_out.usage, test.usage])
     out = Console(highlight=False, soft_wrap=True)
     color = out.is_terminal and not os.environ.get("NO_COLOR")
-    for number, row in enumerate(encoding.rows[: count or 3], 1):
+    for number, row in enumerate(encoding.rows[:count], 1):
         out.print(format_heading(number, row), style="bold")
         out.print(highlight_row(row, tokenizer, color=color))
         out.print()

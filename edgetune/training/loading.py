@@ -60,7 +60,7 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
                 output_loading_info=True,
                 **_config_without_quantization(base, config),
             )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AssertionError) as error:
         raise base_loading_error(base.name, error) from None
     if base.checkpoint.is_packed:
         _check_all_loaded(base, info)
@@ -103,7 +103,7 @@ def load_empty_model(base: Base, config: Config) -> Any:
             stated = _config_without_quantization(base, config, empty=True).get("config")
             stated = stated or AutoConfig.from_pretrained(base.directory, **options)
             return AutoModelForCausalLM.from_config(stated, **options)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AssertionError) as error:
         raise base_loading_error(base.name, error) from None
 
 

@@ -204,7 +204,7 @@ def test_an_answer_knows_how_long_it_took(runtime: Runtime) -> None:
 
 
 def test_a_file_without_a_template_cannot_chat(runtime: Runtime) -> None:
-    runtime.chat_template = None
+    runtime.chat_template, runtime.template_names = None, ()
     with pytest.raises(NoChatTemplate, match="no chat template") as error:
         runtime.chat(MESSAGES)
     assert "Runtime.complete" in str(error.value.hint)
