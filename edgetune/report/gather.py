@@ -130,8 +130,17 @@ def read_results(path: Path) -> ValidationResults:
 def _file_report(rung: Rung, results: ValidationResults, directory: Path) -> FileReport:
     artifact = directory / Path(str(rung.file)).name
     stored = results_path(artifact)
-    is_stale = artifact.exists() and stored.exists() and stored.stat().st_mtime < artifact.stat().st_mtime
+    validated, written = _modification_time(stored), _modification_time(artifact)
+    is_stale = validated is not None and written is not None and validated < written
     return FileReport(rung.name, rung.name, rung, results, _receipt(artifact), is_stale)
+
+
+def _modification_time(path: Path) -> float | None:
+    """Return None for a file that is missing, or whose name the file system does not take."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _receipt(artifact: Path) -> Receipt | None:

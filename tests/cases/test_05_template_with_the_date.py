@@ -132,7 +132,7 @@ def test_a_training_that_was_killed_goes_on_after_midnight(
     config, run = _config(base, tmp_path, DAY), tmp_path / "run"
     go_to(FIRST)
     with monkeypatch.context() as patched:
-        patched.setattr("edgetune.training.fit.adapters.add_adapter", _stop)
+        patched.setattr("edgetune.training.fit._train", _stop)
         assert _edgetune("train", config, "-o", run) != 0
     first = RunDirectory(run).manifest.rendered_at
     assert first is not None

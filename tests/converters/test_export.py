@@ -259,7 +259,7 @@ def _reconfigured(base: Path, target: Path, **changes: Any) -> Path:
     ("changes", "error", "message"),
     [
         ({"architectures": ["FooForCausalLM"]}, ArchitectureError, "FooForCausalLM, which is not supported"),
-        ({"architectures": None}, ArchitectureError, "`architectures` in config.json is empty"),
+        ({"architectures": None, "model_type": None}, ArchitectureError, "`architectures` in config.json is empty"),
         ({"num_hidden_layers": 2}, ArchitectureError, r"(?s)9 tensors.*model\.layers\.2\..* is not known"),
         ({"num_hidden_layers": 4}, ArchitectureError, r"(?s)9 tensors.*model\.layers\.3\..* is missing"),
         ({"num_hidden_layers": None}, ArchitectureError, "num_hidden_layers must be a positive integer, not absent"),

@@ -161,6 +161,14 @@ def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [path] * bool(path) + [place for key, each in inner for place in places(each, (*path, key))]
 
 
+def test_a_file_name_that_no_file_system_takes_is_shown(run: RunDirectory, little: Path, tmp_path: Path) -> None:
+    damaged = json.loads(little.read_text(encoding="utf-8"))
+    damaged["rungs"][-1]["file"] = "x" * 250  # with .validation.json beyond 255
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(damaged), encoding="utf-8")
+    assert page.render(gather.gather(run, [path])).rstrip().endswith("</html>")
+
+
 @given(index=st.integers(0, 10**6), odd=st.none() | st.sampled_from(range(len(ODD))))
 def test_a_damaged_validation_is_refused_or_shown(
     index: int, odd: int | None, run: RunDirectory, little: Path, tmp_path: Path

@@ -298,7 +298,7 @@ def bind(
     }
     binder = _Binder(family, config, tensors, zero_biases)
     bound = binder.bind()
-    if ignored := _ignored_biases(config, tensors):
+    if ignored := _ignored_biases(family, config, tensors):
         flag, name = ignored[0]
         raise ArchitectureError(
             f"config.json sets {flag}: false, or leaves it out, but {name} is stored ({len(ignored)} such biases), "
@@ -314,14 +314,14 @@ def bind(
     return bound
 
 
-def _ignored_biases(config: ModelConfig, tensors: Collection[str]) -> list[tuple[str, str]]:
+def _ignored_biases(family: Family, config: ModelConfig, tensors: Collection[str]) -> list[tuple[str, str]]:
     """Return (field of config.json, tensor) of the biases of linear layers that the field switches off."""
     return [
         (flag, name)
         for flag, layers in _SWITCHED_BIASES.items()
         if config.get(flag) is False
         for name in tensors
-        if layers.search(name)
+        if layers.search(name) and not family.is_beside_text(name)
     ]
 
 

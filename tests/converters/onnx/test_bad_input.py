@@ -41,10 +41,12 @@ def test_a_model_without_a_tokenizer(base: Path, tmp_path: Path) -> None:
     refused(base, TokenizerError, "has no tokenizer", tmp_path / "out")
 
 
-def test_a_gguf_file_as_the_base_needs_a_tokenizer_beside_it(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_a_gguf_file_as_the_base_gives_the_weights_of_its_own_base(
+    base: Path, tmp_path: Path, has_tokenizer: bool
+) -> None:
     export(base, {"f32": tmp_path / "base.gguf"})
-    refused(tmp_path / "base.gguf", TokenizerError, "holds none of the tokenizer files", tmp_path / "out")
-    export(tmp_path / "base.gguf", {}, onnx={"f32": tmp_path / "one"}, tokenizer=base)
+    export(tmp_path / "base.gguf", {}, onnx={"f32": tmp_path / "one"}, tokenizer=base if has_tokenizer else None)
     export(base, {}, onnx={"f32": tmp_path / "other"})
     one, other = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("one", "other"))
     assert one == other
