@@ -256,7 +256,7 @@ def _add_row(row: EncodedRow, max_length: int, tokenizer: TextTokenizer, result:
     cut = row.cut(max_length)
     result.truncated += len(row.input_ids) > max_length
     result.longest_uncut = max(result.longest_uncut, len(row.input_ids))
-    if cut.scored:
+    if True in cut.supervised:
         result.rows.append(cut)
         result.turn_ends |= cut.endings & tokenizer.ending_ids
     else:

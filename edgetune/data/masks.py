@@ -64,7 +64,7 @@ class EncodedRow:
 
     def cut(self, length: int) -> EncodedRow:
         """Return the first `length` tokens."""
-        return EncodedRow(self.input_ids[:length], self.supervised[:length])
+        return self if len(self.input_ids) <= length else EncodedRow(self.input_ids[:length], self.supervised[:length])
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,20 @@ def _count_up_to_stop(tokenizer: TextTokenizer, ids: Sequence[int]) -> int:
     Return 0 if more than white space follows. Behind a declared stop token other tags may follow: some templates open
     the next turn whether one is asked for or not.
     """
-    declared = max((i + 1 for i, id_ in enumerate(ids) if id_ in tokenizer.stop_ids), default=0)
-    if declared and _TAGS.fullmatch(tokenizer.decode(ids[declared:])):
-        return declared
     kept = len(ids)
     while kept and ids[kept - 1] not in tokenizer.ending_ids:
         kept -= 1
-    return 0 if tokenizer.decode(ids[kept:]).strip() else kept
+    declared = kept  # stop tokens are ending tokens
+    while declared and ids[declared - 1] not in tokenizer.stop_ids:
+        declared -= 1
+    if declared == len(ids):
+        return declared
+    behind = tokenizer.decode(ids[declared:])
+    if declared and _TAGS.fullmatch(behind):
+        return declared
+    if declared < kept:
+        behind = tokenizer.decode(ids[kept:])
+    return 0 if behind.strip() else kept
 
 
 def _encode_together(tokenizer: TextTokenizer, whole: str, turns: Sequence[RenderedTurn]) -> EncodedRow:
