@@ -218,7 +218,7 @@ class TextTokenizer:
         elif pad in self.stop_ids:
             reason = "the tokenizer's pad token is a stop token"
         else:
-            return pad, "the tokenizer's pad token"
+            return pad, f"{self.text_of(pad)} pads, the tokenizer's pad token"
         texts = {id_: self.text_of(id_) for id_ in sorted(self.special_ids - self.stop_ids)}
         unused = [id_ for id_, text in texts.items() if _UNUSED.search(text)]
         named = [self.id_of(self.named.get(name)) for name in ("unk_token", "bos_token")]
