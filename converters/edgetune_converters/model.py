@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,11 +127,9 @@ class Model:
     def _notes_on_left_out(self) -> list[str]:
         """Notes on tensors of the base that are in no output."""
         canonical = [self.family.canonical_name(name) for name in self.checkpoint.tensors]
-        left_out = [name for name in canonical if self.family.is_left_out(name, self.config)]
-        behind = [name for name in left_out if (match := _LAYER.match(name)) and int(match[1]) >= self.config.layers]
-        buffers = [name for name in left_out if name not in behind]
+        buffers = [name for name in canonical if self.family.is_buffer(name)]
         notes = [f"{_some(buffers)} computed when the model is loaded: left out"] if buffers else []
-        if behind:
+        if any(self.family.is_behind_the_last(name, self.config) for name in canonical):
             notes.append("the layers that predict further tokens ahead are left out: the model answers without them")
         return notes
 
@@ -156,9 +153,6 @@ class Model:
         """Notes on what GGUF cannot represent, and on uncertainties of the merge base."""
         stated = [text for note in self.family.notes if (text := note(self.config))]
         return stated + self.notes_of_runnable_files + self.merge_base.notes
-
-
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def _some(names: list[str]) -> str:

@@ -12,6 +12,10 @@ import pytest
 import yaml
 
 from edgetune.cli import run
+from edgetune_converters.errors import ArchitectureError
+from edgetune_converters.merging.merge_base import OriginalMergeBase
+from edgetune_converters.model import open_model
+from tests.converters import family_models
 from tests.training import runs
 
 torch = pytest.importorskip("torch")
@@ -74,6 +78,31 @@ def test_stored_biases_that_the_config_switches_off_are_refused(
     assert f"model.layers.0.{name} is stored" in said
     _change(base, "config.json", **{flag: True})
     assert dry_run(base)[0] == 0
+
+
+# family -> the field by which transformers' class makes the biases, None where no field does
+FIELDS = {
+    "llama": "attention_bias", "qwen3": "attention_bias", "granite": "attention_bias", "stablelm": "use_qkv_bias",
+    "glm4": "attention_bias", "qwen2": None, "qwen2moe": None, "phi2": None, "starcoder2": None, "gpt2": None,
+}  # fmt: skip
+FALSE = {"attention_bias": False, "mlp_bias": False, "use_qkv_bias": False}
+
+
+@pytest.mark.parametrize("family", FIELDS)
+def test_stored_biases_are_refused_exactly_where_transformers_ignores_them(family: str, tmp_path: Path) -> None:
+    field = FIELDS[family]
+    options: dict[str, Any] = {field: True} if field else {}
+    base = family_models.base(family, tmp_path / "base", **options)
+    _change(base, "config.json", **FALSE)
+    with safetensors.safe_open(base / "model.safetensors", "pt") as file:
+        stored = {name for name in file.keys() if name.endswith("proj.bias")}  # noqa: SIM118 - not a dict
+    loaded = {name for name, _ in transformers.AutoModelForCausalLM.from_pretrained(base).named_parameters()}
+    if not stored <= loaded:
+        with pytest.raises(ArchitectureError, match=f"config.json sets {field}: false"):
+            open_model(base, None, OriginalMergeBase())
+    else:
+        assert field is None
+        open_model(base, None, OriginalMergeBase())
 
 
 def test_an_eos_token_that_the_vocabulary_lacks_is_named(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from edgetune_converters import gguf
 from edgetune_converters.architectures import ModelConfig, family_of
 from edgetune_converters.architectures.model_types import MODEL_TYPES
 from edgetune_converters.errors import CheckpointError, TokenizerError
-from edgetune_converters.gguf.values import Value, string
+from edgetune_converters.gguf.values import Value, ValueKind, encode, string
 from edgetune_converters.gguf.writer import GgufWriter
+from edgetune_converters.reading.gguf_base import typed_vocabulary
 from edgetune_converters.tokenizers import pretokenizers
 from edgetune_converters.tokenizers.convert import convert_tokenizer
 from edgetune_converters.tokenizers.rebuild import write_tokenizer
@@ -28,7 +29,11 @@ QUICK = ["llama", "gemma3", "mixtral", "granitemoe", "falcon-7b", "deepseek-v2-l
 # families without a class in transformers
 REFUSED = {"minicpm": "MiniCPM", "internlm2": "InternLM2", "baichuan": "Baichuan", "baichuan-13b": "Baichuan"}
 OTHERS = [name for name in family_models.CASES if name not in QUICK and name not in REFUSED]
-_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+ONNX = ("gemma3", "phi3", "phi3-long", "mixtral", "stablelm", "olmo3", "exaone4", "gpt2", "neox", "glm4", "command-r7b")
+
+
+def _slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def _logits(directory: Path, ids: list[int]) -> Any:
@@ -42,7 +47,7 @@ def _logits(directory: Path, ids: list[int]) -> Any:
         return model.eval()(torch.tensor([ids])).logits[0].float().numpy()
 
 
-@pytest.mark.parametrize("name", [*QUICK, *_SLOW])
+@pytest.mark.parametrize("name", [*QUICK, *_slow(*OTHERS)])
 def test_transformers_computes_the_logits_of_the_original(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path / "base")
     export(base, {"f32": tmp_path / "x.gguf"})
@@ -52,7 +57,7 @@ def test_transformers_computes_the_logits_of_the_original(name: str, tmp_path: P
     assert np.array_equal(found[:, : expected.shape[1]], expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3moe", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3moe", *_slow(*ONNX)])
 def test_the_onnx_folder_is_that_of_the_original(name: str, tmp_path: Path) -> None:
     base = family_models.base(name, tmp_path / "base")
     export(base, {"f32": tmp_path / "x.gguf"})
@@ -106,6 +111,7 @@ def test_a_config_without_architectures_is_of_the_family_of_its_model_type(name:
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
 
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 TEXTS = [*corpus.TEXTS, "<|im_start|>user\nA b<|im_end|>\n <tool> c<tool>d <|endoftext|>"]
 
 
@@ -124,6 +130,20 @@ def _file(metadata: Mapping[str, Value], path: Path) -> Path:
 def _rebuild(metadata: Mapping[str, Value], directory: Path) -> list[str]:
     directory.mkdir()
     return write_tokenizer({key: value.data for key, value in metadata.items()}, metadata, 512, directory)
+
+
+@pytest.mark.parametrize("make", [vocabularies.byte_level, vocabularies.sentencepiece, vocabularies.unigram])
+def test_a_vocabulary_that_was_read_has_the_types_that_were_written(
+    make: Callable[[Path], Tokenizer], tmp_path: Path
+) -> None:
+    make(tmp_path / "t")
+    written = _vocabulary(tmp_path / "t") | {CHARSMAP: Value(ValueKind.ARRAY, [0, 180, 255], ValueKind.U8)}
+    read = typed_vocabulary(gguf.read(_file(written, tmp_path / "x.gguf")).metadata)
+    assert {key: encode(value) for key, value in read.items()} == {key: encode(value) for key, value in written.items()}
+
+
+def test_a_table_of_bytes_that_is_typed_as_signed_is_carried_as_bytes() -> None:
+    assert typed_vocabulary({CHARSMAP: [0, -76, -1]}) == {CHARSMAP: Value(ValueKind.ARRAY, [0, 180, 255], ValueKind.U8)}
 
 
 @pytest.mark.parametrize("cutter", vocabularies.CUTTERS)
@@ -200,3 +220,9 @@ def test_a_vocabulary_of_an_unknown_kind_is_refused(
     plain = {name: each.data for name, each in typed.items()}
     with pytest.raises(TokenizerError, match=said):
         write_tokenizer(plain, wide, None, tmp_path / "made")
+
+
+def test_a_vocabulary_of_no_kind_is_refused(wide: dict[str, Value], tmp_path: Path) -> None:
+    typed = {name: value for name, value in wide.items() if name != "tokenizer.ggml.model"}
+    with pytest.raises(TokenizerError, match=r"llama\.cpp refuses the vocabulary of the tokenizer \(qwen2\)"):
+        _rebuild(typed, tmp_path / "made")

@@ -13,7 +13,7 @@ from edgetune_converters import gguf
 from edgetune_converters.errors import TokenizerError
 from edgetune_converters.gguf.values import string
 from edgetune_converters.gguf.writer import GgufWriter
-from edgetune_converters.reading.gguf_base import typed_value
+from edgetune_converters.reading.gguf_base import typed_vocabulary
 from edgetune_converters.tokenizers import convert as tokenizers
 from edgetune_converters.tokenizers.normalization import Normalization
 from edgetune_converters.tokenizers.rebuild import write_tokenizer
@@ -58,18 +58,18 @@ def test_ids_are_those_that_llama_cpp_states(name: str, models: Path, tmp_path: 
 
 
 # texts that llama.cpp cuts differently, for the reasons that the conversion reports
-_LIMITED = {"deepseek-coder", "deepseek-llm", "nomic-bert-moe", "gemma-4"}
+_LIMITED = {"deepseek-coder", "deepseek-llm", "nomic-bert-moe", "gemma-4", "qwen2", "qwen35"}
 
 
 @pytest.mark.parametrize("name", gguf_roundtrip.SOURCES)
 def test_our_rebuilt_tokenizer_gives_the_ids_that_llama_cpp_states(name: str, models: Path, tmp_path: Path) -> None:
     file = models / f"ggml-vocab-{name}.gguf"
     metadata = gguf.read(file).metadata
+    typed = typed_vocabulary(metadata)
     if metadata["tokenizer.ggml.model"] == "gpt2" and "tokenizer.ggml.pre" not in metadata:
         with pytest.raises(TokenizerError, match="pre-tokenizer 'default'"):
-            write_tokenizer(metadata, {}, None, tmp_path)
+            write_tokenizer(metadata, typed, None, tmp_path)
         return
-    typed = {key: typed_value(value) for key, value in metadata.items() if key.startswith("tokenizer.")}
     notes = write_tokenizer(metadata, typed, None, tmp_path)
     assert bool(notes) <= (name in _LIMITED), notes
     stated = gguf_roundtrip.stated_ids(file)

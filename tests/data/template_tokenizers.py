@@ -63,6 +63,8 @@ def tokenizer_for(name: str, source: str, byte_level: Path) -> TextTokenizer:
     usual = [each for each in ("<|im_end|>", "<｜end▁of▁sentence｜>") if each in source]
     stops = STOPS.get(name) or (*usual, "</s>")
     tags = {*_TAG.findall(source), "<s>", "</s>", "<pad>", *stops}
+    if "<|tool_response>" in tags:  # Gemma 4, whose </s> is plain text to its tokenizer and to llama.cpp
+        tags.remove("</s>")
     texts = {tag for tag in tags if _TEXTS.search(tag)} - {*stops}
     backend.add_special_tokens([AddedToken(tag, normalized=False) for tag in sorted(tags - texts)])
     backend.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in sorted(texts)])

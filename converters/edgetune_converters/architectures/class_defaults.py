@@ -14,7 +14,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "LlamaForCausalLM": {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-06,
-        "tie_word_embeddings": False, "attention_bias": False,
+        "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
     },
     "MistralForCausalLM": {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -37,12 +37,13 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
         "num_attention_heads": 16, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-06, "use_sliding_window": False, "no_rope_layer_interval": 4, "attention_bias": False,
-        "tie_word_embeddings": True, "rope_theta": 2_000_000.0,
+        "mlp_bias": False, "tie_word_embeddings": True, "rope_theta": 2_000_000.0,
     },
     "StableLmForCausalLM": {
         "vocab_size": 50304, "intermediate_size": 6912, "hidden_size": 2560, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 4096,
         "layer_norm_eps": 1e-05, "tie_word_embeddings": False, "qk_layernorm": False, "use_parallel_residual": False,
+        "use_qkv_bias": False,
     },
     "Olmo2ForCausalLM": {
         "vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -59,7 +60,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-06,
         "tie_word_embeddings": False, "attention_bias": False, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
-        "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+        "residual_multiplier": 1.0, "attention_multiplier": 1.0, "mlp_bias": False,
     },
     "Exaone4ForCausalLM": {
         "vocab_size": 102_400, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,
@@ -127,7 +128,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": False, "attention_bias": False, "first_k_dense_replace": 0, "kv_lora_rank": 512,
         "q_lora_rank": 1536, "num_experts": 64, "n_shared_experts": 2, "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64, "routed_scaling_factor": 1.0, "topk_method": "greedy", "norm_topk_prob": False,
-        "v_head_dim": 128, "moe_intermediate_size": 1407,
+        "v_head_dim": 128, "moe_intermediate_size": 1407, "mlp_bias": False,
     },
     "DeepseekV3ForCausalLM": {
         "vocab_size": 129_280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,

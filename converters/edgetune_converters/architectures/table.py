@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.architectures import slots
+from edgetune_converters.architectures.class_defaults import CLASS_DEFAULTS
 from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.operations import COPY, View
@@ -31,6 +32,7 @@ _BIAS_FLAGS = {
 # as above, with the layers that transformers' classes make without a bias if the field is false
 _SWITCHED_BIASES = {
     "attention_bias": re.compile(r"\bself_attn\.[qkvo]_proj\.bias$"),
+    "use_qkv_bias": re.compile(r"\bself_attn\.[qkv]_proj\.bias$"),
     "mlp_bias": re.compile(r"\bmlp\.(gate|up|down)_proj\.bias$"),
 }
 
@@ -189,14 +191,19 @@ class Family:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def is_left_out(self, name: str, config: ModelConfig) -> bool:
-        """Whether a tensor is in no output: a buffer that transformers computes, or of a layer behind the last."""
-        return any(re.fullmatch(pattern, name) for pattern in (*self.ignored, *self._behind_the_last(config)))
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor holds nothing of the model: transformers computes it."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
-    def _behind_the_last(self, config: ModelConfig) -> list[str]:
-        """Patterns of the tensors of `num_nextn_predict_layers` layers behind the last."""
+    def is_behind_the_last(self, name: str, config: ModelConfig) -> bool:
+        """Whether a tensor belongs to one of the `num_nextn_predict_layers` layers behind the last."""
         count = int(config.get("num_nextn_predict_layers", 0)) if self.extra_layers else 0
-        return [rf"model\.layers\.{layer}\..*" for layer in range(config.layers, config.layers + count)]
+        layers = range(config.layers, config.layers + count)
+        return any(name.startswith(f"model.layers.{layer}.") for layer in layers)
+
+    def is_left_out(self, name: str, config: ModelConfig) -> bool:
+        """Whether a tensor is in no output: a buffer, or of a layer behind the last."""
+        return self.is_buffer(name) or self.is_behind_the_last(name, config)
 
     def with_bare_names(self, names: Collection[str]) -> Family:
         """Return the family for a checkpoint of the model without its head, whose names lack the first level.
@@ -315,11 +322,17 @@ def bind(
 
 
 def _ignored_biases(family: Family, config: ModelConfig, tensors: Collection[str]) -> list[tuple[str, str]]:
-    """Return (field of config.json, tensor) of the biases of linear layers that the field switches off."""
+    """Return (field of config.json, tensor) of the biases of linear layers that the field switches off.
+
+    The classes of `biased` families do not read these fields, others only those that have a default.
+    """
+    if family.biased:
+        return []
+    read = {field for name in family.hf for field in CLASS_DEFAULTS.get(name, _SWITCHED_BIASES)}
     return [
         (flag, name)
         for flag, layers in _SWITCHED_BIASES.items()
-        if config.get(flag) is False
+        if flag in read and config.get(flag) is False
         for name in tensors
         if layers.search(name) and not family.is_beside_text(name)
     ]
@@ -432,8 +445,9 @@ class _Binder:
         views: Sequence[View],
         out: Shape | None,
     ) -> Iterator[BoundTensor]:
+        whole = row.part_of if part == row.part else None
         pieces = [
-            Piece(name, info, view, _slab(row, self._config, layer, number) if part == row.part else None)
+            Piece(name, info, view, _slab(whole, self._config, layer, number) if whole else None)
             for number, (name, info) in enumerate(sources.items())
             for view in views
         ]
@@ -468,18 +482,16 @@ def expert_slices(family: Family, config: ModelConfig) -> dict[str, tuple[Expert
     and the shape of their weight."""
     found: dict[str, tuple[ExpertSlice, tuple[int, ...]]] = {}
     for row in family.tensors:
-        for layer in range(config.layers) if row.part_of and row.stacked else ():
-            for number in range(row.stacked(config) if row.stacked and row.when(config, layer) else 0):
-                place = _slab(row, config, layer, number)
-                assert place is not None
-                found[row.module.format(layer=layer, n=number)] = place, row.shape(config)
+        whole, stacked = row.part_of, row.stacked
+        if whole is None or stacked is None:
+            continue
+        for layer in range(config.layers):
+            for number in range(stacked(config) if row.when(config, layer) else 0):
+                found[row.module.format(layer=layer, n=number)] = _slab(whole, config, layer, number), row.shape(config)
     return found
 
 
-def _slab(row: TensorRow, config: ModelConfig, layer: int | None, number: int) -> ExpertSlice | None:
-    whole = row.part_of
-    if whole is None:
-        return None
+def _slab(whole: FusedParameter, config: ModelConfig, layer: int | None, number: int) -> ExpertSlice:
     name = whole.parameter.format(layer=layer)
     return ExpertSlice(name, whole.shape(config), number, whole.first(config), whole.transposed)
 

@@ -14,7 +14,18 @@ from edgetune_converters.architectures import ModelConfig
 from edgetune_converters.errors import ArtifactError, CheckpointError, TokenizerError
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.joined import read_joined
-from edgetune_converters.gguf.values import Plain, Value, booleans, f32s, i32s, string, strings, u32, value_of
+from edgetune_converters.gguf.values import (
+    Plain,
+    Value,
+    ValueKind,
+    booleans,
+    f32s,
+    i32s,
+    string,
+    strings,
+    u32,
+    value_of,
+)
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_config import HINT, config_of
 from edgetune_converters.reading.gguf_tensors import GgufTensors
@@ -22,6 +33,7 @@ from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
 from edgetune_converters.tokenizers.convert import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"
+_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _OURS = (keys.NORMALIZER, keys.SPACE, keys.LSTRIP, keys.RSTRIP, keys.STOPS)
 
 
@@ -83,9 +95,7 @@ class GgufBase(Checkpoint):
         Raises TokenizerError when it has none, or more tokens than rows.
         """
         metadata = self.file.metadata
-        carried = {
-            key: typed_value(value) for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS
-        }
+        carried = typed_vocabulary(metadata)
         tokens, own = metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
         rows = rows or own
         if not isinstance(tokens, list) or len(tokens) != own or own > rows:
@@ -119,8 +129,20 @@ def _padding(metadata: Mapping[str, Any], count: int, rows: int) -> dict[str, Va
 # -- metadata that is carried over -------------------------------------------------------------------------------------
 
 
-def typed_value(value: Plain) -> Value:
-    """Return a value of the vocabulary with the GGUF type that such values have."""
+def typed_vocabulary(metadata: Mapping[str, Plain]) -> dict[str, Value]:
+    """Return the keys that a vocabulary consists of, with the GGUF types that llama.cpp reads them in."""
+    chosen = {key: value for key, value in metadata.items() if key.startswith("tokenizer.") or key in _OURS}
+    return {key: _bytes(value) if key == _CHARSMAP else _typed(value) for key, value in chosen.items()}
+
+
+def _bytes(value: Plain) -> Value:
+    """Bytes, which some writers type as signed. Anything else is refused by llama.cpp, and is carried as it is."""
+    listed = value if isinstance(value, list) else []
+    numbers = [each & 255 for each in listed if type(each) is int and -128 <= each < 256]
+    return Value(ValueKind.ARRAY, numbers, ValueKind.U8) if numbers and len(numbers) == len(listed) else _typed(value)
+
+
+def _typed(value: Plain) -> Value:
     if isinstance(value, list):
         return _array(value)
     if type(value) is int and value >= 0:

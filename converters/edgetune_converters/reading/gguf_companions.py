@@ -166,9 +166,8 @@ _OF_ARCHITECTURE: Mapping[str, Callable[[ModelConfig], dict[str, Any]]] = {
         "layer_types": config.get("layer_types", ["full_attention"] * config.layers),
     },
     "Phi3ForCausalLM": lambda config: {
-        "original_max_position_embeddings": config.rope.get(
-            "original_max_position_embeddings", config.get("max_position_embeddings")
-        )
+        "original_max_position_embeddings": config.rope["original_max_position_embeddings"]
+        or config.get("max_position_embeddings")
     },
 }
 # fields that a class computes, and that cannot be set

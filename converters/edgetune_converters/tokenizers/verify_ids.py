@@ -153,7 +153,8 @@ def _vocabulary(library: Any, metadata: Mapping[str, Value]) -> Iterator[Any]:
 
 
 def _name(metadata: Mapping[str, Value]) -> str:
-    return ", ".join(str(metadata[f"tokenizer.ggml.{key}"].data) for key in ("model", "pre"))
+    stated = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    return ", ".join(str(value.data) for value in stated if value) or "of no stated kind"
 
 
 def _ids(library: Any, vocabulary: Any, text: str) -> list[int]:
