@@ -16,6 +16,7 @@ from edgetune.data.encoded_rows import EncodedRows
 from edgetune.data.fitting import KeyUsage, fit_to_template
 from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.masks import EncodedRow, encode_conversation
+from edgetune.data.objective_rows import LabelledRows, PairRows, PromptRows
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.row_store import RowStore
 from edgetune.data.sources import DataSource, read_sources
@@ -44,11 +45,22 @@ class Splits:
 
 @dataclass
 class EncodedSplit:
-    """The encoded rows of a split, and counts from the encoding."""
+    """The encoded rows of a split, and counts from the encoding.
+
+    `rows` and `chats` hold good answers whatever the objective, so that reference, golden conversations and ladder are
+    the same for all: of pairs the chosen answers, of labelled answers the desirable ones, of prompts the answers that
+    their columns state, of plain text the blocks.
+    """
 
     rows: EncodedRows = field(default_factory=EncodedRows)
     chats: RowStore = field(default_factory=RowStore)
     """The rows without a problem, as the template renders them."""
+    pairs: PairRows = field(default_factory=PairRows)
+    """Preference pairs; empty for other objectives."""
+    labelled: LabelledRows = field(default_factory=LabelledRows)
+    """Labelled answers; empty for other objectives."""
+    prompts: PromptRows = field(default_factory=PromptRows)
+    """Prompts that are answered during training; empty for other objectives."""
     usage: KeyUsage = field(default_factory=KeyUsage)
     untrained_turns: int = 0
     """Assistant turns that flags of the rows exclude from the loss."""
