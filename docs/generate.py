@@ -21,6 +21,7 @@ from edgetune import cli
 from edgetune.config import Config
 from edgetune.data import compression, key_names, row_files
 from edgetune.data.row_layouts import BESIDE, FORMATS
+from edgetune.section import alternatives
 
 DOCS = Path(__file__).parent
 WIDTH = 100
@@ -55,22 +56,18 @@ def sections(model: type[BaseModel], title: str = "top level") -> Iterator[tuple
     """The model itself, then the sections in it."""
     yield title, model
     for name, field in model.model_fields.items():
-        if is_section(field.annotation):
-            yield from sections(field.annotation, name if title == "top level" else f"{title}.{name}")
+        for kind, section in alternatives(field).items():
+            inside = name if title == "top level" else f"{title}.{name}"
+            yield from sections(section, f"{inside} of the kind {kind}" if kind else inside)
 
 
 def rows(model: type[BaseModel]) -> Iterator[str]:
     """Table rows of the options that are no sections."""
     for name, field in model.model_fields.items():
-        if not is_section(field.annotation):
+        if not alternatives(field):
             default = "*required*" if field.default is PydanticUndefined else f"`{field.default}`"
             meaning = (field.description or "").replace("|", "\\|").replace("\n", " ")
             yield f"| `{name}` | {type_name(field.annotation)} | {default} | {meaning} |\n"
-
-
-def is_section(annotation: Any) -> typing.TypeGuard[type[BaseModel]]:
-    """Whether a field is a part of the configuration with options of its own."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def type_name(annotation: Any) -> str:

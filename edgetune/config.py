@@ -10,41 +10,23 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgetune.errors import ConfigError
+from edgetune.methods import AdapterConfig, Lora
+from edgetune.objectives import ObjectiveConfig, Sft
+from edgetune.section import Ratio, Section, alternatives
 from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
 
-ALL_LINEAR = "all-linear"
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Parsed = TypeVar("Parsed", bound=BaseModel)
 _WILDCARDS = re.compile(r"[*?\[]")
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _types_in(annotation: Any) -> set[Any]:
-    """Return the annotation and all types within it."""
-    return {annotation}.union(*(_types_in(each) for each in get_args(annotation)))
-
-
-class Section(BaseModel):
-    """A part of the configuration. Unknown keys are errors: a misspelled option must not be ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        types = _types_in(cls.model_fields[info.field_name or ""].annotation)
-        if isinstance(value, bool) and bool not in types and {int, float} & types:
-            raise PydanticCustomError("float_type", "give a number")  # YAML reads `yes` and `on` as true
-        return value
 
 
 class ColumnsConfig(Section):
@@ -134,23 +116,6 @@ class TemplateConfig(Section):
         except (TypeError, ValueError):
             raise ValueError("a value has no equal in JSON; put texts that look like dates in quotes") from None
         return value
-
-
-class AdapterConfig(Section):
-    """The trained change of the base: low-rank matrices beside its linear layers (LoRA, arXiv:2106.09685)."""
-
-    kind: Literal["lora"] = "lora"
-    """The PEFT method."""
-    r: Annotated[int, Field(ge=1)] = 16
-    """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0)] = 32
-    """The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the first low-rank matrix during training."""
-    target_modules: str | list[str] = ALL_LINEAR
-    """Adapted layers: `all-linear`, names such as [q_proj, v_proj], or a regular expression."""
-    use_rslora: bool = False
-    """Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv:2312.03732)."""
 
 
 class QuantizationConfig(Section):
@@ -315,7 +280,10 @@ class Config(Section):
     """Run Python code that comes with the base. Use it only for a base whose code you have read."""
     data: DataConfig
     template: TemplateConfig = TemplateConfig()
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: AdapterConfig = Lora()
+    """The PEFT method, `kind`, and its options."""
+    objective: ObjectiveConfig = Sft()
+    """The objective, `kind`, and its options."""
     quantization: QuantizationConfig = QuantizationConfig()
     training: TrainingConfig = TrainingConfig()
     reference: ReferenceConfig = ReferenceConfig()
@@ -443,14 +411,17 @@ def _yaml_value(text: str) -> Any:
 
 
 def _describe(problem: Any) -> str:
-    *parents, last = ["", *(str(part) for part in problem["loc"])]
+    place, kinds = _without_kinds(problem["loc"])
+    *parents, last = ["", *place]
     is_choice = last in _TEXT_OR_LIST  # pydantic names the alternative that it tried
     location = [part for part in [*parents, last] if part and part not in _TEXT_OR_LIST]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(location)}"
+        return f"unknown key {key}{_nearest(location, kinds)}"
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if problem["type"] == "union_tag_invalid":
+        return _unknown_kind(key, problem["ctx"]["tag"])
     message = "give a text, or a list of texts" if is_choice else _WORDS.get(problem["type"])
     if problem["type"] == "model_type":
         inside = [name for name in option_names() if name.startswith(f"{key}.")]
@@ -460,6 +431,29 @@ def _describe(problem: Any) -> str:
         message = message[:1].lower() + message[1:]
     is_of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)  # the message has keys
     return message if is_of_section or not key else f"{key} is {problem['input']!r}: {message}"
+
+
+def _without_kinds(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """Return the place of a problem without the kinds of sections that pydantic puts into it, and these kinds."""
+    kept, kinds = [], []
+    parts = [str(part) for part in place]
+    model: type[BaseModel] | None = Config
+    while parts:
+        kept.append(parts.pop(0))
+        field = model.model_fields.get(kept[-1]) if model else None
+        found = alternatives(field) if field else {}
+        if parts and parts[0] in found:
+            kinds.append(parts.pop(0))
+        model = found.get(kinds[-1] if kinds and kinds[-1] in found else "")
+    return kept, kinds
+
+
+def _unknown_kind(section: str, kind: str) -> str:
+    kinds = list(alternatives(Config.model_fields[section]))
+    near = difflib.get_close_matches(kind.lower(), kinds, n=1)
+    return f"{section}.kind is {kind!r}" + (
+        f", did you mean {near[0]}?" if near else f": choose from {', '.join(kinds)}"
+    )
 
 
 _TEXT_OR_LIST = ("str", "list[str]")
@@ -477,10 +471,10 @@ _WORDS = {
 }
 
 
-def _nearest(location: Sequence[str]) -> str:
+def _nearest(location: Sequence[str], kinds: Collection[str] = ()) -> str:
     """', did you mean training.epochs?' for a key near a known one, first among its siblings, then anywhere."""
     *parents, leaf = location
-    known = list(option_names())
+    known = list(option_names(kinds=kinds))
     prefix = ".".join(parents)
     siblings = {name: name.removeprefix(prefix + ".") for name in known if not prefix or name.startswith(prefix + ".")}
     beside = {full: short for full, short in siblings.items() if "." not in short}
@@ -492,12 +486,17 @@ def _nearest(location: Sequence[str]) -> str:
     return f" (known here: {', '.join(sorted(beside.values()))})"
 
 
-def option_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all options, sections included."""
+def option_names(model: type[BaseModel] = Config, prefix: str = "", *, kinds: Collection[str] = ()) -> Iterator[str]:
+    """Dotted names of all options, sections included; of a section with a `kind`, those of every kind.
+
+    `kinds`: the kinds that are known; the options of others are left out where one of them is chosen.
+    """
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from option_names(field.annotation, prefix + name + ".")
+        found = alternatives(field)
+        chosen = [section for kind, section in found.items() if kind in kinds] or found.values()
+        inside = (option_names(section, f"{prefix}{name}.", kinds=kinds) for section in chosen)
+        yield from dict.fromkeys(chain.from_iterable(inside))
 
 
 def _split_existing(value: str, folder: Path) -> tuple[Path | None, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
+from edgetune.methods import Method
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -19,14 +20,14 @@ _OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch"
 _NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
 
 
-def count_adapter_parameters(checkpoint: Checkpoint, rank: int) -> int:
-    """Count the parameters of a LoRA adapter on every linear layer: an upper bound if only some are adapted."""
+def count_adapter_parameters(checkpoint: Checkpoint, method: Method) -> int:
+    """Count the parameters of an adapter on every linear layer: an upper bound if only some are adapted."""
     shapes = [
         info.shape
         for name, info in checkpoint.tensors.items()
         if len(info.shape) == 2 and not any(part in name for part in _NOT_ADAPTED)
     ]
-    return sum(rank * (rows + columns) for rows, columns in shapes)
+    return sum(method.trainable_in(*shape) for shape in shapes)
 
 
 def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
@@ -34,7 +35,7 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
 
     The dequantized weights of a GGUF, GPTQ or AWQ base are on the disk while it is loaded, in up to 32 bits.
     """
-    parameters = count_adapter_parameters(checkpoint, config.adapter.r)
+    parameters = count_adapter_parameters(checkpoint, config.adapter)
     one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
     vocabulary = completed_config(checkpoint.config).vocab_size
     full = vocabulary <= config.reference.full_vocabulary_limit

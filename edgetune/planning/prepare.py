@@ -154,7 +154,11 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
 
 def print_overview(prepared: PreparedRun) -> None:
     """Print what will be trained on, and a warning for each doubtful property of the rows."""
-    console.note(f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows")
+    config = prepared.config
+    console.note(
+        f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows; "
+        f"{config.adapter.facts.title}, {config.objective.facts.title}"
+    )
     base = prepared.base
     of_base = [*base.notes, *base.layers.notes, *tokenizer_notes(base.directory, base.checkpoint.config)]
     for note in [*of_base, *prepared.splits.notes]:

@@ -44,12 +44,15 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     stopwatch = Stopwatch(checkpoints.read_elapsed(last))
     saving = CheckpointCallback(prepared.config.training.keep_checkpoints, stopwatch)
     trainer = _build(run, prepared, model, [metrics, saving, interrupt])
+    before = adapters.fingerprint_trainable(trainer.model)
     try:
         _run_trainer(trainer, last, metrics, interrupt)
     finally:
         metrics.close()
     _save_adapter(trainer, run)
-    run.record_stage(Stage.TRAIN, _results(trainer, prepared, metrics, stopwatch, run.adapter))
+    unchanged = adapters.fingerprint_trainable(trainer.model) == before
+    results = _results(trainer, prepared, metrics, stopwatch, run.adapter)
+    run.record_stage(Stage.TRAIN, results | {"adapter_is_zero": unchanged})
     # Trainer leaves its autocast wrapped around the forward, even in evaluation; capture chooses its own type.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
@@ -123,7 +126,6 @@ def _results(
         "eval_loss": metrics.evaluations[step],
         "tokens_per_second": round(metrics.tokens_per_second, 1),
         "trainable_parameters": adapters.count_trainable(trainer.model),
-        "adapter_is_zero": adapters.is_adapter_zero(trainer.model, prepared.config.adapter),
         "rows": {"train": prepared.train.summary(), "validation": prepared.validation.summary()},
         "pad_token": text_of(prepared.pad_id),
         "stop_tokens": [text_of(id_) for id_ in sorted(prepared.stop_ids)],

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgetune import console
-from edgetune.config import ALL_LINEAR, Config, load_config
+from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
@@ -135,7 +135,7 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
         loading.compute_dtype(prepared.config)
         follows = check_against_transformers(prepared)
         # a base's own Python code may not be written for a model without weights
-        if not prepared.config.trust_remote_code or prepared.config.adapter.target_modules != ALL_LINEAR:
+        if not prepared.config.trust_remote_code or prepared.config.adapter.names_layers:
             model = loading.load_empty_model(prepared.base, prepared.config)
             if prepared.config.export.merge_base == NF4 and not adapters.linear_layer_names(model):
                 raise ConfigError(

@@ -14,6 +14,7 @@ import transformers
 
 from edgetune.config import parse_config
 from edgetune.errors import EnvironmentProblem
+from edgetune.methods import Lora
 from edgetune.planning import disk
 from edgetune.planning.base_model import find_base
 from edgetune.training.loading import load_model
@@ -92,7 +93,7 @@ def test_disk_space_grows_with_rank_optimizer_and_reference(base: Path, tmp_path
     assert needed(adapter={"r": 64}) > small
     assert needed(adapter={"r": 8}, training={"optimizer": "paged_adamw_32bit"}) > small
     checkpoint = find_base(_config(tmp_path, base=str(base))).checkpoint
-    assert disk.count_adapter_parameters(checkpoint, 8) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
+    assert disk.count_adapter_parameters(checkpoint, Lora(r=8)) == 2 * 8 * (4 * 128 - 64 + 3 * (64 + 128))
 
 
 def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: Path) -> None:

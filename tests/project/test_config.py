@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from edgetune.config import Config, load_config, option_names, parse_config
 from edgetune.errors import ConfigError
+from edgetune.section import alternatives
 from tests.project.import_graph import modules, tree
 
 MINIMAL = {"base": "b", "data": {"train": "t.jsonl"}}
@@ -127,6 +129,22 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.data.validation == "org/set"  # not here, so a name on the hub
 
 
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"kind": "lorra"}, "adapter.kind is 'lorra', did you mean lora?"),
+        ({"kind": 3}, "adapter.kind is '3': choose from lora, "),
+        ({"kind": "ia3", "r": 3}, "unknown key adapter.r (known here: "),
+        ({"rr": 3}, "unknown key adapter.rr, did you mean adapter.r?"),
+        ({"r": True}, "adapter.r is True: give a number"),
+        ("lora", "adapter is 'lora': it is a section of options, such as adapter.kind"),
+    ],
+)
+def test_problems_of_a_section_with_kinds_name_the_option_without_the_kind(adapter: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_config({**MINIMAL, "adapter": adapter})
+
+
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])
 def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -139,10 +157,10 @@ def test_every_option_is_documented_where_it_stands() -> None:
     def undocumented(model: type, prefix: str = "") -> list[str]:
         names = []
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
-            nested = field.annotation
-            if hasattr(nested, "model_fields"):
-                names += undocumented(nested, prefix + name + ".")
-            elif not field.description:
+            nested = alternatives(field)
+            for kind, section in nested.items():
+                names += undocumented(section, f"{prefix}{name}.{kind}.")
+            if not nested and not field.description:
                 names.append(prefix + name)
         return names
 
@@ -151,7 +169,7 @@ def test_every_option_is_documented_where_it_stands() -> None:
 
 
 def test_every_option_is_read_somewhere() -> None:
-    """As `config.option` or `section.option`, or by a text of its name."""
+    """As `config.option`, `section.option` or, in a method's own module, `self.option`, or by a text of its name."""
     read: set[tuple[str, str]] = set()
     texts: set[object] = set()
     for module, file in modules().items():
@@ -160,13 +178,14 @@ def test_every_option_is_read_somewhere() -> None:
         for node in ast.walk(tree(file)):
             if isinstance(node, ast.Attribute):
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-                read.add((owner, node.attr))
+                if owner != "self" or module.startswith(("edgetune.methods.", "edgetune.objectives.")):
+                    read.add((owner, node.attr))
             elif isinstance(node, ast.Constant):
                 texts.add(node.value)
     unused = []
     for option in option_names():
         section, _, name = option.rpartition(".")
-        if not {("config", name), (section, name)} & read and name not in texts:
+        if not {("config", name), (section, name), ("self", name)} & read and name not in texts:
             unused.append(option)
     assert not unused, "options that nothing in edgetune/ reads"
 

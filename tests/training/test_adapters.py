@@ -1,20 +1,21 @@
-"""The table of adapter families."""
+"""Methods of `edgetune.methods` as PEFT's configurations."""
 
 from __future__ import annotations
 
-from typing import get_args
+import pytest
+from peft import PeftType
 
-from edgetune.config import AdapterConfig
-from edgetune.training.adapters.families import FAMILIES
+from edgetune.methods import METHODS, Lora
+from edgetune.training.adapters.attach import peft_config
 
 
-def test_every_kind_of_the_configuration_has_a_row() -> None:
-    assert set(FAMILIES) == set(get_args(AdapterConfig.model_fields["kind"].annotation))
+@pytest.mark.parametrize("kind", [kind for kind, method in METHODS.items() if method.facts.peft_type])
+def test_every_method_is_one_of_peft(kind: str) -> None:
+    assert peft_config(METHODS[kind](kind=kind)).peft_type == PeftType(METHODS[kind].facts.peft_type)
 
 
 def test_options_reach_peft() -> None:
-    config = AdapterConfig(r=4, alpha=6, dropout=0.25, target_modules=["q_proj"], use_rslora=True)
-    peft = FAMILIES[config.kind].peft_config(config)
+    peft = peft_config(Lora(r=4, alpha=6, dropout=0.25, target_modules=["q_proj"], use_rslora=True))
     assert (peft.peft_type, peft.task_type) == ("LORA", "CAUSAL_LM")
     options = {"r": 4, "lora_alpha": 6, "lora_dropout": 0.25, "target_modules": {"q_proj"}, "use_rslora": True}
     assert {name: getattr(peft, name) for name in options} == options

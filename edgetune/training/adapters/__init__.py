@@ -1,15 +1,11 @@
-"""PEFT adapters: a module for each family of methods, a row in the table FAMILIES, and what all of them share.
-
-To add a family: add its name to `AdapterConfig.kind`, its options to that section, a module here, and a row in
-`families.py`.
-"""
+"""The methods of `edgetune.methods` on a model: attach a new adapter, load a trained one, count what is trained."""
 
 from edgetune.training.adapters.attach import (
     add_adapter,
     cast_trainable_to_float32,
     check_lora_places,
     count_trainable,
-    is_adapter_zero,
+    fingerprint_trainable,
     linear_layer_names,
     load_adapter,
 )
@@ -19,7 +15,7 @@ __all__ = [
     "cast_trainable_to_float32",
     "check_lora_places",
     "count_trainable",
-    "is_adapter_zero",
+    "fingerprint_trainable",
     "linear_layer_names",
     "load_adapter",
 ]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from edgetune.config import AdapterConfig
 from edgetune.errors import ConfigError
+from edgetune.methods import Method
+from edgetune.methods.base import LayerMethod
 from edgetune.planning.base_model import ExportableLayers
-from edgetune.training.adapters.families import FAMILIES
 
 
-def add_adapter(model: Any, config: AdapterConfig, layers: ExportableLayers | None = None) -> Any:
+def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None) -> Any:
     """Return a PeftModel whose only trainable parameters are those of the new adapter, in float32.
 
     Args:
@@ -29,14 +31,17 @@ def add_adapter(model: Any, config: AdapterConfig, layers: ExportableLayers | No
         ConfigError: If `target_modules` matches no layer, or one that cannot be exported; names the layers that exist.
     """
     excluded = layers.excluded if layers else None
-    _check_targets(model, config.target_modules, excluded)
+    if isinstance(config, LayerMethod):
+        _check_targets(model, config.target_modules, excluded)
     _freeze(model)
-    wanted = FAMILIES[config.kind].peft_config(config)
+    wanted = peft_config(config)
     if excluded:
         wanted.exclude_modules = excluded
     try:
         adapted = get_peft_model(model, wanted)
     except ValueError as error:  # a regular expression that matches nothing
+        if not isinstance(config, LayerMethod):
+            raise
         raise ConfigError(
             f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
             f"The linear layers are {', '.join(linear_layer_names(model, excluded))}",
@@ -44,6 +49,12 @@ def add_adapter(model: Any, config: AdapterConfig, layers: ExportableLayers | No
     if layers:
         _check_exportable(adapted, layers)
     return adapted
+
+
+def peft_config(config: Method) -> PeftConfig:
+    """Return the options of a method as PEFT's configuration."""
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[config.facts.peft_type]
+    return kind(task_type="CAUSAL_LM", **config.peft_options())
 
 
 def _check_exportable(model: Any, layers: ExportableLayers) -> None:
@@ -101,9 +112,13 @@ def count_trainable(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def is_adapter_zero(model: Any, config: AdapterConfig) -> bool:
-    """Whether the adapter changes nothing."""
-    return FAMILIES[config.kind].is_zero(model)
+def fingerprint_trainable(model: Any) -> dict[str, str]:
+    """Return a hash of each trained tensor, by name."""
+    return {
+        name: hashlib.sha256(parameter.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def linear_layer_names(model: Any, excluded: str | None = None) -> list[str]:

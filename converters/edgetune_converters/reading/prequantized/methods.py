@@ -27,7 +27,7 @@ from edgetune_converters.tensors import FLOAT8, PACKED, TensorInfo
 
 
 @dataclass(frozen=True)
-class Method:
+class QuantizationMethod:
     """A quant_method of config.json.
 
     Attributes:
@@ -50,22 +50,26 @@ class Method:
         return None
 
 
-_GPTQ = Method(("checkpoint_format", "format"), ("gptq", "gptq_v2", "gptq_p", None), {".qweight": gptq.GptqWeight})
-_AWQ = Method(("version", "format", "checkpoint_format"), (*awq.LAYOUTS, None), {".qweight": awq.awq_weight})
+_GPTQ = QuantizationMethod(
+    ("checkpoint_format", "format"), ("gptq", "gptq_v2", "gptq_p", None), {".qweight": gptq.GptqWeight}
+)
+_AWQ = QuantizationMethod(
+    ("version", "format", "checkpoint_format"), (*awq.LAYOUTS, None), {".qweight": awq.awq_weight}
+)
 _COMPRESSED = (
     *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", None),
 )
 # quant_method of config.json -> how it is read
-_METHODS: Mapping[str, Method] = {
-    "bitsandbytes": Method(),
-    "fp8": Method(),
-    "fbgemm_fp8": Method(),
+_METHODS: Mapping[str, QuantizationMethod] = {
+    "bitsandbytes": QuantizationMethod(),
+    "fp8": QuantizationMethod(),
+    "fbgemm_fp8": QuantizationMethod(),
     "gptq": _GPTQ,
     "awq": _AWQ,
-    "compressed-tensors": Method(("format",), _COMPRESSED, {".weight_packed": packed_weight}),
-    "modelopt": Method(("quant_algo",), ("fp8", "nvfp4")),
-    "mxfp4": Method(),
+    "compressed-tensors": QuantizationMethod(("format",), _COMPRESSED, {".weight_packed": packed_weight}),
+    "modelopt": QuantizationMethod(("quant_algo",), ("fp8", "nvfp4")),
+    "mxfp4": QuantizationMethod(),
 }
 # AutoRound's `packing_format`, without "auto_round:" -> the method whose files it writes
 _PACKINGS = {"auto_gptq": _GPTQ, "gptq": _GPTQ, "auto_awq": _AWQ, "awq": _AWQ}
@@ -168,7 +172,7 @@ def _groups(stated: ConfigJson) -> Iterator[tuple[str, ConfigJson]]:
             yield name, group
 
 
-def method_of(stated: ConfigJson) -> Method | None:
+def method_of(stated: ConfigJson) -> QuantizationMethod | None:
     """Return the method of a `quantization_config`, None for one that is not read."""
     name = stated.get("quant_method")
     if name in _AUTO_ROUND:
@@ -185,7 +189,7 @@ def decoders(tensors: Mapping[str, TensorInfo], config: ConfigJson, view: ViewTe
     problems: list[str] = []
     quantization = config.get("quantization_config")
     stated = quantization if isinstance(quantization, dict) else {}
-    method = method_of(stated) or Method()
+    method = method_of(stated) or QuantizationMethod()
     for name, info in tensors.items():
         kind = _kind(name, info, tensors, method, bool(quantization))
         if kind is None:
@@ -251,7 +255,7 @@ def _unknown_packing(
 
 
 def _kind(
-    name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], method: Method, is_quantized: bool
+    name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], method: QuantizationMethod, is_quantized: bool
 ) -> MakeDecoder | None:
     """The decoder of a weight, None for a plain one: found by its name and the tensors that accompany it."""
     for ending in _PACKED_ENDINGS:

@@ -1,0 +1,24 @@
+"""The methods of fine-tuning: which parameters are trained, and how they change the base.
+
+To add a method: a module here with its options and facts, its class in METHODS, and, for the export, its fold in
+`edgetune_converters.adapters`. Nothing here imports torch; `edgetune.training.adapters` makes the modules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgetune.methods.base import ALL_LINEAR, Method
+from edgetune.methods.ia3 import Ia3
+from edgetune.methods.lora import Lora
+from edgetune.section import kind_of, one_of
+
+METHODS: dict[str, type[Method]] = {kind_of(method): method for method in (Lora, Ia3)}
+"""The methods by `adapter.kind`; the first is the default."""
+
+if TYPE_CHECKING:
+    AdapterConfig = Method
+else:
+    AdapterConfig = one_of(list(METHODS.values()))
+
+__all__ = ["ALL_LINEAR", "METHODS", "AdapterConfig", "Ia3", "Lora", "Method"]
