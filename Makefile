@@ -111,7 +111,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow --durations=25 $(PYTEST)
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(PYTEST)
 
 test-all: test test-slow
 
