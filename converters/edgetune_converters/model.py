@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
+from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.expert_factors import ExpertPart
-from edgetune_converters.adapters.lora import Adapter, BaseTargets, Change
 from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.architectures import (
     BoundTensor,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.runs.directory import RunDirectory
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.gguf import keys
 from edgetune_converters.names import MERGE_BASES
 from edgetune_converters.provenance.hashing import changed_files

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune.config import load_config
 from edgetune.planning.base_model import find_base
-from edgetune_converters.adapters.lora import Adapter, BaseTargets
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import runtime, tiny

@@ -15,7 +15,7 @@ import pytest
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.provenance.receipts import Receipt
 from tests.cli_runner import edgetune
@@ -352,12 +352,15 @@ REFUSED: dict[str, tuple[Dress, str]] = {
     "a model": (_model, "holds a model, not an adapter"),
     "a lost shard": (_lost_shard, r"lacks the shard adapter_model-00002-of-00003\.safetensors"),
     "code in a pickle": (_code, r"cannot be read without running its code: it asks for builtins\.print"),
-    "DoRA by its tensors": (_magnitudes, "lora_magnitude_vector is a magnitude of DoRA"),
-    "DoRA": (lambda directory: _state(directory, use_dora=True), r"DoRA \(use_dora\)"),
+    "DoRA by its tensors": (
+        _magnitudes,
+        r"has a lora_magnitude_vector \(DoRA\), and adapter_config.json does not state",
+    ),
+    "DoRA without magnitudes": (lambda directory: _state(directory, use_dora=True), "has no lora_magnitude_vector"),
     "PiSSA": (lambda directory: _state(directory, init_lora_weights="pissa_niter_16"), "which moves the base"),
     "OLoRA": (lambda directory: _state(directory, init_lora_weights="olora"), "which moves the base"),
     "merged linear layers": (lambda directory: _state(directory, use_merged_linear=True), "use_merged_linear"),
-    "another kind": (lambda directory: _state(directory, peft_type="ADALORA"), "of the kind ADALORA"),
+    "another kind": (lambda directory: _state(directory, peft_type="UNHEARD_OF"), "of the kind UNHEARD_OF"),
 }
 
 

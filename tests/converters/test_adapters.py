@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune_converters.adapters.lora import Adapter, BaseTargets
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.errors import AdapterError
 from tests.converters.test_checkpoint import safetensors
 
@@ -110,7 +111,7 @@ def test_identity_names_both_files(tmp_path: Path) -> None:
         (pair("m.q", A, B * 0) | pair("m.r", A * 0, B), "^the adapter .* is all zero: .* would equal the base"),
         (pair("m.q", A * np.nan, B), "hold NaN or infinity"),
         (pair("m.q", A, B * np.inf), "hold NaN or infinity"),
-        (pair("m.q") | {"m.q.lora_magnitude_vector": A}, "lora_magnitude_vector is a magnitude of DoRA"),
+        (pair("m.q") | {"m.q.lora_magnitude_vector": A}, r"m.q has a lora_magnitude_vector \(DoRA\)"),
         (
             pair("m.q") | {"m.q.lora_B.bias": B[:, 0]},
             r"m.q has a LoRA bias \(lora_bias\), for which the base has no bias",
@@ -166,11 +167,12 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"peft_type": "ADALORA"}, "of the kind ADALORA"),
-        ({"peft_type": "IA3"}, "of the kind IA3"),
-        ({"peft_type": "LOHA"}, "of the kind LOHA"),
+        ({"peft_type": "NEVER_HEARD_OF"}, "of the kind NEVER_HEARD_OF, which cannot be merged; known are .*LORA"),
         ({"peft_type": None}, "of the kind None"),
-        ({"use_dora": True}, "DoRA"),
+        ({"peft_type": ["LORA"]}, "of the kind"),
+        ({"use_dora": True}, "has no lora_magnitude_vector"),
+        ({"use_dora": "yes"}, "use_dora is 'yes', not true or false"),
+        ({"use_qalora": True}, "QA-LoRA"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
         ({"init_lora_weights": "pissa"}, "initialized with 'pissa'"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialized with 'pissa_niter_4'"),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetune_converters.adapters.lora import Adapter, BaseTargets
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.architectures import ModelConfig, bind, family_of, stored_transposed, supported_names, targets
 from edgetune_converters.architectures.families import FAMILIES
 from edgetune_converters.architectures.operations import RopePermute, Take, View

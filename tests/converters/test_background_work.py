@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgetune_converters import gguf
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError, TokenizerError
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.files.ordered_pool import run_in_order, split_threads

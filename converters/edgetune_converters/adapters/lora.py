@@ -1,86 +1,30 @@
-"""LoRA adapters of PEFT, as the change of each base tensor.
+"""LoRA adapters: pairs A, B of a module, of a parameter of all experts, or of single experts.
 
-Every tensor of the adapter is used exactly once, and all problems are reported in one error.
+Each pair is used exactly once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from edgetune_converters.adapters.directory import find_adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
+from edgetune_converters.adapters.change import Change, Transform, on_transposed
+from edgetune_converters.adapters.dora import ScaledRows
 from edgetune_converters.adapters.expert_factors import ExpertPair, ExpertPart, PairsOfExperts, StackCache
-from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
-from edgetune_converters.adapters.state_dict import AdapterTensors, as_one_line, read_tensors
-from edgetune_converters.adapters.token_rows import TokenRows
-from edgetune_converters.adapters.weights import AdapterWeights, open_weights
-from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.files.contents import sha256_of
+from edgetune_converters.adapters.matching import PACKED_SUFFIX, AdapterParts, Kind, Matching
+from edgetune_converters.adapters.peft_config import PeftConfig
+from edgetune_converters.adapters.products import is_zero_product
+from edgetune_converters.adapters.state_dict import RoleNames, as_one_line
+from edgetune_converters.adapters.weights import AdapterWeights
+from edgetune_converters.errors import AdapterError
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
-
-@dataclass
-class Change:
-    """The change of one tensor of shape [n, k]: W becomes (replacement or W) + left @ right.
-
-    `left` is f32 [n, r], `right` f32 [r, k]; the scale is folded into the factor made of B. For a parameter of all
-    experts both have the experts as first axis. Factors are read on demand. `token_rows` replace single rows of W.
-    """
-
-    file: AdapterWeights
-    replacement: TensorInfo | None = None
-    factors: Callable[[], tuple[F32, F32]] | None = None
-    names: list[str] = field(default_factory=list)
-    token_rows: TokenRows | None = None
-
-    def of_expert(self, number: int, first: int, count: int, *, transposed: bool = False) -> Change:
-        """Return the part of a change of all experts that concerns rows first..first+count of one.
-
-        `transposed`: the parameter of all experts holds the matrix of each expert transposed.
-        """
-        whole = self.factors
-        assert whole is not None
-
-        def part() -> tuple[F32, F32]:
-            left, right = (each[number] for each in whole())
-            if transposed:
-                left, right = right.T, left.T
-            return np.ascontiguousarray(left[first : first + count]), np.ascontiguousarray(right)
-
-        return Change(self.file, factors=part, names=self.names)
-
-
-@dataclass(frozen=True)
-class BaseTargets:
-    """What an adapter needs to know of the base."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    """Names and shapes of the base's tensors, and of the parameters that hold several of them."""
-    renamed: Callable[[str], str] = str
-    """Maps the name of a module or a tensor to the spelling of `shapes`."""
-    transposed: Collection[str] | None = None
-    """The targets that the base stores transposed (PEFT's `fan_in_fan_out`). None: unknown, so the adapter decides."""
-    experts: Mapping[str, ExpertPart] = field(default_factory=dict)
-    """Modules of single experts that are parts of a target of all experts."""
-    tied: Mapping[str, str] = field(default_factory=dict)
-    """The output matrix, where it is the embedding: its target and that of the embedding."""
-    beside_text: Callable[[str], bool] = lambda module: False
-    """Whether a module belongs to a part of a multimodal model that texts do not pass through."""
-
-    def fits(self, module: str) -> bool:
-        """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
-        name = self.renamed(module)
-        single = any(self.renamed(f"{module}.{part}") in self.shapes for part in ("weight", "bias"))
-        return single or name in self.experts or re.sub(r"(\.base_layer)+$", "", name) in self._with_experts
-
-    @cached_property
-    def _with_experts(self) -> set[str]:
-        return {target.rpartition(".")[0] for target, shape in self.shapes.items() if len(shape) == 3}
+_MAGNITUDES = "magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -95,139 +39,40 @@ class _Target:
     experts: int | None = None
 
 
-class Adapter:
-    """A PEFT adapter directory. Raises AdapterError when it is missing, damaged or not plain LoRA."""
+class LoraMatching(Matching):
+    """The matching of pairs A, B."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            place = find_adapter(path)
-            self.config = PeftConfig(place.path / CONFIG_FILE)
-            self.file = open_weights(place.weights)
-        except CheckpointError as error:
-            raise AdapterError(error.message, error.hint) from error
-        self.path = place.path
-        self._weights = place.weights
-        self.notes: list[str] = [*place.notes]
-        if self.config.unknown_fields:
-            names = ", ".join(self.config.unknown_fields)
-            self.notes.append(f"{CONFIG_FILE} has fields that are not known here and not used: {names}")
-        self.stacks = StackCache()
-        self._tensors: AdapterTensors | None = None
-
-    def identity(self) -> dict[str, str]:
-        """Return the SHA-256 of configuration and weights, by file name."""
-        return {file.name: sha256_of(file) for file in (self.path / CONFIG_FILE, *self._weights)}
-
-    def tensors(self, base: BaseTargets) -> AdapterTensors:
-        """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""
-        if self._tensors is None:
-            self._tensors = read_tensors(self.file, base.fits)
-            self.notes += self._tensors.notes
-        return self._tensors
-
-    def changes(self, base: BaseTargets) -> dict[str, Change]:
-        """Return the change of each base tensor that the adapter touches.
-
-        Raises:
-            AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
-                nothing; the message lists them all.
-        """
-        matching = _Matching(self, base)
-        changes, problems = matching.changes, matching.problems
-        if not problems:
-            problems, without_effect = _effects(changes)
-            if without_effect and len(without_effect) == len(changes) and not problems:
-                raise _all_zero(self.path)
-            self.notes += _note_on_zero(without_effect, changes)
-            if matching.unused_pairs and not changes:
-                raise _all_zero(self.path)
-            self.notes += _note_on_towers(matching.unused_pairs)
-        if not changes and not problems:
-            problems = [f"{self._weights[0]} holds no tensors"]
-        if problems:
-            hint = _OTHER_BASE if matching.differs else _SAVE_AGAIN
-            raise AdapterError.of_many(f"problems with the adapter {self.path}", problems, hint)
-        return changes
-
-
-_OTHER_BASE = "Was it trained on this base model?"
-_SAVE_AGAIN = "Save it again from the trained model: model.save_pretrained(DIR)"
-_SHOWN_MISFITS = 3
-
-
-class _Matching:
-    """One matching of an adapter with a base. Problems are collected, so that all are reported at once."""
-
-    def __init__(self, adapter: Adapter, base: BaseTargets) -> None:
-        self._file, self._config, self._base = adapter.file, adapter.config, base
+    def __init__(self, adapter: AdapterParts, base: BaseTargets) -> None:
         self._cache = adapter.stacks
-        self._unknown: list[str] = []
         self._without_bias: list[str] = []
-        self._of_experts: dict[str, list[ExpertPair]] = {}
-        self.unused_pairs: list[str] = []
-        self._changing_towers: list[str] = []
-        tensors = adapter.tensors(base)
-        self.changes: dict[str, Change] = {}
-        self.problems: list[str] = list(tensors.problems)
-        self._replace(tensors.replacements)
-        self._replace_rows(tensors.token_rows)
-        misfits = [text for module, roles in tensors.factors.items() for text in self._add_pair(module, roles)]
-        self.differs = bool(misfits or self._unknown or self.problems[len(tensors.problems) :])
-        self.problems += as_one_line(
-            self._unknown, "is not a module of the base model", "are not modules of the base model"
-        )
-        if self._changing_towers:
-            self.problems.append(
-                f"it changes {_layers(self._changing_towers)} {_NO_TEXT}, and only the text part of a multimodal model "
-                "can be merged"
-            )
+        self._with_magnitudes: list[str] = []
+        self._without_magnitudes: list[str] = []
+        self._pairs_of_experts: dict[str, list[ExpertPair]] = {}
+        super().__init__(adapter, base)
+
+    def further_problems(self) -> Iterator[str]:
         lacking = "a LoRA bias (lora_bias), for which the base has no bias"
-        self.problems += as_one_line(self._without_bias, f"has {lacking}", f"have {lacking}", noun="modules")
-        self.problems += misfits[:_SHOWN_MISFITS]
-        if len(misfits) > _SHOWN_MISFITS:
-            self.problems.append(f"{len(misfits) - _SHOWN_MISFITS} more modules do not fit in such a way")
-        for target, pairs in self._of_experts.items():
-            self.problems += self._stack(target, pairs)
+        yield from as_one_line(self._without_bias, f"has {lacking}", f"have {lacking}", noun="modules")
+        none = f"no lora_{_MAGNITUDES}, and adapter_config.json states DoRA (use_dora)"
+        yield from as_one_line(self._without_magnitudes, f"has {none}", f"have {none}", noun="modules")
+        some = f"a lora_{_MAGNITUDES} (DoRA), and adapter_config.json does not state use_dora"
+        yield from as_one_line(self._with_magnitudes, f"has {some}", f"have {some}", noun="modules")
 
-    def _replace(self, replacements: Mapping[str, TensorInfo]) -> None:
-        unknown = []
-        for name, info in replacements.items():
-            target = self._base.renamed(name)
-            shape = self._base.shapes.get(target)
-            if shape is None:
-                unknown.append(info.name)
-            elif info.shape != shape:
-                self.problems.append(f"{info.name} has the shape {list(info.shape)}, the base {list(shape)}")
-            else:
-                self.changes[target] = Change(self._file, replacement=info)
-        self.problems += as_one_line(
-            unknown, "matches no tensor of the base model", "match no tensor of the base model"
-        )
+    def finish(self) -> Iterator[str]:
+        yield from super().finish()
+        for target, pairs in self._pairs_of_experts.items():
+            yield from self._stack(target, pairs)
 
-    def _replace_rows(self, token_rows: Mapping[str, TensorInfo]) -> None:
-        for module, info in token_rows.items():
-            target = self._base.renamed(f"{module}.weight")
-            shape = self._base.shapes.get(target)
-            if shape is None:
-                self._unknown.append(module)
-                continue
-            ids = self._config.token_ids(module)
-            if info.shape != (len(ids), *shape[1:]) or max(ids) >= shape[0]:
-                self.problems.append(
-                    f"{info.name} has the shape {list(info.shape)}; trainable_token_indices names {len(ids)} tokens up "
-                    f"to {max(ids)}, and the base has {list(shape)}"
-                )
-                continue
-            rows = TokenRows(self._file, info, ids)
-            tied = [head for head, embedding in self._base.tied.items() if embedding == target]
-            for changed in [target, *tied]:
-                self.changes.setdefault(changed, Change(self._file)).token_rows = rows
-
-    def _add_pair(self, module: str, roles: Mapping[str, TensorInfo]) -> Iterator[str]:
+    def attach(self, module: str, roles: Mapping[str, TensorInfo]) -> Iterator[str]:
         """Attach one module's A/B pair to its base tensor, or yield why it does not fit; list an unknown module."""
         if "B.bias" in roles:
             yield from self._add_bias(module, roles["B.bias"])
             roles = {role: info for role, info in roles.items() if role != "B.bias"}
+        magnitudes = roles.get(_MAGNITUDES)
+        roles = {role: info for role, info in roles.items() if role != _MAGNITUDES}
+        if self._config.flag("use_dora") is not (magnitudes is not None):
+            (self._without_magnitudes if magnitudes is None else self._with_magnitudes).append(module)
+            return
         embedding = "embedding_A" in roles or "embedding_B" in roles
         wanted = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(roles) != set(wanted):
@@ -236,14 +81,14 @@ class _Matching:
         a, b = (roles[role] for role in wanted)
         if self._base.beside_text(module):
             zero = not (self._file.rows(a, ALL).any() and self._file.rows(b, ALL).any())
-            (self.unused_pairs if zero else self._changing_towers).append(module)
+            (self.unused_modules if zero else self._changing_towers).append(module)
             return
         renamed = self._base.renamed(module)
         found = self._linear(module, renamed, embedding)
         if found is None and renamed in self._base.experts:
-            yield from self._one_expert(module, self._base.experts[renamed], a, b)
+            yield from self._one_expert(module, self._base.experts[renamed], a, b, magnitudes)
             return
-        found = found or self._experts(renamed, a, b)
+        found = found or (self._experts(renamed, a, b) if magnitudes is None else None)
         if found is None:
             self._unknown.append(module)
             return
@@ -252,10 +97,26 @@ class _Matching:
             yield f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit {shape} at rank {found.rank}"
             return
         change = self.changes.setdefault(found.target, Change(self._file))
-        if change.factors is not None:
+        if change.factors is not None or change.transform is not None:
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
-        change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
+        if magnitudes is None:
+            change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
+        elif magnitudes.shape != b.shape[:1]:
+            yield f"{magnitudes.name} has the shape {list(magnitudes.shape)}, not {list(b.shape[:1])}"
+        else:
+            dora = self._dora(a, b, magnitudes, found.scale)
+            change.transform = replace(dora, apply=on_transposed(dora.apply)) if found.transposed else dora
+
+    def _dora(self, a: TensorInfo, b: TensorInfo, magnitudes: TensorInfo, scale: float) -> Transform:
+        """The transform of a matrix [outputs, inputs]."""
+        factors = _Factors(self._file, a, b, scale, transposed=False, experts=None, cache=self._cache)
+        return Transform(
+            ScaledRows(factors, partial(self._file.rows, magnitudes, ALL)),
+            (magnitudes, a, b),
+            lambda: is_zero_product(*factors()),
+            needs_trained=True,
+        )
 
     def _add_bias(self, module: str, bias: TensorInfo) -> Iterator[str]:
         """Attach the bias of a module's B (`lora_bias`) to that of its base layer, or yield why it does not fit."""
@@ -276,8 +137,7 @@ class _Matching:
         shape = self._base.shapes.get(target)
         if shape is None:
             return None
-        known = self._base.transposed
-        transposed = embedding or (self._config.is_transposed if known is None else target in known)
+        transposed = embedding or self.is_transposed(target)
         # modules of target_parameters have their parameter's name in the patterns too
         rank, scale = self._config.rank_and_scale(target if self._config.names_parameter(target) else module)
         rows, columns = (shape[-1], shape[0]) if transposed else (shape[0], shape[-1])
@@ -293,7 +153,7 @@ class _Matching:
         for target, shape in self._base.shapes.items():
             if len(shape) != 3 or target.rpartition(".")[0] != module:
                 continue
-            rank, scale = self._config.rank_and_scale(target.removesuffix(_PACKED))
+            rank, scale = self._config.rank_and_scale(target.removesuffix(PACKED_SUFFIX))
             count, rows, columns = shape
             for transposed in (False, True):
                 place = _Target(target, rank, scale, transposed, ((rank * count, columns), (rows, rank * count)), count)
@@ -305,9 +165,11 @@ class _Matching:
         fitting.sort(key=lambda place: place.transposed != (place.target in stored_transposed))
         return fitting[0] if len({place.target for place in fitting}) == 1 else None
 
-    def _one_expert(self, module: str, part: ExpertPart, a: TensorInfo, b: TensorInfo) -> Iterator[str]:
+    def _one_expert(
+        self, module: str, part: ExpertPart, a: TensorInfo, b: TensorInfo, magnitudes: TensorInfo | None
+    ) -> Iterator[str]:
         """Keep the pair of one expert for `_stack`, or yield why it does not fit; list an unknown module."""
-        target = next((name for name in (part.target, part.target + _PACKED) if name in self._base.shapes), None)
+        target = self.stack_of(part)
         if target is None:
             self._unknown.append(module)
             return
@@ -318,7 +180,12 @@ class _Matching:
                 f"{[part.rows, part.columns]} at rank {rank}"
             )
             return
-        self._of_experts.setdefault(target, []).append(ExpertPair(part, a, b, scale))
+        if magnitudes is not None:
+            if magnitudes.shape != b.shape[:1]:
+                yield f"{magnitudes.name} has the shape {list(magnitudes.shape)}, not {list(b.shape[:1])}"
+            self._of_experts.setdefault(target, []).append((part, self._dora(a, b, magnitudes, scale)))
+            return
+        self._pairs_of_experts.setdefault(target, []).append(ExpertPair(part, a, b, scale))
 
     def _stack(self, target: str, pairs: list[ExpertPair]) -> Iterator[str]:
         """Make one change of the pairs of single experts, or yield why not."""
@@ -380,62 +247,63 @@ def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple
     return f"{module} has no lora_{missing[0]}"
 
 
-_PACKED = "_blocks"
-"""Suffix of parameter names in the published gpt-oss; PEFT and its patterns use the names without it."""
+def _check_start(config: PeftConfig) -> None:
+    """Refuse an adapter whose initialization moved the base."""
+    start = config.raw.get("init_lora_weights", True)
+    if start not in _BASE_UNCHANGED:
+        raise AdapterError(
+            f"the adapter was initialized with {start!r}, which moves the base: it does not fit the original one",
+            "Convert it to plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
 
 
-def _effects(changes: Mapping[str, Change]) -> tuple[list[str], list[str]]:
-    """Problems with factors that are not finite, and the names of pairs whose product is zero."""
-    problems, without_effect = [], []
-    for change in changes.values():
-        if change.token_rows is not None and not np.isfinite(change.token_rows.read()).all():
-            problems.append(f"{change.token_rows.values.name} holds NaN or infinity")
-        if change.factors is None:
-            continue
-        left, right = change.factors()
-        if not (np.isfinite(left).all() and np.isfinite(right).all()):
-            problems.append(f"{' and '.join(change.names)} hold NaN or infinity")
-        elif _squared_norm(left, right) == 0 and change.replacement is None and change.token_rows is None:
-            without_effect.append(change.names[-1])
-    return problems, without_effect
+# initializations that leave the base unchanged; all others move a part of the base into A and B
+_BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
 
+# field of adapter_config.json that is not supported -> name of the variant
+_REFUSED: Mapping[str, str] = {
+    "use_qalora": "QA-LoRA (use_qalora)",
+    "use_bdlora": "BD-LoRA (use_bdlora)",
+    "kasa_config": "KaSA (kasa_config)",
+    "arrow_config": "Arrow routing (arrow_config)",
+    "monteclora_config": "MonteCLoRA (monteclora_config)",
+    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
+    "layer_replication": "layer replication (layer_replication)",
+    # of ms-swift before version 3
+    "use_qa_lora": "QA-LoRA (use_qa_lora)",
+    "use_merged_linear": "merged linear layers (use_merged_linear)",
+    "enable_lora": "parts of merged linear layers (enable_lora)",
+}
 
-def _note_on_zero(names: list[str], changes: Mapping[str, Change]) -> list[str]:
-    if not names:
-        return []
-    pairs = sum(change.factors is not None for change in changes.values())
-    return [
-        f"{len(names)} of {pairs} pairs A, B change nothing, because their product is zero: {names[0]}"
-        + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        + " (was the whole model trained?)"
-    ]
+# fields that are read here or by their tensors, and fields that had their effect in training alone
+_FIELDS = frozenset(
+    {
+        *_REFUSED,
+        *(
+            "r",
+            "lora_alpha",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+            "init_lora_weights",
+            "target_parameters",
+        ),
+        *("trainable_token_indices", "bias", "lora_bias"),
+        *("lora_dropout", "runtime_config", "megatron_config", "megatron_core", "qalora_group_size", "velora_config"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("swift_type", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "group_size", "model_key_mapping"),
+        *("loraplus_lr_ratio", "loraplus_lr_embedding", "unsloth_version", "unsloth_fixed", "merge_weights"),
+    }
+)
 
-
-_NO_TEXT = "beside the text part"
-
-
-def _layers(modules: list[str]) -> str:
-    """Return `2 layers (a, b)`, with the first of many names."""
-    shown = ", ".join(modules[:3]) + (" ..." if len(modules) > 3 else "")
-    return f"{len(modules)} layer{'s' if len(modules) > 1 else ''} ({shown})"
-
-
-def _note_on_towers(modules: list[str]) -> list[str]:
-    return [f"the adapter's pairs for {_layers(modules)} {_NO_TEXT} are zero: left out"] if modules else []
-
-
-def _all_zero(path: Path) -> AdapterError:
-    return AdapterError(
-        f"the adapter {path} is all zero: training changed nothing, and the file would equal the base",
-        "Train for more steps or at a higher learning rate; to export the base alone, give --base DIR",
-    )
-
-
-def _squared_norm(left: F32, right: F32) -> float:
-    """|left @ right|^2, computed from two r x r matrices; over all experts of a stack."""
-    if not left.any() or not right.any():
-        return 0.0
-    if left.ndim == 3:
-        return sum(_squared_norm(one, other) for one, other in zip(left, right, strict=True))
-    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
-    return max(0.0, float(np.sum((wide_left.T @ wide_left) * (wide_right @ wide_right.T))))
+LORA = Kind(
+    RoleNames(
+        "LoRA", ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", f"lora_{_MAGNITUDES}"), prefix="lora_"
+    ),
+    lambda module: (),
+    fields=_FIELDS,
+    refused=_REFUSED,
+    check=_check_start,
+    matching=LoraMatching,
+)

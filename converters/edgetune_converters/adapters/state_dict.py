@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -24,24 +25,67 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 _PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+?)"
 _ADAPTER_NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
-_FACTOR = re.compile(_PREFIX + rf"\.(?P<role>lora_(?:embedding_)?[AB]){_ADAPTER_NAME}(?:\.(?P<part>weight|bias))?$")
 # tensors as they were before training: PEFT saves them along with an embedding
 _ORIGINAL = re.compile(
     _PREFIX + r"\.(?:original_module\.(?P<part>weight|bias)|token_adapter\.trainable_tokens_original(?:\.[^.]+)?)$"
 )
-_TOKENS = re.compile(_PREFIX + r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
-_REPLACEMENT = re.compile(
-    _PREFIX + r"(?:\.token_adapter)?(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.(?P<part>weight|bias)$"
-)
-_KINDS = (_ORIGINAL, _FACTOR, _TOKENS, _REPLACEMENT)  # in the order in which they are tried
+_TOKENS = re.compile(_PREFIX + r"(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
+
+
+@dataclass(frozen=True)
+class RoleNames:
+    """The names under which a kind of adapters stores its tensors."""
+
+    title: str
+    """The name of the method, for messages."""
+    roles: tuple[str, ...] = ()
+    """The tensors of a module, `MODULE.ROLE` or `MODULE.ROLE.weight`."""
+    shared: tuple[str, ...] = ()
+    """The tensors that all modules share."""
+    prefix: str = ""
+    """The beginning of the names in `roles` that is left out of the role."""
+    replacing: tuple[str, ...] = ()
+    """The names of modules that replace the one that they are in, as `modules_to_save` does."""
+    integers: tuple[str, ...] = ()
+    """The roles whose tensors hold integers."""
+
+    def role_of(self, name: str) -> re.Match[str] | None:
+        """Match the name of a tensor of one module or of all: groups `module` (None for all), `role` and `part`."""
+        match = self._of_module.match(name) if self.roles else None
+        return match or (self._of_all.match(name) if self.shared else None)
+
+    def replaced_by(self, name: str) -> re.Match[str] | None:
+        """Match the name of the new value of a tensor of the base: groups `module` and `part`."""
+        return self._replacement.match(name)
+
+    @cached_property
+    def _of_module(self) -> re.Pattern[str]:
+        return re.compile(_PREFIX + rf"\.(?P<role>{_any(self.roles)}){_ADAPTER_NAME}(?:\.(?P<part>weight|bias))?$")
+
+    @cached_property
+    def _of_all(self) -> re.Pattern[str]:
+        start = r"^(?:base_model\.)?(?:model\.)?(?P<module>)"
+        return re.compile(start + rf"(?P<role>{_any(self.shared)}){_ADAPTER_NAME}(?:\.(?P<part>weight))?$")
+
+    @cached_property
+    def _replacement(self) -> re.Pattern[str]:
+        names = _any(("modules_to_save", *self.replacing))
+        wrapper = rf"(?:\.token_adapter)?(?:\.base_layer|\.(?:{names})(?:\.[^.]+)?)?"
+        return re.compile(_PREFIX + wrapper + r"\.(?P<part>weight|bias)$")
+
+
+def _any(names: Sequence[str]) -> str:
+    return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
 
 
 @dataclass
 class AdapterTensors:
     """The tensors of an adapter; modules and targets as the adapter spells them, without a wrapper's prefix."""
 
-    factors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
-    """A and B by module and role."""
+    modules: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    """The tensors of a method, such as A and B, by module and role."""
+    shared: dict[str, TensorInfo] = field(default_factory=dict)
+    """The tensors that all modules share, by role."""
     replacements: dict[str, TensorInfo] = field(default_factory=dict)
     """New values of whole tensors, by target."""
     token_rows: dict[str, TensorInfo] = field(default_factory=dict)
@@ -50,26 +94,33 @@ class AdapterTensors:
     notes: list[str] = field(default_factory=list)
 
 
-def read_tensors(file: AdapterWeights, fits: Callable[[str], bool]) -> AdapterTensors:
-    """Return the tensors of an adapter by meaning; `fits` tells whether a module is one of the base."""
+def read_tensors(file: AdapterWeights, fits: Callable[[str], bool], names: RoleNames) -> AdapterTensors:
+    """Return the tensors of an adapter by meaning.
+
+    Args:
+        file: The adapter's weights.
+        fits: Tells whether a module is one of the base.
+        names: The names of the tensors of this kind of adapters.
+    """
     found = AdapterTensors()
-    matched = _matched(file, found)
-    modules = _module_names(file, [match["module"] for _, match in matched], fits, found)
+    matched = _matched(file, found, names)
+    spelled = [match["module"] for _, match, _ in matched if match["module"]]
+    modules = _module_names(file, spelled, fits, found)
     doubles: list[str] = []
-    for info, match in matched:
-        module = modules[match["module"]]
-        if match.re is _FACTOR:
-            roles = found.factors.setdefault(module, {})
-            role = match["role"].replace("lora_", "") + (".bias" if match["part"] == "bias" else "")
+    for info, match, group in matched:
+        module = modules[match["module"]] if match["module"] else ""
+        if group == "role":
+            roles = found.modules.setdefault(module, {}) if module else found.shared
+            role = match["role"].removeprefix(names.prefix) + (".bias" if match["part"] == "bias" else "")
             found.problems += [f"{info.name} is duplicated under another name"] if role in roles else []
             roles[role] = info
             continue
-        group, key = (
+        values, key = (
             (found.token_rows, module)
-            if match.re is _TOKENS
+            if group == "tokens"
             else (found.replacements, f"{module}.{match['part']}")
         )  # fmt: skip
-        other = group.setdefault(key, info)
+        other = values.setdefault(key, info)
         if other is info:
             continue
         if _same_numbers(file, other, info):
@@ -82,37 +133,43 @@ def read_tensors(file: AdapterWeights, fits: Callable[[str], bool]) -> AdapterTe
     return found
 
 
-def _matched(file: AdapterWeights, found: AdapterTensors) -> list[tuple[TensorInfo, re.Match[str]]]:
-    """Each tensor with the pattern of its name; problems and notes for the others go to `found`."""
-    matched: list[tuple[TensorInfo, re.Match[str]]] = []
+def _matched(
+    file: AdapterWeights, found: AdapterTensors, names: RoleNames
+) -> list[tuple[TensorInfo, re.Match[str], str]]:
+    """Each tensor with the match of its name and its group; problems and notes for the others go to `found`."""
+    matched: list[tuple[TensorInfo, re.Match[str], str]] = []
     foreign: list[str] = []
     originals: list[str] = []
-    magnitudes: list[str] = []
     empty: list[str] = []
     integers: dict[str, list[str]] = {}
+    # in the order in which they are tried
+    groups = (
+        ("original", _ORIGINAL.match),
+        ("role", names.role_of),
+        ("tokens", _TOKENS.match),
+        ("replacement", names.replaced_by),
+    )
     for name, info in file.tensors.items():
         key = without_inner_wrappers(name)
-        match = next((match for pattern in _KINDS if (match := pattern.match(key))), None)
-        if "lora_magnitude_vector" in key:
-            magnitudes.append(name)
-        elif match is not None and match.re is _ORIGINAL:
+        group, match = next(((group, match) for group, of in groups if (match := of(key))), ("", None))
+        whole = group == "role" and match is not None and match["role"] in names.integers
+        if group == "original":
             originals.append(name)
-        elif info.dtype not in _FLOATS:
+        elif info.dtype not in _FLOATS and not whole:
             integers.setdefault(info.dtype, []).append(name)
         elif 0 in info.shape:
             empty.append(name)
         elif match is None:
             foreign.append(name)
         else:
-            matched.append((info, match))
-    for dtype, names in integers.items():
+            matched.append((info, match, group))
+    for dtype, several in integers.items():
         stored = f"stored as {dtype}, not as floats"
-        found.problems += as_one_line(names, f"is {stored}", f"are {stored}", noun="tensors")
+        found.problems += as_one_line(several, f"is {stored}", f"are {stored}", noun="tensors")
     lost = "empty: they were saved before DeepSpeed (ZeRO-3) or FSDP had gathered them"
     found.problems += as_one_line(empty, f"is {lost}", f"are {lost}", noun="tensors")
-    dora = "a magnitude of DoRA, which cannot be merged yet"
-    found.problems += as_one_line(magnitudes, f"is {dora}", f"are each {dora}")
-    found.problems += as_one_line(foreign, "is not a tensor of a LoRA adapter", "are not tensors of a LoRA adapter")
+    one, many = (f"{words} of a {names.title} adapter" for words in ("is not a tensor", "are not tensors"))
+    found.problems += as_one_line(foreign, one, many)
     before = "the values before training; left out"
     found.notes += as_one_line(originals, f"holds {before}", f"hold {before}", noun="tensors")
     return matched

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgetune_converters.adapters.lora import Change
+from edgetune_converters.adapters.change import Change
 from edgetune_converters.architectures import BoundTensor, Family, slots
 from edgetune_converters.architectures.operations import COPY, Take, View
 from edgetune_converters.merging.stream import BLOCK_BYTES, MakeBlock, MergedTensor, TensorPart

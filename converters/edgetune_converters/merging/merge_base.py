@@ -61,15 +61,41 @@ class MergeBase(Protocol):
         """Return the tensors with the reader of their base; `renamed` maps names to the spelling of the targets."""
 
 
+@dataclass
 class OriginalMergeBase:
-    """The base unchanged."""
+    """The base unchanged. `record` is the `quantized` entry of run.json, where training had the base in 4 bits."""
 
-    name = ORIGINAL
-    notes: list[str] = []  # noqa: RUF012 - never written to
+    record: Mapping[str, Any] | None = None
+    threads: int = 0
+    name: str = ORIGINAL
+    notes: list[str] = field(default_factory=list)
 
     def apply(self, tensors: Sequence[MergedTensor], renamed: Renamed = str) -> list[MergedTensor]:
-        """Return the tensors unchanged."""
-        return list(tensors)
+        """Return the tensors; changes that need the base as it was in training get its reader."""
+        if not any(_needs_trained(part) for tensor in tensors for part in tensor.parts):
+            return list(tensors)
+        if self.record is None or next(_recorded(self.record), None) is None:
+            return list(tensors)
+        rounded = Nf4MergeBase(self.record, self.threads).apply(tensors, renamed)
+        self.notes.append(
+            "the row norms of DoRA are those of the base as it was in training (4 bits), and its rows those of the "
+            "original base: --merge-base nf4 is exactly the trained model"
+        )
+        return [_with_trained(*pair) for pair in zip(tensors, rounded, strict=True)]
+
+
+def _needs_trained(part: TensorPart) -> bool:
+    transform = part.change.transform if part.change else None
+    return transform is not None and transform.needs_trained
+
+
+def _with_trained(tensor: MergedTensor, rounded: MergedTensor) -> MergedTensor:
+    """Return a tensor whose changes read the rounded base where they need the base as it was in training."""
+    parts = (
+        replace(part, trained=other.reader) if _needs_trained(part) else part
+        for part, other in zip(tensor.parts, rounded.parts, strict=True)
+    )
+    return replace(tensor, parts=tuple(parts))
 
 
 @dataclass
@@ -171,7 +197,7 @@ class Nf4MergeBase:
 def merge_base_named(name: str, record: Mapping[str, Any] | None = None, threads: int = 0) -> MergeBase:
     """Return the merge base of this name. Raises EdgetuneError for an unknown one."""
     if name == ORIGINAL:
-        return OriginalMergeBase()
+        return OriginalMergeBase(record, threads)
     if name == NF4:
         return Nf4MergeBase(record, threads)
     raise EdgetuneError(f"there is no merge base {name!r}", f"Known: {', '.join(MERGE_BASES)}")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune_converters.adapters.lora import Adapter, BaseTargets
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.architectures import BoundTensor, Family, ModelConfig, Piece, bind, slots
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ def _new_rows(
         before = ends[target].source.shape
         if info.shape[1:] == before[1:] and info.shape[0] != before[0]:
             return info.shape[0]
-    for module, roles in adapter.tensors(base).factors.items():
+    for module, roles in adapter.tensors(base).modules.items():
         piece = ends.get(base.renamed(f"{module}.weight"))
         pair = roles.get("embedding_A"), roles.get("B")
         if piece is None or pair == (None, None):

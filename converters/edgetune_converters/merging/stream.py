@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgetune_native
-from edgetune_converters.adapters.lora import Change
+from edgetune_converters.adapters.change import Change
+from edgetune_converters.adapters.products import product
 from edgetune_converters.architectures import BoundTensor, Family, Head, ModelConfig, Piece, slots
 from edgetune_converters.architectures.operations import RopePermute
 from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
@@ -53,11 +54,15 @@ MakeBlock = Callable[[int], RowBlock]
 
 @dataclass(frozen=True)
 class TensorPart:
-    """A piece of a tensor with the adapter's change of its source, and a reader where it is not read as stored."""
+    """A piece of a tensor with the adapter's change of its source, and a reader where it is not read as stored.
+
+    `trained` reads the source as it was in training, where that is not what the change is merged into.
+    """
 
     piece: Piece
     change: Change | None = None
     reader: Reader | None = None
+    trained: Reader | None = None
 
     @property
     def in_hf_row_order(self) -> TensorPart:
@@ -95,6 +100,10 @@ class _Source:
         if change and change.token_rows:
             self._read = change.token_rows.over(self._read)
         replaced = change.replacement if change else None
+        self._changed: Read | None = None
+        if change and change.transform:
+            trained = part.trained(checkpoint, part.piece.source) if part.trained else self._read
+            self._changed = change.transform.apply(self._read, trained)
         # the tensor of which the numbers are, for the message
         self._name = replaced.name if replaced else self._piece.source.name
         self._damaged = "adapter" if replaced else "base model"
@@ -102,12 +111,25 @@ class _Source:
     def block(self, rows: slice, threads: int) -> RowBlock:
         view = self._piece.view
         base = view.read(self._read, self._piece.columns, rows.start, rows.stop)
+        if self._changed is not None:
+            return self._transformed(self._changed, base, rows)
         if self._factors is None:
             self._check(base)
             return RowBlock(view.finalize(base), rows.start, release=partial(self._release, rows))
         merged = view.finalize(self._merged(base, rows, threads))
         self._release(rows)
         return RowBlock(merged, rows.start, partial(self._delta, rows))
+
+    def _transformed(self, changed: Read, base: NDArray[Any], rows: slice) -> RowBlock:
+        """Return the block of a change that is a transform."""
+        view = self._piece.view
+        self._check(base)
+        read = view.read(changed, self._piece.columns, rows.start, rows.stop)
+        merged = np.ascontiguousarray(read, dtype=np.float32)
+        check_finite(f"{self._name}, with the change of the adapter,", merged, damaged="adapter")
+        self._release(rows)
+        delta = merged - widened(base)  # before `finalize`, which may change the rows in place
+        return RowBlock(view.finalize(merged), rows.start, lambda: delta)
 
     def _check(self, rows: NDArray[Any]) -> None:
         check_finite(self._name, rows, self._bad_in_all, damaged=self._damaged)
@@ -139,22 +161,8 @@ class _Source:
 
     def _delta(self, rows: slice) -> F32:
         assert self._factors is not None
-        delta: F32 = self._piece.view.read(
-            partial(_product, *self._factors), self._piece.columns, rows.start, rows.stop
-        )
+        delta: F32 = self._piece.view.read(partial(product, *self._factors), self._piece.columns, rows.start, rows.stop)
         return delta
-
-
-def _product(left: F32, right: F32, rows: RowIndex, columns: RowIndex) -> F32:
-    """Rows and columns of left @ right; for a stack of experts, rows are numbered through all experts."""
-    if left.ndim == 2:
-        own, other = np.ascontiguousarray(left[rows]), np.ascontiguousarray(right[:, columns])
-        product: F32 = edgetune_native.add_product(np.zeros((len(own), other.shape[1]), np.float16), own, other)
-        return product
-    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-    expert, inside = np.divmod(numbers, left.shape[1])
-    found = [_product(left[one], right[one], inside[expert == one], columns) for one in np.unique(expert)]
-    return np.concatenate(found)
 
 
 @dataclass(frozen=True)

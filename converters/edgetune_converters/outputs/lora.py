@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgetune_converters.adapters.lora import Change
+from edgetune_converters.adapters.change import Change
 from edgetune_converters.architectures import BoundTensor, Piece, slots
 from edgetune_converters.architectures.operations import View
 from edgetune_converters.errors import AdapterError, RecipeError
@@ -105,6 +105,8 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
     change = changes.get(first.target)
     if change is None or len({piece.target for piece in item.pieces}) > 1 or _is_stack(change):
         return _SEVERAL
+    if change.transform is not None:
+        return "its change is no product of two small matrices, and llama.cpp takes only A and B"
     if _replaces(first, change, checkpoint):
         return "it is replaced whole (modules_to_save, or a trained bias), and llama.cpp takes only A and B"
     if item.part == "bias" and change.factors is not None:

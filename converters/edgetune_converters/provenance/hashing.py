@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edgetune_converters.adapters.lora import Adapter
+from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.provenance.receipts import combined_hash
 from edgetune_converters.reading.checkpoint import Checkpoint

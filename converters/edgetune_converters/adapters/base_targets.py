@@ -1,0 +1,38 @@
+"""What the matching of an adapter needs to know of the base: names, shapes, and how matrices are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from edgetune_converters.adapters.expert_factors import ExpertPart
+
+
+@dataclass(frozen=True)
+class BaseTargets:
+    """What an adapter needs to know of the base."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Names and shapes of the base's tensors, and of the parameters that hold several of them."""
+    renamed: Callable[[str], str] = str
+    """Maps the name of a module or a tensor to the spelling of `shapes`."""
+    transposed: Collection[str] | None = None
+    """The targets that the base stores transposed (PEFT's `fan_in_fan_out`). None: unknown, so the adapter decides."""
+    experts: Mapping[str, ExpertPart] = field(default_factory=dict)
+    """Modules of single experts that are parts of a target of all experts."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """The output matrix, where it is the embedding: its target and that of the embedding."""
+    beside_text: Callable[[str], bool] = lambda module: False
+    """Whether a module belongs to a part of a multimodal model that texts do not pass through."""
+
+    def fits(self, module: str) -> bool:
+        """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
+        name = self.renamed(module)
+        single = any(self.renamed(f"{module}.{part}") in self.shapes for part in ("weight", "bias"))
+        return single or name in self.experts or re.sub(r"(\.base_layer)+$", "", name) in self._with_experts
+
+    @cached_property
+    def _with_experts(self) -> set[str]:
+        return {target.rpartition(".")[0] for target, shape in self.shapes.items() if len(shape) == 3}
