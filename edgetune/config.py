@@ -230,6 +230,8 @@ class ExportConfig(Section):
     merge_base: MergeBaseOption = ORIGINAL
     """Base into which the adapter is merged: the original one, or the NF4 base of the training; `auto` measures both on
     held-out rows."""
+    prompt_task: int | None = None
+    """Task whose prompt is exported from an adapter of multitask prompt tuning, from 0 on; not needed for one task."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,9 +17,7 @@ from edgetune_converters import formats
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.files.interrupts import deferred_sigint
 from edgetune_converters.files.writable import existing_parent, why_not_writable
-from edgetune_converters.inputs import ExportInputs, VocabularyChanged
-from edgetune_converters.merging.merge_base import merge_base_named
-from edgetune_converters.model import open_model
+from edgetune_converters.inputs import ExportInputs, VocabularyChanged, open_request
 from edgetune_converters.outputs import stream
 from edgetune_converters.outputs.base import Output, OutputSummary, StreamedOutput
 from edgetune_converters.outputs.stream import Progress
@@ -43,13 +41,13 @@ def export(request: ExportRequest, *, progress: Progress | None = None) -> list[
         EdgetuneError: Of the kind that names the part at fault. On any exception nothing is left behind.
     """
     formats.check(request.targets)
-    merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
-    model = open_model(request.base, request.adapter, merge_base)
-    with (
-        InputHasher(model.checkpoint, model.adapter, request.expected_base, request.expected_adapter) as hashing,
-        ThreadPoolExecutor(1) as background,
-        tempfile.TemporaryDirectory(prefix="edgetune-") as rebuilt,
-    ):
+    with ExitStack() as stack:
+        rebuilt = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgetune-"))
+        model = open_request(request, Path(rebuilt))
+        hashing = stack.enter_context(
+            InputHasher(model.checkpoint, model.adapter, request.expected_base, request.expected_adapter)
+        )
+        background = stack.enter_context(ThreadPoolExecutor(1))
         importance = None if request.imatrix is None else read_imatrix(request.imatrix)
         inputs = ExportInputs(request, model, importance, hashing, background, Path(rebuilt))
         try:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter
+from edgetune_converters.errors import TokenizerError
 from edgetune_converters.files.companions import CompanionFiles
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Value
-from edgetune_converters.model import Model
+from edgetune_converters.merging.merge_base import merge_base_named
+from edgetune_converters.model import Model, open_model
 from edgetune_converters.provenance import metadata
 from edgetune_converters.provenance.hashing import InputHasher
 from edgetune_converters.quantization import recipes
@@ -24,6 +28,7 @@ from edgetune_converters.request import ExportRequest
 from edgetune_converters.tokenizers import convert
 from edgetune_converters.tokenizers.beside_adapter import TokenizerDirectory, combine, over_vocabulary
 from edgetune_converters.tokenizers.chat_files import copied_template_files
+from edgetune_converters.tokenizers.soft_tokens import SoftTokens, count_tokens, write_with_soft_tokens
 
 _CHECKPOINT = re.compile(r"(checkpoint|epoch|step|iter)[-_]?\d+")
 
@@ -80,12 +85,42 @@ class TokenizerSource:
     @property
     def path(self) -> Path:
         """The directory of the tokenizer files, or the GGUF file that is the base. Raises TokenizerError."""
-        return self._found[0]
+        return self._found[0] if self.soft_tokens is None else self._soft_directory
 
     @property
     def notes(self) -> list[str]:
         """Notes on what the files of base and adapter lack, and on which of them is taken. Raises TokenizerError."""
-        return [*self._found[1], *self._rows_without_tokens]
+        soft = () if self.soft_tokens is None else self.soft_tokens.notes
+        return [*self._found[1], *self._rows_without_tokens, *soft]
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that replaces that of `path`."""
+        return None if self.soft_tokens is not None else self.request.chat_template
+
+    @property
+    def _soft_directory(self) -> Path:
+        return self.rebuilt / "soft"
+
+    @cached_property
+    def soft_tokens(self) -> SoftTokens | None:
+        """The tokens of a soft prompt, whose files are written here; None without one. Raises TokenizerError."""
+        soft = self.model.soft_prompt
+        if soft is None:
+            return None
+        config, template = self.model.config, self.request.chat_template
+        return write_with_soft_tokens(
+            self._found[0], self._soft_directory, config.raw, config.vocab_size, soft.count, template
+        )
+
+    def count_tokens(self) -> int:
+        """Return the number of tokens before any soft token. Raises TokenizerError."""
+        if isinstance(self.model.checkpoint, GgufBase):
+            raise TokenizerError(
+                f"{self.request.base} is a GGUF file, to which a soft prompt cannot add tokens",
+                "Give the model directory that it was made of with --base",
+            )
+        return count_tokens(self._found[0], self.model.config.raw, self.model.config.vocab_size)
 
     @cached_property
     def _found(self) -> tuple[Path, list[str]]:
@@ -132,12 +167,29 @@ class TokenizerSource:
         found = checkpoint.vocabulary(None, self.model.config.vocab_size)
         if self.adapter is not None:
             found = over_vocabulary(found, self._beside(self.adapter)[0].path)
-        return found.with_template(self.request.chat_template)
+        return found.with_template(self.chat_template)
 
     def conversion(self) -> convert.Conversion:
         """Convert the tokenizer of a directory. Raises TokenizerError."""
         config = self.model.config
-        return convert.Conversion(self.path, config.vocab_size, config.raw, self.request.chat_template)
+        return convert.Conversion(self.path, config.vocab_size, config.raw, self.chat_template)
+
+
+def open_request(request: ExportRequest, rebuilt: Path) -> Model:
+    """Open base and adapter of a request; a soft prompt gets its place behind the tokens of the tokenizer.
+
+    Args:
+        request: The request.
+        rebuilt: A directory for files that are made of those of base and adapter.
+
+    Raises:
+        EdgetuneError: Of the kind that names the part at fault.
+    """
+    merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
+    model = open_model(request.base, request.adapter, merge_base, request.prompt_task)
+    if not isinstance(model.adapter, SoftPromptAdapter):
+        return model
+    return model.with_soft_prompt(TokenizerSource(request, model, rebuilt).count_tokens())
 
 
 @dataclass(frozen=True)
@@ -198,7 +250,7 @@ class ExportInputs:
     @cached_property
     def companions(self) -> CompanionFiles:
         """Return what a model directory holds besides the weights; of a GGUF base it is rebuilt."""
-        model, template, tokenizer, notes = self.model, self.request.chat_template, self.tokenizer.path, list[str]()
+        model, template, tokenizer, notes = self.model, self.tokenizer.chat_template, self.tokenizer.path, list[str]()
         base, config = model.checkpoint.path, model.config_json
         if isinstance(model.checkpoint, GgufBase):
             base = self.rebuilt / "base"
@@ -218,7 +270,16 @@ class ExportInputs:
     def provenance(self) -> dict[str, str]:
         """Return the metadata of provenance; the hash of the base is a placeholder while it is being computed."""
         base_hash = self.hashing.expected_base_hash or keys.HASH_PLACEHOLDER
-        return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter)
+        return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter) | self._soft_prompt_key
+
+    @property
+    def _soft_prompt_key(self) -> dict[str, str]:
+        """The key by which edgetune's runtimes find a soft prompt."""
+        soft, tokens = self.model.soft_prompt, self.tokenizer.soft_tokens
+        if soft is None or tokens is None:
+            return {}
+        found = {"first": soft.first, "count": soft.count, "added": soft.added, "adds_bos": tokens.adds_bos}
+        return {keys.SOFT_PROMPT: json.dumps(found)}
 
     @cached_property
     def general(self) -> dict[str, Value]:

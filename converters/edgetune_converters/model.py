@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.expert_factors import ExpertPart
 from edgetune_converters.adapters.peft_config import CONFIG_FILE
+from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter, open_adapter
 from edgetune_converters.architectures import (
     BoundTensor,
     Family,
@@ -32,6 +33,7 @@ from edgetune_converters.merging import stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_rows, with_vocabulary_of
+from edgetune_converters.merging.soft_prompt_rows import SoftPromptRows, place_rows
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.quantization import recipes
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -52,6 +54,8 @@ class Model:
     merge_base: MergeBase
     resized: ResizedVocabulary | None = None
     """Where the adapter has more or fewer rows of embeddings than the base."""
+    soft_prompt: SoftPromptRows | None = None
+    """The place of a soft prompt in the vocabulary."""
 
     @property
     def tied(self) -> bool:
@@ -67,6 +71,8 @@ class Model:
         stated = self.checkpoint.config
         seeing = isinstance(stated.get("text_config"), Mapping)
         raw = stated if seeing else completed_config(stated, class_defaults=False).raw
+        if self.soft_prompt is not None and self.soft_prompt.added:
+            return with_rows(raw, self.config.vocab_size)
         return raw if self.resized is None else with_rows(raw, self.resized.rows)
 
     @cached_property
@@ -122,8 +128,24 @@ class Model:
     def input_notes(self) -> list[str]:
         """Notes on what the base and the adapter have that is not used, for every format."""
         resized = [self.resized.note] if self.resized else []
+        soft = self.soft_prompt.notes if self.soft_prompt else []
         of_adapter = self.adapter.notes if self.adapter else []
-        return [*self.checkpoint.notes, *self._notes_on_left_out, *resized, *of_adapter, *self._notes_on_places]
+        return [*self.checkpoint.notes, *self._notes_on_left_out, *resized, *soft, *of_adapter, *self._notes_on_places]
+
+    def with_soft_prompt(self, first: int) -> Model:
+        """Return the model with the soft prompt of its adapter as rows of the vocabulary from the id `first` on.
+
+        Raises:
+            AdapterError: The soft prompt does not fit the base.
+            ArchitectureError: llama.cpp has no output matrix of its own for the family.
+        """
+        assert isinstance(self.adapter, SoftPromptAdapter)
+        place, config, bound, changes = place_rows(
+            self.adapter, first, self.family, self.config, self.checkpoint, self.bound
+        )
+        tensors = stream.merged_tensors(self.family, config, self.checkpoint, bound, changes)
+        applied = self.merge_base.apply(tensors, self.family.canonical_name)
+        return replace(self, config=config, bound=bound, changes=changes, tensors=applied, soft_prompt=place)
 
     @property
     def _notes_on_left_out(self) -> list[str]:
@@ -162,13 +184,22 @@ def _some(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
 
 
-def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> Model:
-    """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault."""
+def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase, prompt_task: int | None = None) -> Model:
+    """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault.
+
+    A soft prompt has its place once the tokenizer is known: `Model.with_soft_prompt`.
+
+    Args:
+        base: A model directory or a GGUF file.
+        adapter_path: The directory of an adapter.
+        merge_base: What the changes are added to.
+        prompt_task: The task of multitask prompt tuning; None for the only one.
+    """
     checkpoint = open_base(base)
     config = completed_config(checkpoint.config, class_defaults=not isinstance(checkpoint, GgufBase))
     family = family_of(config).with_bare_names(checkpoint.tensors)
     bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
-    adapter = None if adapter_path is None else Adapter(adapter_path)
+    adapter = None if adapter_path is None else open_adapter(adapter_path, prompt_task)
     if adapter is not None and adapter.path.resolve() == base.resolve():
         raise AdapterError(
             f"{base} is given as the base and as the adapter: a model beside an adapter usually contains it already",
@@ -176,7 +207,7 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase) -> 
         )
     changes: Mapping[str, Change] = {}
     resized = None
-    if adapter is not None:
+    if adapter is not None and not isinstance(adapter, SoftPromptAdapter):
         known = _as_adapters_see_it(family, config, bound)
         resized = with_vocabulary_of(adapter, family, config, checkpoint, bound, known)
         if resized is not None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from edgetune_converters import formats
 from edgetune_converters.gguf.types import BY_NAME
-from edgetune_converters.inputs import TokenizerSource
-from edgetune_converters.merging.merge_base import merge_base_named
-from edgetune_converters.model import Model, open_model
+from edgetune_converters.inputs import TokenizerSource, open_request
+from edgetune_converters.model import Model
 from edgetune_converters.names import FormatName
 from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.quantization import recipes
@@ -32,7 +31,8 @@ def plan(request: ExportRequest) -> list[StoragePlan]:
     Raises:
         EdgetuneError: The base, the adapter or a storage type cannot be used.
     """
-    return _plans(_open(request), request)
+    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        return _plans(_open(request, Path(folder)), request)
 
 
 def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str]]:
@@ -43,9 +43,9 @@ def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str
     Raises:
         EdgetuneError: As `plan`; TokenizerError when the tokenizer cannot be used.
     """
-    model = _open(request)
-    plans, notes = _plans(model, request), list(model.input_notes)
     with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        model = _open(request, Path(folder))
+        plans, notes = _plans(model, request), list(model.input_notes)
         source = TokenizerSource(request, model, Path(folder))
         if any(target.format != "gguf-lora" for target in request.targets):
             notes += source.notes
@@ -54,10 +54,10 @@ def plan_with_notes(request: ExportRequest) -> tuple[list[StoragePlan], list[str
     return plans, notes
 
 
-def _open(request: ExportRequest) -> Model:
+def _open(request: ExportRequest, rebuilt: Path) -> Model:
     for target in request.targets:
         formats.FORMATS[target.format].check_type(target.type)
-    return open_model(request.base, request.adapter, merge_base_named(request.merge_base, request.bnb_record))
+    return open_request(request, rebuilt)
 
 
 def _plans(model: Model, request: ExportRequest) -> list[StoragePlan]:

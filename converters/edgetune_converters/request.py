@@ -41,6 +41,8 @@ class ExportRequest:
     """The artifacts. One read of the base feeds all of them; receipts are returned in this order."""
     adapter: Path | None = None
     """Directory of a PEFT adapter; None exports the base itself."""
+    prompt_task: int | None = None
+    """Task whose prompt of multitask prompt tuning is exported; None for the only one."""
     tokenizer: Path | None = None
     """Directory with the tokenizer files; None takes those of the base."""
     chat_template: str | None = None

@@ -33,6 +33,7 @@ _FLAGS: Mapping[str, _Flag] = {
     "imatrix": _Flag(metavar="FILE"),
     "split_max_size": _Flag(metavar="SIZE"),
     "max_shard_size": _Flag(metavar="SIZE"),
+    "prompt_task": _Flag(metavar="NUMBER"),
 }
 
 
@@ -59,7 +60,8 @@ def resolve_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Expo
         stored: The `export:` section of the run.
         given: Field -> value of the command line or of Python. None, () and False mean that it is not given.
     """
-    values = {field: _field_value(field, value) for field, value in given.items() if value not in (None, (), False)}
+    named = {field: value for field, value in given.items() if value not in (None, ()) and value is not False}
+    values = {field: _field_value(field, value) for field, value in named.items()}
     present = {RENAMED_EXPORT_KEYS.get(field, field): value for field, value in stored.items()}
     return parse_section(ExportConfig, {**present, **values}, "the export's options")
 
@@ -76,6 +78,8 @@ def _click_details(annotation: Any, flag: _Flag) -> dict[str, Any]:
     kind = _without_none(annotation)
     if kind is bool:
         return {"is_flag": True}
+    if kind is int:
+        return {"type": click.INT}
     if get_origin(kind) is Literal:
         return {"type": click.Choice([str(choice) for choice in get_args(kind)])}
     if get_origin(kind) is list and not flag.comma_separated:

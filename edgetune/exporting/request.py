@@ -41,6 +41,7 @@ def export_request(
         base=source.base,
         targets=tuple(targets),
         adapter=source.adapter,
+        prompt_task=config.prompt_task,
         tokenizer=source.tokenizer,
         name=source.name,
         merge_base=ORIGINAL if config.merge_base == AUTO else config.merge_base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +47,7 @@ def search_subject(request: ExportRequest, rows: ScoredRows) -> Subject:
     """Open the model of a request for the search, with its plans and a function that exports it."""
     from edgetune.sensitivity.onnx.search import Subject
     from edgetune_converters.exporting import export
-    from edgetune_converters.merging.merge_base import merge_base_named
-    from edgetune_converters.model import open_model
+    from edgetune_converters.inputs import open_request
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.planning import plan_onnx
     from edgetune_converters.quantization.imatrix import read_imatrix
@@ -56,8 +56,8 @@ def search_subject(request: ExportRequest, rows: ScoredRows) -> Subject:
     def export_trial(settings: OnnxSettings, folder: Path) -> None:
         export(replace(request.for_trial(Target("onnx", _TYPE, folder)), onnx_settings=settings))
 
-    merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
-    model = open_model(request.base, request.adapter, merge_base)
+    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        model = open_request(request, Path(folder))
     return Subject(
         model=model,
         plan=plan_onnx(model, _TYPE),

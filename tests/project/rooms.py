@@ -29,7 +29,9 @@ CONVERTERS: dict[str, set[str]] = {
         *("merging", "quantization", "model", "provenance", "onnx"),
     },
     "request": {"gguf", "quantization", "onnx"},
-    "inputs": {"gguf", "tokenizers", "reading", "quantization", "model", "provenance", "request"},
+    "inputs": {
+        *("gguf", "tokenizers", "reading", "adapters", "merging", "quantization", "model", "provenance", "request"),
+    },
     "formats": {
         *("gguf", "tokenizers", "reading", "quantization", "model"),
         *("provenance", "onnx", "outputs", "request", "inputs"),

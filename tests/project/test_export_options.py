@@ -48,11 +48,14 @@ def test_a_flag_sets_its_field(field: str) -> None:
     kind = options._without_none(ExportConfig.model_fields[field].annotation)
     flag = options.flag_name(field)
     text = {"formats": "gguf,onnx", "types": "Q8_0, f16"}.get(field)
-    text = text or (str(get_args(kind)[-1]) if get_origin(kind) is Literal else "text")
+    text = text or (str(get_args(kind)[-1]) if get_origin(kind) is Literal else "0" if kind is int else "text")
     arguments = [flag] if kind is bool else [flag, text]
     given = command.make_context("merge-export", arguments).params
     value = getattr(options.resolve_options({}, {field: given[field]}), field)
     expected = {"formats": ["gguf", "onnx"], "types": ["q8_0", "f16"], "tensor_types": ["text"]}.get(field)
+    if kind is int:
+        assert value == int(text)
+        return
     assert value == (expected or (True if kind is bool else get_args(kind)[-1] if get_args(kind) else "text"))
 
 

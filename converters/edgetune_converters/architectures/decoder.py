@@ -144,7 +144,8 @@ class Traits:
     """How a family's decoder differs from Llama's.
 
     `rotation` returns the name of a layer's rotation ("global", "local"), None for an unrotated layer. `refusal` says
-    why a model of the family cannot be described, None where it can.
+    why a model of the family cannot be described, None where it can. `scales_lookup`: transformers applies
+    `embedding_scale` inside the lookup of tokens, so that vectors given in place of tokens are not scaled.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -156,6 +157,7 @@ class Traits:
     interleaved: bool = False
     parallel: Callable[[ModelConfig], bool] = _sequential
     embedding_scale: NumberOf = _one
+    scales_lookup: bool = False
     residual_scale: NumberOf = _one
     logit_scale: NumberOf = _one
     logit_cap: NumberOf = _none

@@ -39,6 +39,9 @@ GOLDEN_PART = "edgetune.golden.{number}"
 """More of them, numbered from 2: auditors flag strings of more than 8 KB."""
 TEMPLATE_OPTIONS = "edgetune.template.options"
 """Variables that training gave to the chat template (enable_thinking ...), as a JSON object; absent without any."""
+SOFT_PROMPT = "edgetune.soft_prompt"
+"""Soft prompt as rows of the vocabulary, a JSON object: `first` (id), `count`, `added` (rows that the base has not) and
+`adds_bos` (whether the tokenizer of training adds BOS to a text)."""
 
 # tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"

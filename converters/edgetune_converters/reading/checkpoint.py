@@ -105,6 +105,13 @@ class Checkpoint:
         self.tensors[name] = replace(info, name=name)
         self._substitutes[name] = file
 
+    def set_aside(self, name: str) -> TensorInfo:
+        """Return a description with which the tensor `name` is still read after it has been substituted."""
+        info = replace(self.tensors[name], name=f"{name} (as stored)")
+        if name in self._decoders:
+            self._decoders[info.name] = self._decoders[name]
+        return info
+
     @property
     def lacks_index(self) -> bool:
         """Whether the shards have no index, without which transformers does not load them."""

@@ -68,6 +68,7 @@ def _soft_cap(field: str) -> Callable[[ModelConfig], float]:
 _TRAITS = Traits(
     activation=lambda config: config.get("hidden_activation") or "gelu_pytorch_tanh",
     embedding_scale=lambda config: float(config.hidden**0.5),
+    scales_lookup=True,
 )
 
 GEMMA = Family(

@@ -33,6 +33,7 @@ MINICPM = Family(
     defaults={"tie_word_embeddings": True},
     onnx=Traits(
         embedding_scale=stated("scale_emb"),
+        scales_lookup=True,
         residual_scale=lambda config: config.number("scale_depth") / config.layers**0.5,
         logit_scale=lambda config: config.number("dim_model_base") / config.hidden,
     ),
