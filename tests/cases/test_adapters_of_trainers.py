@@ -356,7 +356,7 @@ REFUSED: dict[str, tuple[Dress, str]] = {
         _magnitudes,
         r"has a lora_magnitude_vector \(DoRA\), and adapter_config.json does not state",
     ),
-    "DoRA without magnitudes": (lambda directory: _state(directory, use_dora=True), "has no lora_magnitude_vector"),
+    "DoRA without magnitudes": (lambda directory: _state(directory, use_dora=True), "have no lora_magnitude_vector"),
     "PiSSA": (lambda directory: _state(directory, init_lora_weights="pissa_niter_16"), "which moves the base"),
     "OLoRA": (lambda directory: _state(directory, init_lora_weights="olora"), "which moves the base"),
     "merged linear layers": (lambda directory: _state(directory, use_merged_linear=True), "use_merged_linear"),
