@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from edgetune.errors import ConfigError
 from edgetune.methods import AdapterConfig, Lora
-from edgetune.objectives import ObjectiveConfig, Sft
+from edgetune.objectives import Batching, ObjectiveConfig, Sft
 from edgetune.section import Ratio, Section, alternatives
 from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
 
@@ -310,6 +310,13 @@ class Config(Section):
     def _nf4_was_trained(self) -> Self:
         if self.export.merge_base == NF4 and self.quantization.bits != 4:
             raise ValueError("export.merge_base is nf4, but quantization.bits: 16 trains no 4-bit base to merge into")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        batching = Batching(self.training.batch_size, self.training.gradient_accumulation)
+        if found := list(self.objective.contradictions(batching)):
+            raise ValueError("; ".join(found))
         return self
 
 

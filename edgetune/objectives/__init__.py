@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetune.objectives.base import Objective
+from edgetune.objectives.base import Batching, Metric, Objective
+from edgetune.objectives.cpo import Cpo
+from edgetune.objectives.dpo import Dpo
+from edgetune.objectives.ipo import Ipo
+from edgetune.objectives.kto import Kto
+from edgetune.objectives.orpo import Orpo
+from edgetune.objectives.pretrain import Pretrain
 from edgetune.objectives.sft import Sft
+from edgetune.objectives.simpo import Simpo
 from edgetune.section import kind_of, one_of
 
-OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in (Sft,)}
+_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo)
+OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in _ALL}
 """The objectives by `objective.kind`; the first is the default."""
 
 if TYPE_CHECKING:
@@ -20,4 +28,4 @@ if TYPE_CHECKING:
 else:
     ObjectiveConfig = one_of(list(OBJECTIVES.values()))
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveConfig", "Sft"]
+__all__ = ["OBJECTIVES", "Batching", "Metric", "Objective", "ObjectiveConfig", "Sft"]

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edgetune.section import Section
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that an objective logs, for training and for evaluation."""
+
+    name: str
+    """The name in metrics.jsonl, TensorBoard, the manifest and the report."""
+    source: str
+    """TRL's name of it."""
+    meaning: str
+    """What it says, for the documentation and the report."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +31,24 @@ class ObjectiveFacts:
     """arXiv number or another source."""
     trainer: str
     """The trainer of TRL."""
+    metrics: tuple[Metric, ...] = ()
+    """What is logged beside the loss; the first is shown beside the progress bar."""
+    is_experimental: bool = False
+    """Whether the trainer lies in TRL's experimental part, which changes without notice."""
+    needs_reference: bool = False
+    """Whether the loss compares the model with the base, which is the model with its adapter switched off."""
+    generates: bool = False
+    """Whether the model answers prompts during training."""
+    is_scorer: bool = False
+    """Whether the trained model gives a score in place of a text."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The options of `training` that an objective may contradict."""
+
+    batch_size: int
+    gradient_accumulation: int
 
 
 class Objective(Section):
@@ -27,3 +58,22 @@ class Objective(Section):
 
     kind: str
     """The objective."""
+
+    def contradictions(self, batching: Batching) -> Iterator[str]:
+        """Yield what cannot be trained with these options together, a sentence each."""
+        yield from ()
+
+    def trl_options(self) -> dict[str, Any]:
+        """Return the options under TRL's names, for the class of its configuration."""
+        return {}
+
+
+MARGIN = Metric(
+    "reward_margin", "rewards/margins", "reward of the chosen answer less that of the rejected one; it should rise"
+)
+ACCURACY = Metric(
+    "reward_accuracy", "rewards/accuracies", "share of the pairs whose chosen answer has the higher reward"
+)
+CHOSEN = Metric("chosen_log_prob", "logps/chosen", "log-probability of the chosen answers, in nats")
+REJECTED = Metric("rejected_log_prob", "logps/rejected", "log-probability of the rejected answers, in nats")
+PAIR_METRICS = (MARGIN, ACCURACY, CHOSEN, REJECTED)

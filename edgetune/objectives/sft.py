@@ -8,7 +8,7 @@ from edgetune.objectives.base import Objective, ObjectiveFacts
 
 
 class Sft(Objective):
-    """Supervised fine-tuning: the cross-entropy of the assistant's answers."""
+    """Supervised fine-tuning: the cross-entropy of the assistant's answers (arXiv:2203.02155)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts("SFT", "arXiv:2203.02155", "SFTTrainer")
 

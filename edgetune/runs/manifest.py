@@ -32,6 +32,8 @@ class TrainResults(DocumentSection):
     loss_first: Number = math.nan
     loss_last: Number = math.nan
     eval_loss: Number = math.nan
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    """The objective's metrics in the last evaluation, such as reward_margin; none for SFT."""
     seconds: float = 0.0
     tokens_per_second: float | None = None
     trainable_parameters: int | None = None

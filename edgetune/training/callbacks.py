@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from edgetune import console
 from edgetune.errors import ConfigError
+from edgetune.objectives import Metric
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
 
@@ -43,15 +44,19 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
     uninterrupted one.
     """
 
-    def __init__(self, run: RunDirectory, window: int) -> None:
+    def __init__(self, run: RunDirectory, window: int, metrics: Sequence[Metric] = ()) -> None:
         self.run = run
         self.window = window
+        self.metrics = metrics
+        """What the objective logs beside the loss."""
         self.steps: list[Log] = []
         """Logs of the steps after the last full window."""
         self.losses: list[float] = []
         """The loss of each step."""
         self.evaluations: dict[int, float] = {}
         """Step -> evaluation loss."""
+        self.evaluated: Log = {}
+        """The metrics of the last evaluation."""
         self.tokens = 0.0
         self.seconds = 0.0
         self._window_tokens = 0.0
@@ -70,7 +75,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         logged = [entry for entry in state.log_history if "loss" in entry]
         opened = state.global_step // self.window * self.window
         self.losses = [entry["loss"] for entry in logged]
-        self.steps = [entry for entry in logged if entry["step"] > opened]
+        self.steps = [self._figures(entry) for entry in logged if entry["step"] > opened]
+        evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
+        self.evaluated = self._named(evaluated[-1], "eval_") if evaluated else {}
         self.evaluations = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
         _truncate_metrics(self.run.metrics_file, state.global_step, self.evaluations)
         self._board = _open_tensorboard(self.run.logs, state.global_step)
@@ -89,7 +96,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         """Handle the logs of a step or an evaluation; the trainer's own summary at the end is ignored."""
         logs = logs or {}
         if "eval_loss" in logs:
-            self._evaluated(state.global_step, logs["eval_loss"])
+            self._evaluated(state.global_step, logs["eval_loss"], self._named(logs, "eval_"))
         elif "loss" in logs:
             self._stepped(state.global_step, state.max_steps, logs)
 
@@ -115,21 +122,39 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
                 cause = "The base computes no finite numbers: its weights are damaged, or too large for compute_dtype"
             raise ConfigError(f"training has diverged: the loss after step {step} is {logs['loss']}", cause)
         self.losses.append(logs["loss"])
-        self.steps.append({key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs})
+        self.steps.append(self._figures(logs))
         total = logs.get("num_tokens", 0.0)
         self._window_tokens = total - self.tokens
         speed = self._window_tokens / self._window_seconds if self._window_seconds else 0.0
         if step % self.window == 0 or step == last:
-            loss = sum(each["loss"] for each in self.steps) / len(self.steps)
-            self._write(step, {**self.steps[-1], "loss": loss, "tokens_per_second": round(speed, 1)})
+            self._write(step, {**self.steps[-1], **self._means(), "tokens_per_second": round(speed, 1)})
             self.seconds += self._window_seconds
             self.tokens, self._window_seconds, self.steps = total, 0.0, []
-        self._progress.update(step, logs["loss"], speed)
+        self._progress.update(step, logs["loss"], speed, _describe(self._named(logs), self.metrics[:2]))
 
-    def _evaluated(self, step: int, loss: float) -> None:
-        self.evaluations[step] = loss
-        self._write(step, {"eval_loss": loss})
-        console.note(f"step {step}: evaluation loss {loss:.4f}")
+    def _figures(self, logs: Mapping[str, float]) -> Log:
+        """Return the figures of a step that are written."""
+        kept = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+        return {**kept, **self._named(logs)}
+
+    def _named(self, logs: Mapping[str, float], prefix: str = "") -> Log:
+        """Return the objective's metrics in a log of TRL under our names, without the prefix."""
+        found = {metric.name: logs.get(prefix + metric.source) for metric in self.metrics}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _means(self) -> Log:
+        """Return the loss and the objective's metrics as means over the window."""
+        means = {}
+        for name in ("loss", *(metric.name for metric in self.metrics)):
+            values = [step[name] for step in self.steps if name in step]
+            if values:
+                means[name] = sum(values) / len(values)
+        return means
+
+    def _evaluated(self, step: int, loss: float, metrics: Log) -> None:
+        self.evaluations[step], self.evaluated = loss, metrics
+        self._write(step, {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}})
+        console.note(f"step {step}: evaluation loss {loss:.4f}{_describe(metrics, self.metrics)}")
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.run.logs.mkdir(parents=True, exist_ok=True)
@@ -199,7 +224,7 @@ class TrainingProgress:
     def __init__(self) -> None:
         self._bar = progress.Progress(
             progress.TextColumn("training"), progress.BarColumn(), progress.MofNCompleteColumn(),
-            progress.TextColumn("loss {task.fields[loss]:.4f}"),
+            progress.TextColumn("loss {task.fields[loss]:.4f}{task.fields[metrics]}"),
             progress.TextColumn("{task.fields[speed]:.0f} tokens/s"), progress.TimeRemainingColumn(),
             console=console.stderr(), disable=not console.stderr().is_terminal,
         )  # fmt: skip
@@ -211,23 +236,32 @@ class TrainingProgress:
         """Show the bar."""
         self._total = total
         self._bar.start()
-        self._task = self._bar.add_task("training", total=total, completed=done, loss=float("nan"), speed=0.0)
+        self._task = self._bar.add_task(
+            "training", total=total, completed=done, loss=float("nan"), speed=0.0, metrics=""
+        )
 
-    def update(self, step: int, loss: float, speed: float) -> None:
+    def update(self, step: int, loss: float, speed: float, metrics: str = "") -> None:
         """Show the figures of a step."""
         if self._task is not None:
-            self._bar.update(self._task, completed=step, loss=loss, speed=speed)
+            self._bar.update(self._task, completed=step, loss=loss, speed=speed, metrics=metrics)
         tenths = 10 * step // self._total, 10 * (step - 1) // self._total
         due = tenths[0] != tenths[1] or step == 1 or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES
         if due and not console.stderr().is_terminal:
             self._printed = time.monotonic()
-            console.note(f"step {step}/{self._total}: loss {loss:.4f}, {speed:.0f} tokens/s")
+            console.note(f"step {step}/{self._total}: loss {loss:.4f}{metrics}, {speed:.0f} tokens/s")
 
     def stop(self) -> None:
         """Remove the bar."""
         if self._task is not None:
             self._bar.stop()
             self._task = None
+
+
+def _describe(figures: Mapping[str, float], metrics: Sequence[Metric]) -> str:
+    """Return ", reward margin 0.123" for each of the metrics that was logged."""
+    return "".join(
+        f", {metric.name.replace('_', ' ')} {figures[metric.name]:.4g}" for metric in metrics if metric.name in figures
+    )
 
 
 def _truncate_metrics(file: Path, step: int, evaluated: Container[int]) -> None:

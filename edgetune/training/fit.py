@@ -15,8 +15,8 @@ from edgetune.runs.status import Stage
 from edgetune.training import adapters, bnb_record, checkpoints
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
 from edgetune.training.loading import load_model, load_tokenizer
+from edgetune.training.objectives import TrainerInputs, build_trainer
 from edgetune.training.resume import TrainingInterrupted
-from edgetune.training.trainer import Collator, Trainer, build_trainer
 from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import sha256_of
 
@@ -38,11 +38,12 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     """Train the adapter, store it with the results of the stage, and return the model without Trainer's wrappers."""
-    metrics = MetricsCallback(run, prepared.config.training.logging_steps)
+    config = prepared.config
+    metrics = MetricsCallback(run, config.training.logging_steps, config.objective.facts.metrics)
     interrupt = InterruptCallback()
     last = _resumed_checkpoint(run)
     stopwatch = Stopwatch(checkpoints.read_elapsed(last))
-    saving = CheckpointCallback(prepared.config.training.keep_checkpoints, stopwatch)
+    saving = CheckpointCallback(config.training.keep_checkpoints, stopwatch)
     trainer = _build(run, prepared, model, [metrics, saving, interrupt])
     before = adapters.fingerprint_trainable(trainer.model)
     try:
@@ -66,22 +67,13 @@ def _resumed_checkpoint(run: RunDirectory) -> Path | None:
     return last
 
 
-def _build(run: RunDirectory, prepared: PreparedRun, model: Any, callbacks: list[Any]) -> Trainer:
-    trainer = build_trainer(
-        model,
-        load_tokenizer(prepared),
-        prepared.train.rows,
-        prepared.validation.rows,
-        Collator(prepared.pad_id, prepared.stop_ids),
-        prepared.config,
-        run.checkpoints,
-        callbacks,
-    )
+def _build(run: RunDirectory, prepared: PreparedRun, model: Any, callbacks: list[Any]) -> Any:
+    trainer = build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, run.checkpoints, callbacks))
     console.note(f"training {adapters.count_trainable(trainer.model):,} parameters; {prepared.pad_reason}")
     return trainer
 
 
-def _run_trainer(trainer: Trainer, last: Path | None, metrics: MetricsCallback, interrupt: InterruptCallback) -> None:
+def _run_trainer(trainer: Any, last: Path | None, metrics: MetricsCallback, interrupt: InterruptCallback) -> None:
     """Train from the checkpoint `last` on, if there is one, and evaluate after the last step."""
     if last is not None and _load_if_final(trainer, last):
         metrics.restore(trainer.state)
@@ -94,7 +86,7 @@ def _run_trainer(trainer: Trainer, last: Path | None, metrics: MetricsCallback, 
         trainer.evaluate()
 
 
-def _load_if_final(trainer: Trainer, checkpoint: Path) -> bool:
+def _load_if_final(trainer: Any, checkpoint: Path) -> bool:
     """Load the checkpoint if it is that of the last step; resumed from there, Trainer would run one step too many."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state.global_step < state.max_steps:
@@ -104,7 +96,7 @@ def _load_if_final(trainer: Trainer, checkpoint: Path) -> bool:
     return True
 
 
-def _save_adapter(trainer: Trainer, run: RunDirectory) -> None:
+def _save_adapter(trainer: Any, run: RunDirectory) -> None:
     """Save the adapter in PEFT's format; the finished directory is renamed into place."""
     with atomic.temporary_directory(run.adapter) as folder:
         trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -113,7 +105,7 @@ def _save_adapter(trainer: Trainer, run: RunDirectory) -> None:
 
 
 def _results(
-    trainer: Trainer, prepared: PreparedRun, metrics: MetricsCallback, stopwatch: Stopwatch, adapter: Path
+    trainer: Any, prepared: PreparedRun, metrics: MetricsCallback, stopwatch: Stopwatch, adapter: Path
 ) -> dict[str, Any]:
     """Return the results of the stage for the manifest."""
     step = trainer.state.global_step
@@ -130,5 +122,6 @@ def _results(
         "pad_token": text_of(prepared.pad_id),
         "stop_tokens": [text_of(id_) for id_ in sorted(prepared.stop_ids)],
         "seconds": round(stopwatch.seconds, 1),
+        **({"metrics": metrics.evaluated} if metrics.evaluated else {}),
         "adapter": {path.name: sha256_of(path) for path in sorted(adapter.iterdir())},
     }

@@ -9,6 +9,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config, TemplateConfig
 from edgetune.errors import RunDirectoryError
+from edgetune.objectives import Sft
 from edgetune.planning.prepare import PreparedRun
 from edgetune.planning.tokenizer_files import changed_tokenizer_files
 from edgetune.reference.partial import stopped_directory
@@ -159,7 +160,9 @@ def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
 
 def _default(section: str) -> Any:
     """Return the defaults of a section that a run of an older edgetune does not have."""
-    return {"template": TemplateConfig().model_dump(mode="json")}.get(section)
+    return {"template": TemplateConfig().model_dump(mode="json"), "objective": Sft().model_dump(mode="json")}.get(
+        section
+    )
 
 
 def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

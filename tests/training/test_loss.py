@@ -14,34 +14,33 @@ from edgetune.errors import ConfigError, DataError
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import adapters, environment
 from edgetune.training.loading import compute_dtype, four_bit_layers, load_model, load_tokenizer
-from edgetune.training.trainer import Collator, Trainer, build_trainer, check_batch, trainer_arguments
+from edgetune.training.objectives import TrainerInputs, build_trainer
+from edgetune.training.objectives.arguments import common_arguments
+from edgetune.training.objectives.sft import Collator, SftTrainer, check_batch
 from tests.training import runs
 
 
 @environment.silence_libraries()
-def _trainer(config: Config, directory: Path) -> tuple[Trainer, PreparedRun]:
+def _trainer(config: Config, directory: Path) -> tuple[SftTrainer, PreparedRun]:
     plan = prepare_run(config)
     torch.manual_seed(0)
     model = adapters.add_adapter(load_model(plan.base, config), config.adapter)
-    tokenizer = load_tokenizer(plan)
-    collator = Collator(plan.pad_id, plan.stop_ids)
-    trainer = build_trainer(model, tokenizer, plan.train.rows, plan.validation.rows, collator, config, directory, [])
-    return trainer, plan
+    return build_trainer(TrainerInputs(model, load_tokenizer(plan), plan, directory)), plan
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, PreparedRun]:
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SftTrainer, PreparedRun]:
     folder = tmp_path_factory.mktemp("loss")
     values = runs.settings(base, folder)
     values["quantization"] = {"compute_dtype": "float32"}
     return _trainer(parse_config(values), folder / "checkpoints")
 
 
-def _first_batch(trainer: Trainer) -> dict[str, Any]:
+def _first_batch(trainer: SftTrainer) -> dict[str, Any]:
     return next(iter(trainer.get_train_dataloader()))
 
 
-def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[Trainer, PreparedRun]) -> None:
+def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[SftTrainer, PreparedRun]) -> None:
     trainer, plan = made
     batch = _first_batch(trainer)
     ids = batch["input_ids"].tolist()
@@ -61,7 +60,7 @@ def test_loss_is_the_masked_cross_entropy_of_the_assistants_tokens(made: tuple[T
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[Trainer, PreparedRun]) -> None:
+def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[SftTrainer, PreparedRun]) -> None:
     trainer, plan = made
     batch = _first_batch(trainer)
     trained = batch["labels"] != -100
@@ -71,7 +70,7 @@ def test_batches_keep_our_masks_and_train_the_stop_token(made: tuple[Trainer, Pr
     assert plan.pad_id not in plan.stop_ids
 
 
-def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[Trainer, PreparedRun]) -> None:
+def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[SftTrainer, PreparedRun]) -> None:
     trainer, _ = made
     layers = four_bit_layers(trainer.model)
     assert len(layers) == 2 * 7
@@ -82,7 +81,7 @@ def test_base_is_nf4_with_double_quantization_and_frozen(made: tuple[Trainer, Pr
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
 
 
-def test_weights_stay_as_quantized_when_evaluated(made: tuple[Trainer, PreparedRun]) -> None:
+def test_weights_stay_as_quantized_when_evaluated(made: tuple[SftTrainer, PreparedRun]) -> None:
     """bitsandbytes repacks weights on some CPUs in evaluation mode; the model must not change half way."""
     trainer, plan = made
     before = [layer.weight.data.clone() for layer in four_bit_layers(trainer.model)]
@@ -209,4 +208,4 @@ def test_a_cpu_that_emulates_bfloat16_computes_in_float32(
     settings = Config.model_validate({"base": "b", "data": {"train": "t.jsonl"}})
     assert settings.quantization.compute_dtype == "bfloat16"
     assert compute_dtype(settings) is products
-    assert trainer_arguments(settings, tmp_path).bf16 == (products is torch.bfloat16)
+    assert common_arguments(settings, tmp_path)["bf16"] == (products is torch.bfloat16)

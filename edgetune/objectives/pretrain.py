@@ -1,0 +1,21 @@
+"""Continued pretraining: every token of plain text is learned."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from edgetune.objectives.base import Metric, Objective, ObjectiveFacts
+
+
+class Pretrain(Objective):
+    """Continued pretraining: the cross-entropy of every token of plain text (arXiv:2004.10964)."""
+
+    facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
+        "continued pretraining",
+        "arXiv:2004.10964",
+        "SFTTrainer",
+        (Metric("token_accuracy", "mean_token_accuracy", "share of the tokens that the model finds most likely"),),
+    )
+
+    kind: Literal["pretrain"] = "pretrain"
+    """The objective."""

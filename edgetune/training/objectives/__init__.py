@@ -1,0 +1,36 @@
+"""The trainers of the objectives of `edgetune.objectives`: those of TRL, on our token ids and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from transformers.trainer_callback import PrinterCallback
+
+from edgetune.training.adapters import cast_trainable_to_float32
+from edgetune.training.objectives.inputs import TrainerInputs
+
+_BUILDERS = {
+    "sft": "sft.build_sft",
+    "pretrain": "sft.build_sft",
+    "dpo": "preference.build_dpo",
+    "ipo": "preference.build_dpo",
+    "orpo": "preference.build_orpo",
+    "cpo": "preference.build_cpo",
+    "simpo": "preference.build_cpo",
+    "kto": "kto.build_kto",
+}
+"""`objective.kind` -> the module in this package and its function. TRL takes seconds to import each trainer."""
+
+__all__ = ["TrainerInputs", "build_trainer"]
+
+
+def build_trainer(inputs: TrainerInputs) -> Any:
+    """Build the trainer of the configured objective, which writes its checkpoints to `inputs.directory`."""
+    module, _, function = _BUILDERS[inputs.prepared.config.objective.kind].partition(".")
+    build: Callable[[TrainerInputs], Any] = getattr(import_module(f"{__name__}.{module}"), function)
+    trainer = build(inputs)
+    trainer.remove_callback(PrinterCallback)  # writes every log to standard output
+    cast_trainable_to_float32(trainer.model)
+    return trainer

@@ -1,0 +1,71 @@
+"""What the trainer of every objective is made of, and what TRL's trainers must leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from edgetune.planning.prepare import PreparedRun
+from edgetune.training.objectives.arguments import common_arguments
+
+
+@dataclass(frozen=True)
+class TrainerInputs:
+    """What a trainer is made of."""
+
+    model: Any
+    """The base with a new adapter."""
+    tokenizer: Any
+    """The tokenizer of transformers, which knows the pad token."""
+    prepared: PreparedRun
+    directory: Path
+    """Where checkpoints are written."""
+    callbacks: Sequence[TrainerCallback] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of every trainer, and those of the objective under TRL's names."""
+        config = self.prepared.config
+        return {**common_arguments(config, self.directory), **config.objective.trl_options()}
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the arguments of the constructor that every trainer has."""
+        return {"model": self.model, "processing_class": self.tokenizer, "callbacks": list(self.callbacks)}
+
+
+class EncodedRowsTrainer:
+    """A trainer of TRL on rows that are encoded already, without the model card that it writes into checkpoints."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the manifest of the run holds all of it."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+@contextmanager
+def adapter_off_as_reference(model: Any) -> Iterator[None]:
+    """Keep TRL from adding a copy of the new adapter, which it would use as the reference model.
+
+    Without the copy TRL switches the adapter off. A new adapter changes nothing, so both are the base; PEFT has kinds
+    of adapters that cannot be copied.
+    """
+    get_parameter = model.get_parameter
+    model.add_adapter = lambda name, config: None
+    model.get_parameter = lambda name: get_parameter(name.replace(".ref.", ".default."))
+    try:
+        yield
+    finally:
+        del model.add_adapter, model.get_parameter
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return rows as int64 [rows, longest], padded with `value` on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.int64)

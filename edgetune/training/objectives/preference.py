@@ -1,0 +1,138 @@
+"""TRL's trainers of preference pairs on our token ids: DPO and IPO, ORPO, CPO and SimPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from edgetune.data.objective_rows import EncodedAnswer, EncodedPair
+from edgetune.training.objectives.arguments import WarmupShare
+from edgetune.training.objectives.inputs import EncodedRowsTrainer, TrainerInputs, adapter_off_as_reference, pad_right
+
+SIDES = ("chosen", "rejected")
+
+
+class DpoTrainer(EncodedRowsTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+    """DPOTrainer on encoded pairs."""
+
+
+class DpoArguments(WarmupShare, DPOConfig):  # type: ignore[misc]
+    """DPOConfig with a share of warm-up steps."""
+
+
+class CpoArguments(WarmupShare, CPOConfig):  # type: ignore[misc]
+    """CPOConfig with a share of warm-up steps."""
+
+
+class OrpoArguments(WarmupShare, ORPOConfig):  # type: ignore[misc]
+    """ORPOConfig with a share of warm-up steps."""
+
+
+class _TokenizedRow:
+    """Leaves the rows as they are, which ORPO and CPO would tokenize."""
+
+    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
+        """Return the row."""
+        return feature
+
+
+class CpoTrainer(_TokenizedRow, EncodedRowsTrainer, CPOTrainer):  # type: ignore[misc]
+    """CPOTrainer on encoded pairs."""
+
+
+class OrpoTrainer(_TokenizedRow, EncodedRowsTrainer, ORPOTrainer):  # type: ignore[misc]
+    """ORPOTrainer on encoded pairs."""
+
+
+class ConcatenatedCollator:
+    """Pads pairs to one batch, the chosen rows before the rejected ones, as DPOTrainer reads it."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._pad_id = pad_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return input_ids, attention_mask and completion_mask, each int64 [2 * rows, longest]."""
+        ids = [row[f"{side}_ids"] for side in SIDES for row in rows]
+        masks = [row[f"{side}_mask"] for side in SIDES for row in rows]
+        return {
+            "input_ids": pad_right(ids, self._pad_id),
+            "attention_mask": pad_right([[1] * len(each) for each in ids], 0),
+            "completion_mask": pad_right(masks, 0),
+        }
+
+
+class SidesCollator:
+    """Pads the chosen and the rejected rows apart, as ORPOTrainer and CPOTrainer read them."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._pad_id = pad_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return input_ids, attention_mask and labels of both sides, each int64 [rows, longest of the side]."""
+        batch = {}
+        for side in SIDES:
+            ids, masks = [row[f"{side}_ids"] for row in rows], [row[f"{side}_mask"] for row in rows]
+            labels = [
+                [id_ if trained else -100 for id_, trained in zip(*each, strict=True)]
+                for each in zip(ids, masks, strict=True)
+            ]
+            batch[f"{side}_input_ids"] = pad_right(ids, self._pad_id)
+            batch[f"{side}_attention_mask"] = pad_right([[1] * len(each) for each in ids], 0)
+            batch[f"{side}_labels"] = pad_right(labels, -100)
+        return batch
+
+
+def to_pair_table(pairs: Sequence[EncodedPair]) -> Dataset:
+    """Convert pairs to the `datasets` table that TRL needs: whole rows, and which of their ids are scored."""
+    answers: dict[str, list[EncodedAnswer]] = {side: [getattr(pair, side) for pair in pairs] for side in SIDES}
+    columns: dict[str, list[list[int]]] = {}
+    for side, given in answers.items():
+        columns[f"{side}_ids"] = [answer.row.input_ids for answer in given]
+        columns[f"{side}_mask"] = [[int(scored) for scored in answer.row.supervised] for answer in given]
+    return Dataset.from_dict(columns)
+
+
+def pair_tables(inputs: TrainerInputs) -> dict[str, Dataset]:
+    """Return the training and the held-out pairs under the names of the constructor's arguments."""
+    prepared = inputs.prepared
+    return {
+        "train_dataset": to_pair_table(prepared.train.pairs),
+        "eval_dataset": to_pair_table(prepared.validation.pairs),
+    }
+
+
+def build_dpo(inputs: TrainerInputs) -> DpoTrainer:
+    """Build the trainer of DPO and IPO. The reference model is the base: the adapter is switched off."""
+    arguments = DpoArguments(**inputs.arguments, max_length=None, remove_unused_columns=False)
+    with adapter_off_as_reference(inputs.model):
+        return DpoTrainer(
+            args=arguments,
+            data_collator=ConcatenatedCollator(inputs.prepared.pad_id),
+            **pair_tables(inputs),
+            **inputs.keywords(),
+        )
+
+
+def build_cpo(inputs: TrainerInputs) -> Any:
+    """Build the trainer of CPO and SimPO."""
+    return _build_sides(inputs, CpoTrainer, CpoArguments)
+
+
+def build_orpo(inputs: TrainerInputs) -> Any:
+    """Build the trainer of ORPO."""
+    return _build_sides(inputs, OrpoTrainer, OrpoArguments)
+
+
+def _build_sides(inputs: TrainerInputs, trainer: Any, arguments: Any) -> Any:
+    return trainer(
+        args=arguments(**inputs.arguments, max_length=inputs.prepared.config.training.max_length,
+                       remove_unused_columns=False),
+        data_collator=SidesCollator(inputs.prepared.pad_id),
+        **pair_tables(inputs),
+        **inputs.keywords(),
+    )  # fmt: skip
