@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetune.objectives.base import Batching, Metric, Objective
+from edgetune.objectives.base import Batching, Objective, ObjectiveMetric
 from edgetune.objectives.cpo import Cpo
 from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.ipo import Ipo
@@ -28,4 +28,4 @@ if TYPE_CHECKING:
 else:
     ObjectiveConfig = one_of(list(OBJECTIVES.values()))
 
-__all__ = ["OBJECTIVES", "Batching", "Metric", "Objective", "ObjectiveConfig", "Sft"]
+__all__ = ["OBJECTIVES", "Batching", "Objective", "ObjectiveConfig", "ObjectiveMetric", "Sft"]

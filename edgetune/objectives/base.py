@@ -10,7 +10,7 @@ from edgetune.section import Section
 
 
 @dataclass(frozen=True)
-class Metric:
+class ObjectiveMetric:
     """A figure that an objective logs, for training and for evaluation."""
 
     name: str
@@ -31,7 +31,7 @@ class ObjectiveFacts:
     """arXiv number or another source."""
     trainer: str
     """The trainer of TRL."""
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[ObjectiveMetric, ...] = ()
     """What is logged beside the loss; the first is shown beside the progress bar."""
     is_experimental: bool = False
     """Whether the trainer lies in TRL's experimental part, which changes without notice."""
@@ -68,12 +68,12 @@ class Objective(Section):
         return {}
 
 
-MARGIN = Metric(
+MARGIN = ObjectiveMetric(
     "reward_margin", "rewards/margins", "reward of the chosen answer less that of the rejected one; it should rise"
 )
-ACCURACY = Metric(
+ACCURACY = ObjectiveMetric(
     "reward_accuracy", "rewards/accuracies", "share of the pairs whose chosen answer has the higher reward"
 )
-CHOSEN = Metric("chosen_log_prob", "logps/chosen", "log-probability of the chosen answers, in nats")
-REJECTED = Metric("rejected_log_prob", "logps/rejected", "log-probability of the rejected answers, in nats")
+CHOSEN = ObjectiveMetric("chosen_log_prob", "logps/chosen", "log-probability of the chosen answers, in nats")
+REJECTED = ObjectiveMetric("rejected_log_prob", "logps/rejected", "log-probability of the rejected answers, in nats")
 PAIR_METRICS = (MARGIN, ACCURACY, CHOSEN, REJECTED)

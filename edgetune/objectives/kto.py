@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.objectives.base import CHOSEN, MARGIN, REJECTED, Batching, Metric, Objective, ObjectiveFacts
+from edgetune.objectives.base import CHOSEN, MARGIN, REJECTED, Batching, Objective, ObjectiveFacts, ObjectiveMetric
 
 
 class Kto(Objective):
@@ -17,7 +17,12 @@ class Kto(Objective):
         "KTO",
         "arXiv:2402.01306",
         "KTOTrainer",
-        (MARGIN, Metric("kl", "kl", "estimated KL divergence from the base, in nats per answer"), CHOSEN, REJECTED),
+        (
+            MARGIN,
+            ObjectiveMetric("kl", "kl", "estimated KL divergence from the base, in nats per answer"),
+            CHOSEN,
+            REJECTED,
+        ),
         needs_reference=True,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.objectives.base import PAIR_METRICS, Metric, Objective, ObjectiveFacts
+from edgetune.objectives.base import PAIR_METRICS, Objective, ObjectiveFacts, ObjectiveMetric
 
 
 class Orpo(Objective):
@@ -17,7 +17,10 @@ class Orpo(Objective):
         "ORPO",
         "arXiv:2403.07691",
         "trl.experimental.orpo.ORPOTrainer",
-        (*PAIR_METRICS, Metric("log_odds", "log_odds_chosen", "mean log odds ratio of chosen and rejected answers")),
+        (
+            *PAIR_METRICS,
+            ObjectiveMetric("log_odds", "log_odds_chosen", "mean log odds ratio of chosen and rejected answers"),
+        ),
         is_experimental=True,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from edgetune.objectives.base import Metric, Objective, ObjectiveFacts
+from edgetune.objectives.base import Objective, ObjectiveFacts, ObjectiveMetric
 
 
 class Pretrain(Objective):
@@ -14,7 +14,11 @@ class Pretrain(Objective):
         "continued pretraining",
         "arXiv:2004.10964",
         "SFTTrainer",
-        (Metric("token_accuracy", "mean_token_accuracy", "share of the tokens that the model finds most likely"),),
+        (
+            ObjectiveMetric(
+                "token_accuracy", "mean_token_accuracy", "share of the tokens that the model finds most likely"
+            ),
+        ),
     )
 
     kind: Literal["pretrain"] = "pretrain"

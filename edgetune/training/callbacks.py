@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.objectives import Metric
+from edgetune.objectives import ObjectiveMetric
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
 
@@ -44,7 +44,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
     uninterrupted one.
     """
 
-    def __init__(self, run: RunDirectory, window: int, metrics: Sequence[Metric] = ()) -> None:
+    def __init__(self, run: RunDirectory, window: int, metrics: Sequence[ObjectiveMetric] = ()) -> None:
         self.run = run
         self.window = window
         self.metrics = metrics
@@ -257,7 +257,7 @@ class TrainingProgress:
             self._task = None
 
 
-def _describe(figures: Mapping[str, float], metrics: Sequence[Metric]) -> str:
+def _describe(figures: Mapping[str, float], metrics: Sequence[ObjectiveMetric]) -> str:
     """Return ", reward margin 0.123" for each of the metrics that was logged."""
     return "".join(
         f", {metric.name.replace('_', ' ')} {figures[metric.name]:.4g}" for metric in metrics if metric.name in figures
