@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter
 from edgetune_converters.errors import TokenizerError
@@ -278,7 +279,13 @@ class ExportInputs:
         soft, tokens = self.model.soft_prompt, self.tokenizer.soft_tokens
         if soft is None or tokens is None:
             return {}
-        found = {"first": soft.first, "count": soft.count, "added": soft.added, "adds_bos": tokens.adds_bos}
+        found: dict[str, Any] = {
+            "first": soft.first,
+            "count": soft.count,
+            "added": soft.added,
+            "adds_bos": tokens.adds_bos,
+        }
+        found |= {"with_bos": tokens.with_bos} if tokens.with_bos else {}
         return {keys.SOFT_PROMPT: json.dumps(found)}
 
     @cached_property

@@ -40,8 +40,9 @@ GOLDEN_PART = "edgetune.golden.{number}"
 TEMPLATE_OPTIONS = "edgetune.template.options"
 """Variables that training gave to the chat template (enable_thinking ...), as a JSON object; absent without any."""
 SOFT_PROMPT = "edgetune.soft_prompt"
-"""Soft prompt as rows of the vocabulary, a JSON object: `first` (id), `count`, `added` (rows that the base has not) and
-`adds_bos` (whether the tokenizer of training adds BOS to a text)."""
+"""Soft prompt as rows of the vocabulary, a JSON object: `first` (id), `count`, `added` (rows that the base has not),
+`adds_bos` (whether the tokenizer of training adds BOS to a text) and `with_bos` (names of the chat templates in which
+BOS was written behind the soft tokens)."""
 
 # tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"

@@ -40,6 +40,8 @@ class SoftTokens:
     texts: tuple[str, ...]
     adds_bos: bool
     """Whether the tokenizer of training adds BOS to a text."""
+    with_bos: tuple[str, ...] = ()
+    """Names of the chat templates in which BOS is written behind the soft tokens."""
     notes: tuple[str, ...] = ()
 
 
@@ -90,10 +92,8 @@ def write_with_soft_tokens(
     _write_tokenizer(files, out, first, texts, bos_text if adds_bos else None)
     templates = chat_templates(source, files.config) | ({} if template is None else {DEFAULT: template})
     named = special_tokens(files.config, files.special)
-    prefixed = {
-        name: "".join(texts) + (_missing_bos(text, named, bos_text) if adds_bos else "") + text
-        for name, text in templates.items()
-    }
+    missing = {name: _missing_bos(text, named, bos_text) if adds_bos else "" for name, text in templates.items()}
+    prefixed = {name: "".join(texts) + missing[name] + text for name, text in templates.items()}
     for name, content in template_files(prefixed).items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(content)
@@ -101,7 +101,8 @@ def write_with_soft_tokens(
     notes = ["the chat template begins with the soft tokens: a text without it, as raw completion, lacks them"]
     if not templates:
         notes = ["there is no chat template to write the soft tokens: programs other than edgetune run without them"]
-    found = SoftTokens(first, texts, adds_bos, tuple(notes))
+    with_bos = tuple(name for name, text in missing.items() if text)
+    found = SoftTokens(first, texts, adds_bos, with_bos, tuple(notes))
     _check_ids(files, out, found, templates.get(DEFAULT))
     return found
 

@@ -15,7 +15,8 @@ F32 = NDArray[np.float32]
 
 
 def prefill(context: LlamaContext, prompt: NDArray[np.int32], sequence: int = 0) -> F32:
-    """Evaluate a prompt; return the logits [V] after its last token, a view."""
+    """Clear the cache of a sequence, evaluate a prompt and return the logits [V] after its last token, a view."""
+    context.begin(sequence)
     outputs = np.zeros(len(prompt), np.int8)
     outputs[-1] = 1
     for start in range(0, len(prompt), BATCH):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,20 @@ def round_up_cells(cells: int) -> int:
     return -(-cells // _CELLS) * _CELLS
 
 
+class Prefix(Protocol):
+    """What stands in the cache before every text."""
+
+    length: int
+    """Its number of tokens."""
+
+    def put(self, context: LlamaContext, sequence: int) -> None:
+        """Write it to the empty cache of a sequence, at the positions 0 to `length` - 1."""
+
+
 class LlamaContext:
     """`cells` tokens of each of `sequences` sequences; at most `outputs` rows of logits [vocabulary_size] a call.
+
+    Positions are those of a text: the prefix, if there is one, comes before position 0.
 
     Each sequence has its own cache (`kv_unified` off). In a shared one, the order of the sums in a sequence's
     attention, and with f16 their result, would depend on the other sequences.
@@ -36,10 +48,28 @@ class LlamaContext:
 
     def __init__(
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
-        sequences: int = 1,
+        sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0,
     ) -> None:  # fmt: skip
-        """Create the context. Raises RuntimeProblem if llama.cpp cannot allocate it."""
+        """Create the context.
+
+        Args:
+            model: The model of llama.cpp.
+            path: Its file, for messages.
+            vocabulary_size: Width of the logits that are returned.
+            threads: Threads of a call.
+            cells: Tokens of a text.
+            outputs: Rows of logits of a call.
+            sequences: Sequences at a time.
+            prefix: What stands before every text.
+            hidden_rows: Rows of the vocabulary behind `vocabulary_size`, whose logits are not returned.
+
+        Raises:
+            RuntimeProblem: llama.cpp cannot allocate it.
+        """
         self._library, self._path, self._vocabulary_size = library(), path, vocabulary_size
+        self._hidden_rows, self._prefix = hidden_rows, prefix
+        self._offset = prefix.length if prefix else 0
+        cells += self._offset
         self._has_several = sequences > 1
         self._flag: InterruptFlag | None = InterruptFlag()
         parameters = self._library.llama_context_default_params()
@@ -70,6 +100,12 @@ class LlamaContext:
         for i in range(BATCH):
             batch.seq_id[i][0] = 0
 
+    def begin(self, sequence: int = 0) -> None:
+        """Drop the keys and values of a sequence and put the prefix into its cache."""
+        self.clear(sequence if self._has_several else None)
+        if self._prefix:
+            self._prefix.put(self, sequence)
+
     def clear(self, sequence: int | None = None) -> None:
         """Drop the keys and values of one sequence, or of all."""
         if sequence is None:
@@ -79,6 +115,10 @@ class LlamaContext:
 
     def decode(self, ids: NDArray[np.int32], start: int, outputs: NDArray[np.int8], sequence: int = 0) -> None:
         """Evaluate ids [n <= BATCH] of a sequence from position `start`; compute logits where `outputs` [n] is 1."""
+        self.decode_at(ids, start + self._offset, outputs, sequence)
+
+    def decode_at(self, ids: NDArray[np.int32], start: int, outputs: NDArray[np.int8], sequence: int = 0) -> None:
+        """As `decode`, at a position of the cache: the prefix begins at 0."""
         count = len(ids)
         self._batch.n_tokens = count
         self._tokens[:count] = ids
@@ -100,7 +140,7 @@ class LlamaContext:
         batch = self._batch
         batch.n_tokens = 1
         batch.token[0] = token
-        batch.pos[0] = position
+        batch.pos[0] = position + self._offset
         batch.logits[0] = 1
         self._interrupts.clear()
         status = self._library.llama_decode(self._context, batch)
@@ -114,6 +154,7 @@ class LlamaContext:
         count = len(tokens)
         self._batch.n_tokens = count
         self._tokens[:count], self._positions[:count], self._outputs[:count] = tokens, positions, 1
+        self._positions[:count] += self._offset
         for index, sequence in enumerate(sequences):
             self._batch.seq_id[index][0] = sequence
         self._interrupts.clear()
@@ -125,7 +166,8 @@ class LlamaContext:
     def logits(self, count: int) -> F32:
         """Return the logits [count, V] of the last call, a view of llama.cpp's buffer."""
         pointer = self._library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (count, self._vocabulary_size))
+        whole = np.ctypeslib.as_array(pointer, (count, self._vocabulary_size + self._hidden_rows))
+        return np.ascontiguousarray(whole[:, : self._vocabulary_size]) if self._hidden_rows else whole
 
     @property
     def _interrupts(self) -> InterruptFlag:

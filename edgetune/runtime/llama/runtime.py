@@ -22,10 +22,12 @@ from edgetune.errors import RuntimeNotice, RuntimeProblem
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
-from edgetune.runtime.llama.context import BATCH, LlamaContext, round_up_cells
+from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
+from edgetune.runtime.llama.prefix import SoftTokens
 from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
 from edgetune_converters.gguf.joined import check_data
@@ -56,12 +58,20 @@ class LlamaRuntime(Runtime):
         self._library = library()
         try:
             self._model = self._load()
-            self.trained_context: int = self._library.llama_model_n_ctx_train(self._model)
             self._vocabulary = LlamaVocabulary(self._library, self._model)
-            self.vocabulary_size = self._vocabulary.size
+            soft = read_soft_prompt(self.metadata, self._vocabulary.size)
+            self._prefix: Prefix | None = SoftTokens(soft.ids) if soft else None
+            self.trained_context: int = self._library.llama_model_n_ctx_train(self._model)
+            self.trained_context -= self._prefix.length if self._prefix else 0
+            self._hidden_rows = soft.added if soft else 0
+            self.vocabulary_size = self._vocabulary.size - self._hidden_rows
             self.bos_token = self._vocabulary.bos
             self.stop_tokens = self._vocabulary.stop_tokens | _carried_stops(file.metadata)
             self.chat_template = ChatTemplate.from_gguf(self.metadata)
+            if soft:
+                self._vocabulary.adds_bos = soft.adds_bos
+                texts = b"".join(self._vocabulary.token_bytes(int(id_), special=True) for id_ in soft.ids)
+                self.chat_template = soft.plain_template(self.chat_template, texts.decode())
             self.template_names = _template_names(self.metadata)
             self._normalization = Normalization.from_metadata(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
@@ -89,7 +99,7 @@ class LlamaRuntime(Runtime):
     def _make_context(self, cells: int, outputs: int, sequences: int = 1) -> LlamaContext:
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
-            outputs=outputs, sequences=sequences,
+            outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self._hidden_rows,
         )  # fmt: skip
 
     @override
@@ -118,7 +128,7 @@ class LlamaRuntime(Runtime):
         outputs = np.zeros(positions[-1], np.int8)
         outputs[positions - 1] = 1
         context = self._open()
-        context.clear()
+        context.begin()
         for start, stop in _pieces(outputs, self._outputs):
             context.decode(ids[start:stop], start, outputs[start:stop])
             count = int(outputs[start:stop].sum())
@@ -127,9 +137,7 @@ class LlamaRuntime(Runtime):
 
     @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
-        context = self._open()
-        context.clear()
-        return prefill(context, prompt)
+        return prefill(self._open(), prompt)
 
     @override
     def _step(self, token: int, position: int) -> NDArray[np.float32]:

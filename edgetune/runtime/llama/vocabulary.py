@@ -21,7 +21,7 @@ class LlamaVocabulary:
         self.size: int = library.llama_vocab_n_tokens(self._vocabulary)
         bos = library.llama_vocab_bos(self._vocabulary)
         self.bos: int | None = bos if bos >= 0 else None
-        self._added_bos = self.bos if library.llama_vocab_get_add_bos(self._vocabulary) else None
+        self.adds_bos: bool = library.llama_vocab_get_add_bos(self._vocabulary)
         self.stop_tokens = frozenset(self._stop_tokens())
 
     def _stop_tokens(self) -> Iterator[int]:
@@ -41,9 +41,9 @@ class LlamaVocabulary:
                 raise RuntimeProblem(f"a text of {len(raw)} bytes is too long to be tokenized", "Split it")
             room = -count
         found: list[int] = list(ids[:count])
-        if self._added_bos is None or found[:1] == [self._added_bos]:
+        if not self.adds_bos or self.bos is None or found[:1] == [self.bos]:
             return found
-        return [self._added_bos, *found]
+        return [self.bos, *found]
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of a token. Raises ValueError for an id outside the vocabulary; llama.cpp would abort."""

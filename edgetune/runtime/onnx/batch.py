@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
-from edgetune.runtime.onnx.decoder import bind_input, bind_output
+from edgetune.runtime.onnx.decoder import bind_input, bind_output, visible
 from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
 
 _CACHE_BYTES = 256 << 20  # keys and values of all sequences together
@@ -42,8 +42,8 @@ def sequence_capacity(interface: GraphInterface, count: int, length: int) -> int
 class OnnxSequences(SequenceBatch):
     """Sequences that share the passes of a session.
 
-    `prefill` evaluates a prompt and returns its logits, `past` returns its keys and values, and `failure` makes an
-    error of a position and an exception of ONNX Runtime.
+    `length` counts the prefix. `prefill` evaluates a prompt and returns its logits, `past` returns the keys and values
+    of prefix and prompt, and `failure` makes an error of a position and an exception of ONNX Runtime.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class OnnxSequences(SequenceBatch):
         prefill: Callable[[NDArray[np.int32]], F32],
         past: Callable[[int], Past],
         failure: Callable[[int, Exception], Exception],
+        vocabulary_size: int,
     ) -> None:
         self.capacity = capacity
+        self._vocabulary_size = vocabulary_size
         self._session, self._interface = session, interface
         self._prefill, self._past, self._failure = prefill, past, failure
         self._binding = session.io_binding()
@@ -70,8 +72,9 @@ class OnnxSequences(SequenceBatch):
     @override
     def admit(self, prompt: NDArray[np.int32]) -> F32:
         logits = self._prefill(prompt)
-        self._cache.add(self._past(len(prompt)), self._lengths)
-        self._lengths.append(len(prompt))
+        past = self._past(len(prompt))  # with the prefix, if there is one
+        self._cache.add(past, self._lengths)
+        self._lengths.append(past[0].shape[1])
         return logits
 
     @override
@@ -97,7 +100,7 @@ class OnnxSequences(SequenceBatch):
             raise self._failure(mask.shape[1], error) from None
         self._cache.advance()
         self._lengths = [length + 1 for length in self._lengths]
-        return self._logits[:count, 0].astype(np.float32, copy=False)
+        return visible(self._logits[:count, 0].astype(np.float32, copy=False), self._vocabulary_size)
 
     @override
     def retire(self, number: int) -> None:
@@ -243,8 +246,18 @@ class ScoreRequest:
 class PaddedScoring:
     """Scores several short texts in one pass; at most `outputs` rows of logits each."""
 
-    def __init__(self, session: Any, interface: GraphInterface, outputs: int) -> None:
+    def __init__(
+        self,
+        session: Any,
+        interface: GraphInterface,
+        outputs: int,
+        vocabulary_size: int | None = None,
+        prefix: Sequence[NDArray[Any]] = (),
+    ) -> None:
+        """Score texts behind `prefix`; of each row of logits, `vocabulary_size` are returned (all by default)."""
         self._session, self._interface, self._outputs = session, interface, outputs
+        self._vocabulary_size = vocabulary_size or interface.vocabulary_size
+        self._prefix = prefix
 
     def groups(self, requests: Sequence[ScoreRequest]) -> list[list[ScoreRequest]]:
         """Group texts of similar length whose padding and unwanted logits are within the bounds."""
@@ -289,18 +302,21 @@ class PaddedScoring:
 
     def _run(self, ids: NDArray[Any], first: int, end: int) -> F32:
         interface, shape = self._interface, ids.shape
+        before = self._prefix[0].shape[1] if self._prefix else 0
         given = {interface.ids.name: ids}
         if interface.mask:
-            given[interface.mask.name] = np.ones(shape, interface.mask.dtype)
+            given[interface.mask.name] = np.ones((shape[0], before + shape[1]), interface.mask.dtype)
         if interface.positions:
-            given[interface.positions.name] = np.tile(
-                np.arange(shape[1], dtype=interface.positions.dtype), (shape[0], 1)
-            )
+            own = np.arange(before, before + shape[1], dtype=interface.positions.dtype)
+            given[interface.positions.name] = np.tile(own, (shape[0], 1))
         if interface.range:
             given[interface.range.name] = np.array([first, end], interface.range.dtype)
-        for cache in interface.caches:
-            past = shape[1] if interface.is_shared else 0
-            given[cache.past.name] = np.zeros((shape[0], cache.heads, past, cache.head_size), cache.past.dtype)
+        for index, cache in enumerate(interface.caches):
+            room = before + shape[1] if interface.is_shared else before
+            past = np.zeros((shape[0], cache.heads, room, cache.head_size), cache.past.dtype)
+            if self._prefix:
+                past[:, :, :before] = self._prefix[index]
+            given[cache.past.name] = past
         (logits,) = self._session.run([interface.logits.name], given)
         found: F32 = logits.astype(np.float32, copy=False)
-        return found
+        return visible(found, self._vocabulary_size)

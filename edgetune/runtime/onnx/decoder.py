@@ -20,9 +20,18 @@ from edgetune.runtime.onnx.session import library
 
 
 class Decoder:
-    """A session with its buffers for a context of `context` tokens; at most `batch` tokens and `rows` logits a call."""
+    """A session with its buffers for a context of `context` tokens; at most `batch` tokens and `rows` logits a call.
 
-    def __init__(self, session: Any, interface: GraphInterface, context: int, batch: int, rows: int) -> None:
+    Positions are those of a text: the prefix, if there is one, comes before position 0 and counts in `context`.
+    """
+
+    def __init__(
+        self, session: Any, interface: GraphInterface, context: int, batch: int, rows: int, vocabulary_size: int
+    ) -> None:
+        """Allocate the buffers; of each row of logits, `vocabulary_size` are returned."""
+        self._vocabulary_size = vocabulary_size
+        self._prefix: list[NDArray[Any]] = []
+        self._offset = 0
         self._session, self._interface = session, interface
         self._binding = session.io_binding()
         self._options = library().RunOptions()
@@ -37,6 +46,10 @@ class Decoder:
         self._cache: _Cache = cache(self._binding, interface.caches, context)
         if interface.range and self._range is not None:
             bind_input(self._binding, interface.range, (2,), self._range)
+
+    def set_prefix(self, prefix: list[NDArray[Any]]) -> None:
+        """Put keys and values [heads, length, head_size] of each cache tensor before every text from now on."""
+        self._prefix, self._offset = [np.array(values) for values in prefix], prefix[0].shape[1]
 
     def bind_extra(self, name: str, buffer: NDArray[Any]) -> None:
         """Bind an input that is not part of the interface to a buffer, whose contents may change between calls."""
@@ -74,14 +87,17 @@ class Decoder:
         return logits if rows == end - first else logits[first:end]
 
     def past(self, length: int) -> list[NDArray[Any]]:
-        """Return the first `length` keys and values [heads, length, head_size] of each cache tensor, as views.
+        """Return the keys and values [heads, n, head_size] of prefix and `length` tokens, as views.
 
         With two buffers, only directly after a call that ended at `length`.
         """
-        return self._cache.past(length)
+        return self._cache.past(self._offset + length)
 
     def _bind(self, start: int, count: int, first: int, end: int) -> int:
         """Bind what has changed since the last call; return the number of rows of logits."""
+        if start == 0 and self._prefix:
+            self._cache.restore(self._prefix)
+        start += self._offset
         interface, total = self._interface, start + count
         rows = count
         if self._range is not None:
@@ -99,7 +115,13 @@ class Decoder:
         return rows
 
     def _as_floats(self, rows: int) -> NDArray[np.float32]:
-        return self._logits[:rows].astype(np.float32, copy=False)
+        logits = self._logits[:rows].astype(np.float32, copy=False)
+        return visible(logits, self._vocabulary_size)
+
+
+def visible(logits: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return the first `size` logits of each row [n, V], contiguous; the array itself where that is all of them."""
+    return logits if logits.shape[-1] == size else np.ascontiguousarray(logits[..., :size])
 
 
 class _Cache(ABC):
@@ -112,6 +134,10 @@ class _Cache(ABC):
     @abstractmethod
     def advance(self) -> None:
         """Note that a call has been done."""
+
+    @abstractmethod
+    def restore(self, prefix: list[NDArray[Any]]) -> None:
+        """Begin with these keys and values [heads, length, head_size]."""
 
     @abstractmethod
     def past(self, length: int) -> list[NDArray[Any]]:
@@ -139,6 +165,11 @@ class _SharedCache(_Cache):
         pass
 
     @override
+    def restore(self, prefix: list[NDArray[Any]]) -> None:
+        for buffer, values in zip(self._buffers, prefix, strict=True):
+            buffer[0, :, : values.shape[1]] = values
+
+    @override
     def past(self, length: int) -> list[NDArray[Any]]:
         return [buffer[0, :, :length] for buffer in self._buffers]
 
@@ -161,6 +192,11 @@ class _GrowingCache(_Cache):
     @override
     def advance(self) -> None:
         self._pasts, self._presents = self._presents, self._pasts
+
+    @override
+    def restore(self, prefix: list[NDArray[Any]]) -> None:
+        for past, values in zip(self._pasts, prefix, strict=True):
+            past[: values.size] = values.reshape(-1)
 
     @override
     def past(self, length: int) -> list[NDArray[Any]]:

@@ -18,11 +18,12 @@ from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import SequenceBatch
 from edgetune.runtime.interface import Runtime, Scoring
 from edgetune.runtime.onnx import graph_interface, model_file
-from edgetune.runtime.onnx.batch import OnnxSequences, PaddedScoring, ScoreRequest, sequence_capacity
+from edgetune.runtime.onnx.batch import OnnxSequences, PaddedScoring, Past, ScoreRequest, sequence_capacity
 from edgetune.runtime.onnx.decoder import Decoder
 from edgetune.runtime.onnx.folder import OnnxFolder
 from edgetune.runtime.onnx.session import error_text, open_session
 from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
+from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import ProcessorTime, default_threads
 
 _BATCH = 512  # tokens per forward pass
@@ -42,7 +43,7 @@ class OnnxRuntime(Runtime):
         self, path: Path, *, threads: int | None = None, context: int | None = None, clip: bool = False
     ) -> None:
         """Open the folder. Raises ArtifactError if it is damaged, RuntimeProblem if it cannot be run."""
-        before = ProcessorTime.now()
+        spent = ProcessorTime.now()
         folder = OnnxFolder.open(path)
         model = model_file.read(folder.graph)
         model.check_receipt(folder.directory)
@@ -51,23 +52,45 @@ class OnnxRuntime(Runtime):
         self.size = model.size
         self.is_quantized = model.is_quantized
         self.threads = threads or default_threads(model.size)
-        self.trained_context = _trained_context(folder)
-        self.context = _context(folder, self.trained_context, context, clip)
-        self.vocabulary_size = self._interface.vocabulary_size
         self._model = model
         self.metadata: Mapping[str, Any] = model.metadata
-        self._vocabulary = OnnxVocabulary(folder.directory, self.vocabulary_size)
+        rows = self._interface.vocabulary_size
+        soft = read_soft_prompt(self.metadata, rows)
+        before = soft.count if soft else 0  # tokens of the cache before every text
+        self.trained_context = _trained_context(folder) - before
+        self.context = _context(folder, self.trained_context, context, clip)
+        self.vocabulary_size = rows - (soft.added if soft else 0)
+        self._vocabulary = OnnxVocabulary(folder.directory, rows)
         self.bos_token = self._vocabulary.bos
         self.stop_tokens = self._vocabulary.stop_tokens | folder.stop_ids
         template = ChatTemplate.find(folder.directory)
         self.template_names = tuple(named_templates(folder.directory))
         self.chat_template = template and template.with_options(stored_options(self.metadata))
+        if soft:
+            self._vocabulary.add_bos(adds=soft.adds_bos)
+            texts = b"".join(self._vocabulary.token_bytes(int(id_), special=True) for id_ in soft.ids)
+            self.chat_template = soft.plain_template(self.chat_template, texts.decode())
         self._outputs = max(1, min(_BATCH, _OUTPUTS, _OUTPUT_BYTES // (4 * self.vocabulary_size)))
         # without a range, logits are computed for every token of a call
         self._batch = _BATCH if self._interface.range else self._outputs
-        session = open_session(model, self.threads, spinning=self.threads > 1 and before.leaves_idle(self.threads))
+        session = open_session(model, self.threads, spinning=self.threads > 1 and spent.leaves_idle(self.threads))
         self._session: Any = session
-        self._decoder = Decoder(session, self._interface, self.context, min(self._batch, self.context), self._outputs)
+        batch = min(self._batch, self.context)
+        self._decoder = Decoder(
+            session, self._interface, self.context + before, batch, self._outputs, self.vocabulary_size
+        )
+        self._prefix: Past = []
+        if soft:
+            self._put_before_texts(soft.ids)
+
+    def _put_before_texts(self, ids: NDArray[np.int32]) -> None:
+        """Evaluate tokens once, and keep their keys and values before every text."""
+        self._prefill(ids)
+        self._set_prefix([np.array(values) for values in self._open().past(len(ids))])
+
+    def _set_prefix(self, prefix: Past) -> None:
+        self._prefix = prefix
+        self._open().set_prefix(prefix)
 
     @override
     def tokenize(self, text: str) -> list[int]:
@@ -95,7 +118,7 @@ class OnnxRuntime(Runtime):
     @override
     def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         requests = [ScoreRequest.at(index, *text) for index, text in enumerate(texts) if len(text[1])]
-        padded = PaddedScoring(self._session, self._interface, self._outputs)
+        padded = PaddedScoring(self._session, self._interface, self._outputs, self.vocabulary_size, self._prefix)
         for group in padded.groups(requests):
             if len(group) == 1:
                 index = group[0].index
@@ -122,11 +145,14 @@ class OnnxRuntime(Runtime):
 
     @override
     def _make_batch(self, count: int, length: int) -> SequenceBatch:
+        length += self._prefix[0].shape[1] if self._prefix else 0
         capacity = sequence_capacity(self._interface, count, length)
         if capacity == 1:
             return self._single_sequence()
         past = self._open().past
-        return OnnxSequences(self._session, self._interface, capacity, length, self._prefill, past, self._failure)
+        return OnnxSequences(
+            self._session, self._interface, capacity, length, self._prefill, past, self._failure, self.vocabulary_size
+        )
 
     def _evaluate(self, ids: NDArray[np.int32], start: int, first: int, end: int | None = None) -> NDArray[np.float32]:
         try:

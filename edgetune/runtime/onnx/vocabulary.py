@@ -34,6 +34,10 @@ class OnnxVocabulary:
         self.bos = self._tokenizer.bos_id
         self.stop_tokens = self._tokenizer.stop_ids
 
+    def add_bos(self, *, adds: bool) -> None:
+        """State whether a text begins with BOS, whatever the tokenizer's files say."""
+        self._tokenizer = replace(self._tokenizer, declares_bos=adds)
+
     def tokenize(self, text: str) -> list[int]:
         """Return token ids as in training: BOS is added once if the model wants it, and not doubled."""
         whole = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
