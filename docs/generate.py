@@ -20,7 +20,8 @@ from pydantic_core import PydanticUndefined
 from edgetune import cli
 from edgetune.config import Config
 from edgetune.data import compression, key_names, row_files
-from edgetune.data.row_layouts import BESIDE, FORMATS
+from edgetune.data.row_kinds import KINDS
+from edgetune.data.row_layouts import BESIDE, FORMATS, formats_of
 from edgetune.section import alternatives
 
 DOCS = Path(__file__).parent
@@ -103,6 +104,15 @@ def formats_table() -> str:
     return "| format | keys |\n| --- | --- |\n" + "".join(lines)
 
 
+def kinds_table() -> str:
+    """The kinds of rows and the objectives that take them."""
+    lines = [
+        f"| {codes(kind.objectives)} | {kind.description} | {codes(formats_of(name))} |\n"
+        for name, kind in KINDS.items()
+    ]
+    return "| `objective.kind` | a row holds | formats |\n| --- | --- | --- |\n" + "".join(lines)
+
+
 def roles_table() -> str:
     """The names of each role."""
     return "| role | names |\n| --- | --- |\n" + "".join(
@@ -131,7 +141,13 @@ def codes(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-DATA_TABLES = {"formats": formats_table, "roles": roles_table, "files": files_table, "beside": beside_table}
+DATA_TABLES = {
+    "formats": formats_table,
+    "kinds": kinds_table,
+    "roles": roles_table,
+    "files": files_table,
+    "beside": beside_table,
+}
 PAGES = {"cli.md": cli_page, "configuration.md": configuration_page, "data.md": data_page}
 
 

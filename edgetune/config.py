@@ -48,6 +48,14 @@ class ColumnsConfig(Section):
     """The system prompt of a row."""
     tools: str | None = None
     """The tools of a row."""
+    chosen: str | None = None
+    """The better answer of a preference pair."""
+    rejected: str | None = None
+    """The worse answer of a preference pair."""
+    label: str | None = None
+    """Whether an answer is desirable (KTO)."""
+    text: str | None = None
+    """The text of a row for continued pretraining."""
 
 
 class DataConfig(Section):
@@ -67,7 +75,9 @@ class DataConfig(Section):
     `choice`: the answer is the most likely of `choices`."""
     choices: list[str] = []
     """The possible answers if `answer` is `choice`, such as [A, B, C, D]."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = "auto"
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "ranked", "prompt", "text"
+    ] = "auto"
     """Format of the rows; `auto` recognizes it by their keys."""
     columns: ColumnsConfig = ColumnsConfig()
     """Keys of rows by hand, such as {user: question, assistant: reply}."""

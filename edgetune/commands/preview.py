@@ -59,7 +59,7 @@ def command(
     if form is None and output is not None:
         raise click.UsageError("--output needs --as messages")
     if form is not None:
-        _write_rows(options.data, part, count, output)
+        _write_rows(options.data, part, count, output, options.objective.kind)
     else:
         _show_rows(options, count or 3)
 
@@ -91,7 +91,7 @@ def _show_rows(options: Config, count: int) -> None:
     template = template.at(datetime.now())
     tokenizer = TextTokenizer.from_directory(base.directory, base.rows)
     problems = RowProblems(skip=options.data.on_bad_row == "skip")
-    splits = read_splits(options.data, options.training.seed, problems)
+    splits = read_splits(options.data, options.training.seed, problems, options.objective.kind)
     encoding = encode_all(template, tokenizer, splits.train, options.training.max_length, problems)
     held_out = encode_all(template, tokenizer, splits.validation, options.training.max_length, problems)
     limit = options.reference.task_rows
@@ -119,7 +119,7 @@ def _show_rows(options: Config, count: int) -> None:
         out.print(line, markup=False)
 
 
-def _write_rows(data: DataConfig, part: str, count: int | None, output: Path | None) -> None:
+def _write_rows(data: DataConfig, part: str, count: int | None, output: Path | None, objective: str) -> None:
     """Write rows in the format `messages`, and on standard error what of them is not used."""
     from edgetune import console
     from edgetune.data.dataset import read_part
@@ -130,7 +130,7 @@ def _write_rows(data: DataConfig, part: str, count: int | None, output: Path | N
     from edgetune_converters.files.atomic import replacing
 
     problems = RowProblems(skip=data.on_bad_row == "skip")
-    rows, formats, notes = read_part(data, part, problems)
+    rows, formats, notes = read_part(data, part, problems, objective)
     usage = KeyUsage()
     for row in rows:
         for label in row.unread:

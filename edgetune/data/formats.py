@@ -6,11 +6,12 @@ row_layouts.py finds which key of a row means what. All problems of a file are r
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from edgetune.data import key_names as names
+from edgetune.data.chat_rows import ChatRow
 from edgetune.data.key_names import KeyFinder, fold
 from edgetune.data.messages import (
     Content,
@@ -27,13 +28,17 @@ from edgetune.data.messages import (
     read_flag,
 )
 from edgetune.data.problems import RowProblem, RowProblems
-from edgetune.data.row_layouts import FORMATS, LayoutFinder, RowLayout
+from edgetune.data.row_kinds import CONVERSATION, KINDS, LABELLED, PAIR, PROMPT, TEXT
+from edgetune.data.row_layouts import BESIDE, FORMATS, LayoutFinder, RowLayout, foreign_rows
 from edgetune.errors import DataError
 from edgetune_converters.chat_template import RESERVED
 
 __all__ = ["COLUMNS", "FORMATS", "ChatRow", "Conversation", "RowReader", "convert_rows", "detect_format", "to_chat_row"]
 
-COLUMNS = ("messages", "role", "content", "user", "input", "assistant", "system", "tools")
+COLUMNS = (
+    "messages", "role", "content", "user", "input", "assistant", "system", "tools", "chosen", "rejected", "label",
+    "text",
+)  # fmt: skip
 """What data.columns can give a name of its own."""
 SHOWN_KEYS = 20
 _COLUMNS_HINT = (
@@ -42,53 +47,58 @@ _COLUMNS_HINT = (
 )
 
 
-@dataclass(slots=True)  # frozen, it would take three times as long to create, for each of a million rows
-class ChatRow:
-    """A row as the chat template needs it. Do not change it; use dataclasses.replace."""
-
-    messages: Conversation
-    tools: list[dict[str, Any]] | None = None
-    """JSON schemas of the tools that the template describes to the model."""
-    untrained: frozenset[int] = frozenset()
-    """Indices of assistant messages that the row excludes from the loss."""
-    place: str = ""
-    """The place of the row for messages: 'train.jsonl, line 3'."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Template options of the row alone: its `chat_template_kwargs`, and its `documents`."""
-    unread: tuple[str, ...] = ()
-    """Keys of the row and of its messages that no format reads."""
-    calls: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """Tool calls that the contents of messages spell as JSON text, by index of the message."""
-    reasoning: Mapping[int, str] = field(default_factory=dict)
-    """Reasoning that was a part of a content, by index of the message."""
-
-    @property
-    def answers(self) -> list[int]:
-        """Indices of the assistant messages that are trained on."""
-        return [i for i, m in enumerate(self.messages) if m["role"] == "assistant" and i not in self.untrained]
+class NoAnswerProblem(RowProblem):
+    """The problem of a conversation without an answer."""
 
 
 class RowReader:
     """Converts rows to conversations, and counts the formats and columns that it meets."""
 
+    kind: ClassVar[str] = CONVERSATION
+    """The kind of rows that it reads (row_kinds.py)."""
+
     def __init__(
-        self, form: str = "auto", columns: Mapping[str, str] | None = None, roles: Mapping[str, str] | None = None
+        self,
+        form: str = "auto",
+        columns: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        wanted: str = "the objective here is sft",
     ) -> None:
-        """Read rows of a format, or of any ("auto"), with keys and roles that are named by hand."""
+        """Read rows of a format, or of any ("auto"), with keys and roles that are named by hand.
+
+        Args:
+            form: The format.
+            columns: What keys mean: meaning -> key.
+            roles: Roles by hand: name -> role.
+            wanted: What messages about rows of another kind say is wanted.
+        """
         self._form = form
         self._columns = dict(columns or {})
-        self._finder = LayoutFinder(form, self._columns)
+        self._roles = dict(roles or {})
+        self._wanted = wanted
+        self._finder = LayoutFinder(form, self._columns, self.kind)
         self._messages = MessageReader(self._columns.get("role"), self._columns.get("content"), roles)
         self.formats: dict[str, None] = {}
         """The formats of the rows, in order of first occurrence."""
+        self.tally: Counter[str] = Counter()
+        """Numbers for notes about what became of the rows."""
 
-    def check_columns(self) -> None:
-        """Raise DataError for entries of data.columns whose key no row had."""
-        seen = self._finder.seen | self._messages.seen
+    def describe(self) -> list[str]:
+        """Return notes about what became of the rows."""
+        return []
+
+    def read_all(self, row: Any, place: str = "") -> Iterator[ChatRow]:
+        """Yield what a row becomes: one row, or several of a list of ranked answers. Raises RowProblem."""
+        yield self.read(row, place)
+
+    def check_columns(self, *others: RowReader) -> None:
+        """Raise DataError for entries of data.columns whose key no row had, of this reader or of others."""
+        readers = (self, *others)
+        seen = {key for reader in readers for key in reader._finder.seen | reader._messages.seen}
         unseen = {meaning: key for meaning, key in self._columns.items() if key not in seen}
         if not unseen:
             return
-        keys = self._finder.known_keys
+        keys = [*dict.fromkeys(key for reader in readers for key in reader._finder.known_keys)]
         of_messages = self._messages.known_keys if unseen.keys() & {"role", "content"} else []
         raise DataError(
             f"data.columns names {', '.join(f'{key!r} ({meaning})' for meaning, key in unseen.items())}, "
@@ -99,15 +109,7 @@ class RowReader:
 
     def read(self, row: Any, place: str = "") -> ChatRow:
         """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
-        if type(row) is not dict:
-            row = _as_row(row)
-        layout = self._choose_layout(row)
-        for check, keys in layout.checks:
-            check(row, keys)
-        if layout.form is None:
-            raise self._unknown_row(row)
-        if layout.form not in self.formats:
-            self.formats[layout.form] = None
+        row, layout = self._find_layout(row)
         plain = None
         if layout.plain_messages is not None:
             given = row[layout.plain_messages]
@@ -117,9 +119,22 @@ class RowReader:
         if plain is None:
             return self._convert(row, layout, place)
         if len(layout.keys) > 1 and "messages" in layout.keys:
-            tools, options, unread = _beside(row, layout)
+            tools, options, unread = read_beside(row, layout)
             return ChatRow(plain, tools, place=place, options=options, unread=unread)
         return ChatRow(plain, place=place, unread=_unread(row, layout))
+
+    def _find_layout(self, row: Any) -> tuple[Mapping[str, Any], RowLayout]:
+        """Return a row and what its keys mean. Raises RowProblem for a row of another kind or in no known format."""
+        if type(row) is not dict:
+            row = _as_row(row)
+        layout = self._choose_layout(row)
+        for check, keys in layout.checks:
+            check(row, keys, self._wanted)
+        if layout.form is None:
+            raise self._unknown_row(row)
+        if layout.form not in self.formats:
+            self.formats[layout.form] = None
+        return row, layout
 
     def _choose_layout(self, row: Mapping[str, Any]) -> RowLayout:
         """Return what the keys that are not empty mean; or, where that is nothing, those that are not null."""
@@ -144,9 +159,9 @@ class RowReader:
         if not any(turn.message["role"] == "assistant" for turn in turns):
             answers = [key for key in layout.unread if fold(key) in _ANSWERS and not is_empty(row[key])]
             more = f"; {', '.join(answers)} beside the messages is no part of them" if answers else ""
-            raise RowProblem(f"has no assistant message, so there is nothing to learn from it{more}")
-        row_is_trained, flags = _read_weights(row, layout.weights)
-        tools, options, beside = _beside(row, layout)
+            raise NoAnswerProblem(f"has no assistant message, so there is nothing to learn from it{more}")
+        row_is_trained, flags = read_weights(row, layout.weights)
+        tools, options, beside = read_beside(row, layout)
         messages = [turn.message for turn in turns]
         check_characters(messages)
         unread = [key for key in beside if key not in flags]
@@ -160,19 +175,26 @@ class RowReader:
 
     def _all_turns(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> tuple[list[Turn], list[str]]:
         """Return the turns of a row, and the labels of what is ignored."""
-        system = _system(row[keys["system"]], keys["system"]) if "system" in keys else []
-        if "history" in keys:
-            system += self._history(row[keys["history"]], keys["history"])
         if "messages" not in keys:
-            return [*system, *self._pair(row, keys)], []
-        turns = self._turns(row[keys["messages"]], keys["messages"])
-        if system and turns[0].message["role"] == "system":
-            same = turns[0].message["content"] == system[0].message["content"]
-            return turns, [] if same else [f"{keys['system']} beside messages that begin with a system message"]
-        return [*system, *turns], []
+            answer = self._side(row[keys["assistant"]], keys["assistant"], "assistant")
+            return [*self._earlier(row, keys), *self._question(row, keys), *answer], []
+        return self._join(row, keys, self._turns(row[keys["messages"]], keys["messages"]))
 
-    def _pair(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> list[Turn]:
-        user, assistant = keys["user"], keys["assistant"]
+    def _join(self, row: Mapping[str, Any], keys: Mapping[str, str], turns: list[Turn]) -> tuple[list[Turn], list[str]]:
+        """Return messages behind the system prompt and the history beside them, and the labels of what is ignored."""
+        earlier = self._earlier(row, keys)
+        if earlier and turns and turns[0].message["role"] == "system":
+            same = turns[0].message["content"] == earlier[0].message["content"]
+            return turns, [] if same else [f"{keys['system']} beside messages that begin with a system message"]
+        return [*earlier, *turns], []
+
+    def _earlier(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> list[Turn]:
+        """Return the system prompt and the history of a row."""
+        system = _system(row[keys["system"]], keys["system"]) if "system" in keys else []
+        return [*system, *(self._history(row[keys["history"]], keys["history"]) if "history" in keys else [])]
+
+    def _question(self, row: Mapping[str, Any], keys: Mapping[str, str]) -> list[Turn]:
+        user = keys["user"]
         prompt = self._side(row[user], user, "user")
         if "input" in keys and not is_empty(row[keys["input"]]):
             extra = _text(row[keys["input"]], keys["input"])
@@ -181,7 +203,7 @@ class RowReader:
                 raise RowProblem(f"{keys['input']} cannot follow {user}, which is no text; write it into the messages")
             given = message["content"]
             prompt = [Turn({**message, "content": f"{given}\n{extra}" if given else extra}, unread=prompt[0].unread)]
-        return [*prompt, *self._side(row[assistant], assistant, "assistant")]
+        return prompt
 
     def _side(self, value: Any, key: str, role: str) -> list[Turn]:
         """Convert a prompt or completion: one text, or messages as TRL writes them."""
@@ -233,23 +255,37 @@ class RowReader:
                 f"is a single message ({', '.join(present)}), not a conversation",
                 'Put the messages of a conversation into one row: {"messages": [...]}',
             )
-        text = finder.first(names.TEXT_KEYS)
-        if self._form == "auto" and text is not None and isinstance(row[text], str):
-            return RowProblem(
-                f"{text} without an answer: a row for pretraining, or a conversation that is rendered already; "
-                f"edgetune trains on answers (its keys are {', '.join(present)})",
-                f"{_COLUMNS_HINT}, or split the text into messages",
-            )
-        looked_for = FORMATS.values() if self._form == "auto" else [FORMATS[self._form]]
+        if other := self._other_kind(row):
+            return other
         found = finder.first((*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS))
         reply = finder.first(names.COMPLETION_KEYS)
-        missing = f" ({found} has no answer beside it)" if found and not reply else ""
+        missing = f" ({found} has no answer beside it{self._prompts_alone()})" if found and not reply else ""
         missing = missing or (f" ({reply} has no question beside it)" if reply and not found else "")
         return RowProblem(
             f"in no known format; its keys are {', '.join(present) or 'none'}{missing}; looked for "
-            + "; or ".join(each.keys for each in looked_for),
+            + "; or ".join(each.keys for each in self._finder.formats.values()),
             _COLUMNS_HINT,
         )
+
+    def _prompts_alone(self) -> str:
+        if self.kind not in (CONVERSATION, LABELLED):
+            return ""
+        return f"; prompts alone are rows for the objectives {', '.join(KINDS[PROMPT].objectives)}"
+
+    def _other_kind(self, row: Mapping[str, Any]) -> RowProblem | None:
+        """Return the problem of a row of another kind than this reader's; None if its kind is not known."""
+        if self._form != "auto":
+            return None
+        present = tuple(key for key, value in row.items() if not is_empty(value))
+        for kind in (PAIR, LABELLED, CONVERSATION, TEXT, PROMPT):
+            if kind == self.kind or (kind == PROMPT and self.kind in (CONVERSATION, LABELLED)):
+                continue
+            layout = LayoutFinder("auto", {}, kind).find(present)
+            if layout.form is None or (kind == LABELLED and "label" not in layout.keys):
+                continue
+            keys = [key for meaning, key in layout.keys.items() if meaning not in BESIDE]
+            return foreign_rows(" and ".join(map(str, keys)), kind, self._wanted)
+        return None
 
 
 _MESSAGE_HINT = 'Write each message as {"role": "user", "content": "..."}'
@@ -281,7 +317,7 @@ def _plain_pair(row: Mapping[str, Any], keys: Mapping[str, str]) -> Conversation
     return [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
 
 
-def _read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, list[str]]:
+def read_weights(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[bool, list[str]]:
     """Return whether a row is trained on, and the keys that said so."""
     flags = [
         key
@@ -303,7 +339,7 @@ def _unread(row: Mapping[str, Any], layout: RowLayout) -> tuple[str, ...]:
     return tuple([key for key in layout.unread if not is_empty(row[key])])
 
 
-def _beside(row: Mapping[str, Any], layout: RowLayout) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
+def read_beside(row: Mapping[str, Any], layout: RowLayout) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
     """Return the tools and the template options of a row, and the keys that are not read."""
     unread = _unread(row, layout)
     tools = _tools(row, layout.keys.get("tools"))
@@ -417,6 +453,6 @@ def iterate_rows(rows: Iterable[tuple[str, Any]], reader: RowReader, problems: R
             problems.add(place, str(row), row.hint)
             continue
         try:
-            yield reader.read(row, place)
+            yield from reader.read_all(row, place)
         except RowProblem as problem:
             problems.add(place, str(problem), problem.hint)

@@ -71,11 +71,30 @@ ROW_FLAG_KEYS = ("train", "training", "loss", "trainable")
 MASK_KEYS = ("mask", "loss_mask", "masked", "train_detail", "mask_history")
 """Keys that say what is trained on in a way that edgetune does not follow."""
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
-PREFERENCE_KEYS = (
-    "chosen", "rejected", "chosen_response", "rejected_response", "rejected_responses", "chosen_messages",
-    "rejected_messages", "preferred_output", "non_preferred_output", "chosen_output", "rejected_output",
+CHOSEN_KEYS = ("chosen", "chosen_response", "chosen_messages", "preferred_output", "chosen_output")
+REJECTED_KEYS = (
+    "rejected", "rejected_response", "rejected_responses", "rejected_messages", "non_preferred_output",
+    "rejected_output",
 )  # fmt: skip
+PREFERENCE_KEYS = (*CHOSEN_KEYS, *REJECTED_KEYS)
+MARGIN_KEYS = ("margin",)
+RANKED_KEYS = ("responses", "completions", "candidates", "generations", "ranked_responses", "answers")
+"""Keys of several answers to one prompt: the best one first, or with scores."""
+SCORES_KEYS = ("scores", "ratings", "rewards", "rating", "ranks", "rankings", "rank")
+"""Keys of a list with a number for each of several answers."""
+SCORE_KEYS = ("score", "overall_score", "rating", "reward", "pm_score", "fine_grained_score", "rank")
+"""Keys of the number of one answer."""
+RANKS = ("rank", "ranks", "rankings")
+"""Those of them whose lowest number is the best."""
+LABEL_KEYS = (
+    "label", "kto_tag", "thumbs_up", "thumbs_down", "thumbs", "thumb", "preference", "desirable", "is_desirable",
+    "liked", "feedback",
+)  # fmt: skip
+"""Keys that say whether an answer is desirable (KTO)."""
+NEGATIVE_LABEL_KEYS = ("thumbs_down",)
+"""Those of them that are true for an answer that is not desirable."""
 RATING_KEYS = ("label", "kto_tag")
+"""Those of them that make a row one of KTO, whatever the objective."""
 TEXT_KEYS = ("text", "raw_text", "document")
 """Keys of rows for pretraining, or of conversations that are rendered already."""
 
@@ -83,7 +102,9 @@ TEXT_KEYS = ("text", "raw_text", "document")
 class KeyFinder:
     """Finds the keys of a row or message by the names of a table."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], mapped: Mapping[str, str] | None = None) -> None:
+        """Find keys by their names; those of data.columns (meaning -> key) by their meaning too."""
+        self._mapped = mapped or {}
         self._by_name: dict[str, str] = {}
         for key in keys:
             self._by_name.setdefault(fold(key), key)
@@ -91,6 +112,10 @@ class KeyFinder:
     def first(self, names: Sequence[str]) -> str | None:
         """Return the key of the first name that there is, in the order of the names."""
         return next((self._by_name[name] for name in map(fold, names) if name in self._by_name), None)
+
+    def find(self, meaning: str, names: Sequence[str]) -> str | None:
+        """Return the key that data.columns gives a meaning, else that of the first name that there is."""
+        return self._mapped.get(meaning) or self.first(names)
 
     def all(self, names: Sequence[str]) -> list[str]:
         """Return the keys of all names, in the order of the names."""

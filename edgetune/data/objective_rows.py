@@ -29,6 +29,10 @@ class EncodedAnswer:
     prompt_length: int
     """Number of tokens of the prompt, at least 1."""
 
+    def cut(self, length: int) -> EncodedAnswer:
+        """Return the first `length` tokens; the answer may be empty then."""
+        return EncodedAnswer(self.row.cut(length), min(self.prompt_length, length))
+
     @property
     def prompt_ids(self) -> list[int]:
         """Ids of the prompt, with the generation prompt of the chat template."""
@@ -52,7 +56,7 @@ class EncodedPair:
     chosen: EncodedAnswer
     rejected: EncodedAnswer
     margin: float | None = None
-    """By how much the chosen answer is better, where the row states it (`margin`, or the difference of scores)."""
+    """By how much the chosen answer is better, where the row states it (`margin`)."""
 
     @property
     def prompt_ids(self) -> list[int]:

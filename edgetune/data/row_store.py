@@ -8,9 +8,9 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, overload
+from typing import IO, Any, overload
 
-from edgetune.data.formats import ChatRow
+from edgetune.data.chat_rows import ChatRow, Columns, Label, Pair, PlainText
 
 _PENDING = 1 << 20
 """Bytes of rows that are written at once."""
@@ -63,11 +63,7 @@ class RowStore(Sequence[ChatRow]):
 
     def append(self, row: ChatRow) -> None:
         """Add a row at the end."""
-        if row.tools or row.untrained or row.options or row.calls or row.reasoning:
-            rest = (row.tools, row.untrained, dict(row.options), dict(row.calls), dict(row.reasoning))
-            data = marshal.dumps((row.messages, row.place, row.unread, rest))
-        else:
-            data = marshal.dumps((row.messages, row.place, row.unread))
+        data = marshal.dumps(_pack(row))
         self._starts.append(self._file.append(data))
         self._sizes.append(len(data))
 
@@ -95,8 +91,49 @@ class RowStore(Sequence[ChatRow]):
         return part
 
     def _load(self, index: int) -> ChatRow:
-        messages, place, unread, *rest = marshal.loads(self._file.read(self._starts[index], self._sizes[index]))
-        if not rest:
-            return ChatRow(messages, place=place, unread=unread)
-        ((tools, untrained, options, calls, reasoning),) = rest
-        return ChatRow(messages, tools, untrained, place, options, unread, calls, reasoning)
+        return _unpack(marshal.loads(self._file.read(self._starts[index], self._sizes[index])))
+
+
+def _pack(row: ChatRow) -> tuple[Any, ...]:
+    if row.beside is not None:
+        return row.messages, row.place, row.unread, _rest(row), _pack_beside(row.beside)
+    if row.tools or row.untrained or row.options or row.calls or row.reasoning:
+        return row.messages, row.place, row.unread, _rest(row)
+    return row.messages, row.place, row.unread
+
+
+def _rest(row: ChatRow) -> tuple[Any, ...]:
+    return row.tools, row.untrained, dict(row.options), dict(row.calls), dict(row.reasoning)
+
+
+def _unpack(fields: tuple[Any, ...]) -> ChatRow:
+    messages, place, unread, *rest = fields
+    if not rest:
+        return ChatRow(messages, place=place, unread=unread)
+    (tools, untrained, options, calls, reasoning), *beside = rest
+    row = ChatRow(messages, tools, untrained, place, options, unread, calls, reasoning)
+    if beside:
+        row.beside = _unpack_beside(*beside[0])
+    return row
+
+
+def _pack_beside(beside: Pair | Label | Columns | PlainText) -> tuple[Any, ...]:
+    match beside:
+        case Pair(rejected, prompt, margin):
+            return "pair", _pack(rejected), prompt, margin
+        case Label(desirable):
+            return "label", desirable
+        case Columns(values):
+            return "columns", values
+        case PlainText(text):
+            return "text", text
+
+
+def _unpack_beside(kind: str, *fields: Any) -> Pair | Label | Columns | PlainText:
+    if kind == "pair":
+        rejected, prompt, margin = fields
+        return Pair(_unpack(rejected), prompt, margin)
+    return _SIMPLE[kind](*fields)
+
+
+_SIMPLE: dict[str, type[Label | Columns | PlainText]] = {"label": Label, "columns": Columns, "text": PlainText}

@@ -43,6 +43,12 @@ class WrittenTokens:
             },
         )
 
+    def count_text(self, tokenizer: TextTokenizer, text: str, place: str) -> None:
+        """Count the special tokens that a document holds as text."""
+        pattern = tokenizer.special_pattern
+        if pattern is not None:
+            _add(self.anywhere, dict.fromkeys(pattern.findall(text), (1, place)))
+
     def merge(self, others: Iterable[WrittenTokens]) -> WrittenTokens:
         """Return the counts of this and others."""
         result = WrittenTokens(dict(self.anywhere), dict(self.stops))

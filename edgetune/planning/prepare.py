@@ -128,7 +128,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     template_files(base.directory, template)
     tokenizer = TextTokenizer.from_directory(base.directory, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
-    splits = read_splits(config.data, config.training.seed, problems)
+    splits = read_splits(config.data, config.training.seed, problems, config.objective.kind)
     length = config.training.max_length
     train = encode_all(template, tokenizer, splits.train, length, problems)
     validation = encode_all(template, tokenizer, splits.validation, length, problems)

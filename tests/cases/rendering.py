@@ -11,6 +11,7 @@ import pytest
 
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.dataset import EncodedSplit, encode_all
+from edgetune.data.objective_readers import reader_for
 from edgetune.data.preview import highlight_row
 from edgetune.data.sources import read_source
 from edgetune.data.text_tokenizer import TextTokenizer
@@ -54,10 +55,13 @@ def tokenizer_in(folder: Path) -> TextTokenizer:
     return TextTokenizer.from_directory(folder)
 
 
-def encode(folder: Path, rows: Sequence[Any], template: str = templates.CHATML) -> EncodedSplit:
-    """Write rows to rows.jsonl, read and encode them."""
-    source = read_source(write_jsonl(folder / "rows.jsonl", rows))
-    return encode_all(ChatTemplate(template), tokenizer_in(folder / "base"), source.rows, 4096)
+def encode(
+    folder: Path, rows: Sequence[Any], template: str = templates.CHATML, objective: str = "sft", length: int = 4096
+) -> EncodedSplit:
+    """Write rows to rows.jsonl, read and encode them for an objective."""
+    reader = reader_for(objective, "auto")
+    source = read_source(write_jsonl(folder / "rows.jsonl", rows), reader=reader)
+    return encode_all(ChatTemplate(template), tokenizer_in(folder / "base"), source.rows, length)
 
 
 def pictures(folder: Path, rows: Sequence[Any], template: str = templates.CHATML) -> list[str]:

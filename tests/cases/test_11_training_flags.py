@@ -65,11 +65,23 @@ def test_a_row_with_nothing_left_is_dropped_and_counted(tmp_path: Path) -> None:
         (_row(train="no"), "message 2: train of a message is 'no'"),
         (_row() | {"weight": 2}, "weight of the row is 2"),
         (_row(train_detail=[{"begin_offset": 0}]), "message 2: train_detail marks parts of a message"),
-        ({"prompt": "q", "completion": "a", "label": True}, r"label is true: a rated row \(KTO\)"),
-        ({"prompt": "q", "completion": "a", "label": False}, r"label is false: a rated row \(KTO\)"),
-        (_row() | {"kto_tag": False}, r"kto_tag is false: a rated row \(KTO\)"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"a preference row \(chosen, rejected\)"),
-        ({"chosen": _row()["messages"], "rejected": _row()["messages"]}, r"a preference row \(chosen, rejected\)"),
+        (
+            {"prompt": "q", "completion": "a", "label": True},
+            "has the label true: these are rows for the objective kto; the objective here is sft",
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": False},
+            "has the label false: these are rows for the objective kto",
+        ),
+        (_row() | {"kto_tag": False}, "has the kto_tag false: these are rows for the objective kto"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            "has chosen and rejected: these are rows for the objectives dpo, ",
+        ),
+        (
+            {"chosen": _row()["messages"], "rejected": _row()["messages"]},
+            "has chosen and rejected: these are rows for the objectives dpo, ",
+        ),
     ],
 )
 def test_flags_that_cannot_be_honored_are_refused(tmp_path: Path, row: Any, problem: str) -> None:

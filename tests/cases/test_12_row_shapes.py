@@ -153,12 +153,12 @@ def test_calls_as_the_answers_to_a_query_are_rendered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "<|im_start|>user\nLamp?<|im_end|>\n"}, "text without an answer: a row for pretraining"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"a preference row \(chosen, rejected\)"),
-        ({"messages": [USER, ANSWER], "rejected_response": "b"}, r"a preference row \(rejected_response\)"),
-        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, r"a preference row \(Chosen, Rejected\)"),
-        ({"messages": [USER, ANSWER], "label": False}, "label is false: a rated row"),
-        ({"prompt": "q", "completion": "a", "label": "True"}, "label is true: a rated row"),
+        ({"text": "<|im_start|>user\nLamp?<|im_end|>\n"}, "has text: these are rows for the objective pretrain"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has chosen and rejected: these are rows for the obj"),
+        ({"messages": [USER, ANSWER], "rejected_response": "b"}, "has rejected_response: these are rows for the obj"),
+        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "has Chosen and Rejected: these are rows for the obj"),
+        ({"messages": [USER, ANSWER], "label": False}, "has the label false: these are rows"),
+        ({"prompt": "q", "completion": "a", "label": "True"}, "has the label true: these are rows"),
         ({"question": "q", "answer": ["a", "b"]}, "answer is a list of 2 texts; give one text"),
         ({"messages": ["Lamp?", "On."]}, "message 1 of messages is a text without a role"),
         ({"messages": {"role": ["user"], "content": ["a", "b"]}}, r"that differ in length \(role: 1, content: 2\)"),

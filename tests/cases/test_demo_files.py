@@ -37,9 +37,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "chosen": {"from": "gpt", "value": "Yes."},
             "rejected": {"from": "gpt", "value": "No."},
         },
-        r"a preference row \(chosen, rejected\)",
+        "has chosen and rejected: these are rows for the objectives dpo, ",
     ),
-    "kto_en_demo.json": ({"messages": PICTURED, "label": False}, "label is false: a rated row"),
+    "kto_en_demo.json": ({"messages": PICTURED, "label": False}, "has the label false: these are rows"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgetune.data.row_layouts import FORMATS
-from tests.cases.rendering import TOOLS_TEMPLATE, encode, pictures, write_jsonl
+from tests.cases.rendering import TOOLS_TEMPLATE, encode, pictures, tokenizer_in, write_jsonl
 from tests.cli_runner import edgetune
 from tests.data import templates
 from tests.training import runs
@@ -63,6 +63,37 @@ PLACES: dict[str, list[tuple[str, tuple[Any, ...]]]] = {
     "alpaca": [("row", ())],
     "prompt-completion": [("row", ()), ("content part", ("completion", 0))],
 }  # fmt: skip
+OF_OBJECTIVES: dict[str, tuple[str, dict[str, Any], list[tuple[Any, ...]]]] = {
+    "preference": (
+        "dpo",
+        {"tools": [TOOL], "messages": [USER], "chosen": {"role": "assistant", "content": [PART]}, "rejected": "b"},
+        [(), ("messages", 0), ("chosen",), ("chosen", "content", 0), ("tools", 0, "function")],
+    ),
+    "preference of conversations": (
+        "orpo",
+        {"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "b"}]},
+        [(), ("chosen", 1), ("rejected", 1)],
+    ),
+    "preference without chosen": (
+        "reward",
+        {"messages": [USER, ANSWER], "rejected_response": "b"},
+        [(), ("messages", 0), ("messages", 1)],
+    ),
+    "ranked": (
+        "ipo",
+        {"prompt": "q", "responses": [{"text": "a", "score": 2}, {"text": "b", "score": 1}]},
+        [(), ("responses", 0), ("responses", 1)],
+    ),
+    "labelled": ("kto", {"messages": [USER, ANSWER], "label": True}, [(), ("messages", 0), ("messages", 1)]),
+    "prompt": (
+        "grpo",
+        {"prompt": [{"role": "user", "content": [PART]}], "answer": "a"},
+        [("prompt", 0), ("prompt", 0, "content", 0)],
+    ),
+    "distillation": ("distillation", {"messages": [USER]}, [("messages", 0)]),
+    "text": ("pretrain", {"text": "q"}, [()]),
+}
+"""Rows of the objectives: the objective, a row, and the places of keys."""
 CASES = [(form, name, path) for form, places in PLACES.items() for name, path in places]
 
 
@@ -83,7 +114,39 @@ def _named_whole(path: tuple[Any, ...], template: str) -> str | None:
 
 
 def test_all_formats_are_walked() -> None:
-    assert ROWS.keys() == PLACES.keys() == FORMATS.keys()
+    assert ROWS.keys() == PLACES.keys()
+    assert FORMATS.keys() - ROWS.keys() - OF_OBJECTIVES.keys() == set()
+
+
+OBJECTIVE_CASES = [(form, path) for form, (_, _, places) in OF_OBJECTIVES.items() for path in places]
+
+
+@pytest.mark.parametrize("template", [TOOLS_TEMPLATE, NOTHING], ids=["tojson", "nothing"])
+@pytest.mark.parametrize(("form", "path"), OBJECTIVE_CASES, ids=str)
+def test_an_unknown_key_of_an_objective_is_rendered_or_named_with_the_row(
+    tmp_path: Path, template: str, form: str, path: tuple[Any, ...]
+) -> None:
+    objective, plain, _ = OF_OBJECTIVES[form]
+    changed = _with_key(plain, path)
+    encoding = encode(tmp_path, [plain, changed, plain, changed], template, objective)
+    tokenizer = tokenizer_in(tmp_path / "base")
+    rows = [*encoding.rows, *encoding.pairs.rejected.rows, *encoding.labelled.answers.rows]
+    text = "".join(tokenizer.decode(row.input_ids) for row in rows)
+    named = [line for line in encoding.usage.describe() if KEY in line]
+    if VALUE in text:
+        assert not named
+    elif "tools" in path and template is NOTHING:
+        assert any(line.startswith("tools, which") for line in encoding.usage.describe())
+    else:
+        (line,) = named
+        assert re.search(r": 2 rows, for example rows.jsonl, line 2(, answers 1 and 2)?$", line)
+
+
+def test_all_keys_beside_a_prompt_reach_the_reward_functions(tmp_path: Path) -> None:
+    row = {"prompt": "q", "answer": "72", KEY: {"a": [VALUE]}, "level": None, "weight": 0, "label": True}
+    encoding = encode(tmp_path, [row], objective="grpo")
+    assert encoding.prompts[0].columns == {key: value for key, value in row.items() if key != "prompt"}
+    assert not encoding.usage.unused
 
 
 @pytest.mark.parametrize("template", [TOOLS_TEMPLATE, PICKY_TEMPLATE, NOTHING], ids=["tojson", "picky", "nothing"])
@@ -138,7 +201,6 @@ def test_columns_of_csv_are_counted(tmp_path: Path) -> None:
     from edgetune.data.chat import ChatTemplate
     from edgetune.data.dataset import encode_all
     from edgetune.data.sources import read_source
-    from tests.cases.rendering import tokenizer_in
 
     (tmp_path / "rows.csv").write_text(f"question,answer,{KEY}\nq,a,x\nq,a,\nq,a,y\n")
     rows = read_source(str(tmp_path / "rows.csv")).rows

@@ -13,6 +13,7 @@ import yaml
 from edgetune.config import ColumnsConfig
 from edgetune.data import key_names
 from edgetune.data.formats import COLUMNS, RowReader, to_chat_row
+from edgetune.data.objective_readers import READERS
 from edgetune.data.problems import RowProblem
 from edgetune.data.row_layouts import FORMATS
 
@@ -57,6 +58,13 @@ def _rows_of(form: str) -> list[dict[str, Any]]:
                 {tables["conversation"][0]: [{"role": each["role"], text: each["content"]} for each in EXCHANGE]}
             )
         return rows
+    if form == "text":
+        return [{key: "Lamp?"} for key in tables["text"]]
+    if "assistant" not in tables:
+        answers = _answers_of(tables)
+        prompts = [{key: EXCHANGE[:1]} for key in tables["messages"]] + [{key: "Lamp?"} for key in tables["or user"]]
+        prompts += [{"instruction": "Lamp?", key: ""} for key in tables["appended to an instruction"]]
+        return [prompt | answer for answer in answers for prompt in prompts if not prompt.keys() & answer.keys()]
     for user in tables["user"]:
         for assistant in tables["assistant"]:
             if user != assistant:
@@ -64,12 +72,26 @@ def _rows_of(form: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _answers_of(tables: Any) -> list[dict[str, Any]]:
+    if "better" in tables:
+        return [{one: "On.", other: "Off."} for one in tables["better"] for other in tables["worse"]]
+    if "answers" in tables:
+        lists = [{key: ["On.", "Off."]} for key in tables["answers"]]
+        return lists + [
+            {"responses": ["On.", "Off."], key: [1, 2]} for key in tables["scores"] if key.startswith("rank")
+        ]
+    return [{}]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_key_of_the_tables_is_read(form: str) -> None:
     rows = _rows_of(form)
-    assert len(rows) > 8
+    expected = {"prompt": EXCHANGE[:1], "text": []}.get(form, EXCHANGE)
+    assert len(rows) > (2 if form == "text" else 8)
     for row in rows:
-        assert to_chat_row(row, form).messages == EXCHANGE, row
+        read = READERS[FORMATS[form].kinds[:1]](form).read(row)
+        assert read.messages == expected, row
+        assert not read.unread, row
         assert f"`{next(iter(row))}`" in PAGE
 
 

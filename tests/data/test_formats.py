@@ -60,8 +60,11 @@ def test_rows_of_each_format_become_conversations(
         ([], "not an object but list"),
         ({}, "its keys are none"),
         ({"body": "x"}, r"in no known format; its keys are body; looked for messages .*; or sharegpt .*; or alpaca"),
-        ({"text": "x"}, r"text without an answer: a row for pretraining, or a conversation that is rendered already"),
-        ({"question": "x", "id": 3}, r"its keys are question, id \(question has no answer beside it\); looked for"),
+        ({"text": "x"}, "has text: these are rows for the objective pretrain; the objective here is sft"),
+        (
+            {"question": "x", "id": 3},
+            r"its keys are question, id \(question has no answer beside it; prompts alone are .*\); looked",
+        ),
         ({"answer": "x"}, r"\(answer has no question beside it\)"),
         ({"role": "user", "content": "x"}, r"is a single message \(role, content\), not a conversation"),
         ({"messages": "hello"}, "messages is not a list"),
