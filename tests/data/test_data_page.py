@@ -89,7 +89,7 @@ def test_every_key_of_the_tables_is_read(form: str) -> None:
     expected = {"prompt": EXCHANGE[:1], "text": []}.get(form, EXCHANGE)
     assert len(rows) > (2 if form == "text" else 8)
     for row in rows:
-        read = READERS[FORMATS[form].kinds[:1]](form).read(row)
+        read = READERS[(FORMATS[form].kinds[0],)](form).read(row)
         assert read.messages == expected, row
         assert not read.unread, row
         assert f"`{next(iter(row))}`" in PAGE

@@ -39,7 +39,7 @@ def test_minimal_configuration_has_the_documented_defaults() -> None:
         ({"zzz": 1}, "known here: adapter, base"),
         (
             {"data": {"train": "t.jsonl", "columns": {"question": "Frage"}}},
-            "unknown key data.columns.question (known here: assistant, content, input, messages, role, system",
+            "unknown key data.columns.question (known here: assistant, chosen, content, input, label, messages, ",
         ),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: input should be greater than 0"),
         ({"training": {"optimizer": "sgd"}}, "training.optimizer is 'sgd'"),
