@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgetune_converters.adapters.change import Apply, added
+from edgetune_converters.adapters.change import Apply, ReadDelta, added
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import product
 from edgetune_converters.adapters.weights import AdapterWeights
-from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo
+from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 
 class Misfit(Exception):
@@ -39,7 +39,7 @@ class Fold:
             assert self.apply is not None
             return self.apply
 
-        def delta() -> Callable[[RowIndex, RowIndex], F32]:
+        def delta() -> ReadDelta:
             left, right = factors()
             return lambda rows, columns: product(left, right, rows, columns)
 

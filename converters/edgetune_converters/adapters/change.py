@@ -91,11 +91,29 @@ def on_transposed(apply: Apply) -> Apply:
     return flipped
 
 
-def added(delta: Callable[[], Callable[[RowIndex, RowIndex], F32]]) -> Apply:
+ReadDelta = Callable[[RowIndex, RowIndex], F32]
+"""Reads rows and columns of what is added to a matrix."""
+
+
+def added(delta: Callable[[], ReadDelta]) -> Apply:
     """Return the transform that adds a matrix; `delta` is called once and returns a reader of its values."""
 
     def apply(base: Read, trained: Read) -> Read:
         read = delta()
         return lambda rows, columns: widened(base(rows, columns)) + read(rows, columns)
+
+    return apply
+
+
+def scaled(factors: Callable[[], F32], *, of_columns: bool) -> Apply:
+    """Return the transform that multiplies each column, or each row, by its factor."""
+
+    def apply(base: Read, trained: Read) -> Read:
+        values = factors().reshape(-1)
+
+        def read(rows: RowIndex, columns: RowIndex) -> F32:
+            return widened(base(rows, columns)) * (values[columns] if of_columns else values[rows][:, None])
+
+        return read
 
     return apply

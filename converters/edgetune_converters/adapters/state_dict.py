@@ -27,7 +27,7 @@ _PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+?)"
 _ADAPTER_NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
 # tensors as they were before training: PEFT saves them along with an embedding
 _ORIGINAL = re.compile(
-    _PREFIX + r"\.(?:original_module\.(?P<part>weight|bias)|token_adapter\.trainable_tokens_original(?:\.[^.]+)?)$"
+    _PREFIX + r"\.(?:original_module\.(?P<part>weight|bias)|(?:token_adapter\.)?trainable_tokens_original(?:\.[^.]+)?)$"
 )
 _TOKENS = re.compile(_PREFIX + r"(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
 
@@ -48,6 +48,8 @@ class RoleNames:
     """The names of modules that replace the one that they are in, as `modules_to_save` does."""
     integers: tuple[str, ...] = ()
     """The roles whose tensors hold integers."""
+    may_be_empty: bool = False
+    """Whether a module may have the rank 0."""
 
     def role_of(self, name: str) -> re.Match[str] | None:
         """Match the name of a tensor of one module or of all: groups `module` (None for all), `role` and `part`."""
@@ -157,7 +159,7 @@ def _matched(
             originals.append(name)
         elif info.dtype not in _FLOATS and not whole:
             integers.setdefault(info.dtype, []).append(name)
-        elif 0 in info.shape:
+        elif 0 in info.shape and not (names.may_be_empty and group == "role"):
             empty.append(name)
         elif match is None:
             foreign.append(name)

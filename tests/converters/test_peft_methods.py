@@ -1,0 +1,80 @@
+"""What every method of PEFT does to the base is folded as PEFT merges it, tensor by tensor, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.converters import family_models, peft_methods, runtime, tiny
+from tests.converters.peft_methods import METHODS
+from tests.export_requests import export
+
+FAMILIES = ("llama", "qwen2", "gpt2", "mixtral-fused")
+CASES = [
+    pytest.param(name, family, id=f"{name}-{family}")
+    for family in FAMILIES
+    for name, method in METHODS.items()
+    if family != "gpt2" or not method.linear_only
+]
+EXPORTED = [case for case in CASES if case.values[1] != "mixtral-fused"]
+# relative to the largest weight of a tensor: f32 has a relative rounding of 6e-8, and a rotation sums over a row
+ROUNDING = 2e-6
+# mean divergence of f32 models: only the order of sums differs
+F32_KLD = 1e-8
+
+Trained = Callable[[str, str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Make the base of a family and the adapter of a method, once each."""
+    directory = tmp_path_factory.mktemp("methods")
+
+    def make(name: str, family: str) -> tuple[Path, Path]:
+        base, adapter = directory / family, directory / f"{name}-{family}"
+        if not base.exists() and family in tiny.MODELS:
+            tiny.base(family, base, tie_word_embeddings=False)
+        elif not base.exists():
+            family_models.base(family, base)
+        if not adapter.exists():
+            # PEFT's LoRA would also take the parameters of all experts, which it refuses for DoRA
+            dense = family == "mixtral-fused" and "dora" in name
+            own = {"target_modules": ["q_proj", "v_proj", "o_proj"]} if dense else {}
+            peft_methods.adapter(base, adapter, METHODS[name], **own)
+        return base, adapter
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_merged_tensors_are_those_of_peft_and_compute_the_same(name: str, family: str, trained: Trained) -> None:
+    base, adapter = trained(name, family)
+    ours, theirs, before = (
+        peft_methods.folded(base, adapter),
+        peft_methods.merged_by_peft(base, adapter),
+        peft_methods.folded(base, None),
+    )
+    changed = [key for key, values in ours.items() if not np.array_equal(values, before[key])]
+    assert len(changed) > 5
+    for key, values in ours.items():
+        largest = float(theirs[key].abs().max())
+        assert float((values - theirs[key]).abs().max()) <= ROUNDING * largest, key
+    ids = tiny.random_ids(64)
+    wanted = tiny.torch_logits(base, adapter, ids)
+    assert tiny.divergence(wanted, tiny.torch_logits(base, None, ids))[0] > 1000 * F32_KLD, "the adapter must matter"
+    kld, same = tiny.divergence(wanted, peft_methods.logits(base, ours, ids))
+    assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+@pytest.mark.parametrize(("name", "family"), EXPORTED)
+def test_the_exported_file_computes_what_peft_computes(
+    name: str, family: str, trained: Trained, tmp_path: Path
+) -> None:
+    base, adapter = trained(name, family)
+    export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter)
+    ids = tiny.random_ids(96)
+    kld, same = tiny.divergence(tiny.torch_logits(base, adapter, ids), runtime.logits(tmp_path / "f32.gguf", ids))
+    assert (kld < F32_KLD, same) == (True, 1.0)
