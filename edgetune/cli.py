@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Answer a prompt with an exported file, on the CPU.",
     "reference": "Recapture the reference outputs (other rows, full vocabulary, merged model).",
     "validate": "Measure exported files against the trained model; check thresholds.",
+    "evaluate": "Score a trained model and its exported files on tasks of lm-evaluation-harness.",
     "report": "Show a run and its validated files on one HTML page.",
     "verify": "Verify an exported file using only what is embedded in it.",
     "card": "Write a Hugging Face model card for exported files.",

@@ -16,7 +16,10 @@ import yaml
 
 import edgetune
 from edgetune.errors import RunDirectoryError
+from edgetune.evaluation.results import TRAINED, EvaluationResults, find_evaluations
+from edgetune.evaluation.table import describe_settings, has_differences, score_rows, signed
 from edgetune.runs.manifest import RunManifest
+from edgetune.validation.numbers import with_error
 from edgetune.validation.results import Mean, Rung, ValidationResults, results_path
 from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
@@ -72,6 +75,7 @@ def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manif
         _how_to_run(receipts),
         _training(manifest),
         _measurements(receipts),
+        _benchmarks(receipts),
         _receipts(receipts),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -200,6 +204,33 @@ def _measurements(receipts: Sequence[Receipt]) -> str:
     rows = [(f"`{name}`", *(_figure(rung, key) for _, key in _FIGURES)) for name, rung in rungs.items()]
     text = "Against the model as it was trained, on held-out rows (KLD in nats per token):"
     return f"## What was measured\n\n{text}\n\n" + _table(("", *(title for title, _ in _FIGURES)), rows)
+
+
+def _benchmarks(receipts: Sequence[Receipt]) -> str:
+    """Tabulate the evaluations in the run of each artifact; empty if there are none."""
+    parts = [
+        text
+        for receipt in receipts
+        for results in find_evaluations(Path(receipt.artifact))
+        for text in (describe_settings(results) + ":", _scores(results, Path(receipt.artifact).name))
+    ]
+    return "\n\n".join(["## Benchmarks", *parts]) if parts else ""
+
+
+def _scores(results: EvaluationResults, name: str) -> str:
+    """Tabulate the scores of one file, beside those of the trained model if it was evaluated."""
+    shown = [model for model in (TRAINED, name) if model in results.models]
+    places = [results.models.index(model) for model in shown]
+    compared = has_differences(results)
+    place = results.files.index(name)
+    rows = []
+    for row in score_rows(results):
+        difference = row.differences[place]
+        cells = [with_error(row.scores[index], plain=True) for index in places]
+        cells += [signed(difference, plain=True) if difference else ""] if compared else []
+        rows.append((row.task, f"{row.metric} {row.direction}".rstrip(), str(row.documents), *cells))
+    titles = [f"`{model}`" if model == name else model for model in shown]
+    return _table(("task", "metric", "n", *titles, *(["difference"] if compared else [])), rows)
 
 
 def _results(artifact: Path) -> ValidationResults | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import RunDirectoryError
+from edgetune.evaluation.results import EvaluationResults, read_evaluations
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
 from edgetune.validation.numbers import number
@@ -70,6 +71,8 @@ class ReportData:
     """The rungs that are not files: base, trained, and the merged models that were captured."""
     files: list[FileReport]
     """Unquantized files first, then by decreasing size."""
+    evaluations: list[EvaluationResults] = field(default_factory=list)
+    """The evaluations that are stored in the run, the oldest first."""
 
     def rung(self, name: str) -> Rung | None:
         """Return the stored rung of this name ("base", "trained"), if there is one."""
@@ -114,6 +117,7 @@ def report_data(run: RunDirectory, validations: Sequence[tuple[ValidationResults
         log=list(_log(run.metrics_file)),
         stored=ordered[-1][0].stored,
         files=sorted(files, key=lambda file: (file.rung.is_quantized, -(file.size or 0), file.name)),
+        evaluations=read_evaluations(run),
     )
 
 

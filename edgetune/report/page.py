@@ -20,6 +20,8 @@ import jinja2
 from markupsafe import Markup
 
 import edgetune
+from edgetune.evaluation import table
+from edgetune.evaluation.results import remarks
 from edgetune.report import chart_data, facts, findings, gate_table, survival, verdict
 from edgetune.report.curves import curves
 from edgetune.report.gather import FileReport, ReportData
@@ -89,8 +91,14 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         name: getattr(numbers, name) for name in ("short", "share", "size", "with_error", "plural", "number")
-    } | {"sentence": lambda text: text if not text or text.endswith((".", "?", "!")) else f"{text}."}
-    environment.globals |= {"cell": gate_table.cell, "sizes": findings.sizes}
+    } | {
+        "signed": table.signed,
+        "sentence": lambda text: text if not text or text.endswith((".", "?", "!")) else f"{text}.",
+    }
+    environment.globals |= {
+        "cell": gate_table.cell, "sizes": findings.sizes, "describe_settings": table.describe_settings,
+        "has_differences": table.has_differences, "score_rows": table.score_rows, "evaluation_remarks": remarks,
+    }  # fmt: skip
     return environment
 
 

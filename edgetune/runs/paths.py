@@ -7,6 +7,7 @@ runs/NAME/
   tokenizer/     the base's tokenizer files and the chat template of the training
   reference/     outputs of the base and the trained model on held-out rows
   artifacts/     exported files, their receipts and validation results
+  evaluations/   scores on tasks of lm-evaluation-harness (edgetune/evaluation/results.py)
   checkpoints/   of the trainer, for --resume
   base.partial/  weights of a GGUF base, while they are being loaded
   run.lock       while a process writes here (edgetune/runs/lock.py)
@@ -79,6 +80,11 @@ class RunPaths:
     def artifacts(self) -> Path:
         """The default target of merge-export."""
         return self.path / "artifacts"
+
+    @property
+    def evaluations(self) -> Path:
+        """Scores on tasks of lm-evaluation-harness, one file for each evaluation."""
+        return self.path / "evaluations"
 
     @property
     def metrics_file(self) -> Path:

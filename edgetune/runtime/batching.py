@@ -19,6 +19,9 @@ from typing_extensions import override
 
 from edgetune.runtime.sampling import Sampler, Sampling
 
+EndCheck = Callable[[int, int], bool]
+"""Called with (index of the prompt, new token); returns whether the answer ends with it."""
+
 MAX_SEQUENCES = 16  # decoded at once: beyond that, one more costs as much time as it saves (docs/benchmarks.md)
 
 
@@ -63,6 +66,8 @@ class DecodingOptions:
     stop_tokens: frozenset[int]
     context: int
     """Tokens that a prompt and its answer may have together."""
+    is_ended: EndCheck | None = None
+    """Whether the answer to a prompt ends with its newest token, beside the stop tokens."""
 
 
 class SequenceBatch(ABC):
@@ -172,6 +177,8 @@ def decode(batch: SequenceBatch, prompts: Sequence[Prompt], options: DecodingOpt
                 finish = sequence.choose(logits[number - first], options)
                 if finish is not Finish.STOP:
                     yield sequence.index, sequence.token
+                    if options.is_ended is not None and options.is_ended(sequence.index, sequence.token):
+                        finish = Finish.STOP
                 if finish is not None:
                     _retire(batch, active, number)
                     yield sequence.index, finish

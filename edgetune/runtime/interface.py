@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import (
     Completion,
     DecodingOptions,
+    EndCheck,
     Prompt,
     SequenceBatch,
     SingleSequence,
@@ -189,7 +191,11 @@ class Runtime(ABC):
         return Generation(decode(self._single_sequence(), [prompt], self._decoding_options(sampling)))
 
     def generate_batch(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        max_tokens: Sequence[int],
+        is_ended: EndCheck | None = None,
     ) -> Iterator[Completion]:
         """Continue several prompts; return the completions in the order of the prompts.
 
@@ -200,6 +206,7 @@ class Runtime(ABC):
             prompts: Token ids of each prompt.
             sampling: How tokens are chosen.
             max_tokens: Maximum number of new tokens of each prompt.
+            is_ended: Called with (index of the prompt, new token); whether the answer ends with this token.
 
         Raises:
             RuntimeProblem: As for `generate`, before anything is evaluated.
@@ -212,7 +219,7 @@ class Runtime(ABC):
             return iter(())
         length = min(self.context, max(len(prompt.ids) + prompt.max_tokens for prompt in checked))
         batch = self._make_batch(len(checked), length)
-        return completions(decode(batch, checked, self._decoding_options(sampling)))
+        return completions(decode(batch, checked, replace(self._decoding_options(sampling), is_ended=is_ended)))
 
     def _decoding_options(self, sampling: Sampling) -> DecodingOptions:
         return DecodingOptions(sampling, self.stop_tokens, self.context)

@@ -25,12 +25,17 @@ def load(path: str | Path, *, threads: int | None = None, context: int | None = 
         ArtifactError: The file is damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`")
+    require_file(path)
     found = artifact_format(path)
     if found is None:
         raise _not_a_model(path)
     return RUNTIMES[found](path, threads, context, clip)
+
+
+def require_file(path: Path) -> None:
+    """Raise RuntimeProblem if there is nothing at `path`."""
+    if not path.exists():
+        raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`")
 
 
 def _open_gguf(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:

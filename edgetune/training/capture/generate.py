@@ -65,11 +65,14 @@ def select_model(model: Any, which: str) -> AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class GreedySettings:
-    """Greedy generation: the most likely token, until a stop token or `length` tokens."""
+    """Greedy generation: the most likely token, until a stop token, the end of the answer or `length` tokens."""
 
     stop_ids: list[int]
     pad_id: int
     length: int
+    batch_size: int = GENERATION_BATCH
+    is_ended: Callable[[list[int]], bool] | None = None
+    """Whether an answer ends with its newest token, beside the stop tokens."""
 
 
 def generate_greedy(
@@ -99,15 +102,19 @@ def generate_greedy(
         use_cache=True,
     )
     order = sorted((index for index in range(len(prompts)) if index not in known), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), GENERATION_BATCH):
-        batch = order[start : start + GENERATION_BATCH]
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
         ids, attended = _left_padded([prompts[index] for index in batch], settings.pad_id)
-        ticks = [] if on_tokens is None else [_Ticker(start, len(batch), ids.shape[1], settings.length, on_tokens)]
+        criteria: list[StoppingCriteria] = []
+        if on_tokens is not None:
+            criteria.append(_Ticker(start, len(batch), ids.shape[1], settings.length, on_tokens))
+        if settings.is_ended is not None:
+            criteria.append(_EndOfAnswer(ids.shape[1], settings.is_ended))
         written = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=attended.to(model.device),
             generation_config=generation,
-            stopping_criteria=StoppingCriteriaList(ticks),
+            stopping_criteria=StoppingCriteriaList(criteria),
         )
         answers = written[:, ids.shape[1] :].tolist()
         on_answers({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
@@ -124,6 +131,17 @@ class _Ticker(StoppingCriteria):  # type: ignore[misc]  # transformers is not ty
         generated = input_ids.shape[1] - self._prompt
         self._on_tokens(self._done + self._count * generated // self._length)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _EndOfAnswer(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
+    """Stops each row whose answer is ended."""
+
+    def __init__(self, prompt: int, is_ended: Callable[[list[int]], bool]) -> None:
+        self._prompt, self._is_ended = prompt, is_ended
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        ended = [self._is_ended(answer) for answer in input_ids[:, self._prompt :].tolist()]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from edgetune import console
 from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
+from edgetune.planning.base_model import Base
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.reference import merged
 from edgetune.reference.codecs import StoredComparison
@@ -56,7 +57,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
         RunDirectoryError: If the base is not the one that the run was trained on.
     """
     prepared = prepare_run(config, run.manifest.rendered_at)
-    _check_base(run, prepared)
+    check_base(run, prepared.base)
     if request.reference:
         check_rendering(prepared)
     model = None
@@ -72,12 +73,13 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
         _capture_merged(run, prepared, name, export_request)
 
 
-def _check_base(run: RunDirectory, prepared: PreparedRun) -> None:
-    expected, found = run.manifest.base.files, prepared.base.identity["files"]
+def check_base(run: RunDirectory, base: Base) -> None:
+    """Raise RunDirectoryError unless `base` is the one that the run was trained on."""
+    expected, found = run.manifest.base.files, base.identity["files"]
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise RunDirectoryError(
-            f"{prepared.base.path} is not the base that this run was trained on: {', '.join(differing)} differ",
+            f"{base.path} is not the base that this run was trained on: {', '.join(differing)} differ",
             "Restore it; the outputs of another base are no reference for this adapter",
         )
 
