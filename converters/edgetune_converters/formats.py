@@ -165,4 +165,6 @@ def check(targets: Sequence[Target]) -> None:
 
 def make(inputs: ExportInputs) -> list[Output]:
     """Make the outputs of the request. Nothing is written yet."""
+    for target in inputs.request.targets:
+        inputs.model.check_format(target.format)
     return [FORMATS[target.format].make(inputs, target.type, target.path) for target in inputs.request.targets]

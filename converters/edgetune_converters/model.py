@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,10 @@ from edgetune_converters.architectures import (
 )
 from edgetune_converters.architectures.rope import context_notes
 from edgetune_converters.errors import AdapterError
-from edgetune_converters.merging import stream
+from edgetune_converters.merging import expanded_blocks, stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
+from edgetune_converters.merging.new_biases import NewBiases, with_biases_of
 from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_rows, with_vocabulary_of
 from edgetune_converters.merging.soft_prompt_rows import SoftPromptRows, place_rows
 from edgetune_converters.names import ORIGINAL
@@ -56,11 +57,18 @@ class Model:
     """Where the adapter has more or fewer rows of embeddings than the base."""
     soft_prompt: SoftPromptRows | None = None
     """The place of a soft prompt in the vocabulary."""
+    new_biases: NewBiases | None = None
+    """Where the adapter has biases of layers that have none in the base."""
 
     @property
     def tied(self) -> bool:
         """Whether the embedding is the output matrix."""
         return not any(tensor.slot == slots.OUTPUT for tensor in self.tensors)
+
+    def check_format(self, format_: str) -> None:
+        """Raise AdapterError if an output of this format cannot hold what the adapter adds to the base."""
+        if self.new_biases is not None:
+            self.new_biases.check(format_)
 
     @property
     def config_json(self) -> Mapping[str, Any]:
@@ -207,16 +215,29 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase, pro
         )
     changes: Mapping[str, Change] = {}
     resized = None
+    new_biases = None
+    renamed: Callable[[str], str] = family.canonical_name
     if adapter is not None and not isinstance(adapter, SoftPromptAdapter):
+        renamed = expanded_blocks.renamed(family, adapter.config.raw.get(expanded_blocks.BLOCKS))
+        expanded = expanded_blocks.expand(adapter, family, config, checkpoint)
+        if expanded is not config:
+            config, bound = expanded, bind(family, expanded, checkpoint.tensors, checkpoint.zero_biases)
         known = _as_adapters_see_it(family, config, bound)
         resized = with_vocabulary_of(adapter, family, config, checkpoint, bound, known)
         if resized is not None:
             config, bound = resized.config, resized.bound
             known = _as_adapters_see_it(family, config, bound)
+        new_biases = with_biases_of(adapter, family, config, checkpoint, bound, known)
+        if new_biases is not None:
+            family, config = new_biases.family, new_biases.config
+            bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
+            known = _as_adapters_see_it(family, config, bound)
         changes = adapter.changes(known)
     tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
-    applied = merge_base.apply(tensors, family.canonical_name)
-    return Model(checkpoint, adapter, family, config, applied, bound, changes, merge_base, resized)
+    applied = merge_base.apply(tensors, renamed)
+    return Model(
+        checkpoint, adapter, family, config, applied, bound, changes, merge_base, resized, new_biases=new_biases
+    )
 
 
 def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTensor]) -> BaseTargets:

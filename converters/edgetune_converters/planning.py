@@ -61,6 +61,8 @@ def _open(request: ExportRequest, rebuilt: Path) -> Model:
 
 
 def _plans(model: Model, request: ExportRequest) -> list[StoragePlan]:
+    for target in request.targets:
+        model.check_format(target.format)
     return [PLANNERS[target.format](model, target.type, request) for target in request.targets]
 
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgetune.methods.base import ALL_LINEAR, Method
+from edgetune.methods.bitfit import BitFit
+from edgetune.methods.freeze import Freeze
+from edgetune.methods.full import Full
 from edgetune.methods.ia3 import Ia3
+from edgetune.methods.layernorm import LayerNorm
+from edgetune.methods.llama_pro import LlamaPro
 from edgetune.methods.lora import Lora
 from edgetune.section import kind_of, one_of
 
-METHODS: dict[str, type[Method]] = {kind_of(method): method for method in (Lora, Ia3)}
+METHODS: dict[str, type[Method]] = {
+    kind_of(method): method for method in (Lora, Ia3, BitFit, LayerNorm, Freeze, LlamaPro, Full)
+}
 """The methods by `adapter.kind`; the first is the default."""
 
 if TYPE_CHECKING:
@@ -21,4 +28,16 @@ if TYPE_CHECKING:
 else:
     AdapterConfig = one_of(list(METHODS.values()))
 
-__all__ = ["ALL_LINEAR", "METHODS", "AdapterConfig", "Ia3", "Lora", "Method"]
+__all__ = [
+    "ALL_LINEAR",
+    "METHODS",
+    "AdapterConfig",
+    "BitFit",
+    "Freeze",
+    "Full",
+    "Ia3",
+    "LayerNorm",
+    "LlamaPro",
+    "Lora",
+    "Method",
+]

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
-from edgetune_converters.architectures import Family, completed_config, targets
+from edgetune_converters.architectures import Family, ModelConfig, completed_config, targets
+from edgetune_converters.architectures.new_biases import row_of, why_no_bias
 from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.files.contents import read_json
+from edgetune_converters.merging.expanded_blocks import why_not_expanded
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.reading.gguf_base import GgufBase, is_gguf, open_base
@@ -45,6 +47,8 @@ class ExportableLayers:
     """Tensors of a multimodal model beside its text part."""
     without_lora_place: Mapping[str, str] = field(default_factory=dict)
     """Targets of which a gguf-lora file can hold no change, and why."""
+    config: ModelConfig | None = None
+    """config.json, completed."""
 
     def why_not_lora(self, tensor: str) -> str | None:
         """Return why a gguf-lora file cannot hold the change of a tensor; None if it can."""
@@ -53,6 +57,25 @@ class ExportableLayers:
     def has(self, tensor: str) -> bool:
         """Whether a tensor of the transformers model is exported."""
         return self.family.canonical_name(tensor) in self.targets
+
+    def is_beside_text(self, tensor: str) -> bool:
+        """Whether a tensor belongs to a part of a multimodal model that texts do not pass through."""
+        return self.family.is_beside_text(tensor)
+
+    def slot_of(self, module: str) -> str | None:
+        """Return the slot of a module, None if the family has none for it."""
+        row = row_of(self.family, module)
+        return None if row is None else row.slot
+
+    def why_no_bias(self, module: str, formats: Sequence[str]) -> str | None:
+        """Return why one of `formats` cannot hold a new bias of a module; None if all can."""
+        reasons = (why_no_bias(self.family, module, format_) for format_ in formats)
+        return next((reason for reason in reasons if reason), None)
+
+    @property
+    def why_not_expanded(self) -> str | None:
+        """Why copies of blocks cannot be inserted into the base; None if they can."""
+        return None if self.config is None else why_not_expanded(self.config)
 
     @property
     def excluded(self) -> str | None:
@@ -134,7 +157,7 @@ class Base:
         model = self._model
         towers = [each.name for each in model.towers]
         without = targets_without_place(model.bound)
-        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without)
+        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without, model.config)
 
     @cached_property
     def context(self) -> ContextLimit | None:

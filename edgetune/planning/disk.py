@@ -11,6 +11,7 @@ from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
 from edgetune.methods import Method
+from edgetune.methods.selective import SelectiveMethod
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ _NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
 
 def count_adapter_parameters(checkpoint: Checkpoint, method: Method) -> int:
     """Count the parameters of an adapter on every linear layer: an upper bound if only some are adapted."""
+    if isinstance(method, SelectiveMethod):
+        return method.count_in({name: info.shape for name, info in checkpoint.tensors.items()})
     shapes = [
         info.shape
         for name, info in checkpoint.tensors.items()

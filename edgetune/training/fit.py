@@ -33,7 +33,10 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)
-    return _train(run, prepared, adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers))
+    config = prepared.config
+    return _train(
+        run, prepared, adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
+    )
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:

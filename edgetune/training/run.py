@@ -142,8 +142,9 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
                     "export.merge_base is nf4, and bitsandbytes rounds no layer of this base to 4 bits",
                     "Set export.merge_base: original",
                 )
-            adapted = adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers)
-            if "gguf-lora" in prepared.config.export.formats:
+            formats = prepared.config.export.formats
+            adapted = adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers, formats)
+            if "gguf-lora" in formats:
                 adapters.check_lora_places(adapted, prepared.base.layers)
     return needed, follows
 

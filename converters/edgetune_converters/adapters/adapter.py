@@ -29,7 +29,7 @@ class Adapter:
     def __init__(self, path: Path) -> None:
         try:
             place = find_adapter(path)
-            self.config = PeftConfig(place.path / CONFIG_FILE)
+            self.config = PeftConfig(place.path / place.config)
             self.file = open_weights(place.weights)
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
@@ -45,7 +45,7 @@ class Adapter:
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""
-        return {file.name: sha256_of(file) for file in (self.path / CONFIG_FILE, *self._weights)}
+        return {file.name: sha256_of(file) for file in (self.config.path, *self._weights)}
 
     def tensors(self, base: BaseTargets) -> AdapterTensors:
         """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""

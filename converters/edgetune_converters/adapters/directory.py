@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgetune_converters.adapters.mlx import MLX_FILE
-from edgetune_converters.adapters.peft_config import CONFIG_FILE
+from edgetune_converters.adapters.peft_config import CONFIG_FILE, FULL_CONFIG_FILE
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import DAMAGED, read_json
+from edgetune_converters.reading.weight_files import find_weight_files
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _INDEX_FILE = "adapter_model.safetensors.index.json"
@@ -41,6 +42,7 @@ class AdapterPlace(NamedTuple):
     path: Path
     weights: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    config: str = CONFIG_FILE
 
 
 def find_adapter(path: Path) -> AdapterPlace:
@@ -55,6 +57,9 @@ def find_adapter(path: Path) -> AdapterPlace:
             f"there is no adapter directory {path}",
             "Give a directory that PEFT wrote; fetch one from the hub first: hf download NAME --local-dir DIR",
         )
+    if (path / FULL_CONFIG_FILE).is_file():
+        notes: list[str] = []
+        return AdapterPlace(path, tuple(find_weight_files(path, notes)), tuple(notes), FULL_CONFIG_FILE)
     if not (path / CONFIG_FILE).is_file():
         inside = _inside(path)
         found = find_adapter(inside)

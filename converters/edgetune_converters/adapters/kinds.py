@@ -15,6 +15,7 @@ from edgetune_converters.adapters.oft import OFT
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.replacing import LN_TUNING, TRAINABLE_TOKENS
 from edgetune_converters.adapters.vera import VERA
+from edgetune_converters.adapters.whole_tensors import WHOLE_TENSORS
 from edgetune_converters.errors import AdapterError
 
 KINDS: Mapping[str, Kind] = {
@@ -29,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
     "OFT": OFT,
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
     "VERA": VERA,
+    **WHOLE_TENSORS,
 }
 """`peft_type` of adapter_config.json -> how adapters of this kind are merged."""
 

@@ -13,6 +13,8 @@ from edgetune_converters.errors import AdapterError
 from edgetune_converters.files.contents import read_json
 
 CONFIG_FILE = "adapter_config.json"
+FULL_CONFIG_FILE = "edgetune_adapter.json"
+"""Stands in its place beside a whole model, where transformers would take an adapter_config.json for PEFT's."""
 _MAX_ALPHA = 1e9  # beyond any real use; products in f32 stay finite
 _FROM_TRAINING = "Take the file from the training again"
 
@@ -37,8 +39,8 @@ class PeftConfig:
 
     @property
     def peft_type(self) -> object:
-        """The kind of the adapter, as PEFT names it."""
-        return self.raw.get("peft_type", self.raw.get("swift_type"))
+        """The kind of the adapter, as PEFT names it; of a method that PEFT does not have, edgetune's name."""
+        return self.raw.get("edgetune_method") or self.raw.get("peft_type", self.raw.get("swift_type"))
 
     def unknown_fields(self, known: Collection[str]) -> list[str]:
         """Return the fields with a value that are neither common to all kinds nor in `known`, sorted."""

@@ -30,7 +30,7 @@ _BIAS_FLAGS = {
     **dict.fromkeys(("use_bias", "bias"), ""),
 }
 # as above, with the layers that transformers' classes make without a bias if the field is false
-_SWITCHED_BIASES = {
+SWITCHED_BIASES = {
     "attention_bias": re.compile(r"\bself_attn\.[qkvo]_proj\.bias$"),
     "use_qkv_bias": re.compile(r"\bself_attn\.[qkv]_proj\.bias$"),
     "mlp_bias": re.compile(r"\bmlp\.(gate|up|down)_proj\.bias$"),
@@ -148,6 +148,7 @@ class Family:
             replacement). Several tensors with one name are the transposed matrices, or the biases, of all experts.
         defaults: Values of fields that config.json omits, as in transformers.
         implied: Fields of config.json that llama.cpp assumes for the architecture, for a GGUF file as the base.
+        gguf_biases: Slots whose bias llama.cpp reads where there is one, beside those of rows with `bias`.
         head: What GGUF readers do with an output matrix that equals the embedding.
         biased: Linear layers have biases, whatever config.json says.
         extra_layers: The checkpoint has layers behind the last (`num_nextn_predict_layers`), which are not exported.
@@ -172,6 +173,7 @@ class Family:
     loaded_names: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
+    gguf_biases: tuple[str, ...] = ()
     head: Head = Head.OPTIONAL
     biased: bool = False
     extra_layers: bool = False
@@ -328,10 +330,10 @@ def _ignored_biases(family: Family, config: ModelConfig, tensors: Collection[str
     """
     if family.biased:
         return []
-    read = {field for name in family.hf for field in CLASS_DEFAULTS.get(name, _SWITCHED_BIASES)}
+    read = {field for name in family.hf for field in CLASS_DEFAULTS.get(name, SWITCHED_BIASES)}
     return [
         (flag, name)
-        for flag, layers in _SWITCHED_BIASES.items()
+        for flag, layers in SWITCHED_BIASES.items()
         if flag in read and config.get(flag) is False
         for name in tensors
         if layers.search(name) and not family.is_beside_text(name)

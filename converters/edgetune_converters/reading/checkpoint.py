@@ -5,7 +5,7 @@ Pickled weights are refused, because opening a pickle can run any code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +111,13 @@ class Checkpoint:
         if name in self._decoders:
             self._decoders[info.name] = self._decoders[name]
         return info
+
+    def renumber(self, names: Callable[[str], Sequence[str]]) -> None:
+        """Give each tensor the names that `names` returns for its own: several are copies."""
+        before = self.tensors
+        self.tensors = {new: replace(info, name=new) for name, info in before.items() for new in names(name)}
+        self._decoders = {new: decoder for name, decoder in self._decoders.items() for new in names(name)}
+        self.zero_biases = {new for name in self.zero_biases for new in names(name)}
 
     @property
     def lacks_index(self) -> bool:

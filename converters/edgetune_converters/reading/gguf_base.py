@@ -6,7 +6,7 @@ tensor of the file must have a slot. What cannot be inverted is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class GgufBase(Checkpoint):
         if name in self._substitutes:
             return super().rows(tensor, rows, columns)
         return self._assembled[name].read(rows, columns)
+
+    def renumber(self, names: Callable[[str], Sequence[str]]) -> None:
+        """Give each tensor the names that `names` returns for its own: several are copies."""
+        super().renumber(names)
+        self._assembled = {new: tensor for name, tensor in self._assembled.items() for new in names(name)}
 
     @property
     def identity_files(self) -> list[Path]:

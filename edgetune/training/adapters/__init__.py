@@ -6,9 +6,9 @@ from edgetune.training.adapters.attach import (
     check_lora_places,
     count_trainable,
     fingerprint_trainable,
-    linear_layer_names,
     load_adapter,
 )
+from edgetune.training.adapters.linear_layers import linear_layer_names
 
 __all__ = [
     "add_adapter",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,31 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from edgetune.errors import ConfigError
 from edgetune.methods import Method
 from edgetune.methods.base import LayerMethod
+from edgetune.methods.selective import SelectiveMethod
 from edgetune.planning.base_model import ExportableLayers
+from edgetune.training.adapters.choices import add_selective, load_selective
+from edgetune.training.adapters.linear_layers import linear_layer_names, linear_layers
+from edgetune.training.adapters.selective import is_selective
 
 
-def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None) -> Any:
+def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None, formats: Sequence[str] = ()) -> Any:
     """Return a PeftModel whose only trainable parameters are those of the new adapter, in float32.
+
+    A method that PEFT does not have trains tensors of the model itself (selective.py).
 
     Args:
         model: The base.
         config: The adapter; its `target_modules` take no layer of a multimodal model's towers.
         layers: The layers of the base that are exported; None: all are.
+        formats: The formats of the exports.
 
     Raises:
         ConfigError: If `target_modules` matches no layer, or one that cannot be exported; names the layers that exist.
     """
     excluded = layers.excluded if layers else None
+    if isinstance(config, SelectiveMethod):
+        _freeze(model)
+        return add_selective(model, config, layers, formats)
     if isinstance(config, LayerMethod):
         _check_targets(model, config.target_modules, excluded)
     _freeze(model)
@@ -97,6 +106,8 @@ def _adapted_tensor(name: str, module: Any) -> str | None:
 def load_adapter(model: Any, directory: Path) -> Any:
     """Return the base with a trained adapter from disk."""
     _freeze(model)
+    if is_selective(directory):
+        return load_selective(model, directory)
     return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
 
 
@@ -121,23 +132,10 @@ def fingerprint_trainable(model: Any) -> dict[str, str]:
     }
 
 
-def linear_layer_names(model: Any, excluded: str | None = None) -> list[str]:
-    """List the last parts of the names of the linear layers that can be adapted, without those of `excluded`."""
-    head = model.get_output_embeddings()
-    linear = (name for name, module in _linear_layers(model, excluded) if module is not head)
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-
-
-def _linear_layers(model: Any, excluded: str | None) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and not (excluded and re.fullmatch(excluded, name)):
-            yield name, module
-
-
 def _check_targets(model: Any, targets: str | Sequence[str], excluded: str | None) -> None:
     if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
         return
-    names = [name for name, _ in _linear_layers(model, excluded)]
+    names = [name for name, _ in linear_layers(model, excluded)]
     known = linear_layer_names(model, excluded)
     unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
     head = [each for each in targets if each in ("lm_head", "embed_out")]

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from edgetune.planning.prepare import PreparedRun
+from edgetune.training.adapters.selective import SelectiveModel
 from edgetune.training.objectives.arguments import common_arguments
 
 
@@ -42,8 +43,16 @@ class TrainerInputs:
 class EncodedRowsTrainer:
     """A trainer of TRL on rows that are encoded already, without the model card that it writes into checkpoints."""
 
+    model: Any
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the manifest of the run holds all of it."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if isinstance(self.model, SelectiveModel):
+            self.model.load_trained(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -1,0 +1,38 @@
+"""Layer-norm tuning: the norms are trained (arXiv:2312.11420)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from edgetune.methods.base import Facts, Method
+
+ALL_NORMS = "all-norms"
+# the names of norms in the decoders of transformers: input_layernorm, q_norm, norm_f, ln_1, ...
+_NORM = r"(.*\.)?(\w*norm\w*|ln_\w+)"
+
+
+class LayerNorm(Method):
+    """Layer-norm tuning: the weights (and biases) of the norms are trained (arXiv:2312.11420)."""
+
+    facts: ClassVar[Facts] = Facts(
+        "layer-norm tuning", "arXiv:2312.11420", "selective", "LN_TUNING",
+        not_as={"gguf-lora": "it replaces the weights of norms, which gguf-lora cannot hold"},
+    )  # fmt: skip
+
+    kind: Literal["layernorm"] = "layernorm"
+    """The PEFT method."""
+    target_modules: str | list[str] = ALL_NORMS
+    """Trained norms: `all-norms`, names such as [input_layernorm], or a regular expression."""
+
+    def peft_options(self) -> dict[str, Any]:
+        """Return the options under PEFT's names."""
+        return {"target_modules": _NORM if self.target_modules == ALL_NORMS else self.target_modules}
+
+    def trainable_in(self, rows: int, columns: int) -> int:
+        """Return the weight and the bias of a norm of the inputs: an upper bound, one for each matrix."""
+        return 2 * columns
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether the options name layers, which must be compared with those of the base."""
+        return True
