@@ -79,6 +79,8 @@ class DataConfig(Section):
         "auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "ranked", "prompt", "text"
     ] = "auto"
     """Format of the rows; `auto` recognizes it by their keys."""
+    sample_by: Literal["line", "paragraph", "document"] = "paragraph"
+    """What of a .txt file is a row of continued pretraining: a line, a paragraph between blank lines, or the file."""
     columns: ColumnsConfig = ColumnsConfig()
     """Keys of rows by hand, such as {user: question, assistant: reply}."""
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}

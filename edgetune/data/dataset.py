@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edgetune import console
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
+from edgetune.data.chat_rows import PlainText
 from edgetune.data.encoded_split import EncodedSplit
 from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.objective_readers import reader_for
@@ -53,10 +55,11 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     """
     found = RowProblems(skip=config.on_bad_row == "skip") if problems is None else problems
     reader, test_reader = _row_reader(config, objective), _test_reader(config, objective)
-    train = read_sources(config.train, reader=reader, split=config.split, problems=found)
+    how: dict[str, Any] = {"split": config.split, "sample_by": config.sample_by, "problems": found}
+    train = read_sources(config.train, reader=reader, **how)
     rows = _chat_rows(train)[: config.max_rows]
-    test = read_sources(config.test or [], reader=test_reader, split=config.split, problems=found)
-    held = read_sources(config.validation or [], reader=reader, split=config.split, problems=found)
+    test = read_sources(config.test or [], reader=test_reader, **how)
+    held = read_sources(config.validation or [], reader=reader, **how)
     if found.failures:
         found.raise_all()
     reader.check_columns(test_reader)
@@ -67,6 +70,7 @@ def read_splits(config: DataConfig, seed: int, problems: RowProblems | None = No
     if config.validation:
         validation = _chat_rows(held)
     else:
+        rows = split_document(rows, config.validation_fraction)
         rows, validation = hold_out(rows, config.validation_fraction, seed)
     sources = {"train": train, "validation": held, "test": test}
     notes = [note for each in sources.values() for source in each for note in source.notes]
@@ -107,7 +111,7 @@ def read_part(
     if not names:
         raise DataError(f"data.{part} is not set, so it has no rows", "Set it, or name another part with --of")
     reader = (_test_reader if part == "test" else _row_reader)(config, objective)
-    sources = read_sources(names, reader=reader, split=config.split, problems=problems)
+    sources = read_sources(names, reader=reader, split=config.split, sample_by=config.sample_by, problems=problems)
     if problems.failures:
         problems.raise_all()
     reader.check_columns()
@@ -115,6 +119,19 @@ def read_part(
     rows = _chat_rows(sources)
     notes = [note for source in sources for note in source.notes] + reader.describe()
     return rows[: config.max_rows] if part == "train" else rows, list(reader.formats), notes
+
+
+def split_document(rows: RowStore, fraction: float) -> RowStore:
+    """Return a single document of plain text as two rows, the second with a share of it; other rows unchanged."""
+    if len(rows) != 1 or not isinstance(document := rows[0].beside, PlainText):
+        return rows
+    text = document.text
+    middle = len(text) - max(1, round(len(text) * fraction))
+    border = next(
+        (at + len(mark) for mark in ("\n\n", "\n", " ") if (at := text.rfind(mark, middle // 2, middle)) >= 0), middle
+    )
+    parts = [replace(rows[0], beside=PlainText(part)) for part in (text[:border], text[border:]) if part.strip()]
+    return RowStore(parts)
 
 
 def hold_out(rows: RowStore, fraction: float, seed: int) -> tuple[RowStore, RowStore]:

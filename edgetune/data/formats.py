@@ -75,7 +75,9 @@ class RowReader:
         self._form = form
         self._columns = dict(columns or {})
         self._roles = dict(roles or {})
-        self._wanted = wanted
+        self.wanted = wanted
+        self._origin = "data.columns"
+        self._derived: list[RowReader] = []
         self._finder = LayoutFinder(form, self._columns, self.kind)
         self._messages = MessageReader(self._columns.get("role"), self._columns.get("content"), roles)
         self.formats: dict[str, None] = {}
@@ -87,13 +89,28 @@ class RowReader:
         """Return notes about what became of the rows."""
         return []
 
+    def derive(self, columns: Mapping[str, str], roles: Mapping[str, str], origin: str) -> RowReader:
+        """Return a reader with further columns and roles, whose counts are those of this one.
+
+        Args:
+            columns: What keys mean: meaning -> key. Those of this reader come first.
+            roles: Roles by name; those of this reader come first.
+            origin: What messages call the columns: 'dataset_info.json, identity'.
+        """
+        derived = type(self)(self._form, {**columns, **self._columns}, {**roles, **self._roles}, self.wanted)
+        derived.tally, derived._origin = self.tally, origin
+        self._derived.append(derived)
+        return derived
+
     def read_all(self, row: Any, place: str = "") -> Iterator[ChatRow]:
         """Yield what a row becomes: one row, or several of a list of ranked answers. Raises RowProblem."""
         yield self.read(row, place)
 
     def check_columns(self, *others: RowReader) -> None:
         """Raise DataError for entries of data.columns whose key no row had, of this reader or of others."""
-        readers = (self, *others)
+        for derived in self._derived:
+            derived.check_columns(self, *others)
+        readers = (self, *others, *self._derived)
         seen = {key for reader in readers for key in reader._finder.seen | reader._messages.seen}
         unseen = {meaning: key for meaning, key in self._columns.items() if key not in seen}
         if not unseen:
@@ -101,7 +118,7 @@ class RowReader:
         keys = [*dict.fromkeys(key for reader in readers for key in reader._finder.known_keys)]
         of_messages = self._messages.known_keys if unseen.keys() & {"role", "content"} else []
         raise DataError(
-            f"data.columns names {', '.join(f'{key!r} ({meaning})' for meaning, key in unseen.items())}, "
+            f"{self._origin} names {', '.join(f'{key!r} ({meaning})' for meaning, key in unseen.items())}, "
             "which no row has",
             f"The keys of the rows are {', '.join(keys[:SHOWN_KEYS]) or 'none'}"
             + (f", and of the messages {', '.join(of_messages[:SHOWN_KEYS])}" if of_messages else ""),
@@ -129,7 +146,7 @@ class RowReader:
             row = _as_row(row)
         layout = self._choose_layout(row)
         for check, keys in layout.checks:
-            check(row, keys, self._wanted)
+            check(row, keys, self.wanted)
         if layout.form is None:
             raise self._unknown_row(row)
         if layout.form not in self.formats:
@@ -138,6 +155,8 @@ class RowReader:
 
     def _choose_layout(self, row: Mapping[str, Any]) -> RowLayout:
         """Return what the keys that are not empty mean; or, where that is nothing, those that are not null."""
+        if self._columns:  # a key that is empty in every row is there
+            self._finder.seen.update(key for key in self._columns.values() if key in row)
         filled = tuple(row) if all(row.values()) else tuple([k for k, v in row.items() if v or _is_number(v)])
         layout = self._finder.find(filled)
         if layout.form is None:
@@ -284,7 +303,7 @@ class RowReader:
             if layout.form is None or (kind == LABELLED and "label" not in layout.keys):
                 continue
             keys = [key for meaning, key in layout.keys.items() if meaning not in BESIDE]
-            return foreign_rows(" and ".join(map(str, keys)), kind, self._wanted)
+            return foreign_rows(" and ".join(map(str, keys)), kind, self.wanted)
         return None
 
 

@@ -27,6 +27,8 @@ class HubDataset:
     subset: str | None
     split: str
     limit: int | None = None
+    folder: str | None = None
+    """The folder of the dataset that is read."""
     notes: list[str] = field(default_factory=list)
     revision: str | None = None
 
@@ -45,7 +47,8 @@ class HubDataset:
         """Return name, subset, split and revision."""
         place = {"path": self.name} if self.hub == "folder" else {"dataset": self.name}
         hub = {"hub": "modelscope"} if self.hub == "ms" else {}
-        return {**place, **hub, "subset": self.subset, "split": self.split, "revision": self.revision}
+        folder = {"folder": self.folder} if self.folder else {}
+        return {**place, **hub, **folder, "subset": self.subset, "split": self.split, "revision": self.revision}
 
     def _load_datasets(self) -> Iterable[Any]:
         try:
@@ -60,7 +63,10 @@ class HubDataset:
         try:
             if self.hub == "hf" and not datasets.config.HF_HUB_OFFLINE:
                 self.revision = HfApi().dataset_info(self.name).sha
-            table: Iterable[Any] = datasets.load_dataset(self.name, self.subset, split=piece, revision=self.revision)
+            folder = {"data_dir": self.folder} if self.folder else {}
+            table: Iterable[Any] = datasets.load_dataset(
+                self.name, self.subset, split=piece, revision=self.revision, **folder
+            )
         except Exception as error:  # noqa: BLE001 - the many errors of the hub need the same answer
             what = "cannot be read as a dataset" if self.hub == "folder" else (
                 "is neither a file nor a Hugging Face dataset that can be loaded"
@@ -80,6 +86,7 @@ class HubDataset:
                 f"the dataset {self.name} of ModelScope needs modelscope", "Run `pip install modelscope`"
             ) from None
         subset = {"subset_name": self.subset} if self.subset else {}
+        subset |= {"data_dir": self.folder} if self.folder else {}
         try:
             table: Iterable[Any] = MsDataset.load(self.name, split=self.split, **subset)
         except Exception as error:  # noqa: BLE001 - as for the Hugging Face hub

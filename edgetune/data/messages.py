@@ -99,8 +99,10 @@ class MessageReader:
         self._content_key = content_key
         self._roles = {name: role for role, names in ROLES.items() for name in map(fold, names)}
         self._roles |= {fold(name): ASSISTANT for name in CALL_ROLES}
-        self._roles |= {fold(name): role for name, role in (roles or {}).items()}
-        self._call_roles = {fold(name) for name in CALL_ROLES} - {fold(name) for name in roles or {}}
+        given = {fold(name): role for name, role in (roles or {}).items()}
+        self._roles |= {name: ASSISTANT if role in CALL_ROLES else role for name, role in given.items()}
+        self._call_roles = {fold(name) for name in CALL_ROLES} - given.keys()
+        self._call_roles |= {name for name, role in given.items() if role in CALL_ROLES}
         self._plain_roles: dict[str, str] = {}
         """Roles as messages spell them -> role."""
         self._plain_keys: dict[tuple[str, ...], tuple[str, str]] = {}

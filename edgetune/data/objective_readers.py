@@ -39,7 +39,7 @@ class LabelledReader(RowReader):
         row, layout = self._find_layout(row)
         key = layout.keys.get("label")
         if key is None:
-            raise foreign_rows(f"no label ({', '.join(names.LABEL_KEYS[:3])} ...)", CONVERSATION, self._wanted)
+            raise foreign_rows(f"no label ({', '.join(names.LABEL_KEYS[:3])} ...)", CONVERSATION, self.wanted)
         label = _read_label(key, row[key])
         found = self._convert(row, layout, place)
         answers = [index for index, message in enumerate(found.messages) if message["role"] == "assistant"]
@@ -69,7 +69,7 @@ class PromptReader(RowReader):
             given = self._question(row, keys)
         if given[-1].message["role"] == "assistant":
             problem = foreign_rows(
-                f"{keys.get('messages') or keys['user']} that end with an answer", CONVERSATION, self._wanted
+                f"{keys.get('messages') or keys['user']} that end with an answer", CONVERSATION, self.wanted
             )
             raise RowProblem(
                 str(problem),

@@ -19,6 +19,8 @@ from typing import Any
 from edgetune.data.compression import COMPRESSIONS, decompress
 from edgetune.data.formats import detect_format
 from edgetune.data.problems import RowProblem
+from edgetune.data.row_kinds import KINDS as KINDS_OF_ROWS
+from edgetune.data.row_kinds import TEXT
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune_converters.files.contents import sha256_of
 
@@ -43,6 +45,8 @@ class RowFile:
     """What messages call it."""
     split: str = "train"
     """The list of rows that is read from a .json file with a list for each split."""
+    sample_by: str | None = None
+    """What of a file of plain text is a row: line, paragraph or document; None where such files are not read."""
     progress: Callable[[int], None] = lambda count: None
     """Called with the number of bytes that were read since the last call."""
     identity: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class RowFile:
             DataError: If the file is missing, damaged or of a kind that is not read.
             EnvironmentProblem: If a library for its kind is missing.
         """
-        kind = kind_of(self.path)
+        kind = kind_of(self.path, self.sample_by is not None)
         if kind in _TABLES:
             self.progress(self.path.stat().st_size)
             yield from self.number(_TABLES[kind](self.path), "row")
@@ -97,10 +101,16 @@ class _HashedReader(io.RawIOBase):
         return count
 
 
-def kind_of(path: Path) -> str:
-    """Return the kind of a data file (a key of KINDS). Raises DataError for other files."""
+def kind_of(path: Path, reads_text: bool = False) -> str:
+    """Return the kind of a data file (a key of KINDS). Raises DataError for other files.
+
+    Args:
+        path: The file.
+        reads_text: Whether files of plain text are read, as for continued pretraining.
+    """
     suffix = data_suffix(path)
-    kind = next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
+    kinds = {**KINDS, **(TEXT_KINDS if reads_text else {})}
+    kind = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), None)
     if kind is not None:
         if kind in _TABLES and path.suffix.lower() in COMPRESSIONS:
             raise DataError(f"{path} is a compressed {kind} file, which is read at its end first", "Decompress it")
@@ -112,7 +122,7 @@ def kind_of(path: Path) -> str:
     if not suffix and start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         return "json"
     reason, hint = _OTHER_KINDS.get(suffix, ("of an unknown kind", ""))
-    known = ", ".join(name for suffixes in KINDS.values() for name in suffixes)
+    known = ", ".join(name for suffixes in kinds.values() for name in suffixes)
     raise DataError(f"{path} is {reason}", hint or f"Give a file of these kinds: {known}; or a dataset of a hub")
 
 
@@ -121,9 +131,10 @@ def data_suffix(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether the name of a file is that of a data file."""
-    return any(data_suffix(path) in suffixes for suffixes in KINDS.values())
+def is_data_file(path: Path, reads_text: bool = False) -> bool:
+    """Whether the name of a file is that of a data file; of one of plain text, if those are read."""
+    kinds = {**KINDS, **(TEXT_KINDS if reads_text else {})}
+    return any(data_suffix(path) in suffixes for suffixes in kinds.values())
 
 
 def _encoding(start: bytes) -> str:
@@ -327,6 +338,31 @@ def _read_csv(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
             yield place, dict(zip(header, cells, strict=True))
 
 
+def _read_text(file: RowFile, stream: io.BufferedReader) -> Iterator[PlacedRow]:
+    """Yield the lines, the paragraphs between blank lines, or the whole of a text; its place is its first line."""
+    place = f"{file.name}, line "
+    part: list[str] = []
+    start = 0
+    for number, line in enumerate(_lines(stream, file.name), 1):
+        if isinstance(line, RowProblem):
+            yield f"{place}{number}", line
+            continue
+        is_blank = not line.strip()
+        if is_blank and file.sample_by != "document":
+            if part:
+                yield f"{place}{start}", {"text": "".join(part).rstrip("\r\n")}
+            part = []
+            continue
+        start = start if part else number
+        part.append(line)
+        if file.sample_by == "line":
+            yield f"{place}{number}", {"text": line.rstrip("\r\n")}
+            part = []
+    text = "".join(part)
+    if text.strip():
+        yield f"{place}{start}", {"text": text if file.sample_by == "document" else text.rstrip("\r\n")}
+
+
 def _delimiter(header: str) -> str:
     """Return the delimiter that makes most columns of a header; a comma where several do."""
     counts = {delimiter: header.count(delimiter) for delimiter in (",", ";", "\t", "|")}
@@ -399,8 +435,10 @@ KINDS = {
     "arrow": (".arrow", ".feather"),
 }
 """The kinds of data files, and their suffixes."""
+TEXT_KINDS = {"text": (".txt", ".text")}
+"""The kind of files that only continued pretraining reads."""
 _TEXTS: dict[str, Callable[[RowFile, io.BufferedReader], Iterator[PlacedRow]]] = {
-    "jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv,
+    "jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "text": _read_text,
 }  # fmt: skip
 _TABLES: dict[str, Callable[[Path], Iterator[Any]]] = {"parquet": _read_parquet, "arrow": _read_arrow}
 _OF_ROWS = "Write the rows as JSON lines (.jsonl)"
@@ -408,8 +446,8 @@ _OTHER_KINDS = {
     **dict.fromkeys(
         (".txt", ".md"),
         (
-            "plain text, as for pretraining; edgetune trains on the answers of conversations",
-            "Give rows of questions and answers, such as a .jsonl file of messages",
+            f"plain text: these are rows for the objective {' or '.join(KINDS_OF_ROWS[TEXT].objectives)}",
+            "Set objective.kind (for .txt files), or give rows of questions and answers, such as a .jsonl file",
         ),
     ),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), ("a spreadsheet", "Save the table as CSV")),

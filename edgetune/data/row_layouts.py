@@ -55,7 +55,7 @@ def _find_prompt(finder: KeyFinder) -> dict[str, str]:
     named = {
         "messages": finder.find("messages", names.MESSAGES_KEYS),
         "user": finder.find("user", (*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS)),
-        "input": finder.find("input", names.INPUT_KEYS) if finder.first(names.INSTRUCTION_KEYS) else None,
+        "input": finder.find("input", names.INPUT_KEYS if finder.first(names.INSTRUCTION_KEYS) else ()),
     }
     found = {meaning: key for meaning, key in named.items() if key is not None}
     if found.get("input") == found.get("user"):
@@ -227,8 +227,13 @@ _CHECKS: Sequence[tuple[_Check, Sequence[str], Sequence[str]]] = (
     (_refuse_mask, names.MASK_KEYS, (CONVERSATION, PAIR, LABELLED)),
 )
 """What the values of some keys may refuse, these keys, and the kinds of rows that they refuse."""
-_MEDIA_COLUMNS = ("images", "videos", "audios")
-"""Meanings of columns that dataset_info.json can name, and that refuse a row."""
+_MAPPED_CHECKS: Sequence[tuple[str, _Check, Sequence[str]]] = (
+    *((meaning, _refuse_media, tuple(KINDS)) for meaning in ("images", "videos", "audios")),
+    ("chosen", _refuse_preference, (CONVERSATION, LABELLED, PROMPT)),
+    ("rejected", _refuse_preference, (CONVERSATION, LABELLED, PROMPT)),
+    ("label", _refuse_rating, (CONVERSATION,)),
+)
+"""The same for keys that data.columns or dataset_info.json names: meaning, check, and kinds of rows."""
 
 
 BESIDE = {
@@ -297,7 +302,11 @@ class LayoutFinder:
             for check, usual, kinds in _CHECKS
             if self._kind in kinds and (found_keys := others.all(usual))
         ]
-        checked += [(_refuse_media, [mapped[meaning]]) for meaning in _MEDIA_COLUMNS if meaning in mapped]
+        checked += [
+            (check, [mapped[meaning]])
+            for meaning, check, kinds in _MAPPED_CHECKS
+            if meaning in mapped and self._kind in kinds
+        ]
         used = {*found.values(), *weights[: len(others.all(names.ROW_WEIGHT_KEYS))]}
         return RowLayout(form, found, checked, weights, tuple(key for key in keys if key not in used))
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgetune import console
+from edgetune.data import dataset_info
+from edgetune.data.dataset_info import DatasetEntry
 from edgetune.data.formats import RowReader, iterate_rows
 from edgetune.data.hubs import HUB_PREFIXES, HubDataset, hub_dataset
 from edgetune.data.problems import RowProblems
 from edgetune.data.row_files import KINDS, PlacedRow, RowFile, data_suffix, is_data_file
+from edgetune.data.row_kinds import TEXT
 from edgetune.data.row_store import RowStore
 from edgetune.errors import DataError
 
@@ -28,7 +31,7 @@ _SPLIT_WORDS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_NO_ROWS = (dataset_info.FILE_NAME, "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files beside the rows in a folder that the datasets library wrote, or of LLaMA-Factory."""
 
 
@@ -48,12 +51,17 @@ class DataSource:
 
 @dataclass(frozen=True)
 class SourceName:
-    """The name of a source in its parts: `LOCATION:SUBSET@SPLIT#ROWS`, all but the location optional."""
+    """The name of a source in its parts: `LOCATION:SUBSET@SPLIT#ROWS`, all but the location optional.
+
+    Of a dataset_info.json or its folder, `LOCATION#NAME#ROWS`.
+    """
 
     location: str
     subset: str | None = None
     split: str | None = None
     count: int | None = None
+    entry: str | None = None
+    """The name of a dataset that the dataset_info.json at the location describes."""
 
     @classmethod
     def parse(cls, name: str) -> SourceName:
@@ -64,6 +72,9 @@ class SourceName:
             stem, mark, text = rest.rpartition("#")
             if mark and text.isdigit() and int(text) > 0:
                 rest, count = stem, int(text)
+        stem, mark, text = rest.rpartition("#")
+        if mark and text and not _exists(rest) and dataset_info.find_file(stem):
+            return cls(stem, count=count, entry=text)
         if not _exists(rest):
             stem, mark, text = rest.rpartition("@")
             if stem and mark and _SPLIT.fullmatch(text):
@@ -91,6 +102,7 @@ def read_source(
     limit: int | None = None,
     problems: RowProblems | None = None,
     full_names: bool = False,
+    sample_by: str = "paragraph",
 ) -> DataSource:
     """Read a file, a folder, the files of a pattern, or a hub dataset.
 
@@ -101,19 +113,24 @@ def read_source(
         limit: Largest number of rows.
         problems: Where problems of rows are added; without it they are raised together.
         full_names: Whether messages name files with their folders.
+        sample_by: What of a file of plain text is a row: line, paragraph or document.
 
     Raises:
         DataError: For a missing or damaged source; names the rows.
         EnvironmentProblem: If a library that reads the source is missing.
     """
     parsed = SourceName.parse(name)
-    limit = min((n for n in (parsed.count, limit) if n is not None), default=None)
     reader = reader or RowReader()
     found = RowProblems() if problems is None else problems
-    opened = _open(parsed, parsed.split or split, limit)
+    entry = _find_entry(parsed, reader)
+    given = reader if entry is None else reader.derive(entry.columns, entry.roles, entry.title)
+    limits = (parsed.count, limit, entry.count if entry else None)
+    limit = min((n for n in limits if n is not None), default=None)
+    opening = _Opening(parsed.split or split, limit, _sampling(reader, entry, sample_by))
+    opened = opening.open(parsed) if entry is None else opening.open_entry(entry)
     if full_names and isinstance(opened, Files):
         opened.names = {path: str(path) for path in opened.paths}
-    before, count = set(reader.formats), 0
+    count = 0
 
     def counted() -> Iterator[PlacedRow]:
         nonlocal count
@@ -123,16 +140,43 @@ def read_source(
             count += 1
             yield row
 
-    reader.formats = {}
+    before, given.formats = reader.formats, {}
     with _progress_of(opened, parsed.location):
-        rows = RowStore(iterate_rows(counted(), reader, found))
-    formats = list(reader.formats)
-    reader.formats = dict.fromkeys((*before, *formats))
+        rows = RowStore(iterate_rows(counted(), given, found))
+    formats = list(given.formats)
+    reader.formats = {**before, **given.formats}
     if not count:
         raise DataError(f"{parsed.location} is empty: it holds no rows", "Give a dataset with at least one row")
     if problems is None:
         found.raise_if_any()
-    return DataSource(name, rows, formats, {**opened.identity(), "rows": count}, opened.notes)
+    identity = {**opened.identity(), "rows": count}
+    if entry is None:
+        return DataSource(name, rows, formats, identity, opened.notes)
+    described = {"dataset_info": str(entry.file), "entry": entry.name}
+    return DataSource(name, rows, formats, described | identity, [*entry.notes, *opened.notes])
+
+
+def _find_entry(name: SourceName, reader: RowReader) -> DatasetEntry | None:
+    """Return the entry of dataset_info.json that a source names; None for another source."""
+    if name.entry is not None:
+        file = dataset_info.find_file(name.location)
+        assert file is not None
+        return dataset_info.read_entry(file, name.entry, reader.kind, reader.wanted)
+    path = Path(name.location)
+    if path.name == dataset_info.FILE_NAME and (file := dataset_info.find_file(name.location)):
+        names = dataset_info.names_in(file)
+        raise DataError(
+            f"{file} describes {len(names)} datasets and holds no rows",
+            f"Name one: {name.location}#{names[0]}; it describes {', '.join(names[: dataset_info.SHOWN_NAMES])}",
+        )
+    return None
+
+
+def _sampling(reader: RowReader, entry: DatasetEntry | None, sample_by: str) -> str | None:
+    """Return what of a file of plain text is a row; LLaMA-Factory reads lines. None if such files are not read."""
+    if reader.kind != TEXT:
+        return None
+    return sample_by if entry is None else "line"
 
 
 def read_sources(names: str | list[str], *, problems: RowProblems, **options: Any) -> list[DataSource]:
@@ -151,11 +195,18 @@ def read_sources(names: str | list[str], *, problems: RowProblems, **options: An
 def local_files(name: str, split: str) -> list[Path]:
     """Return the files that a source reads; none for a dataset of a hub, and for one that cannot be opened."""
     parsed = SourceName.parse(name)
+    opening = _Opening(parsed.split or split, None, "document")
     try:
-        opened = _open(parsed, parsed.split or split, None)
+        if parsed.entry is None:
+            opened = opening.open(parsed)
+            return opened.paths if isinstance(opened, Files) else []
+        file = dataset_info.find_file(parsed.location)
+        entry = dataset_info.read_entry(file, parsed.entry) if file else None
+        opened = opening.open_entry(entry) if entry else opening.open(parsed)
     except DataError:
         return []
-    return opened.paths if isinstance(opened, Files) else []
+    of_info = [file] if file else []
+    return [*of_info, *opened.paths] if isinstance(opened, Files) else of_info
 
 
 @contextmanager
@@ -169,34 +220,62 @@ def _progress_of(opened: Files | HubDataset, name: str) -> Iterator[None]:
         yield
 
 
-def _open(name: SourceName, split: str, limit: int | None) -> Files | HubDataset:
-    location = name.location
-    dataset = hub_dataset(location, name.subset, split, limit)
-    if dataset is not None:
-        return dataset
-    path = Path(location).expanduser()
-    if path.is_dir():
-        if name.subset is not None and (path / name.subset).is_dir():
-            path /= name.subset
-        elif name.subset is not None or _has_configurations(path):
-            return HubDataset("folder", str(path), name.subset, split, limit)
-        return _open_folder(path, split, name.split is not None)
-    if path.exists():
-        _refuse_parts(name, path)
-        return Files(str(path), [path], {path: path.name}, split)
-    if _WILDCARDS.search(location):
-        return _open_pattern(path, split)
-    if _looks_like_path(location) or _HUB_NAME.fullmatch(location) is None:
-        if re.search(r"#0+$", location):
-            raise DataError(f"{location} takes no rows", "Give a number of at least 1 after #")
-        relative = "" if path.is_absolute() else "; paths are relative to the folder of the configuration"
-        raise DataError(f"there is no data file {path}", f"Check data.train, data.validation and data.test{relative}")
-    return HubDataset("hf", location, name.subset, split, limit)
+@dataclass(frozen=True)
+class _Opening:
+    """How sources are opened."""
+
+    split: str
+    limit: int | None
+    sample_by: str | None
+    """What of a file of plain text is a row; None where such files are not read."""
+
+    def open(self, name: SourceName) -> Files | HubDataset:
+        location, split = name.location, self.split
+        dataset = hub_dataset(location, name.subset, split, self.limit)
+        if dataset is not None:
+            return dataset
+        path = Path(location).expanduser()
+        if path.is_dir():
+            if name.subset is not None and (path / name.subset).is_dir():
+                path /= name.subset
+            elif name.subset is not None or _has_configurations(path):
+                return HubDataset("folder", str(path), name.subset, split, self.limit)
+            return self._open_folder(path, name.split is not None)
+        if path.exists():
+            _refuse_parts(name, path)
+            return self._open_file(path)
+        if _WILDCARDS.search(location):
+            return self._with_text(_open_pattern(path, split))
+        if _looks_like_path(location) or _HUB_NAME.fullmatch(location) is None:
+            if re.search(r"#0+$", location):
+                raise DataError(f"{location} takes no rows", "Give a number of at least 1 after #")
+            relative = "" if path.is_absolute() else "; paths are relative to the folder of the configuration"
+            raise DataError(
+                f"there is no data file {path}", f"Check data.train, data.validation and data.test{relative}"
+            )
+        return HubDataset("hf", location, name.subset, split, self.limit)
+
+    def open_entry(self, entry: DatasetEntry) -> Files | HubDataset:
+        if entry.hub is not None:
+            hub, name = entry.hub
+            return HubDataset(hub, name, entry.subset, entry.split or self.split, self.limit, entry.folder)
+        assert entry.path is not None
+        return self._open_folder(entry.path, False) if entry.path.is_dir() else self._open_file(entry.path)
+
+    def _open_file(self, path: Path) -> Files:
+        return self._with_text(Files(str(path), [path], {path: path.name}, self.split))
+
+    def _open_folder(self, folder: Path, split_is_named: bool) -> Files:
+        return self._with_text(_open_folder(folder, self.split, split_is_named, self.sample_by is not None))
+
+    def _with_text(self, files: Files) -> Files:
+        files.sample_by = self.sample_by
+        return files
 
 
 def _refuse_parts(name: SourceName, path: Path) -> None:
     """Raise DataError for a subset or a split of a file that has none; a .json file can hold a list for each split."""
-    may_hold_splits = data_suffix(path) in KINDS["json"] or not is_data_file(path)
+    may_hold_splits = data_suffix(path) in KINDS["json"] or not is_data_file(path, True)
     given = f":{name.subset}" if name.subset is not None else f"@{name.split}" if name.split is not None else ""
     if given and (name.subset is not None or not may_hold_splits):
         kind = "subsets" if name.subset is not None else "splits"
@@ -204,7 +283,7 @@ def _refuse_parts(name: SourceName, path: Path) -> None:
 
 
 def _looks_like_path(location: str) -> bool:
-    return location.startswith((".", "/", "~")) or is_data_file(Path(location))
+    return location.startswith((".", "/", "~")) or is_data_file(Path(location), True)
 
 
 @dataclass
@@ -215,6 +294,8 @@ class Files:
     paths: list[Path]
     names: Mapping[Path, str]
     split: str
+    sample_by: str | None = None
+    """What of a file of plain text is a row; None where such files are not read."""
     progress: console.Progress | None = None
     """Called with (bytes read, bytes of all files)."""
     notes: list[str] = field(default_factory=list)
@@ -236,7 +317,7 @@ class Files:
                 self.progress(done, total)
 
         for path in self.paths:
-            file = RowFile(path, self.names[path], self.split, advance)
+            file = RowFile(path, self.names[path], self.split, self.sample_by, advance)
             yield from file.rows()
             self.identities.append({**file.identity, "name": file.name})
 
@@ -254,15 +335,15 @@ class Files:
         return RowFile(self.paths[index], "").sha256()  # not read to its end, for want of rows to take
 
 
-def _open_folder(folder: Path, split: str, split_is_named: bool) -> Files:
+def _open_folder(folder: Path, split: str, split_is_named: bool, reads_text: bool) -> Files:
     """Open the data files of a folder; where names of files or folders are splits, those of the split."""
     inside = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
-    files = [path for path in inside if is_data_file(path) and not _holds_no_rows(path)]
+    files = [path for path in inside if is_data_file(path, reads_text) and not _holds_no_rows(path)]
     if not files:
         raise DataError(
             f"{folder} is a directory without data files"
             + (f"; it holds {', '.join(path.name for path in inside[:5])}" if inside else ""),
-            "Give a folder with .jsonl, .json, .csv, .parquet or .arrow files",
+            f"Give a folder with .jsonl, .json, .csv, .parquet or .arrow{' or .txt' if reads_text else ''} files",
         )
     splits = {path: _split_of(path.relative_to(folder)) for path in files}
     marked = {word for word in splits.values() if word is not None}

@@ -65,7 +65,7 @@ def test_rows_for_another_training_are_refused_with_the_reason(tmp_path: Path, n
 
 def test_plain_text_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "wiki_demo.txt").write_text("A lamp gives light.")
-    with pytest.raises(DataError, match=r"wiki_demo.txt is plain text, as for pretraining"):
+    with pytest.raises(DataError, match=r"wiki_demo.txt is plain text: these are rows for the objective pretrain"):
         read_source(str(tmp_path / "wiki_demo.txt"))
 
 

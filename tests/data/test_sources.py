@@ -80,7 +80,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         ("a.json", '[{"prompt": 1,]', "a.json, line 1: not JSON"),
         ("a.json", "3", "holds int, not an array"),
         ("a.xyz", "x", "a.xyz is of an unknown kind"),
-        ("a.txt", "x", "a.txt is plain text, as for pretraining"),
+        ("a.txt", "x", "a.txt is plain text: these are rows for the objective pretrain"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
@@ -177,12 +177,12 @@ def test_hub_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_counts_as_a_hub_name(tmp_path: Path) -> None:
     for name in ("squad", "org/name", "org/name:sub", "org/name@test"):
-        opened = sources._open(SourceName.parse(name), "train", None)
+        opened = sources._Opening("train", None, None).open(SourceName.parse(name))
         assert isinstance(opened, HubDataset)
         assert opened.hub == "hf"
     for name in ("x.jsonl", "./x", "/x", "a b", "x.csv.gz"):
         with pytest.raises(DataError, match="there is no data file"):
-            sources._open(SourceName.parse(name), "train", None)
+            sources._Opening("train", None, None).open(SourceName.parse(name))
 
 
 def test_paths_with_a_row_count_are_relative_to_the_configuration(tmp_path: Path) -> None:
@@ -247,6 +247,6 @@ def test_names_with_the_prefix_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None
         assert source.identity["hub"] == "modelscope"
     assert asked == [("org/name", {"split": "test", "subset_name": "sub"})] * 3
     for name in ("hf::org/name", "https://huggingface.co/datasets/org/name", "hf://datasets/org/name"):
-        opened = sources._open(SourceName.parse(name), "train", None)
+        opened = sources._Opening("train", None, None).open(SourceName.parse(name))
         assert isinstance(opened, HubDataset)
         assert (opened.hub, opened.name) == ("hf", "org/name")
