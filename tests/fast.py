@@ -22,8 +22,13 @@ NOT_FAST = {
     *("converters/test_families.py", "converters/test_family_options.py", "converters/test_merge_base.py"),
     *("converters/test_mxfp4.py", "converters/test_outputs.py", "converters/test_outputs_of_families.py"),
     *("converters/test_quantized_bases.py", "converters/test_compressed_tensors.py"),
-    *("converters/test_metadata_rules.py", "converters/test_other_readers.py"),
-    *("converters/test_prequantized.py", "converters/test_rotation.py", "converters/test_tokenizers.py"),
+    *("converters/test_metadata_rules.py", "converters/test_other_readers.py", "converters/test_further_kinds.py"),
+    *(
+        "converters/test_prequantized.py",
+        "converters/test_rotation.py",
+        "converters/test_further_kinds.py",
+        "converters/test_tokenizers.py",
+    ),
     *(
         "converters/test_damaged_models.py",
         "converters/test_gguf_base.py",

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetune_converters.adapters.change import Apply, ReadDelta, added
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import product
 from edgetune_converters.adapters.weights import AdapterWeights
+from edgetune_converters.reading.safetensors_file import INTEGERS
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 
@@ -82,6 +86,11 @@ class AdaptedModule:
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise Misfit(f"{info.name} has the shape {list(info.shape)}, not {wanted}")
         return lambda: self.file.rows(info, ALL).reshape(info.shape)
+
+    def integers(self, role: str, *shapes: tuple[int, ...]) -> Callable[[], NDArray[np.int64]]:
+        """Return a function that reads a tensor of integers in its own shape. Raises Misfit as `tensor`."""
+        read, info = self.tensor(role, *shapes), self._info(role)
+        return lambda: self.file.integers(info) if info.dtype in INTEGERS else read().astype(np.int64)
 
     def _info(self, role: str) -> TensorInfo:
         info = self.tensors.get(role) or self.shared.get(role)

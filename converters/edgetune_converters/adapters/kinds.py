@@ -5,40 +5,77 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgetune_converters.adapters.adalora import ADALORA
+from edgetune_converters.adapters.banks import PVERA, RANDLORA, VBLORA
+from edgetune_converters.adapters.blocks import C3A, GRALORA, MISS
 from edgetune_converters.adapters.boft import BOFT
 from edgetune_converters.adapters.hra import HRA
 from edgetune_converters.adapters.ia3 import IA3
 from edgetune_converters.adapters.lora import LORA
 from edgetune_converters.adapters.lycoris import LOHA, LOKR
 from edgetune_converters.adapters.matching import MERGE_FIRST, Kind
+from edgetune_converters.adapters.normalized import BEFT, DELORA
+from edgetune_converters.adapters.of_base import DEFT, GLORA, HIRA, PEANUT, ROAD
 from edgetune_converters.adapters.oft import OFT
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.replacing import LN_TUNING, TRAINABLE_TOKENS
+from edgetune_converters.adapters.sparse import SHIRA, SUPERTUNING
+from edgetune_converters.adapters.spectra import FOURIERFT, WAVEFT
 from edgetune_converters.adapters.vera import VERA
 from edgetune_converters.adapters.whole_tensors import WHOLE_TENSORS
 from edgetune_converters.errors import AdapterError
 
 KINDS: Mapping[str, Kind] = {
     "ADALORA": ADALORA,
+    "BEFT": BEFT,
     "BOFT": BOFT,
+    "C3A": C3A,
+    "DEFT": DEFT,
+    "DELORA": DELORA,
+    "FOURIERFT": FOURIERFT,
+    "GLORA": GLORA,
+    "GRALORA": GRALORA,
+    "HIRA": HIRA,
     "HRA": HRA,
     "IA3": IA3,
     "LN_TUNING": LN_TUNING,
     "LOHA": LOHA,
     "LOKR": LOKR,
     "LORA": LORA,
+    "MISS": MISS,
     "OFT": OFT,
+    "PEANUT": PEANUT,
+    "PVERA": PVERA,
+    "RANDLORA": RANDLORA,
+    "ROAD": ROAD,
+    "SHIRA": SHIRA,
+    "SUPERTUNING": SUPERTUNING,
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
+    "VBLORA": VBLORA,
     "VERA": VERA,
+    "WAVEFT": WAVEFT,
     **WHOLE_TENSORS,
 }
 """`peft_type` of adapter_config.json -> how adapters of this kind are merged."""
+
+_BY_INPUT = "what it adds depends on the input, so that no weights equal it"
+NOT_MERGEABLE: Mapping[str, str] = {
+    "LILY": f"it mixes its matrices by the tokens of the text: {_BY_INPUT}",
+    "POLY": f"it mixes its matrices by the number of the task: {_BY_INPUT}",
+    "XLORA": f"it mixes its adapters by the text: {_BY_INPUT}",
+    "SHADOW": f"it runs a second model beside the layers: {_BY_INPUT}",
+}
+"""`peft_type` -> why no weights equal the adapter."""
 
 
 def kind_of(config: PeftConfig) -> Kind:
     """Return the kind of an adapter. Raises AdapterError for an unknown kind, or a variant that cannot be merged."""
     stated = config.peft_type
     kind = KINDS.get(stated) if isinstance(stated, str) else None
+    if kind is None and stated in NOT_MERGEABLE:
+        raise AdapterError(
+            f"the adapter is of the kind {stated}, which cannot be merged: {NOT_MERGEABLE[str(stated)]}",
+            "Run it with PEFT, or train an adapter of another kind",
+        )
     if kind is None:
         raise AdapterError(
             f"the adapter is of the kind {stated}, which cannot be merged; known are {', '.join(sorted(KINDS))}",

@@ -84,5 +84,8 @@ class MlxWeights:
     def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
         return self.rows(info, rows, columns)
 
+    def integers(self, info: TensorInfo) -> NDArray[np.int64]:
+        return self._file.integers(info)
+
     def forget(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> None:
         """Do nothing: the pairs are small."""

@@ -50,11 +50,14 @@ class RoleNames:
     """The roles whose tensors hold integers."""
     may_be_empty: bool = False
     """Whether a module may have the rank 0."""
+    numbered: tuple[str, ...] = ()
+    """The tensors of a module of which there are several: `MODULE.ROLE.0.weight`, `MODULE.ROLE.1.weight`."""
 
     def role_of(self, name: str) -> re.Match[str] | None:
         """Match the name of a tensor of one module or of all: groups `module` (None for all), `role` and `part`."""
-        match = self._of_module.match(name) if self.roles else None
-        return match or (self._of_all.match(name) if self.shared else None)
+        match = self._of_all.match(name) if self.shared else None
+        match = match or (self._numbered.match(name) if self.numbered else None)
+        return match or (self._of_module.match(name) if self.roles else None)
 
     def replaced_by(self, name: str) -> re.Match[str] | None:
         """Match the name of the new value of a tensor of the base: groups `module` and `part`."""
@@ -63,6 +66,10 @@ class RoleNames:
     @cached_property
     def _of_module(self) -> re.Pattern[str]:
         return re.compile(_PREFIX + rf"\.(?P<role>{_any(self.roles)}){_ADAPTER_NAME}(?:\.(?P<part>weight|bias))?$")
+
+    @cached_property
+    def _numbered(self) -> re.Pattern[str]:
+        return re.compile(_PREFIX + rf"\.(?P<role>(?:{_any(self.numbered)})\.\d+)(?:\.(?P<part>weight))?$")
 
     @cached_property
     def _of_all(self) -> re.Pattern[str]:

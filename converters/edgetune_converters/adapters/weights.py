@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.adapters.mlx import MLX_FILE, MlxWeights
@@ -35,6 +36,9 @@ class AdapterWeights(TensorRowReader, Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors by name."""
+
+    def integers(self, info: TensorInfo) -> NDArray[np.int64]:
+        """Return a tensor of integers in its own shape."""
 
 
 def open_weights(files: Sequence[Path]) -> AdapterWeights:
@@ -67,6 +71,9 @@ class _Shards:
 
     def forget(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> None:
         self._files[info.file].forget(info, rows, columns)
+
+    def integers(self, info: TensorInfo) -> NDArray[np.int64]:
+        return self._files[info.file].integers(info)
 
 
 # -- torch.save --------------------------------------------------------------------------------------------------------

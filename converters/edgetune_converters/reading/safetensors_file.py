@@ -34,6 +34,8 @@ _STORED: Mapping[str, np.dtype[Any]] = {
     **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("I8", "I16", "I32", "I64")},
     **{name: np.dtype(f"<u{int(name[1:]) // 8}") for name in ("U16", "U32", "U64")},
 }
+INTEGERS = ("U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64")
+"""The dtypes of integers."""
 _SIXTEEN_BIT = ("F16", "BF16")  # dtypes that the kernels take as they are stored
 # every dtype of the format -> bytes per element
 _SIZES = {
@@ -93,6 +95,10 @@ class SafetensorsFile:
         copied = chosen if whole else np.ascontiguousarray(chosen[:, columns])
         self.forget(info, rows, columns)
         return copied
+
+    def integers(self, info: TensorInfo) -> NDArray[np.int64]:
+        """Return a tensor of integers in its own shape, as i64."""
+        return self.raw(info, 0, row_count(info.shape)).astype(np.int64).reshape(info.shape)
 
     def raw(self, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
         """Return rows first..last as they are stored: a view of the map, [last-first, columns]."""

@@ -1,0 +1,33 @@
+"""The order in which torch.randperm puts numbers for a seed: some adapters store the seed alone.
+
+torch's generator on the CPU is MT19937, seeded as NumPy seeds it from an integer. torch.randperm exchanges each place
+with a later one, so the first places are final after as many steps. Source: PyTorch, aten/src/ATen/native/cpu and
+TensorFactories.cpp (randperm_cpu).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMALL = (2**32 - 1) // 20
+"""Below this count each step draws 32 bits, from it on 64."""
+
+
+def first_of_permutation(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """Return the first `wanted` numbers of torch.randperm(count) with a generator that was seeded with `seed`."""
+    steps = min(wanted, count - 1)
+    words = steps if count < _SMALL else 2 * steps
+    stream = np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * words)
+    drawn = np.frombuffer(stream, "<u4").astype(np.uint64)
+    if count >= _SMALL:
+        drawn = drawn[0::2] << np.uint64(32) | drawn[1::2]
+    moved: dict[int, int] = {}
+    found = np.empty(wanted, np.int64)
+    for step, number in enumerate(drawn.tolist()):
+        other = step + number % (count - step)
+        found[step] = moved.get(other, other)
+        moved[other] = moved.pop(step, step)
+    if wanted == count:
+        found[-1] = moved.get(count - 1, count - 1)
+    return found
