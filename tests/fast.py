@@ -38,6 +38,7 @@ NOT_FAST = {
     ),
     *(
         "data/test_chat.py",
+        "data/test_dataset_info.py",
         "data/test_real_rows.py",
         "data/test_real_templates.py",
         "data/test_sources.py",

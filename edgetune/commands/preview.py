@@ -73,13 +73,12 @@ def _show_rows(options: Config, count: int) -> None:
     from edgetune.data.preview import (
         count_rows,
         format_blank,
-        format_heading,
         format_moment,
         format_skipped,
         format_split,
         format_totals,
         format_unused,
-        highlight_row,
+        preview_rows,
     )
     from edgetune.data.problems import RowProblems
     from edgetune.data.text_tokenizer import TextTokenizer
@@ -101,10 +100,8 @@ def _show_rows(options: Config, count: int) -> None:
     usage = encoding.usage.merge([held_out.usage, test.usage])
     out = Console(highlight=False, soft_wrap=True)
     color = out.is_terminal and not os.environ.get("NO_COLOR")
-    for number, row in enumerate(encoding.rows[:count], 1):
-        out.print(format_heading(number, row), style="bold")
-        out.print(highlight_row(row, tokenizer, color=color))
-        out.print()
+    for shown in preview_rows(encoding, tokenizer, count, color=color):
+        out.print(shown)
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     if template.clock.is_read:
         out.print(format_moment(str(template.clock)), markup=False)

@@ -303,8 +303,20 @@ class RowReader:
             if layout.form is None or (kind == LABELLED and "label" not in layout.keys):
                 continue
             keys = [key for meaning, key in layout.keys.items() if meaning not in BESIDE]
+            if kind in (CONVERSATION, LABELLED) and self._asks_only(row, layout):
+                return foreign_rows(f"{' and '.join(map(str, keys))} without an answer", PROMPT, self.wanted)
             return foreign_rows(" and ".join(map(str, keys)), kind, self.wanted)
         return None
+
+    def _asks_only(self, row: Mapping[str, Any], layout: RowLayout) -> bool:
+        """Whether a row is a list of messages none of which is an answer."""
+        if "messages" not in layout.keys:
+            return False
+        try:
+            turns = self._turns(row[layout.keys["messages"]], layout.keys["messages"])
+        except RowProblem:
+            return False
+        return all(turn.message["role"] != "assistant" for turn in turns)
 
 
 _MESSAGE_HINT = 'Write each message as {"role": "user", "content": "..."}'

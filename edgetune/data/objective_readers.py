@@ -38,6 +38,8 @@ class LabelledReader(RowReader):
     def read(self, row: Any, place: str = "") -> ChatRow:
         row, layout = self._find_layout(row)
         key = layout.keys.get("label")
+        if key is None and self._asks_only(row, layout):
+            raise foreign_rows(f"{layout.keys['messages']} without an answer", PROMPT, self.wanted)
         if key is None:
             raise foreign_rows(f"no label ({', '.join(names.LABEL_KEYS[:3])} ...)", CONVERSATION, self.wanted)
         label = _read_label(key, row[key])
@@ -77,7 +79,8 @@ class PromptReader(RowReader):
             )
         turns, ignored = self._join(row, keys, given)
         tools, options, _ = read_beside(row, layout)
-        columns = {key: value for key, value in row.items() if key not in keys.values()}
+        read = {*keys.values(), *self._finder.find(tuple(row)).keys.values()}  # keys without a value too
+        columns = {key: value for key, value in row.items() if key not in read}
         check_characters([turn.message for turn in turns])
         check_characters(columns)
         unread = dict.fromkeys(f"{key} of a message" for turn in turns for key in turn.unread)

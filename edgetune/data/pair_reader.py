@@ -72,6 +72,9 @@ class PairReader(RowReader):
         keys = layout.keys
         rejected = self._answers(row[keys["rejected"]], keys["rejected"])
         given = self._context(row, keys)
+        if "user" in keys and "chosen" in keys and _is_dialogue(row[keys["user"]]):  # a space follows "Assistant:"
+            row = {**row, **{keys[side]: _strip(row[keys[side]]) for side in ("chosen", "rejected")}}
+            rejected = self._answers(row[keys["rejected"]], keys["rejected"])
         if "chosen" in keys:
             chosen = self._answers(row[keys["chosen"]], keys["chosen"])
             if len(chosen) > 1:
@@ -283,12 +286,20 @@ def _flatten_input(row: Any) -> Any:
     return row
 
 
+def _is_dialogue(text: Any) -> bool:
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and "Assistant:" in text
+
+
+def _strip(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
 def _split_dialogue(text: str) -> list[Turn]:
     r"""Return the messages of a text such as "\n\nHuman: Hi\n\nAssistant: Hello"; [] for another text.
 
     An empty answer at the end is where the model is to answer.
     """
-    if not text.lstrip().startswith("Human:") or "Assistant:" not in text:
+    if not _is_dialogue(text):
         return []
     _, *parts = _DIALOGUE.split(text)
     turns = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 
 from rich.text import Text
 
@@ -36,23 +36,66 @@ def highlight_row(row: EncodedRow, tokenizer: TextTokenizer, *, color: bool) -> 
     return result
 
 
-def format_heading(number: int, row: EncodedRow) -> str:
-    """Return `row 1: 57 tokens, 12 trained on (21%)`."""
-    length, trained = len(row.input_ids), sum(row.supervised)
-    return f"row {number}: {length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
-
-
 def count_rows(count: int, kind: str = "") -> str:
     """Return `1 row` or `2 rows`, with the kind of the rows before the noun."""
     return f"{count} {kind + ' ' if kind else ''}row{'' if count == 1 else 's'}"
+
+
+def preview_rows(encoding: EncodedSplit, tokenizer: TextTokenizer, count: int, *, color: bool) -> Iterator[Text]:
+    """Yield headings and texts of the first rows, as the objective reads them: both answers of a pair, the label of an
+    answer, the columns of a prompt."""
+    for number, (heading, *rows) in enumerate(islice(_items(encoding), count), 1):
+        for name, row in rows:
+            yield Text(f"{heading} {number}{name}: {_describe_length(row)}", style="bold")
+            yield highlight_row(row, tokenizer, color=color)
+        yield Text()
+
+
+def _items(encoding: EncodedSplit) -> Iterator[tuple[str, *tuple[tuple[str, EncodedRow], ...]]]:
+    """Yield what is trained on, with the noun of each and its rows: (what is said behind the number, row)."""
+    if encoding.pairs:
+        for pair in encoding.pairs:
+            yield "pair", (", chosen", pair.chosen.row), (", rejected", pair.rejected.row)
+    elif encoding.labelled:
+        for labelled in encoding.labelled:
+            yield "answer", (f", {'desirable' if labelled.label else 'undesirable'}", labelled.answer.row)
+    elif encoding.prompts:
+        for prompt in encoding.prompts:
+            columns = ", ".join(f"{key}={value!r}" for key, value in prompt.columns.items())
+            ids = prompt.prompt_ids
+            yield "prompt", (f" ({columns})" if columns else "", EncodedRow(ids, [False] * len(ids)))
+    else:
+        for row in encoding.rows:
+            yield "block" if encoding.texts else "row", ("", row)
+
+
+def _describe_length(row: EncodedRow) -> str:
+    length, trained = len(row.input_ids), sum(row.supervised)
+    return f"{length} tokens, {trained} trained on ({trained / max(1, length):.0%})"
+
+
+def format_objective(encoding: EncodedSplit) -> str:
+    """Return the number of pairs, labels, prompts or documents; "" for conversations."""
+    if encoding.pairs:
+        return f"{len(encoding.pairs)} pair{'' if len(encoding.pairs) == 1 else 's'}, of whose chosen answers: "
+    if encoding.labelled:
+        good = encoding.labelled.desirable
+        return f"{len(encoding.labelled)} labelled answers, {good} of them desirable, of which: "
+    if encoding.prompts:
+        names = dict.fromkeys(key for prompt in encoding.prompts for key in prompt.columns)
+        given = f" with {', '.join(names)} for the reward functions" if names else ""
+        return f"{len(encoding.prompts)} prompt{'' if len(encoding.prompts) == 1 else 's'}{given}; for the reference: "
+    if encoding.texts:
+        return f"{encoding.texts} document{'' if encoding.texts == 1 else 's'} packed into blocks: "
+    return ""
 
 
 def format_totals(encoding: EncodedSplit) -> str:
     """Return the counts of all rows on one line."""
     share = encoding.supervised / max(1, encoding.tokens)
     parts = [
-        f"{count_rows(len(encoding.rows))}, {encoding.tokens} tokens, {share:.1%} trained on, "
-        f"longest {encoding.longest}",
+        f"{format_objective(encoding)}{count_rows(len(encoding.rows))}, {encoding.tokens} tokens, "
+        f"{share:.1%} trained on, longest {encoding.longest}",
         f"{encoding.truncated} cut at max_length" if encoding.truncated else "",
         f"{encoding.dropped} dropped, with nothing to train on" if encoding.dropped else "",
         f"{encoding.split} split into one row for each turn" if encoding.split else "",

@@ -11,7 +11,7 @@ from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate, read_override
 from edgetune.data.dataset import encode_all, hold_out, read_splits
 from edgetune.data.formats import ChatRow
-from edgetune.data.preview import format_heading, format_totals, highlight_row, segments
+from edgetune.data.preview import format_totals, highlight_row, preview_rows, segments
 from edgetune.data.row_store import RowStore
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
@@ -111,7 +111,10 @@ def test_preview_sets_trained_text_off(tokenizer: TextTokenizer) -> None:
     assert colored.plain == text.replace("⟦", "").replace("⟧", "")
     assert [str(span.style) for span in colored.spans] == ["dim", "bold green", "dim"]
     assert "".join(part for _, part in segments(row, tokenizer)) == colored.plain
-    assert format_heading(1, row).startswith(f"row 1: {len(row.input_ids)} tokens, {sum(row.supervised)} trained on (")
+    (heading, *_) = preview_rows(
+        encode_all(CHATML, tokenizer, [_talk("héllo 灯", "wörld 👍🏽")], 200), tokenizer, 1, color=False
+    )
+    assert heading.plain.startswith(f"row 1: {len(row.input_ids)} tokens, {sum(row.supervised)} trained on (")
 
 
 @pytest.mark.parametrize(
