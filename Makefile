@@ -14,7 +14,7 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate clean distclean env smollm2-base
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods clean distclean env smollm2-base
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
@@ -145,8 +145,9 @@ test-neon: $(VENV)/.ready
 	@echo "test-neon: $$(wc -l < build/test-neon/bits.txt) digests are equal on this machine and on AArch64"
 
 # Ours and the peer's side by side in one process; for reading, never a test.
-bench-native bench-startup bench-export bench-onnx bench-rows bench-validate: bench-%: $(VENV)/.ready
-	$(BIN)/python -m tests.bench.bench_$*
+# ARGS=... adds options.
+bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods: bench-%: $(VENV)/.ready
+	$(BIN)/python -m tests.bench.bench_$* $(ARGS)
 
 C_FILES = $(wildcard native/src/*.[ch] native/tests/*.c)
 

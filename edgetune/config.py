@@ -19,7 +19,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgetune.errors import ConfigError
-from edgetune.methods import AdapterConfig, Lora
+from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
+from edgetune.methods.base import Surroundings
 from edgetune.objectives import Batching, ObjectiveConfig, Sft
 from edgetune.section import Ratio, Section, alternatives
 from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
@@ -133,8 +134,8 @@ class TemplateConfig(Section):
 class QuantizationConfig(Section):
     """The precision of the frozen base during training (QLoRA, arXiv:2305.14314)."""
 
-    bits: Literal[4, 16] = 4
-    """4: bitsandbytes 4-bit; 16: LoRA on the unquantized base."""
+    bits: Literal[4, 8, 16] = 4
+    """4: bitsandbytes 4-bit; 8: LLM.int8 of bitsandbytes; 16: the unquantized base."""
     type: Literal["nf4", "fp4"] = "nf4"
     """The 4-bit data type."""
     double_quant: bool = True
@@ -207,8 +208,7 @@ class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
     formats: list[FormatName] = ["gguf"]
-    """Formats to write in one pass: gguf, safetensors (merged model directory), gguf-lora (adapter only), onnx.
-    []: nothing is exported."""
+    """Formats to write in one pass: gguf, safetensors (merged model directory), gguf-lora (adapter only), onnx."""
     types: list[str] = ["q4_k_m"]
     """Storage types: gguf q4_k_m, q8_0, f16 ...; safetensors, gguf-lora f32, f16, bf16; onnx int4, int8, f16, f32."""
     tensor_types: list[str] = []
@@ -322,7 +322,19 @@ class Config(Section):
     @model_validator(mode="after")
     def _nf4_was_trained(self) -> Self:
         if self.export.merge_base == NF4 and self.quantization.bits != 4:
-            raise ValueError("export.merge_base is nf4, but quantization.bits: 16 trains no 4-bit base to merge into")
+            raise ValueError(
+                f"export.merge_base is nf4, but quantization.bits: {self.quantization.bits} trains no 4-bit base to "
+                "merge into"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits_the_rest(self) -> Self:
+        export = self.export
+        around = Surroundings(self.quantization.bits, tuple(export.formats), export.merge_base, self.training.max_steps)
+        problems = list(self.adapter.conflicts(around))
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")
@@ -471,6 +483,9 @@ def _without_kinds(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
 
 
 def _unknown_kind(section: str, kind: str) -> str:
+    explained = {**NOT_TRAINED, **NAMES_OF_OPTIONS}.get(kind.lower()) if section == "adapter" else None
+    if explained:
+        return f"{section}.kind is {kind!r}: {explained}"
     kinds = list(alternatives(Config.model_fields[section]))
     near = difflib.get_close_matches(kind.lower(), kinds, n=1)
     return f"{section}.kind is {kind!r}" + (

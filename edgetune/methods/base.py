@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
 
 from edgetune.section import Section
 
+Value = TypeVar("Value")
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Layers = Mapping[str, tuple[int, int]]
+"""Names of linear layers -> [rows, columns] of their weights: outputs and inputs."""
+
 ALL_LINEAR = "all-linear"
+SLOTS_OF_PRESET: Mapping[str, tuple[str, ...]] = {
+    "attention": (
+        *("attention_qkv", "attention_q", "attention_k", "attention_v", "attention_output"),
+        *("attention_q_a", "attention_q_b", "attention_kv_a", "attention_k_b", "attention_v_b"),
+    ),
+    "mlp": (
+        *("ffn_gate", "ffn_up", "ffn_down", "expert_gate", "expert_up", "expert_down"),
+        *("shared_gate", "shared_up", "shared_down"),
+    ),
+    "q_v": ("attention_qkv", "attention_q", "attention_v", "attention_q_b", "attention_v_b"),
+    "v": ("attention_qkv", "attention_v", "attention_v_b"),
+}
+"""Names in `target_modules` that stand for layers of every family -> the slots of the architecture table."""
 
 Taxonomy = Literal["reparametrized", "selective", "additive"]
 
@@ -31,40 +54,108 @@ class Facts:
     """Export format -> the reason why it cannot be exported so."""
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What the rest of the configuration asks of a method."""
+
+    bits: int
+    """`quantization.bits`."""
+    formats: tuple[str, ...]
+    """`export.formats`."""
+    merge_base: str
+    """`export.merge_base`."""
+    max_steps: int | None = None
+    """`training.max_steps`."""
+
+
 class Method(Section):
     """The trained change of the base: a PEFT method and its options."""
 
     facts: ClassVar[Facts]
+
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    """Options that have another name in PEFT -> that name."""
+    not_for_peft: ClassVar[frozenset[str]] = frozenset({"kind"})
+    """Options that edgetune reads itself."""
+    fixed_options: ClassVar[Mapping[str, Any]] = {}
+    """Options of PEFT that have one value here."""
+    starts_from_base: ClassVar[bool] = False
+    """Whether a new adapter is computed from the weights of the base."""
 
     kind: str
     """The PEFT method."""
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names, for the class of its configuration."""
-        raise NotImplementedError
+        stated = self.model_dump(exclude=set(self.not_for_peft), exclude_none=True)
+        return {**self.fixed_options, **{self.peft_names.get(name, name): value for name, value in stated.items()}}
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the number of parameters that are trained for an adapted linear layer of [rows, columns]."""
         raise NotImplementedError
+
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the number of parameters that are trained if these linear layers are adapted."""
+        return sum(self.trainable_in(rows, columns) for rows, columns in layers.values())
+
+    def count_frozen(self, layers: Layers) -> int:
+        """Return the number of values that are stored with the adapter and not trained, such as projections."""
+        return 0
+
+    def why_not_as(self, format_: str) -> str | None:
+        """Return why a trained model cannot be exported in a format; None if it can."""
+        return self.facts.not_as.get(format_)
+
+    def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
+        """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""
+        title, bits = self.facts.title, surroundings.bits
+        if bits in self.facts.not_on:
+            others = " or ".join(str(each) for each in (4, 8, 16) if each not in self.facts.not_on)
+            yield (
+                f"adapter.kind: {self.kind} cannot be trained with quantization.bits: {bits}, as "
+                f"{self.facts.not_on[bits]}; set quantization.bits: {others}"
+            )
+        for format_ in surroundings.formats:
+            if why := self.why_not_as(format_):
+                yield f"export.formats: {title} cannot be exported as {format_}: {why}; leave out {format_}"
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether a new adapter of these options is computed from the weights of the base."""
+        return self.starts_from_base
 
     @property
     def names_layers(self) -> bool:
         """Whether the options name layers, which must be compared with those of the base."""
         return False
 
-    @property
-    def virtual_tokens(self) -> int:
-        """Tokens of the context that the method takes before every text."""
-        return 0
-
 
 class LayerMethod(Method):
     """A method that adapts linear layers."""
 
+    not_for_peft: ClassVar[frozenset[str]] = frozenset({"kind", "layers"})
+
     target_modules: str | list[str] = ALL_LINEAR
-    """Adapted layers: `all-linear`, names such as [q_proj, v_proj], or a regular expression."""
+    """Adapted layers: `all-linear`, `attention`, `mlp`, `q_v` or `v` of any family, names such as [q_proj, v_proj], or
+    a regular expression for whole names. A fused matrix of query, key and value counts as each of them."""
+    layers: list[Annotated[int, Field(ge=0)]] | None = None
+    """Adapt only these decoder layers, counted from 0."""
+    modules_to_save: list[str] = []
+    """Modules that are trained in full beside the adapter, such as [lm_head, embed_tokens]."""
+
+    def peft_options(self) -> dict[str, Any]:
+        """Return the options under PEFT's names, for the class of its configuration."""
+        options = super().peft_options()
+        if not self.modules_to_save:
+            del options["modules_to_save"]
+        return options
 
     @property
     def names_layers(self) -> bool:
         """Whether the options name layers, which must be compared with those of the base."""
-        return self.target_modules != ALL_LINEAR
+        return bool(self.target_modules != ALL_LINEAR or self.layers is not None or self.modules_to_save)
+
+
+def of_pattern(pattern: Mapping[str, Value], name: str, default: Value) -> Value:
+    """Return the value of a `..._pattern` option for a layer: that of the first key that its name ends with."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import Facts, LayerMethod
+from edgetune.methods.base import Facts, LayerMethod, Layers
 
 
 class Ia3(LayerMethod):
     """IA3: a learned factor for each output of a layer, or each input of a feed-forward layer (arXiv:2205.05638)."""
 
-    facts: ClassVar[Facts] = Facts("IA3", "arXiv:2205.05638", "additive", "IA3")
+    facts: ClassVar[Facts] = Facts(
+        "IA3", "arXiv:2205.05638", "additive", "IA3",
+        not_as={"gguf-lora": "factors of rows and columns have no low rank"},
+    )  # fmt: skip
 
     kind: Literal["ia3"] = "ia3"
     """The PEFT method."""
@@ -18,9 +22,10 @@ class Ia3(LayerMethod):
     """Layers whose inputs are scaled in place of their outputs, if they are adapted."""
 
     def peft_options(self) -> dict[str, Any]:
-        """Return the options under PEFT's names."""
-        return {"target_modules": self.target_modules, "feedforward_modules": self.feedforward_modules}
+        """Return the options under PEFT's names; a pattern of names, as PEFT compares lists with `target_modules`."""
+        names = "|".join(map(re.escape, self.feedforward_modules))
+        return super().peft_options() | {"feedforward_modules": rf"(.*\.)?({names})" if names else []}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the factors of the outputs or of the inputs, whichever are more."""
-        return max(rows, columns)
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the factors of all layers."""
+        return sum(shape[name.rpartition(".")[2] in self.feedforward_modules] for name, shape in layers.items())

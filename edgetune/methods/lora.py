@@ -1,40 +1,136 @@
-"""LoRA and rsLoRA: low-rank matrices beside linear layers (arXiv:2106.09685, arXiv:2312.03732)."""
+"""LoRA and its variants: rsLoRA, LoRA+, DoRA, and starts from the base or the data (arXiv:2106.09685)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import field_validator, model_validator
 
-from edgetune.methods.base import Facts, LayerMethod
+from edgetune.methods.base import (
+    Count,
+    Dropout,
+    Facts,
+    LayerMethod,
+    Layers,
+    Positive,
+    Surroundings,
+    of_pattern,
+)
+
+INITS = ("default", "gaussian", "orthogonal")
+_PISSA_ITERATIONS = re.compile(r"(?!)")
+_MOVES_BASE = ("pissa", "olora", "corda")
 
 
 class Lora(LayerMethod):
     """LoRA: low-rank matrices beside the linear layers of the base (arXiv:2106.09685)."""
 
     facts: ClassVar[Facts] = Facts("LoRA", "arXiv:2106.09685", "reparametrized", "LORA")
+    peft_names: ClassVar[Mapping[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+    not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {
+        *("init", "bias"),
+    }
 
     kind: Literal["lora"] = "lora"
     """The PEFT method."""
-    r: Annotated[int, Field(ge=1)] = 16
+    r: Count = 16
     """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Positive = 32
     """The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     """Dropout before the first low-rank matrix during training."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """DoRA: also train the magnitude of each row of the changed weights (arXiv:2402.09353)."""
+    init: str = "default"
+    """First values of the low-rank matrices: `default` and `gaussian` (A random, B zero); `orthogonal`."""
+    bias: Literal["none", "all", "adapted"] = "none"
+    """Also train the biases of all layers, or of the adapted ones, where the base has biases."""
+    rank_pattern: dict[str, Count] = {}
+    """Ranks by the end of the layer's name, or by a regular expression."""
+    alpha_pattern: dict[str, Positive] = {}
+    """Alphas in the same way."""
+
+    @field_validator("init")
+    @classmethod
+    def _init_is_known(cls, init: str) -> str:
+        if init not in INITS and not _PISSA_ITERATIONS.fullmatch(init):
+            raise ValueError(f"choose from {', '.join(INITS)}")
+        return init
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if "calibration_rows" in self.model_fields_set and not self.needs_rows:
+            yield f"adapter.calibration_rows is used by adapter.init: corda and eva, and init is {self.init}"
+        if self.init == "orthogonal" and any(rank % 2 for rank in (self.r, *self.rank_pattern.values())):
+            yield "adapter.init: orthogonal needs even ranks; give adapter.r and adapter.rank_pattern even numbers"
+        if self.moves_base and self.use_rslora and (self.rank_pattern or self.alpha_pattern):
+            yield (
+                f"adapter.init: {self.init} with adapter.use_rslora and ranks or alphas by pattern cannot be "
+                "converted to LoRA on the base as it is; leave out use_rslora or the patterns"
+            )
+        if self.init == "loftq" and self.use_dora:
+            yield "adapter.init: loftq sets LoRA matrices alone; leave out adapter.use_dora"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the first values are computed from training rows."""
+        return self.init in ("corda", "eva")
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether the first values are taken out of the weights of the base, so that the adapter is converted."""
+        return self.init.startswith(_MOVES_BASE)
+
+    def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
+        """Yield what contradicts the rest of the configuration."""
+        yield from super().conflicts(surroundings)
+        bits = surroundings.bits
+        if self.use_dora and bits == 8:
+            yield (
+                "adapter.use_dora cannot be trained with quantization.bits: 8, as PEFT cannot dequantize the weights "
+                "for their norms; set quantization.bits: 4 or 16"
+            )
+        if self.moves_base and bits != 16:
+            yield (
+                f"adapter.init: {self.init} moves the base, and quantization.bits: {bits} would round the rest once "
+                "more; set quantization.bits: 16"
+            )
+        if self.init == "loftq" and (bits != 4 or surroundings.merge_base != "nf4"):
+            yield (
+                "adapter.init: loftq corrects the rounding of a 4-bit base, into which it has to be merged; set "
+                "quantization.bits: 4 and export.merge_base: nf4"
+            )
+
+    def why_not_as(self, format_: str) -> str | None:
+        """Return why a trained model cannot be exported in a format; None if it can."""
+        if format_ == "gguf-lora" and self.init == "loftq":
+            return "adapter.init: loftq is an adapter of the 4-bit base, which no GGUF file holds"
+        if format_ == "gguf-lora" and self.bias != "none":
+            return "adapter.bias trains biases, which gguf-lora cannot hold"
+        return super().why_not_as(format_)
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""
-        return {
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "target_modules": self.target_modules,
-            "use_rslora": self.use_rslora,
-        }
+        init = {"default": True, "eva": True, "loftq": True}.get(self.init, self.init)
+        bias = "lora_only" if self.bias == "adapted" else self.bias
+        return super().peft_options() | {"init_lora_weights": init, "bias": bias}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the parameters of A and B."""
-        return self.r * (rows + columns)
+    @property
+    def reads_base(self) -> bool:
+        """Whether the first values are computed from the weights of the base."""
+        return self.init not in ("default", "gaussian", "orthogonal", "eva")
+
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the parameters of A and B, and with DoRA the magnitudes, of each layer."""
+        pairs = sum(of_pattern(self.rank_pattern, name, self.r) * sum(shape) for name, shape in layers.items())
+        return pairs + (sum(rows for rows, _ in layers.values()) if self.use_dora else 0)

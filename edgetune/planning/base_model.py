@@ -49,10 +49,16 @@ class ExportableLayers:
     """Targets of which a gguf-lora file can hold no change, and why."""
     config: ModelConfig | None = None
     """config.json, completed."""
+    slots: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of tensors, as the family spells them -> the slots of the architecture table that they fill."""
 
     def why_not_lora(self, tensor: str) -> str | None:
         """Return why a gguf-lora file cannot hold the change of a tensor; None if it can."""
         return self.without_lora_place.get(self.family.canonical_name(tensor))
+
+    def slots_of(self, tensor: str) -> frozenset[str]:
+        """Return the slots that a tensor of the transformers model fills, none for one that is not exported."""
+        return self.slots.get(self.family.canonical_name(tensor), frozenset())
 
     def has(self, tensor: str) -> bool:
         """Whether a tensor of the transformers model is exported."""
@@ -157,7 +163,12 @@ class Base:
         model = self._model
         towers = [each.name for each in model.towers]
         without = targets_without_place(model.bound)
-        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without, model.config)
+        slots: dict[str, set[str]] = {}
+        for item in model.bound:
+            for piece in item.pieces:
+                slots.setdefault(piece.target, set()).add(item.slot)
+        by_target = {target: frozenset(found) for target, found in slots.items()}
+        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without, model.config, by_target)
 
     @cached_property
     def context(self) -> ContextLimit | None:

@@ -25,12 +25,27 @@ def count_adapter_parameters(checkpoint: Checkpoint, method: Method) -> int:
     """Count the parameters of an adapter on every linear layer: an upper bound if only some are adapted."""
     if isinstance(method, SelectiveMethod):
         return method.count_in({name: info.shape for name, info in checkpoint.tensors.items()})
-    shapes = [
-        info.shape
+    return method.count_trainable(_linear_layers(checkpoint)) + _count_saved_modules(checkpoint, method)
+
+
+def _linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the weights of the linear layers, by the name of the layer."""
+    return {
+        name.removesuffix(".weight"): (info.shape[0], info.shape[1])
         for name, info in checkpoint.tensors.items()
         if len(info.shape) == 2 and not any(part in name for part in _NOT_ADAPTED)
+    }
+
+
+def _count_saved_modules(checkpoint: Checkpoint, method: Method) -> int:
+    """Count the parameters of `modules_to_save`; a tied head is as large as the embedding."""
+    wanted: list[str] = getattr(method, "modules_to_save", [])
+    sizes = {name.rpartition(".")[0]: math.prod(info.shape) for name, info in checkpoint.tensors.items()}
+    found = [
+        next((size for name, size in sizes.items() if name == each or name.endswith(f".{each}")), None)
+        for each in wanted
     ]
-    return sum(method.trainable_in(*shape) for shape in shapes)
+    return sum(max(sizes.values()) if size is None else size for size in found)
 
 
 def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: Sequence[EncodedRow]) -> int:
@@ -39,14 +54,15 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
     The dequantized weights of a GGUF, GPTQ or AWQ base are on the disk while it is loaded, in up to 32 bits.
     """
     parameters = count_adapter_parameters(checkpoint, config.adapter)
-    one_checkpoint = parameters * (4 + _OPTIMIZER_BYTES[config.training.optimizer])
+    adapter = 4 * (parameters + config.adapter.count_frozen(_linear_layers(checkpoint)))
+    one_checkpoint = adapter + parameters * _OPTIMIZER_BYTES[config.training.optimizer]
     vocabulary = completed_config(checkpoint.config).vocab_size
     full = vocabulary <= config.reference.full_vocabulary_limit
     per_position = 2 * vocabulary if full else 8 * config.reference.top_k
     positions = sum(len(row.scored) for row in reference_rows)
     checkpoints = (config.training.keep_checkpoints + 1) * one_checkpoint
     dequantized = dequantized_bytes(checkpoint)
-    return parameters * 4 + checkpoints + positions * (per_position + 16) + dequantized + MARGIN
+    return adapter + checkpoints + positions * (per_position + 16) + dequantized + MARGIN
 
 
 def dequantized_bytes(checkpoint: Checkpoint) -> int:

@@ -13,7 +13,6 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
 from edgetune.training import adapters, bnb_record, checkpoints
-from edgetune.training.adapters.virtual_tokens import start_from_text
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
@@ -35,9 +34,9 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)
     config = prepared.config
-    adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
-    start_from_text(adapted, config.adapter, prepared.tokenizer)
-    return _train(run, prepared, adapted)
+    return _train(
+        run, prepared, adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
+    )
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:

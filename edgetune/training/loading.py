@@ -1,4 +1,4 @@
-"""Load the base in 4 bits and its tokenizer, by the same code on a CUDA GPU and on the CPU."""
+"""Load the base, quantized or not, and its tokenizer, by the same code on a CUDA GPU and on the CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compute_dtype(config: Config) -> torch.dtype:
 
 
 def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
-    """Load the base as a transformers model, with linear layers in 4 bits unless `quantization.bits` is 16.
+    """Load the base as a transformers model, with linear layers in the bits of `quantization.bits`.
 
     The layers that are not quantized (embedding, head, norms) are in the compute type on a GPU, where memory is short,
     and in float32 on the CPU. The weights of a GGUF, GPTQ or AWQ base are first written to a temporary directory beside
@@ -125,6 +125,8 @@ def _config_without_quantization(base: Base, config: Config, *, empty: bool = Fa
 def _bitsandbytes(config: QuantizationConfig, products: torch.dtype) -> BitsAndBytesConfig | None:
     if config.bits == 16:
         return None
+    if config.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.type,

@@ -137,7 +137,7 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
         # a base's own Python code may not be written for a model without weights
         if not prepared.config.trust_remote_code or prepared.config.adapter.names_layers:
             model = loading.load_empty_model(prepared.base, prepared.config)
-            if prepared.config.export.merge_base == NF4 and not adapters.linear_layer_names(model):
+            if prepared.config.export.merge_base == NF4 and not adapters.has_rounded_layers(model):
                 raise ConfigError(
                     "export.merge_base is nf4, and bitsandbytes rounds no layer of this base to 4 bits",
                     "Set export.merge_base: original",
@@ -157,6 +157,11 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class:
         console.note("no CUDA GPU: training on the CPU, where the paged optimizer's state is not paged")
     if prepared.config.quantization.compute_dtype == "bfloat16" and environment.emulates_bfloat16():
         console.note("this CPU has no bfloat16 instructions: computing in float32, which is about ten times as fast")
+    if prepared.config.quantization.bits == 8:
+        console.note(
+            "training on the base in 8 bits; an export merges the change into the original weights, and `edgetune "
+            "validate` measures the difference"
+        )
     run.update_manifest(
         config=prepared.config.model_dump(mode="json"),
         base=dict(prepared.base.identity),

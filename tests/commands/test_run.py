@@ -146,23 +146,35 @@ def test_ctrl_c_ends_the_answer_cleanly(endless: Path) -> None:
 def test_ctrl_c_while_the_prompt_is_evaluated_ends_at_once(file: Path) -> None:
     """A prompt that takes seconds: the signal arrives while C code computes, and the command ends at once."""
     command = [*COMMAND, "run", str(file), "--raw", "-p", "-", "--max-tokens", "1", "--context", "60000"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write(b"a b c d e " * 6000)
-    process.stdin.close()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a b c d e " * 6000)
+        process.stdin.close()
+        wait_until_mapped(process, file)
+        time.sleep(1)
+        assert process.poll() is None, "the prompt was meant to take longer"
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        process.wait(timeout=60)
+        assert time.monotonic() - sent < 5
+        assert process.returncode == 130
+        assert process.stdout.read() in (b"", b"\n")
+        assert b"Traceback" not in process.stderr.read()
+
+
+def wait_until_mapped(process: subprocess.Popen[bytes], file: Path) -> None:
+    """Wait until the process has mapped a file; where that cannot be seen, for two seconds."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    for _ in range(600):
+        if not maps.exists() or process.poll() is not None:
+            break
+        if file.name in maps.read_text():
+            return
+        time.sleep(0.1)
     time.sleep(2)
-    assert process.poll() is None, "the prompt was meant to take longer"
-    process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    process.wait(timeout=60)
-    assert time.monotonic() - sent < 5
-    assert process.returncode == 130
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.read() in (b"", b"\n")
-    assert b"Traceback" not in process.stderr.read()
-    process.stdout.close()
-    process.stderr.close()
 
 
 def test_a_reader_that_closes_the_pipe_is_not_an_error(endless: Path) -> None:

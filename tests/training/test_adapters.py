@@ -1,12 +1,90 @@
-"""Methods of `edgetune.methods` as PEFT's configurations."""
+"""Methods of `edgetune.methods` as PEFT's configurations, and on tiny models in each precision."""
 
 from __future__ import annotations
 
-import pytest
-from peft import PeftType
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from edgetune.methods import METHODS, Lora
+import pytest
+import torch
+import transformers
+from peft import PeftModel, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from edgetune.errors import ConfigError
+from edgetune.methods import METHODS, Lora, Method
+from edgetune.methods.base import LayerMethod
+from edgetune.training import adapters
 from edgetune.training.adapters.attach import peft_config
+from tests.training import kinds, runs
+
+KINDS = [kind for kind, method in METHODS.items() if issubclass(method, LayerMethod)]
+SHAPE = {**runs.SHAPE, "intermediate_size": 192}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+BITS = {"nf4": 4, "fp4": 4, "int8": 8}
+IDS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(1))
+Loader = Callable[[str | None], Any]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
+    """A function that loads the base in a precision; "nf4!" and others: dequantized again."""
+    folder = tmp_path_factory.mktemp("shape")
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).save_pretrained(folder)
+
+    def load_in(precision: str | None = None) -> Any:
+        return _load(folder, precision)
+
+    return load_in
+
+
+def _load(folder: Path, precision: str | None) -> Any:
+    if precision and precision.endswith("!"):
+        return _dequantized(folder, precision[:-1])
+    quantization = transformers.BitsAndBytesConfig(**PRECISIONS[precision]) if precision else None
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=quantization, device_map={"": "cpu"}
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _dequantized(folder: Path, precision: str) -> Any:
+    from peft.utils.integrations import dequantize_module_weight
+
+    model, stored = _load(folder, None), _load(folder, precision)
+    modules = dict(model.named_modules())
+    for name, module in stored.named_modules():
+        if "bit" in type(module).__name__:
+            modules[name].weight.data = dequantize_module_weight(module).float().clone()
+    return model
+
+
+def adapted(model: Any, method: Method) -> Any:
+    """The model with an adapter whose values are not those of its start."""
+    torch.manual_seed(0)
+    result = adapters.add_adapter(model, method).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return result
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(input_ids=IDS).logits
+    return result
 
 
 @pytest.mark.parametrize("kind", [kind for kind, method in METHODS.items() if method.facts.peft_type])
@@ -14,8 +92,124 @@ def test_every_method_is_one_of_peft(kind: str) -> None:
     assert peft_config(METHODS[kind](kind=kind)).peft_type == PeftType(METHODS[kind].facts.peft_type)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_is_one_of_peft_or_read_here(kind: str) -> None:
+    method = METHODS[kind]
+    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method.facts.peft_type])}
+    for option in method.model_fields.keys() - method.not_for_peft:
+        assert method.peft_names.get(option, option) in known
+    assert method.fixed_options.keys() <= known
+    assert method.not_for_peft <= method.model_fields.keys()
+
+
 def test_options_reach_peft() -> None:
     peft = peft_config(Lora(r=4, alpha=6, dropout=0.25, target_modules=["q_proj"], use_rslora=True))
     assert (peft.peft_type, peft.task_type) == ("LORA", "CAUSAL_LM")
     options = {"r": 4, "lora_alpha": 6, "lora_dropout": 0.25, "target_modules": {"q_proj"}, "use_rslora": True}
     assert {name: getattr(peft, name) for name in options} == options
+
+
+VARIANTS = [
+    *[(kind, {}) for kind in KINDS],
+    ("lora", {"use_dora": True, "rank_pattern": {"q_proj": 3}}),
+    ("loha", {"rank_pattern": {"down_proj": 3}}),
+    ("lokr", {"decompose_both": True, "r": 2, "factor": 8}),
+    ("oft", {"block_share": True}),
+    ("oft", {"block_size": 40}),
+    ("miss", {"init": "bat"}),
+    ("miss", {"init": "mini", "mini_r": 4}),
+    ("road", {"variant": "road_4"}),
+    ("gralora", {"hybrid_r": 4}),
+    ("fourierft", {"n_frequency_pattern": {"v_proj": 7}}),
+    ("tinylora", {"weight_tying": 0.6}),
+    ("psoft", {"orthogonal": False, "scale_inputs": False}),
+    ("osf", {"effective_rank": 20}),
+    ("osf", {"effective_rank": 0.25}),
+    ("supertuning", {"r": 3}),
+    ("deft", {"para": True}),
+    ("peanut", {"depth": 2}),
+    ("glora", {"weight_terms": "vector"}),
+    ("ia3", {"target_modules": ["q_proj", "down_proj"]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), VARIANTS)
+def test_trained_parameters_are_counted_without_torch(kind: str, options: dict[str, Any], load: Loader) -> None:
+    method = kinds.method_of(kind, **options)
+    assert isinstance(method, LayerMethod)
+    model = load(None)
+    shapes: dict[str, tuple[int, int]] = {
+        name: (module.weight.shape[0], module.weight.shape[1])
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    wanted = method.target_modules
+    if wanted != "all-linear":
+        ends = ["v_proj"] if wanted == "v" else wanted
+        shapes = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] in ends}
+        method = method.model_copy(update={"target_modules": ends})
+    assert method.count_trainable(shapes) == adapters.count_trainable(adapters.add_adapter(model, method))
+
+
+@pytest.mark.parametrize("kind", [*KINDS[:2], *[pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:]]])
+def test_a_saved_adapter_gives_the_logits_of_the_trained_model(kind: str, load: Loader, tmp_path: Path) -> None:
+    model = adapted(load(None), plain(kind))
+    expected = logits(model)
+    model.save_pretrained(str(tmp_path))
+    again = adapters.load_adapter(load(None), tmp_path).eval()
+    assert torch.equal(logits(again), expected)
+    assert not torch.allclose(expected, logits(load(None)), atol=1e-4)
+
+
+def plain(kind: str) -> Method:
+    """The method on layers that have names in every test."""
+    return kinds.method_of(kind, **({"target_modules": ["v_proj"]} if kind == "beft" else {}))
+
+
+def relative_error(kind: str, precision: str, load: Loader, folder: Path) -> float:
+    """How far the logits on a quantized base are from those on the same base dequantized."""
+    whole = adapted(load(f"{precision}!"), plain(kind))
+    expected = logits(whole)
+    whole.save_pretrained(str(folder))
+    got = logits(PeftModel.from_pretrained(load(precision), str(folder)).eval())
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def supported(precision: str) -> list[str]:
+    return [kind for kind in KINDS if BITS[precision] not in METHODS[kind].facts.not_on]
+
+
+CASES = [(kind, precision) for precision in PRECISIONS for kind in supported(precision)]
+REFUSED = [(kind, precision) for precision in PRECISIONS for kind in KINDS if kind not in supported(precision)]
+FAST = {("lora", "nf4"), ("oft", "fp4"), ("vera", "int8"), ("hra", "nf4")}
+
+
+def _slow(cases: list[tuple[str, str]]) -> list[Any]:
+    return [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("kind", "precision"), _slow(CASES))
+def test_a_method_on_a_quantized_base_computes_with_the_weights_of_that_base(
+    kind: str, precision: str, load: Loader, tmp_path: Path
+) -> None:
+    """LLM.int8 also rounds activations, whose error is below a hundredth; the magnitudes of updates multiply it."""
+    assert relative_error(kind, precision, load, tmp_path) < (0.1 if precision == "int8" else 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "precision"), _slow(REFUSED))
+def test_a_precision_is_refused_because_peft_fails_or_computes_something_else(
+    kind: str, precision: str, load: Loader, tmp_path: Path
+) -> None:
+    """Something else: most of the adapter's change is lost, or a new adapter, elsewhere the base, is another model."""
+    method = plain(kind)
+    try:
+        whole = adapted(load(f"{precision}!"), method)
+        expected = logits(whole)
+        whole.save_pretrained(str(tmp_path))
+        got = logits(PeftModel.from_pretrained(load(precision), str(tmp_path)).eval())
+        start = logits(adapters.add_adapter(load(precision), method).eval())
+    except (RuntimeError, ValueError, TypeError, ConfigError):
+        return
+    change = (expected - logits(load(f"{precision}!"))).abs().max()
+    moved = (start - logits(load(precision))).abs().max()
+    assert (got - expected).abs().max() > 0.5 * change or moved > 0.01

@@ -63,7 +63,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "q_porj fit no linear layer"),
     "a pattern without a layer": ({"adapter": {"target_modules": "nothing"}}, "'nothing' fits no layer"),
-    "the output matrix": ({"adapter": {"target_modules": ["lm_head"]}}, "lm_head cannot be adapted"),
+    "the output matrix": (
+        {"adapter": {"kind": "gralora", "target_modules": ["lm_head"]}}, "GraLoRA cannot adapt lm_head",
+    ),
+    "a layer number too many": ({"adapter": {"layers": [0, 7]}}, "no adapted layer has the number 7"),
+    "a pattern for no layer": ({"adapter": {"rank_pattern": {"q_porj": 4}}}, "rank_pattern: 'q_porj' fits no adapted"),
+    "no such module": ({"adapter": {"modules_to_save": ["lm_haed"]}}, "'lm_haed' fits no module of the base"),
+    "a block size that does not fit": (
+        {"adapter": {"kind": "gralora", "r": 9, "blocks": 3}}, "GraLoRA does not fit this base",
+    ),
     "a long test row": ({"data": {"test": "long.jsonl"}}, "long.jsonl, line 1: the prompt has"),
     "long held-out rows": (
         {"data": {"validation": "long.jsonl"}, "training": {"max_length": 2000}},

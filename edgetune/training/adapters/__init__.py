@@ -8,7 +8,7 @@ from edgetune.training.adapters.attach import (
     fingerprint_trainable,
     load_adapter,
 )
-from edgetune.training.adapters.linear_layers import linear_layer_names
+from edgetune.training.adapters.linear_layers import has_rounded_layers, linear_layer_names
 
 __all__ = [
     "add_adapter",
@@ -16,6 +16,7 @@ __all__ = [
     "check_lora_places",
     "count_trainable",
     "fingerprint_trainable",
+    "has_rounded_layers",
     "linear_layer_names",
     "load_adapter",
 ]

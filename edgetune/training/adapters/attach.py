@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -18,9 +18,8 @@ from edgetune.methods.base import LayerMethod
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters.choices import add_selective, load_selective
-from edgetune.training.adapters.linear_layers import linear_layer_names, linear_layers
 from edgetune.training.adapters.selective import is_selective
-from edgetune.training.adapters.virtual_tokens import set_only_task
+from edgetune.training.adapters.targets import resolve_targets
 
 
 def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None, formats: Sequence[str] = ()) -> Any:
@@ -37,33 +36,37 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
     Raises:
         ConfigError: If `target_modules` matches no layer, or one that cannot be exported; names the layers that exist.
     """
-    excluded = layers.excluded if layers else None
     if isinstance(config, SelectiveMethod):
         _freeze(model)
         return add_selective(model, config, layers, formats)
-    if isinstance(config, LayerMethod):
-        _check_targets(model, config.target_modules, excluded)
+    targets = resolve_targets(model, config, layers) if isinstance(config, LayerMethod) else None
     _freeze(model)
-    wanted = peft_config(config)
-    if excluded:
-        wanted.exclude_modules = excluded
+    wanted = peft_config(config, has_weights=model.device.type != "meta")
+    if targets is not None:
+        wanted.target_modules = set(targets) if isinstance(targets, list) else targets
+    if layers and layers.excluded:
+        wanted.exclude_modules = layers.excluded
     try:
         adapted = get_peft_model(model, wanted)
-    except ValueError as error:  # a regular expression that matches nothing
-        if not isinstance(config, LayerMethod):
-            raise
+    except (ValueError, TypeError, NotImplementedError) as error:  # sizes that do not divide those of the layers
         raise ConfigError(
-            f"adapter.target_modules: {config.target_modules!r} fits no layer: {str(error).splitlines()[0]}",
-            f"The linear layers are {', '.join(linear_layer_names(model, excluded))}",
+            f"adapter: {config.facts.title} does not fit this base: {str(error).splitlines()[0]}",
+            f"Change the options of adapter.kind: {config.kind}",
         ) from None
     if layers:
         _check_exportable(adapted, layers)
-    set_only_task(adapted)
     return adapted
 
 
-def peft_config(config: Method) -> PeftConfig:
-    """Return the options of a method as PEFT's configuration."""
+def peft_config(config: Method, *, has_weights: bool = True) -> PeftConfig:
+    """Return the options of a method as PEFT's configuration.
+
+    `has_weights`: whether the base has weights; without them, LoRA stands in for a method that starts from them.
+    """
+    if config.reads_base and not has_weights:
+        options = config.peft_options()
+        saved = options.get("modules_to_save")
+        return LoraConfig(task_type="CAUSAL_LM", target_modules=options["target_modules"], modules_to_save=saved)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[config.facts.peft_type]
     return kind(task_type="CAUSAL_LM", **config.peft_options())
 
@@ -110,9 +113,7 @@ def load_adapter(model: Any, directory: Path) -> Any:
     _freeze(model)
     if is_selective(directory):
         return load_selective(model, directory)
-    loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
-    set_only_task(loaded)
-    return loaded
+    return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
 
 
 def cast_trainable_to_float32(model: Any) -> None:
@@ -134,22 +135,6 @@ def fingerprint_trainable(model: Any) -> dict[str, str]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def _check_targets(model: Any, targets: str | Sequence[str], excluded: str | None) -> None:
-    if isinstance(targets, str):  # all-linear, or a regular expression, which PEFT checks
-        return
-    names = [name for name, _ in linear_layers(model, excluded)]
-    known = linear_layer_names(model, excluded)
-    unmatched = [each for each in targets if not any(name == each or name.endswith("." + each) for name in names)]
-    head = [each for each in targets if each in ("lm_head", "embed_out")]
-    if unmatched or head or not targets:
-        what = (
-            f"{', '.join(unmatched)} fit no linear layer"
-            if unmatched
-            else f"{', '.join(head) or 'nothing'} cannot be adapted"
-        )
-        raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear")
 
 
 def _freeze(model: Any) -> None:

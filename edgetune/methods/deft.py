@@ -1,0 +1,43 @@
+"""DEFT: a subspace of the base removed and refilled (NeurIPS 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from edgetune.methods.base import Count, Dropout, Facts, LayerMethod
+
+
+class Deft(LayerMethod):
+    """DEFT: a trained subspace of the base is removed, and a low-rank matrix put into it (NeurIPS 2025)."""
+
+    facts: ClassVar[Facts] = Facts(
+        "DEFT", "NeurIPS 2025", "reparametrized", "DEFT",
+        not_on=dict.fromkeys((4, 8), "PEFT starts from projections of the packed weights"),
+    )  # fmt: skip
+    peft_names: ClassVar[Mapping[str, str]] = {"dropout": "deft_dropout", "decomposition": "decomposition_method"}
+
+    kind: Literal["deft"] = "deft"
+    """The PEFT method."""
+    r: Count = 8
+    """Rank of the subspace."""
+    alpha: Count | None = None
+    """The injected matrix is scaled by alpha / r. Default: not scaled."""
+    decomposition: Literal["relu", "qr"] = "relu"
+    """The projector of the subspace: `relu` of the trained matrix, or an orthogonal one by `qr`."""
+    para: bool = False
+    """Remove the subspace only (PaRa), and inject nothing."""
+    dropout: Dropout = 0.0
+    """Dropout of the inputs during training."""
+
+    @model_validator(mode="after")
+    def _para_injects_nothing(self) -> Self:
+        if self.para and self.alpha is not None:
+            raise ValueError("adapter.alpha scales what is injected, and adapter.para: true injects nothing")
+        return self
+
+    def trainable_in(self, rows: int, columns: int) -> int:
+        """Return the parameters of the projector and of the injected matrix."""
+        return self.r * (rows + (0 if self.para else columns))

@@ -1,0 +1,38 @@
+"""OSF: the lesser singular directions of the base (arXiv:2504.07097)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from edgetune.methods.base import Count, Facts, LayerMethod
+
+
+class Osf(LayerMethod):
+    """OSF: the lesser singular directions are trained, and the greater ones kept (arXiv:2504.07097)."""
+
+    facts: ClassVar[Facts] = Facts(
+        "OSF", "arXiv:2504.07097", "reparametrized", "OSF",
+        not_on=dict.fromkeys((4, 8), "its start is a singular value decomposition of unpacked weights"),
+        not_as={"gguf-lora": "it changes half of all singular directions"},
+    )  # fmt: skip
+    starts_from_base: ClassVar[bool] = True
+
+    kind: Literal["osf"] = "osf"
+    """The PEFT method."""
+    effective_rank: Count | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Singular directions that are kept: a number, or a share of the smaller side. Default: half."""
+
+    @model_validator(mode="after")
+    def _modules_are_not_saved(self) -> Self:
+        if self.modules_to_save:
+            raise ValueError("adapter.modules_to_save has no effect with OSF; leave it out")
+        return self
+
+    def trainable_in(self, rows: int, columns: int) -> int:
+        """Return the values of the trained singular vectors and values."""
+        smaller = min(rows, columns)
+        kept = 0.5 if self.effective_rank is None else self.effective_rank
+        rank = smaller - (int(smaller * kept) if isinstance(kept, float) else min(kept, smaller))
+        return rank * (rows + columns + 1)

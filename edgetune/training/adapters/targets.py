@@ -1,0 +1,141 @@
+"""Which layers of a base an adapter changes: presets, names, regular expressions and numbers of layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from edgetune.errors import ConfigError
+from edgetune.methods.base import ALL_LINEAR, SLOTS_OF_PRESET, LayerMethod
+from edgetune.planning.base_model import ExportableLayers
+from edgetune.training.adapters.linear_layers import MATRICES, linear_layer_names, linear_layers
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_WITH_EMBEDDINGS = (*MATRICES, torch.nn.Embedding)
+Targets = str | list[str]
+
+
+def resolve_targets(model: Any, method: LayerMethod, layers: ExportableLayers | None) -> Targets:
+    """Return `target_modules` for PEFT: as it is stated, or whole names if it is a preset or limited to some layers.
+
+    Raises:
+        ConfigError: It fits no layer, or patterns and other options name layers that are not adapted.
+    """
+    excluded = layers.excluded if layers else None
+    stated = method.target_modules
+    preset = stated if isinstance(stated, str) and stated in SLOTS_OF_PRESET else None
+    if isinstance(stated, list):
+        _check_names(model, method, stated, excluded)
+    names = _matching(model, method, layers)
+    if not names:
+        raise ConfigError(
+            f"adapter.target_modules: {stated!r} fits no layer",
+            f"The linear layers are {', '.join(linear_layer_names(model, excluded))}",
+        )
+    if method.layers is not None:
+        names = _in_layers(names, method.layers)
+    _check_patterns(method, names)
+    _check_saved_modules(model, method)
+    return stated if preset is None and method.layers is None else names
+
+
+def _matching(model: Any, method: LayerMethod, layers: ExportableLayers | None) -> list[str]:
+    """Return the whole names of the layers that `target_modules` fits, in the order of the model."""
+    excluded, stated = layers.excluded if layers else None, method.target_modules
+    head = model.get_output_embeddings()
+    names = [name for name, module in linear_layers(model, excluded, MATRICES) if module is not head]
+    if stated == ALL_LINEAR:
+        return names
+    if isinstance(stated, str):
+        slots = SLOTS_OF_PRESET.get(stated)
+        if slots is None:
+            everything = [name for name, _ in linear_layers(model, excluded, _WITH_EMBEDDINGS)]
+            return [name for name in everything if _full_match(stated, name)]
+        found = {name: layers.slots_of(f"{name}.weight") if layers else frozenset() for name in names}
+        return [name for name in names if found[name] & set(slots)]
+    everything = [name for name, _ in linear_layers(model, excluded, _WITH_EMBEDDINGS)]
+    return [name for name in everything if any(name == each or name.endswith("." + each) for each in stated)]
+
+
+def _full_match(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ConfigError(
+            f"adapter.target_modules: {pattern!r} is no regular expression: {error}",
+            f"Name layers in a list, or write {', '.join([ALL_LINEAR, *SLOTS_OF_PRESET])}",
+        ) from None
+
+
+def _in_layers(names: Sequence[str], wanted: Sequence[int]) -> list[str]:
+    """Return the names of layers with these numbers. Raises ConfigError for a number without any."""
+    numbers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+    absent = sorted(set(wanted) - set(numbers.values()))
+    if absent:
+        known = sorted(set(numbers.values()))
+        what = f"are {known[0]} to {known[-1]}" if known else "have no numbers"
+        raise ConfigError(
+            f"adapter.layers: no adapted layer has the number {', '.join(map(str, absent))}",
+            f"The numbers of the layers {what}",
+        )
+    return [name for name, number in numbers.items() if number in wanted]
+
+
+def _check_patterns(method: LayerMethod, names: Sequence[str]) -> None:
+    """Raise ConfigError for a key of a `..._pattern` option that fits no adapted layer."""
+    for option in type(method).model_fields:
+        if option.endswith("_pattern"):
+            for key in getattr(method, option):
+                try:
+                    is_used = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+                except re.error as error:
+                    raise ConfigError(f"adapter.{option}: {key!r} is no regular expression: {error}") from None
+                if not is_used:
+                    raise ConfigError(
+                        f"adapter.{option}: {key!r} fits no adapted layer",
+                        f"Adapted layers end with {', '.join(_last_parts(names))}",
+                    )
+
+
+def _check_saved_modules(model: Any, method: LayerMethod) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in method.modules_to_save:
+        if not any(name == wanted or name.endswith("." + wanted) for name in names):
+            raise ConfigError(
+                f"adapter.modules_to_save: {wanted!r} fits no module of the base",
+                f"Its modules end with {', '.join(_last_parts(names)[:20])}",
+            )
+
+
+def _last_parts(names: Sequence[str]) -> list[str]:
+    parts = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    return [part for part in parts if not part.isdigit()]
+
+
+def _check_names(model: Any, method: LayerMethod, stated: Sequence[str], excluded: str | None) -> None:
+    names = [name for name, _ in linear_layers(model, excluded, _WITH_EMBEDDINGS)]
+    known = linear_layer_names(model, excluded)
+    unmatched = [each for each in stated if not any(name == each or name.endswith("." + each) for name in names)]
+    if unmatched or not stated:
+        what = f"{', '.join(unmatched)} fit no linear layer" if unmatched else "nothing cannot be adapted"
+        raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear")
+    outer = _outer_names(model)
+    refused = [each for each in stated if each in outer] if method.kind not in _ADAPTS_EMBEDDINGS else []
+    if refused:
+        raise ConfigError(
+            f"adapter.target_modules: {method.facts.title} cannot adapt {', '.join(refused)}",
+            "Name it in adapter.modules_to_save, which trains it in full, or use adapter.kind: lora",
+        )
+
+
+_ADAPTS_EMBEDDINGS = ("lora",)
+
+
+def _outer_names(model: Any) -> set[str]:
+    """Return the last parts of the names of the head and of the embedding."""
+    outer = [each for each in (model.get_output_embeddings(), model.get_input_embeddings()) if each is not None]
+    names = [name for name, module in model.named_modules() if any(module is each for each in outer)]
+    return {name.rpartition(".")[2] for name in names}

@@ -1,0 +1,59 @@
+"""What `make bench-methods` compares: every kind with its defaults, and variants that are options of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.methods import METHODS
+
+SAMPLE_RATE = 2e-3
+"""The learning rate that samples/smart-home states, with which LoRA is trained."""
+
+RATES: Mapping[str, float] = {
+    **dict.fromkeys(("full", "freeze", "llama_pro", "osf"), 2e-4),
+    **dict.fromkeys(("bitfit", "layernorm", "ia3", "beft", "shira"), 1e-2),
+    **dict.fromkeys(("vera", "pvera", "vblora", "unilora", "tinylora", "fourierft", "waveft", "road"), 1e-2),
+    **dict.fromkeys(("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning"), 2e-2),
+}
+"""Learning rates by kind, from the papers' ranges. They are not searched: a method may do better with another."""
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "rslora": {"kind": "lora", "use_rslora": True},
+    "lora+": {"kind": "lora", "loraplus_lr_ratio": 16},
+    "dora": {"kind": "lora", "use_dora": True},
+    "pissa": {"kind": "lora", "init": "pissa"},
+    "olora": {"kind": "lora", "init": "olora"},
+    "gaussian": {"kind": "lora", "init": "gaussian"},
+}
+"""Variants that are options of a kind."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method as the benchmark trains it."""
+
+    name: str
+    adapter: Mapping[str, Any]
+    learning_rate: float
+    bits: int = 4
+    """`quantization.bits`: 4 unless the method cannot be trained on it."""
+
+
+def variants() -> dict[str, Variant]:
+    """Return the variants by name, LoRA first."""
+    found = {kind: _variant(kind, {"kind": kind}) for kind in METHODS}
+    lora = METHODS["lora"].model_fields
+    return found | {
+        name: _variant(name, options)
+        for name, options in OPTIONS.items()
+        if options.keys() <= lora.keys()
+    }  # fmt: skip
+
+
+def _variant(name: str, adapter: Mapping[str, Any]) -> Variant:
+    kind = adapter["kind"]
+    refused = METHODS[kind].facts.not_on
+    bits = next(each for each in (4, 16, 8) if each not in refused)
+    return Variant(name, adapter, RATES.get(kind, SAMPLE_RATE), bits)
