@@ -60,6 +60,9 @@ def sections(model: type[BaseModel], title: str = "top level") -> Iterator[tuple
         for kind, section in alternatives(field).items():
             inside = name if title == "top level" else f"{title}.{name}"
             yield from sections(section, f"{inside} of the kind {kind}" if kind else inside)
+        for item in get_args(field.annotation):
+            if isinstance(item, type) and issubclass(item, BaseModel) and get_origin(field.annotation) is list:
+                yield f"an entry of `{name}` in {title}", item
 
 
 def rows(model: type[BaseModel]) -> Iterator[str]:
@@ -83,6 +86,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
         return "mapping"
+    if issubclass(annotation, BaseModel):
+        return "sections"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
 
 

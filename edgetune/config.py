@@ -567,4 +567,7 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
         update={key: resolve(getattr(config.data, key)) for key in ("train", "validation", "test", "chat_template")}
     )
     export = config.export.model_copy(update={"imatrix": resolve(config.export.imatrix)})
-    return config.model_copy(update={"base": local(config.base), "data": data, "export": export})
+    objective = config.objective.with_paths(local)
+    return config.model_copy(
+        update={"base": local(config.base), "data": data, "export": export, "objective": objective}
+    )

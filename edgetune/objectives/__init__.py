@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 from edgetune.objectives.base import Batching, Objective, ObjectiveMetric
 from edgetune.objectives.cpo import Cpo
 from edgetune.objectives.dpo import Dpo
+from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.ipo import Ipo
 from edgetune.objectives.kto import Kto
 from edgetune.objectives.orpo import Orpo
 from edgetune.objectives.pretrain import Pretrain
+from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.objectives.simpo import Simpo
 from edgetune.section import kind_of, one_of
 
-_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo)
+_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo, Grpo, Rloo)
 OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in _ALL}
 """The objectives by `objective.kind`; the first is the default."""
 

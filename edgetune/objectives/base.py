@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from edgetune.section import Section
 
@@ -62,6 +62,10 @@ class Objective(Section):
     def contradictions(self, batching: Batching) -> Iterator[str]:
         """Yield what cannot be trained with these options together, a sentence each."""
         yield from ()
+
+    def with_paths(self, resolve: Callable[[str], str]) -> Self:
+        """Return the objective with absolute paths: `resolve` makes one that is relative to the configuration so."""
+        return self
 
     def trl_options(self) -> dict[str, Any]:
         """Return the options under TRL's names, for the class of its configuration."""

@@ -34,6 +34,7 @@ from edgetune.planning.context_checks import check_rows, fitting_prompts, fittin
 from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
+from edgetune.planning.rewards import check_generation
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
@@ -138,6 +139,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
         test.used = fitting_tasks(config, context, test.used, problems)
         greedy = fitting_prompts(config, context, greedy)
     problems.raise_if_any()
+    check_generation(config.objective, context, [*train.prompts, *validation.prompts])
     if config.reference.long and not context:
         raise ConfigError("reference.long: the base does not state its context length", "Set reference.long: false")
     if context:

@@ -221,6 +221,9 @@ def format_summary(run: RunDirectory) -> str:
         f"held out    {captured.rows} rows, perplexity {math.exp(entropy['base']):.3f} (base) -> "
         f"{math.exp(entropy['trained']):.3f} (trained)",
     ]
+    if trained.metrics:
+        figures = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in trained.metrics.items())
+        lines.insert(2, f"metrics     {', '.join(figures)}")
     task = captured.task
     if task:
         lines.append(f"task        {task['rows']} rows, {task['base']:.1%} (base) -> {task['trained']:.1%} (trained)")

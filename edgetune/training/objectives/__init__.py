@@ -20,6 +20,8 @@ _BUILDERS = {
     "cpo": "preference.build_cpo",
     "simpo": "preference.build_cpo",
     "kto": "kto.build_kto",
+    "grpo": "online.build_grpo",
+    "rloo": "online.build_rloo",
 }
 """`objective.kind` -> the module in this package and its function. TRL takes seconds to import each trainer."""
 

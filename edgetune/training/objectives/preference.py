@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -34,11 +34,24 @@ class OrpoArguments(WarmupShare, ORPOConfig):  # type: ignore[misc]
 
 
 class _TokenizedRow:
-    """Leaves the rows as they are, which ORPO and CPO would tokenize."""
+    """Leaves the rows as they are, which ORPO and CPO would tokenize, and counts the tokens, which they do not."""
+
+    tokens = 0
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """Return the row."""
         return feature
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of a batch, and count its tokens."""
+        self.tokens += sum(int(inputs[f"{side}_attention_mask"].sum()) for side in SIDES)
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the number of tokens so far to the log of a step."""
+        if "loss" in logs:
+            logs["num_tokens"] = self.tokens
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
 class CpoTrainer(_TokenizedRow, EncodedRowsTrainer, CPOTrainer):  # type: ignore[misc]
@@ -129,6 +142,7 @@ def build_orpo(inputs: TrainerInputs) -> Any:
 
 
 def _build_sides(inputs: TrainerInputs, trainer: Any, arguments: Any) -> Any:
+    disable_progress_bars()  # of the passes over the rows, which change nothing here
     return trainer(
         args=arguments(**inputs.arguments, max_length=inputs.prepared.config.training.max_length,
                        remove_unused_columns=False),

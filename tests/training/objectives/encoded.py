@@ -1,15 +1,13 @@
-"""Encoded rows of each objective, made of the conversations of a prepared run."""
+"""Rows, configurations and trainers of each objective, on the tiny base."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
 from edgetune.config import parse_config
-from edgetune.data.dataset import EncodedSplit
-from edgetune.data.masks import encode_conversation
-from edgetune.data.objective_rows import EncodedAnswer, EncodedLabelled, EncodedPair
+from edgetune.data.row_kinds import LABELLED, PAIR, PROMPT, TEXT, kinds_of
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import adapters, environment
 from edgetune.training.loading import load_model, load_tokenizer
@@ -19,37 +17,44 @@ from tests.training import runs
 FLOAT32 = {"bits": 16, "compute_dtype": "float32"}
 
 
+def _row(kind: str, number: int) -> dict[str, Any]:
+    colour, wrong = runs.COLOURS[number % 4], runs.COLOURS[(number + 1) % 4]
+    question = f"lamp {number} {colour}?" + " please" * (number % 5)
+    if kind == PAIR:
+        return {"prompt": question, "chosen": colour, "rejected": f"{wrong} {wrong}"}
+    if kind == LABELLED:
+        is_good = number % 3 != 0
+        return {"prompt": question, "completion": colour if is_good else wrong, "label": is_good}
+    if kind == PROMPT:
+        return {"prompt": question, "answer": colour}
+    if kind == TEXT:
+        return {"text": f"{question} It is {colour}, as lamps are. " * 3}
+    answer = {"role": "assistant", "content": colour}
+    return {"messages": [{"role": "user", "content": question}, answer]}
+
+
+def write_rows(path: Path, objective: str, count: int, start: int = 0) -> Path:
+    """Rows of the kind that the objective reads first."""
+    rows = [_row(kinds_of(objective)[0], number) for number in range(start, start + count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def settings(base: Path, folder: Path, objective: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """A configuration of an objective in float32, with its rows."""
     values = runs.settings(base, folder, **training)
+    for split, count, start in (("train", 64, 0), ("validation", 8, 64)):
+        values["data"][split] = str(write_rows(folder / f"{split}.jsonl", objective["kind"], count, start))
     return {**values, "objective": objective, "quantization": FLOAT32}
 
 
 def prepare(values: dict[str, Any]) -> PreparedRun:
-    """Prepare the run, and give its splits the rows of every objective."""
-    config = parse_config(values)
-    prepared = prepare_run(parse_config({**values, "objective": {"kind": "sft"}}))
-    for split in (prepared.train, prepared.validation):
-        _add_rows(prepared, split)
-    return replace(prepared, config=config)
-
-
-def _add_rows(prepared: PreparedRun, split: EncodedSplit) -> None:
-    for number, chat in enumerate(split.chats):
-        question, answer = chat.messages[0], chat.messages[1]["content"]
-        wrong = next(colour for colour in runs.COLOURS if colour != answer)
-        good, bad = (_encode(prepared, question, text) for text in (answer, f"{wrong} {wrong}"))
-        split.pairs.append(EncodedPair(good, bad))
-        split.labelled.append(EncodedLabelled(bad if number % 3 == 0 else good, number % 3 != 0))
-
-
-def _encode(prepared: PreparedRun, question: dict[str, Any], answer: str) -> EncodedAnswer:
-    messages = [question, {"role": "assistant", "content": answer}]
-    (row,) = encode_conversation(prepared.template, prepared.tokenizer, messages).rows
-    return EncodedAnswer(row, row.supervised.index(True))
+    """The validated inputs of a training."""
+    return prepare_run(parse_config(values))
 
 
 @environment.silence_libraries()
 def trainer_of(prepared: PreparedRun, directory: Path) -> Any:
-    """Return the trainer of the prepared run's objective."""
+    """The trainer of the prepared run's objective."""
     model = adapters.add_adapter(load_model(prepared.base, prepared.config), prepared.config.adapter)
     return build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, directory))

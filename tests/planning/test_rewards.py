@@ -1,0 +1,128 @@
+"""Rewards: what they give for an answer, short forms in YAML, and errors that show the row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from edgetune.config import load_config, parse_config
+from edgetune.data.objective_rows import EncodedPrompt
+from edgetune.errors import ConfigError, DataError
+from edgetune.objectives.online import Online
+from edgetune.objectives.rewards import RewardConfig
+from edgetune.planning.rewards import Reward, make_rewards, try_rewards
+
+MINIMAL = {"base": "b", "data": {"train": "t.jsonl"}}
+
+
+def row(**columns: Any) -> EncodedPrompt:
+    return EncodedPrompt([1], [{"role": "user", "content": "?"}], None, {}, columns, "train.jsonl, line 3")
+
+
+def reward(value: Any) -> Reward:
+    return Reward(RewardConfig.model_validate(value))
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "answer", "score"),
+    [
+        ("exact", {"answer": "red"}, " red\n", 1),
+        ("exact", {"answer": "red"}, "red.", 0),
+        ({"exact": "gold"}, {"gold": "red"}, "red", 1),
+        ("json", {"answer": '{"a": 1, "b": 2}'}, '{"b": 2, "a": 1}', 1),
+        ("json", {"answer": '{"a": 1}'}, "no json", 0),
+        ("number", {"answer": 72}, "so she has 7 * 10 + 2 = 72.", 1),
+        ("number", {"answer": "72"}, "71", 0),
+        ({"kind": "exact", "extract": "<a>(.*)</a>"}, {"answer": "4"}, "<think>2\n+2</think><a>4</a>", 1),
+        ({"kind": "exact", "extract": "<a>(.*)</a>"}, {"answer": "4"}, "4", 0),
+        ({"regex": r"\bplease\b"}, {}, "yes, please do", 1),
+        ("regex", {"answer": "^r.d$"}, "red", 1),
+        ({"format": "<answer>.*</answer>"}, {}, "<answer>4</answer>", 1),
+        ({"format": "<answer>.*</answer>"}, {}, "so <answer>4</answer>", 0),
+    ],
+)  # fmt: skip
+def test_rewards_compare_the_answer_with_the_row(config: Any, columns: dict[str, Any], answer: str, score: int) -> None:
+    assert reward(config).score(answer, row(**columns)) == score
+
+
+def test_a_function_of_the_user_gets_the_answer_and_the_row(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def score(answer, row):\n    return len(answer) / row['size'] + len(row['messages'])\n")
+    assert reward({"python": f"{file}:score"}).score("abc", row(size=6)) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 'good'", r"with the answer 'red', returns 'good', which is no finite number"),
+        ("return None", "returns None"),
+        ("return float('nan')", "returns nan"),
+        ("return row['size']", r"train.jsonl, line 3, with the answer 'red', raises KeyError: 'size'"),
+    ],
+)
+def test_a_function_that_fails_or_gives_no_number_is_an_error_with_the_row(
+    body: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(f"def score(answer, row):\n    {body}\n")
+    rewards = make_rewards([RewardConfig.model_validate({"python": f"{file}:score"})])
+    with pytest.raises(DataError, match=message):
+        try_rewards(rewards, [row(answer="red")])
+
+
+def test_a_row_without_the_expected_answer_is_named_before_training() -> None:
+    with pytest.raises(DataError, match=r"line 3: the reward number reads the column 'answer', which the row does not"):
+        try_rewards(make_rewards([RewardConfig.model_validate("number")]), [row(gold="4")])
+    with pytest.raises(DataError, match="line 3: the reward number: the expected answer 'four' holds no number"):
+        try_rewards(make_rewards([RewardConfig.model_validate("number")]), [row(answer="four")])
+
+
+def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        reward({"python": f"{tmp_path}/none.py:score"}).score("", row())
+    file = tmp_path / "rewards.py"
+    file.write_text("other = 1\n")
+    with pytest.raises(ConfigError, match="has no function 'score'"):
+        reward({"python": f"{file}:score"}).score("", row())
+    file.write_text("def score(:\n")
+    with pytest.raises(ConfigError, match="cannot be run: SyntaxError"):
+        reward({"python": f"{file}:score"}).score("", row())
+
+
+def test_rewards_are_written_short_in_yaml_and_paths_are_those_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def score(answer, row):\n    return 1\n")
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "base: b\ndata: {train: t.jsonl}\nobjective:\n  kind: grpo\n  rewards:\n  - exact\n"
+        "  - {format: '<a>.*</a>', weight: 0.2}\n  - {python: './rewards.py:score'}\n"
+    )
+    rewards = cast(Online, load_config(file).objective).rewards
+    assert [(each.name, each.weight) for each in rewards] == [("exact", 1), ("format", 0.2), ("score", 1)]
+    assert rewards[2].function == f"{tmp_path / 'rewards.py'}:score"
+    again = parse_config(load_config(file).model_dump(mode="json"))  # as run.json stores it
+    assert cast(Online, again.objective).rewards == rewards
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([], "objective.rewards is"),
+        (["exactly"], "kind is 'exactly'"),
+        (["format"], "needs a pattern"),
+        ([{"regex": "("}], "not a regular expression"),
+        ([{"python": "rewards.py"}], "needs a function"),
+        ([{"kind": "exact", "extract": "abc"}], "must have one group"),
+        ([{"kind": "exact", "pattern": "abc"}], "reads no pattern"),
+        ([{"kind": "exact", "weight": 0}], "have no weight"),
+    ],
+)
+def test_wrong_rewards_are_refused_by_name(rewards: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**MINIMAL, "objective": {"kind": "grpo", "rewards": rewards}})
+
+
+def test_a_batch_that_groups_do_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"12 answers a step, which objective\.num_generations 8 does not divide"):
+        parse_config({**MINIMAL, "objective": {"kind": "grpo"}, "training": {"batch_size": 12}})
