@@ -41,6 +41,7 @@ from edgetune.methods.road import Road
 from edgetune.methods.shira import Shira
 from edgetune.methods.supertuning import SuperTuning
 from edgetune.methods.tinylora import TinyLora
+from edgetune.methods.trainable_tokens import TrainableTokens
 from edgetune.methods.unilora import UniLora
 from edgetune.methods.vblora import VbLora
 from edgetune.methods.vera import Vera
@@ -52,7 +53,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         *(Lora, LoHa, LoKr, Vera, Pvera, RandLora, GraLora, VbLora, UniLora, TinyLora, HiRa, DeLora, GLora),
         *(Oft, Boft, Hra, Road, Psoft, MiSS, C3a, FourierFt, WaveFt, Frod, Deft, Peanut, Osf, Shira, SuperTuning),
-        *(Ia3, Beft, BitFit, LayerNorm, Freeze, LlamaPro, Full),
+        *(Ia3, Beft, BitFit, LayerNorm, TrainableTokens, Freeze, LlamaPro, Full),
     )
 }
 """The methods by `adapter.kind`; the first is the default."""
@@ -106,4 +107,5 @@ __all__ = [
     "LlamaPro",
     "Lora",
     "Method",
+    "TrainableTokens",
 ]

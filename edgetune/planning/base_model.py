@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edgetune import console
 from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
+from edgetune.methods import TrainableTokens
+from edgetune.planning.new_tokens import write_with_tokens
 from edgetune_converters.architectures import Family, ModelConfig, completed_config, targets
 from edgetune_converters.architectures.new_biases import row_of, why_no_bias
 from edgetune_converters.errors import ArchitectureError, CheckpointError
@@ -51,6 +53,8 @@ class ExportableLayers:
     """config.json, completed."""
     slots: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Names of tensors, as the family spells them -> the slots of the architecture table that they fill."""
+    directory: Path | None = None
+    """The directory of the tokenizer."""
 
     def why_not_lora(self, tensor: str) -> str | None:
         """Return why a gguf-lora file cannot hold the change of a tensor; None if it can."""
@@ -63,6 +67,13 @@ class ExportableLayers:
     def has(self, tensor: str) -> bool:
         """Whether a tensor of the transformers model is exported."""
         return self.family.canonical_name(tensor) in self.targets
+
+    def token_ids(self, tokens: Sequence[str]) -> dict[str, int | None]:
+        """Return the id of each token, None for one that the tokenizer does not have."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str((self.directory or Path()) / "tokenizer.json"))
+        return {token: tokenizer.token_to_id(token) for token in tokens}
 
     def is_beside_text(self, tensor: str) -> bool:
         """Whether a tensor belongs to a part of a multimodal model that texts do not pass through."""
@@ -113,6 +124,10 @@ class Base:
     path: Path
     revision: str | None
     """The commit on the hub, None for a local directory."""
+    new_tokens: tuple[str, ...] = ()
+    """Tokens that its tokenizer gets for the training."""
+    new_special_tokens: tuple[str, ...] = ()
+    """The same, special ones."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -121,11 +136,34 @@ class Base:
 
     @property
     def directory(self) -> Path:
-        """The directory with config.json and the tokenizer; of a GGUF file, one rebuilt for this process.
+        """The directory with config.json and the tokenizer, with new tokens if there are any.
 
-        Raises CheckpointError or TokenizerError for a GGUF file of which they cannot be rebuilt.
+        Of a GGUF file or with new tokens, one written for this process. Raises CheckpointError or TokenizerError for a
+        GGUF file of which it cannot be rebuilt, ConfigError for new tokens that the base has.
         """
+        return self._with_tokens if self.added_tokens else self.own_directory
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens that its tokenizer gets for the training, in the order of their ids."""
+        return (*self.new_tokens, *self.new_special_tokens)
+
+    @property
+    def own_directory(self) -> Path:
+        """The same without new tokens."""
         return self._rebuilt[0] if is_gguf(self.path) else self.path
+
+    @cached_property
+    def _with_tokens(self) -> Path:
+        folder = self._temporary_directory()
+        write_with_tokens(self.own_directory, folder, self.new_tokens, self.new_special_tokens)
+        return folder
+
+    def _temporary_directory(self) -> Path:
+        """Return a directory that is removed with this object."""
+        folder = Path(tempfile.mkdtemp(prefix="edgetune-base-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     @property
     def notes(self) -> list[str]:
@@ -136,8 +174,7 @@ class Base:
     def _rebuilt(self) -> tuple[Path, list[str]]:
         """The directory with the files that are rebuilt from a GGUF file, removed with this object, and remarks."""
         assert isinstance(self.checkpoint, GgufBase)
-        folder = Path(tempfile.mkdtemp(prefix="edgetune-base-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder = self._temporary_directory()
         return folder, write_companions(self.checkpoint, folder)
 
     @cached_property
@@ -168,7 +205,9 @@ class Base:
             for piece in item.pieces:
                 slots.setdefault(piece.target, set()).add(item.slot)
         by_target = {target: frozenset(found) for target, found in slots.items()}
-        return ExportableLayers(model.family, frozenset(targets(model.bound)), towers, without, model.config, by_target)
+        return ExportableLayers(
+            model.family, frozenset(targets(model.bound)), towers, without, model.config, by_target, self.directory
+        )
 
     @cached_property
     def context(self) -> ContextLimit | None:
@@ -211,6 +250,9 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             f"base: {config.base!r} is neither a directory or GGUF file nor the name of a model on the hub",
             "Set base: DIR, base: FILE.gguf or base: ORG/NAME",
         )
+    if isinstance(config.adapter, TrainableTokens) and config.adapter.added:
+        new = config.adapter
+        base = replace(base, new_tokens=tuple(new.new_tokens), new_special_tokens=tuple(new.new_special_tokens))
     if weights and base.checkpoint.is_quantized and not base.checkpoint.is_packed:
         raise CheckpointError(
             f"the base {base.name} is already quantized; training quantizes the original weights itself",

@@ -111,11 +111,14 @@ def _check_importance(planned: StoragePlan, importance: ImportanceMatrix | None)
 
 def _check_tokenizer(base: Base, request: ExportRequest, chat_template: str) -> None:
     """Convert the tokenizer as a GGUF file and an ONNX folder need it. Raises TokenizerError."""
-    from edgetune_converters.architectures import completed_config
+    from edgetune_converters.architectures import ModelConfig, completed_config
+    from edgetune_converters.merging.resized_vocabulary import with_rows
     from edgetune_converters.tokenizers import convert
     from edgetune_converters.tokenizers.special import special_token_ids
 
     stated = completed_config(base.checkpoint.config)
+    if base.added_tokens and base.rows:
+        stated = ModelConfig(with_rows(stated.raw, base.rows))
     convert.convert_tokenizer(base.directory, stated.vocab_size, stated.raw, chat_template=chat_template)
     if request.paths("onnx"):
         special_token_ids(base.directory, stated.raw, chat_template, stated.vocab_size)

@@ -16,6 +16,7 @@ from edgetune.config import Config, QuantizationConfig
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, base_loading_error
 from edgetune.planning.prepare import PreparedRun
+from edgetune.training.adapters.tokens import add_rows
 from edgetune.training.environment import emulates_bfloat16
 from edgetune_converters.exporting import export
 from edgetune_converters.files.atomic import temporary_directory
@@ -66,6 +67,8 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
         _check_all_loaded(base, info)
         model.name_or_path = str(base.path)  # which PEFT stores in the adapter
     _keep_weights_as_quantized(model)
+    if base.added_tokens:
+        add_rows(model, base.own_directory, base.directory, base.added_tokens)
     return model
 
 

@@ -24,8 +24,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "freeze": {"kind": "freeze", "layers": 1, "also": ["head"]},
     "llama-pro": {"kind": "llama-pro", "new_blocks": 2},
     "full": {"kind": "full"},
+    "tokens": {"kind": "trainable-tokens", "tokens": ["<|im_start|>"], "new_tokens": ["please", "lamp"]},
 }
-BOTH = [(kind, 16) for kind in KINDS] + [("bitfit", 4), ("layernorm", 4), ("llama-pro", 4)]
+BOTH = [(kind, 16) for kind in KINDS] + [("bitfit", 4), ("layernorm", 4), ("llama-pro", 4), ("tokens", 4)]
 
 
 def _config(base: Path, folder: Path, adapter: dict[str, Any], bits: int, **export: Any) -> Path:
@@ -72,8 +73,8 @@ def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(
     assert cli.run(["merge-export", str(stopped.path), "-o", str(file)]) == 0
     assert cli.run(["validate", str(stopped.path), str(file), "--json", str(results)]) == 0
     rungs = {rung["kind"]: rung for rung in json.loads(results.read_text())["rungs"]}
-    assert rungs["base"]["kld"]["mean"] > 1e-4
-    assert rungs["file"]["kld"]["mean"] < F32_KLD
+    assert rungs["base"]["figures"]["kld"]["value"] > 1e-4
+    assert rungs["file"]["figures"]["kld"]["value"] < F32_KLD
     assert cli.run(["report", str(results), "-o", str(tmp_path / "report.html")]) == 0
 
 
@@ -97,6 +98,11 @@ def test_new_blocks_are_in_the_config_of_an_exported_directory(base: Path, tmp_p
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
+    "4 bits and a pair of factors": (
+        {"kind": "full"}, 4, {"formats": ["gguf", "gguf-lora"]},
+        ["adapter.kind: full cannot be trained with quantization.bits: 4", "cannot be exported as gguf-lora"],
+    ),
+    "freeze on 4 bits": ({"kind": "freeze"}, 4, {}, ["adapter.kind: freeze", "set quantization.bits: 16"]),
     "more blocks than there are": (
         {"kind": "freeze", "layers": 3, "modules": ["mlpx"]}, 16, {},
         ["adapter.layers is 3, and the base has 2 blocks", "adapter.modules: mlpx", "mlp.up_proj"],
@@ -113,6 +119,14 @@ REFUSED: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
         ["adapter.added_to: q_projx fits no linear layer", "lm_head"],
     ),
     "no bias at all": ({"kind": "bitfit", "added_to": "none"}, 16, {}, ["the base has no biases to train"]),
+    "tokens that are there or are not": (
+        {"kind": "trainable-tokens", "tokens": ["<|nowhere|>"], "new_tokens": ["lamp"]}, 16, {}, ["'<|nowhere|>'"],
+    ),
+    "a new token that is one": (
+        {"kind": "trainable-tokens", "new_tokens": ["<|im_end|>"]}, 16, {}, ["'<|im_end|>' is a token of the base"],
+    ),
+    "no token": ({"kind": "trainable-tokens"}, 16, {}, ["names no token"]),
+    "a token twice": ({"kind": "trainable-tokens", "tokens": ["a"], "new_tokens": ["a"]}, 16, {}, ["name 'a' twice"]),
     "a pair of factors": ({"kind": "bitfit"}, 16, {"formats": ["gguf-lora"]}, ["gguf-lora", "low-rank"]),
 }  # fmt: skip
 

@@ -142,7 +142,7 @@ def stated_kind(path: Path) -> str | None:
 def adapter_identity(path: Path) -> dict[str, str]:
     """Return the SHA-256 of configuration and weights of an adapter of any kind, by file name. Raises AdapterError."""
     place = find_adapter(path)
-    return {file.name: sha256_of(file) for file in (place.path / CONFIG_FILE, *place.weights)}
+    return {file.name: sha256_of(file) for file in (place.path / place.config, *place.weights)}
 
 
 def open_adapter(path: Path, task: int | None = None) -> Adapter:

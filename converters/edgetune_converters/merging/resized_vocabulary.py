@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.architectures import BoundTensor, Family, ModelConfig, Piece, bind, slots
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.reading.checkpoint import Checkpoint
-from edgetune_converters.tensors import TensorInfo
+from edgetune_converters.tensors import ALL, F32, RowIndex, TensorInfo, widened
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ def with_vocabulary_of(
     }  # fmt: skip
     found = {base.renamed(name): info for name, info in adapter.tensors(base).replacements.items()}
     replaced = {target: found[target] for target in ends if target in found}
+    if new := _new_token_rows(adapter, base, ends, replaced):
+        count = max(new) + 1
+        for target, piece in ends.items():
+            if family.canonical_name(piece.source.name) == target:
+                _pad(checkpoint, piece.source.name, count)
+        return _resized(family, config, checkpoint, ends, count)
     rows = _new_rows(adapter, base, ends, replaced)
     if rows is None:
         return None
@@ -64,11 +73,18 @@ def with_vocabulary_of(
     short = [target for target, info in replaced.items() if info.shape[0] != rows]
     if missing or short:
         raise _incomplete(adapter, rows, config.vocab_size, (missing or short)[0])
-    views = [piece.view for piece in ends.values()]
     for target, info in replaced.items():
         own = ends[target].source.name
         if family.canonical_name(own) == target:
             checkpoint.substitute(own, adapter.file, info)
+    return _resized(family, config, checkpoint, ends, rows)
+
+
+def _resized(
+    family: Family, config: ModelConfig, checkpoint: Checkpoint, ends: Mapping[str, Piece], rows: int
+) -> ResizedVocabulary:
+    """Bind the base again, whose embedding and head have `rows` rows now."""
+    views = [piece.view for piece in ends.values()]
     resized = ModelConfig(with_rows(config.raw, rows))
     bound = bind(family, resized, checkpoint.tensors, checkpoint.zero_biases)
     now = {piece.target: piece.view for item in bound for piece in item.pieces}
@@ -78,6 +94,56 @@ def with_vocabulary_of(
             _merge_hint(rows),
         )
     return ResizedVocabulary(resized, bound, rows, config.vocab_size)
+
+
+class _Padded:
+    """Reads a tensor with rows of zeros behind its own, which the adapter's rows replace."""
+
+    def __init__(self, checkpoint: Checkpoint, own: TensorInfo) -> None:
+        self._checkpoint, self._own = checkpoint, own
+
+    def rows(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> F32:
+        return widened(self.stored(info, rows, columns))
+
+    def stored(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> NDArray[Any]:
+        wanted = np.arange(info.shape[0])[rows]
+        there = wanted < self._own.shape[0]
+        found = self._checkpoint.stored(self._own, wanted[there], columns)
+        padded = np.zeros((len(wanted), found.shape[1]), found.dtype)
+        padded[there] = found
+        return padded
+
+    def forget(self, info: TensorInfo, rows: RowIndex, columns: RowIndex = ALL) -> None:
+        self._checkpoint.forget(self._own, np.arange(self._own.shape[0])[rows])
+
+
+def _pad(checkpoint: Checkpoint, name: str, rows: int) -> None:
+    info = checkpoint.tensors[name]
+    own = checkpoint.set_aside(name)
+    checkpoint.substitute(name, _Padded(checkpoint, own), replace(info, shape=(rows, *info.shape[1:])))
+
+
+def _new_token_rows(
+    adapter: Adapter, base: BaseTargets, ends: Mapping[str, Piece], replaced: Mapping[str, TensorInfo]
+) -> list[int]:
+    """Return the ids of trained tokens behind the rows of the base.
+
+    Raises AdapterError unless they follow each other, and those of the head are those of the embedding.
+    """
+    rows_of = {}
+    for module in adapter.tensors(base).token_rows:
+        target = base.renamed(f"{module}.weight")
+        if target in ends and target not in replaced:
+            before = ends[target].source.shape[0]
+            rows_of[target] = [id_ for id_ in sorted(adapter.config.token_ids(module)) if id_ >= before]
+    new = next(iter(rows_of.values()), [])
+    if not new:
+        return []
+    before = next(iter(ends.values())).source.shape[0]
+    untied = [target for target, piece in ends.items() if base.renamed(piece.source.name) == target]
+    if new != list(range(before, before + len(new))) or any(rows_of.get(target) != new for target in untied):
+        raise _incomplete(adapter, max(new) + 1, before, untied[-1])
+    return new
 
 
 def _new_rows(

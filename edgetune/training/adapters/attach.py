@@ -13,13 +13,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from edgetune.errors import ConfigError
-from edgetune.methods import Method
+from edgetune.methods import Method, TrainableTokens
 from edgetune.methods.base import LayerMethod
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters.choices import add_selective, load_selective
 from edgetune.training.adapters.selective import is_selective
 from edgetune.training.adapters.targets import resolve_targets
+from edgetune.training.adapters.tokens import add_token_rows
 
 
 def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None, formats: Sequence[str] = ()) -> Any:
@@ -39,6 +40,9 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
     if isinstance(config, SelectiveMethod):
         _freeze(model)
         return add_selective(model, config, layers, formats)
+    if isinstance(config, TrainableTokens):
+        _freeze(model)
+        return add_token_rows(model, config, layers.token_ids([*config.tokens, *config.added]) if layers else {})
     targets = resolve_targets(model, config, layers) if isinstance(config, LayerMethod) else None
     _freeze(model)
     wanted = peft_config(config, has_weights=model.device.type != "meta")

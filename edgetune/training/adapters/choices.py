@@ -74,7 +74,6 @@ def _mixin(kind: str) -> type[SelectiveModel]:
 
 
 def _choose_all(model: Any, adapter: Full, layers: ExportableLayers | None, formats: Sequence[str]) -> Selection:
-    _check_bits(model, adapter)
     names = [name for name, _ in model.named_parameters() if not (layers and layers.is_beside_text(name))]
     return Selection.of(model, adapter.kind, names, options={})
 
@@ -83,7 +82,6 @@ def _choose_all(model: Any, adapter: Full, layers: ExportableLayers | None, form
 
 
 def _choose_blocks(model: Any, adapter: Freeze, layers: ExportableLayers | None, formats: Sequence[str]) -> Selection:
-    _check_bits(model, adapter)
     prefix, blocks = new_parts.find_blocks(model)
     numbers = adapter.numbers(len(blocks))
     problems = []
@@ -211,15 +209,6 @@ def _insert_blocks(model: Any, adapter: LlamaPro, layers: ExportableLayers | Non
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def _check_bits(model: Any, adapter: Method) -> None:
-    """Raise ConfigError if weights of the model are in 4 bits, which cannot be trained."""
-    if getattr(model, "is_quantized", False):
-        raise ConfigError(
-            f"adapter.kind {adapter.kind} with quantization.bits 4: {adapter.facts.not_on[4]}",
-            "Set quantization.bits: 16",
-        )
 
 
 def _is_exported(name: str, layers: ExportableLayers | None) -> bool:
