@@ -105,7 +105,7 @@ def _show_rows(options: Config, count: int) -> None:
     out.print(f"{', '.join(splits.formats)}: {format_totals(encoding)}")
     if template.clock.is_read:
         out.print(format_moment(str(template.clock)), markup=False)
-    out.print(f"checked too: {count_rows(len(held_out.chats), 'held-out')}, {count_rows(len(test.chats), 'test')}")
+    out.print(f"checked too: {count_rows(held_out.items, 'held-out')}, {count_rows(len(test.chats), 'test')}")
     trailing = encoding.trailing.merge([held_out.trailing, test.trailing])
     written = encoding.written.merge([held_out.written, test.written])
     notes = (

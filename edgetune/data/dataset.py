@@ -10,7 +10,7 @@ from typing import Any
 from edgetune import console
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
-from edgetune.data.chat_rows import PlainText
+from edgetune.data.chat_rows import Pair, PlainText
 from edgetune.data.encoded_split import EncodedSplit
 from edgetune.data.formats import ChatRow, RowReader
 from edgetune.data.objective_readers import reader_for
@@ -135,14 +135,33 @@ def split_document(rows: RowStore, fraction: float) -> RowStore:
 
 
 def hold_out(rows: RowStore, fraction: float, seed: int) -> tuple[RowStore, RowStore]:
-    """Return (kept, held out): a random sample of at least one row, in the order of the rows."""
+    """Return (kept, held out): a random sample of at least one row, in the order of the rows.
+
+    Preference pairs of one prompt are kept or held out together, if there are several prompts.
+    """
     if len(rows) < 2:
         raise DataError(
             "there is one training row, so none can be held out for evaluation", "Give more rows, or data.validation"
         )
     count = min(MAX_HELD_OUT, len(rows) - 1, max(1, round(len(rows) * fraction)))
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
+    groups = _rows_by_prompt(rows) if isinstance(rows[0].beside, Pair) else []
+    if len(groups) > 1:
+        chosen: set[int] = set()
+        for group in random.Random(seed).sample(groups, len(groups) - 1):
+            chosen |= set(group)
+            if len(chosen) >= count:
+                break
+    else:
+        chosen = set(random.Random(seed).sample(range(len(rows)), count))
     return rows.select(index for index in range(len(rows)) if index not in chosen), rows.select(sorted(chosen))
+
+
+def _rows_by_prompt(rows: RowStore) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        assert isinstance(row.beside, Pair)
+        groups.setdefault(repr(row.messages[: row.beside.prompt]), []).append(index)
+    return list(groups.values())
 
 
 def encode_all(

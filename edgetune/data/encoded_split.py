@@ -63,6 +63,12 @@ class EncodedSplit:
     """Tokens that end the assistant's turns and are trained on."""
 
     @property
+    def items(self) -> int:
+        """Number of pairs, labelled answers, prompts, documents or conversations."""
+        kinds = (len(self.pairs), len(self.labelled), len(self.prompts), self.texts)
+        return next((count for count in kinds if count), len(self.chats))
+
+    @property
     def tokens(self) -> int:
         """Number of tokens."""
         return self.rows.tokens

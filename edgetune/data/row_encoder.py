@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune.data.chat import ChatTemplate
@@ -19,6 +19,8 @@ from edgetune.errors import DataError
 
 _REFERENCE_KEYS = ("ground_truth", *COMPLETION_KEYS)
 """Columns of a prompt that may state its answer."""
+_KEPT_UNDESIRABLE = 500
+"""Answers that are measured where none is desirable."""
 
 
 @dataclass
@@ -29,6 +31,7 @@ class RowEncoder:
     tokenizer: TextTokenizer
     max_length: int
     result: EncodedSplit
+    _undesirable: list[tuple[ChatRow, EncodedAnswer]] = field(default_factory=list)
 
     def add(self, row: ChatRow) -> None:
         """Encode a row and add it to the result.
@@ -50,7 +53,14 @@ class RowEncoder:
                 self._add_text(row, text)
 
     def finish(self) -> None:
-        """Add the last tokens of plain text: one block, or two so that none has a single token."""
+        """Add the last tokens of plain text: one block, or two so that none has a single token.
+
+        Where no answer is labelled as desirable, the others are what reference and ladder measure.
+        """
+        if not self.result.rows:
+            for row, answer in self._undesirable:
+                self.result.chats.append(row)
+                self._add_good(answer)
         pending, self.result.pending_text = self.result.pending_text, []
         if len(pending) > self.max_length:
             self._add_block(pending[: self.max_length - 1])
@@ -134,6 +144,8 @@ class RowEncoder:
         if desirable:
             self.result.chats.append(row)
             self._add_good(cut)
+        elif len(self._undesirable) < _KEPT_UNDESIRABLE:
+            self._undesirable.append((row, cut))
 
     def _add_good(self, answer: EncodedAnswer) -> None:
         """Add the row of a good answer to the rows that reference and ladder measure."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgetune.config import DataConfig
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.chat_rows import ChatRow, Columns, Label, Pair, PlainText
-from edgetune.data.dataset import read_splits
+from edgetune.data.dataset import hold_out, read_splits
 from edgetune.data.encoded_split import EncodedSplit
 from edgetune.data.objective_readers import READERS, reader_for
 from edgetune.data.preview import format_totals, preview_rows
@@ -22,6 +22,7 @@ from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.row_encoder import RowEncoder
 from edgetune.data.row_kinds import KINDS, kinds_of
 from edgetune.data.row_store import RowStore
+from edgetune.data.row_writer import as_messages
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError
 from edgetune.objectives import OBJECTIVES
@@ -220,6 +221,11 @@ def test_the_last_answer_is_the_one_that_a_label_rates(tmp_path: Path) -> None:
     assert answer == "good<|im_end|>"
 
 
+def test_answers_are_measured_where_none_is_desirable(tmp_path: Path) -> None:
+    encoding = encode(tmp_path, [LABELS[1][0]], objective="kto")
+    assert (len(encoding.rows), encoding.labelled.desirable, encoding.items) == (1, 0, 1)
+
+
 @pytest.mark.parametrize("value", [2, "maybe", [True], 0.5])
 def test_a_label_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
     with pytest.raises(RowProblem, match=r"label is .*, which is neither true nor false"):
@@ -326,6 +332,28 @@ def test_rows_of_every_kind_are_kept_in_the_store() -> None:
     assert list(RowStore(rows)) == rows
 
 
+@pytest.mark.parametrize(
+    ("objective", "row"),
+    [
+        *(("dpo", row) for row in PAIRS.values()),
+        *(("kto", row) for row, _ in LABELS),
+        ("dpo", {"prompt": [USER, GOOD, USER], "chosen": [CALL], "rejected": [{**BAD, "weight": 0}], "tools": [TOOL]}),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "system": "Be brief."}),
+        ("kto", {"messages": [USER, BAD, USER, GOOD], "label": True}),
+        ("grpo", {"question": "q", "answer": "72", "level": None, "label": True, "tools": [TOOL]}),
+        ("pretrain", {"text": "Lamps."}),
+        ("distillation", {"messages": [USER, GOOD]}),
+        ("distillation", {"messages": [USER], "task": 3}),
+    ],
+    ids=str,
+)
+def test_written_rows_read_again_are_the_same(objective: str, row: Any) -> None:
+    reader = reader_for(objective, "auto")
+    for first in reader.read_all(row):
+        again = reader.read(json.loads(json.dumps(as_messages(first))), first.place)
+        assert again == first
+
+
 class _Holder:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -427,6 +455,20 @@ def test_a_share_of_a_single_document_is_held_out(tmp_path: Path) -> None:
     parts = [row.beside.text for row in (*splits.train, *splits.validation) if isinstance(row.beside, PlainText)]
     assert "".join(parts) == text or "".join(reversed(parts)) == text
     assert 0.02 < min(map(len, parts)) / len(text) < 0.1
+
+
+def test_pairs_of_one_prompt_are_held_out_together() -> None:
+    rows = [
+        ChatRow([{"role": "user", "content": str(prompt)}, GOOD], beside=Pair(ChatRow([USER, BAD]), 1))
+        for prompt in range(20)
+        for _ in range(5)
+    ]
+    for seed in range(5):
+        kept, held = hold_out(RowStore(rows), 0.1, seed)
+        assert not {row.messages[0]["content"] for row in kept} & {row.messages[0]["content"] for row in held}
+        assert (len(kept), len(held)) == (90, 10)
+    kept, held = hold_out(RowStore(rows[:5]), 0.2, 0)
+    assert (len(kept), len(held)) == (4, 1)
 
 
 def test_test_rows_are_conversations_whatever_the_objective(tmp_path: Path) -> None:
