@@ -23,7 +23,7 @@ from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
 from edgetune.objectives import Batching, ObjectiveConfig, Sft
 from edgetune.section import Ratio, Section, alternatives
-from edgetune_converters.names import NF4, ORIGINAL, FormatName, MergeBaseOption
+from edgetune_converters.names import NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -243,6 +243,15 @@ class ExportConfig(Section):
     merge_base: MergeBaseOption = ORIGINAL
     """Base into which the adapter is merged: the original one, or the NF4 base of the training; `auto` measures both on
     held-out rows."""
+    adapter_weights: list[float] = []
+    """Weight of an adapter, once for each `--adapter`, in the same order."""
+    combine: CombineName = "linear"
+    """How several adapters become one: `linear` adds their changes, of any kind; `ties`, `dare-linear`, `dare-ties` and
+    `magnitude-prune` combine A and B of LoRA as PEFT does."""
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the values of A and B that `combine` keeps; not for `linear`."""
+    combine_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of what `dare-linear` and `dare-ties` keep; 0 by default."""
     prompt_task: int | None = None
     """Task whose prompt is exported from an adapter of multitask prompt tuning, from 0 on; not needed for one task."""
 

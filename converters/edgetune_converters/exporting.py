@@ -22,6 +22,7 @@ from edgetune_converters.outputs import stream
 from edgetune_converters.outputs.base import Output, OutputSummary, StreamedOutput
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import InputHasher, InputHashes
+from edgetune_converters.provenance.metadata import combination_record
 from edgetune_converters.provenance.receipts import Receipt, receipt_path, tool_versions
 from edgetune_converters.quantization.imatrix import read_imatrix
 from edgetune_converters.request import ExportRequest
@@ -140,6 +141,7 @@ def _receipt(inputs: ExportInputs, identity: InputHashes, made: OutputSummary) -
         architecture=model.family.gguf,
         base=dict(identity.base),
         adapter=None if identity.adapter is None else dict(identity.adapter),
+        combination=combination_record(model, identity.adapter),
         merge_base=model.merge_base.name,
         merge_base_kld=None if kld is None else dict(kld),
         tokenizer={"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else {},

@@ -187,7 +187,7 @@ def open_request(request: ExportRequest, rebuilt: Path) -> Model:
         EdgetuneError: Of the kind that names the part at fault.
     """
     merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
-    model = open_model(request.base, request.adapter, merge_base, request.prompt_task)
+    model = open_model(request.base, request.adapter, merge_base, request.prompt_task, request.combination)
     if not isinstance(model.adapter, SoftPromptAdapter):
         return model
     return model.with_soft_prompt(TokenizerSource(request, model, rebuilt).count_tokens())

@@ -11,6 +11,7 @@ from typing import Any
 from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
+from edgetune_converters.adapters.combined import Combination, CombinedAdapter, open_combination
 from edgetune_converters.adapters.expert_factors import ExpertPart
 from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter, open_adapter
@@ -192,7 +193,13 @@ def _some(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
 
 
-def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase, prompt_task: int | None = None) -> Model:
+def open_model(
+    base: Path,
+    adapter_path: Path | None,
+    merge_base: MergeBase,
+    prompt_task: int | None = None,
+    combination: Combination | None = None,
+) -> Model:
     """Read the headers of base and adapter and match the two. Raises EdgetuneError of the part at fault.
 
     A soft prompt has its place once the tokenizer is known: `Model.with_soft_prompt`.
@@ -202,12 +209,15 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase, pro
         adapter_path: The directory of an adapter.
         merge_base: What the changes are added to.
         prompt_task: The task of multitask prompt tuning; None for the only one.
+        combination: Several adapters, in place of the one.
     """
     checkpoint = open_base(base)
     config = completed_config(checkpoint.config, class_defaults=not isinstance(checkpoint, GgufBase))
     family = family_of(config).with_bare_names(checkpoint.tensors)
     bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
     adapter = None if adapter_path is None else open_adapter(adapter_path, prompt_task)
+    if combination is not None:
+        adapter = open_combination(combination, open_adapter)
     if adapter is not None and adapter.path.resolve() == base.resolve():
         raise AdapterError(
             f"{base} is given as the base and as the adapter: a model beside an adapter usually contains it already",
@@ -232,12 +242,37 @@ def open_model(base: Path, adapter_path: Path | None, merge_base: MergeBase, pro
             family, config = new_biases.family, new_biases.config
             bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
             known = _as_adapters_see_it(family, config, bound)
+        if isinstance(adapter, CombinedAdapter):
+            _check_combination(adapter, family, config, checkpoint, bound, known)
         changes = adapter.changes(known)
     tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
     applied = merge_base.apply(tensors, renamed)
     return Model(
         checkpoint, adapter, family, config, applied, bound, changes, merge_base, resized, new_biases=new_biases
     )
+
+
+def _check_combination(
+    adapter: CombinedAdapter,
+    family: Family,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    bound: list[BoundTensor],
+    known: BaseTargets,
+) -> None:
+    """Raise AdapterError for an adapter that changes the shape of the model: the others do not fit it."""
+    given = family, config, checkpoint, bound, known
+    for part in adapter.parts:
+        reasons = {
+            "new blocks": part.config.raw.get(expanded_blocks.BLOCKS),
+            "another number of rows of embeddings": with_vocabulary_of(part, *given),
+            "biases that the base has not": with_biases_of(part, *given),
+        }
+        if found := [name for name, value in reasons.items() if value is not None]:
+            raise AdapterError(
+                f"{part.path} has {' and '.join(found)}, and cannot be combined with other adapters",
+                "Export it alone to safetensors, and give the result with --base",
+            )
 
 
 def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTensor]) -> BaseTargets:

@@ -1,4 +1,5 @@
-"""The names by which an export is requested: formats and merge bases. Imports nothing, so a configuration can read it.
+"""The names by which an export is requested: formats, merge bases and ways to combine adapters. Imports nothing else of
+the package, so a configuration can read it.
 
 The merge base is what the delta of the adapter is added to: `original`, the base as it is stored, or `nf4`, the base
 quantized to 4 bits and dequantized, as the training saw it. `auto` measures both and takes one of them.
@@ -11,6 +12,8 @@ from typing import Final, Literal, get_args
 FormatName = Literal["gguf", "safetensors", "gguf-lora", "onnx"]
 MergeBaseName = Literal["original", "nf4"]
 MergeBaseOption = Literal[MergeBaseName, "auto"]
+CombineName = Literal["linear", "ties", "dare-linear", "dare-ties", "magnitude-prune"]
+"""How several adapters become one change: `linear` adds their changes; the others prune A and B of LoRA first."""
 
 ORIGINAL: Final = "original"
 NF4: Final = "nf4"

@@ -12,6 +12,7 @@ from edgetune_converters.names import ORIGINAL, FormatName, MergeBaseName
 from edgetune_converters.quantization.overrides import NONE, Overrides
 
 if TYPE_CHECKING:
+    from edgetune_converters.adapters.combined import Combination
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.outputs.traced import Tracer
 
@@ -41,6 +42,8 @@ class ExportRequest:
     """The artifacts. One read of the base feeds all of them; receipts are returned in this order."""
     adapter: Path | None = None
     """Directory of a PEFT adapter; None exports the base itself."""
+    combination: Combination | None = None
+    """Several adapters and their weights; `adapter` is then the first of them."""
     prompt_task: int | None = None
     """Task whose prompt of multitask prompt tuning is exported; None for the only one."""
     tokenizer: Path | None = None

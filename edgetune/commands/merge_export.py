@@ -35,7 +35,13 @@ def _refuse_tune(context: click.Context, option: click.Parameter, given: bool) -
 @click.option(
     "--base", type=click.Path(path_type=Path), help="Base model directory or GGUF file, in place of the run's."
 )
-@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT adapter directory, with --base.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="PEFT adapter directory, with --base; several are combined with --adapter-weight.",
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Worker threads; 0 takes all cores.")
 @click.option("--dry-run", is_flag=True, help="Show storage type and size of every tensor, then stop.")
 @click.option("--plan", "dry_run_alias", is_flag=True, hidden=True)
@@ -45,7 +51,7 @@ def command(
     run: Path | None,
     output: Path | None,
     base: Path | None,
-    adapter: Path | None,
+    adapters: tuple[Path, ...],
     threads: int,
     dry_run: bool,
     dry_run_alias: bool,
@@ -63,13 +69,15 @@ def command(
       edgetune merge-export runs/mine --format gguf,onnx -q q4_k_m,int4
       edgetune merge-export runs/mine --format gguf,safetensors,gguf-lora -q q4_k_m,bf16
       edgetune merge-export --base Llama-3.2-1B --adapter my-lora -q q4_k_m -o my.gguf
+      edgetune merge-export --base Llama-3.2-1B --adapter a --adapter b --adapter-weight 0.7 --adapter-weight 0.3
     """
     # read when numpy is first imported: an export multiplies no matrices with numpy, whose idle threads would spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgetune.exporting.run import prepare_export
     from edgetune.exporting.source import find_source
 
-    export = prepare_export(find_source(run, base, adapter), given, output, threads)
+    source = find_source(run, base, adapters[0] if adapters else None, adapters[1:])
+    export = prepare_export(source, given, output, threads)
     if dry_run or dry_run_alias:
         plans, notes = export.plan()
         for plan in plans:

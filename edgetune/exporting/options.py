@@ -31,6 +31,8 @@ _FLAGS: Mapping[str, _Flag] = {
     "output_tensor_type": _Flag(("--output-tensor-type", "--output-type"), "TYPE"),
     "token_embedding_type": _Flag(metavar="TYPE"),
     "imatrix": _Flag(metavar="FILE"),
+    "adapter_weights": _Flag(("--adapter-weight",), "NUMBER"),
+    "density": _Flag(metavar="SHARE"),
     "split_max_size": _Flag(metavar="SIZE"),
     "max_shard_size": _Flag(metavar="SIZE"),
     "prompt_task": _Flag(metavar="NUMBER"),

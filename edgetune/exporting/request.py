@@ -15,6 +15,7 @@ from edgetune_converters.names import AUTO, ORIGINAL
 if TYPE_CHECKING:
     from edgetune.config import ExportConfig
     from edgetune.exporting.source import Source
+    from edgetune_converters.adapters.combined import Combination
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.request import ExportRequest, Target
 
@@ -41,6 +42,7 @@ def export_request(
         base=source.base,
         targets=tuple(targets),
         adapter=source.adapter,
+        combination=_combination(source, config),
         prompt_task=config.prompt_task,
         tokenizer=source.tokenizer,
         name=source.name,
@@ -58,6 +60,46 @@ def export_request(
         expected_adapter=source.expected_adapter,
         threads=threads,
     )
+
+
+def _combination(source: Source, config: ExportConfig) -> Combination | None:
+    """Return how the adapters of the source are combined; None for one without a weight. Raises ConfigError."""
+    paths = () if source.adapter is None else (source.adapter, *source.further_adapters)
+    weights = tuple(config.adapter_weights)
+    pruning, random = config.combine != "linear", config.combine.startswith("dare")
+    combined = len(paths) > 1 or bool(weights)
+    checks = {
+        "there is no adapter to weight: give --adapter for each --adapter-weight": weights and not paths,
+        f"{len(paths)} adapters and {len(weights)} weights were given: give --adapter-weight for each --adapter": (
+            paths and combined and len(paths) != len(weights)
+        ),
+        "the adapter of a run is exported as it was trained: give --base and --adapter RUN/adapter to weight it": (
+            source.run is not None and weights
+        ),
+        f"--combine {config.combine} combines several adapters: give two at least with --adapter": (
+            pruning and len(paths) < 2
+        ),
+        f"--combine {config.combine} prunes A and B: give --density, the share that is kept, such as 0.5": (
+            pruning and config.density is None
+        ),
+        "--density is for ties, dare-linear, dare-ties and magnitude-prune: leave it out, or give --combine": (
+            config.density is not None and not pruning
+        ),
+        "--combine-seed is for dare-linear and dare-ties: leave it out": (
+            config.combine_seed is not None and not random
+        ),
+    }  # fmt: skip
+    problems = [text for text, wrong in checks.items() if wrong]
+    if problems:
+        raise ConfigError("the adapters cannot be combined so: " + "; ".join(problems), _COMBINE_HINT)
+    if not combined:
+        return None
+    from edgetune_converters.adapters.combined import Combination
+
+    return Combination(paths, weights, config.combine, config.density or 1.0, config.combine_seed or 0)
+
+
+_COMBINE_HINT = "For example: --adapter a --adapter b --adapter-weight 0.7 --adapter-weight 0.3"
 
 
 def _onnx_settings(config: ExportConfig) -> OnnxSettings:

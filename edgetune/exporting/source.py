@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Source:
     """SHA-256 of the base that the run was trained on, by file name."""
     expected_adapter: Mapping[str, str] | None = None
     """SHA-256 of the adapter as training left it, by file name."""
+    further_adapters: tuple[Path, ...] = ()
+    """Adapters that are combined with the first."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata that `edgetune verify` and the rendering of the file need."""
 
@@ -47,8 +49,10 @@ class Source:
         return section
 
 
-def find_source(run: Path | None, base: Path | None = None, adapter: Path | None = None) -> Source:
-    """Find the run, or the base and its adapter. With a run, `base` is where the base of the run is now.
+def find_source(
+    run: Path | None, base: Path | None = None, adapter: Path | None = None, further_adapters: Sequence[Path] = ()
+) -> Source:
+    """Find the run, or the base and its adapters. With a run, `base` is where the base of the run is now.
 
     Raises:
         ConfigError: Nothing is named, or a run and an adapter are.
@@ -60,8 +64,9 @@ def find_source(run: Path | None, base: Path | None = None, adapter: Path | None
     if run is not None:
         return _source_of_run(run, base)
     assert base is not None
-    name = (adapter or base).resolve().name.removesuffix(".gguf")
-    return Source(name, base, adapter, _tokenizer_of_run(adapter), Path.cwd())
+    adapters = [] if adapter is None else [adapter, *further_adapters]
+    name = "+".join(path.resolve().name.removesuffix(".gguf") for path in adapters or [base])
+    return Source(name, base, adapter, _tokenizer_of_run(adapter), Path.cwd(), further_adapters=tuple(further_adapters))
 
 
 def _source_of_run(run: Path, base: Path | None) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,9 +35,23 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
         changed = changed_files(run.trained_adapter, now)
         if changed:
             found.append(f"the run's adapter is not the one that was trained: {', '.join(changed)} changed")
-        if metadata.get(keys.ADAPTER_HASH) != combined_hash(now | _recorded(run, now)):
+        combined = _combined(metadata, combined_hash(now))
+        if combined is not None:
+            found.append(combined)
+        elif metadata.get(keys.ADAPTER_HASH) != combined_hash(now | _recorded(run, now)):
             found.append("the file was not made with this run's adapter; if you trained again, export again")
     return found
+
+
+def _combined(metadata: Mapping[str, Any], adapter_hash: str) -> str | None:
+    """Return what a file of several adapters holds beside this run's; None for a file of one adapter."""
+    if keys.COMBINATION not in metadata:
+        return None
+    stated = json.loads(metadata[keys.COMBINATION])
+    names = ", ".join(f"{each['name']} {each['weight']:g}" for each in stated["adapters"])
+    own = any(each["sha256"] == adapter_hash for each in stated["adapters"])
+    among = "among them this run's" if own else "none of them this run's"
+    return f"the file combines several adapters ({names}; {stated['method']}), {among}"
 
 
 def _recorded(run: RunDirectory, files: Mapping[str, str]) -> dict[str, str]:

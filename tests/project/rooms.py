@@ -28,7 +28,7 @@ CONVERTERS: dict[str, set[str]] = {
         *("gguf", "tensors", "tokenizers", "architectures", "reading", "adapters"),
         *("merging", "quantization", "model", "provenance", "onnx"),
     },
-    "request": {"gguf", "quantization", "onnx"},
+    "request": {"gguf", "adapters", "quantization", "onnx"},
     "inputs": {
         *("gguf", "tokenizers", "reading", "adapters", "merging", "quantization", "model", "provenance", "request"),
     },

@@ -71,9 +71,9 @@ def kind_of(config: PeftConfig) -> Kind:
     """Return the kind of an adapter. Raises AdapterError for an unknown kind, or a variant that cannot be merged."""
     stated = config.peft_type
     kind = KINDS.get(stated) if isinstance(stated, str) else None
-    if kind is None and stated in NOT_MERGEABLE:
+    if isinstance(stated, str) and stated in NOT_MERGEABLE:
         raise AdapterError(
-            f"the adapter is of the kind {stated}, which cannot be merged: {NOT_MERGEABLE[str(stated)]}",
+            f"the adapter is of the kind {stated}, which cannot be merged: {NOT_MERGEABLE[stated]}",
             "Run it with PEFT, or train an adapter of another kind",
         )
     if kind is None:

@@ -101,7 +101,7 @@ class LoraMatching(Matching):
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
         if magnitudes is None:
-            change.factors = _Factors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
+            change.factors = PairFactors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
         elif magnitudes.shape != b.shape[:1]:
             yield f"{magnitudes.name} has the shape {list(magnitudes.shape)}, not {list(b.shape[:1])}"
         else:
@@ -110,7 +110,7 @@ class LoraMatching(Matching):
 
     def _dora(self, a: TensorInfo, b: TensorInfo, magnitudes: TensorInfo, scale: float) -> Transform:
         """The transform of a matrix [outputs, inputs]."""
-        factors = _Factors(self._file, a, b, scale, transposed=False, experts=None, cache=self._cache)
+        factors = PairFactors(self._file, a, b, scale, transposed=False, experts=None, cache=self._cache)
         return Transform(
             ScaledRows(factors, partial(self._file.rows, magnitudes, ALL)),
             (magnitudes, a, b),
@@ -201,7 +201,7 @@ class LoraMatching(Matching):
 
 
 @dataclass(frozen=True)
-class _Factors:
+class PairFactors:
     """Reads A and B as left [n, r] and right [r, k], with the scale folded into B."""
 
     file: AdapterWeights

@@ -1,8 +1,8 @@
-"""The order in which torch.randperm puts numbers for a seed: some adapters store the seed alone.
+"""What torch draws for a seed on the CPU: some adapters store the seed alone.
 
 torch's generator on the CPU is MT19937, seeded as NumPy seeds it from an integer. torch.randperm exchanges each place
 with a later one, so the first places are final after as many steps. Source: PyTorch, aten/src/ATen/native/cpu and
-TensorFactories.cpp (randperm_cpu).
+TensorFactories.cpp (randperm_cpu), aten/src/ATen/core/TransformationHelper.h (uniform_real, bernoulli).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ def first_of_permutation(count: int, wanted: int, seed: int) -> NDArray[np.int64
     """Return the first `wanted` numbers of torch.randperm(count) with a generator that was seeded with `seed`."""
     steps = min(wanted, count - 1)
     words = steps if count < _SMALL else 2 * steps
-    stream = np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * words)
-    drawn = np.frombuffer(stream, "<u4").astype(np.uint64)
+    drawn = _words(words, seed)
     if count >= _SMALL:
         drawn = drawn[0::2] << np.uint64(32) | drawn[1::2]
     moved: dict[int, int] = {}
@@ -31,3 +30,15 @@ def first_of_permutation(count: int, wanted: int, seed: int) -> NDArray[np.int64
     if wanted == count:
         found[-1] = moved.get(count - 1, count - 1)
     return found
+
+
+def kept_at_random(count: int, share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which of `count` values torch.bernoulli keeps with the probability `share` (f32) after manual_seed."""
+    found: NDArray[np.bool_] = (_words(count, seed) & np.uint64(0xFFFFFF)) * np.float64(2**-24) < np.float32(share)
+    return found
+
+
+def _words(count: int, seed: int) -> NDArray[np.uint64]:
+    """Return the first numbers of 32 bits of the generator."""
+    stream = np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * count)
+    return np.frombuffer(stream, "<u4").astype(np.uint64)

@@ -16,6 +16,9 @@ BASE_HASH = "edgetune.base.sha256"
 """SHA-256 over the hashes of the base's files (`receipts.combined_hash`)."""
 ADAPTER_HASH = "edgetune.adapter.sha256"
 """SHA-256 over the hashes of the adapter's files; absent without an adapter."""
+COMBINATION = "edgetune.adapter.combination"
+"""How several adapters were combined, a JSON object: `method`, `adapters` (`name`, `weight`, `sha256` of each, as
+ADAPTER_HASH of it alone), and `density` and `seed` where the method has them; absent for one adapter."""
 EXPORTER = "edgetune.exporter"
 """Exporter that traced the graph; absent where edgetune built it."""
 

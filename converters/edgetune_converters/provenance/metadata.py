@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
+from edgetune_converters.adapters.combined import CombinedAdapter
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Scalar, Value, string, value_of
 from edgetune_converters.model import Model
@@ -50,7 +53,26 @@ def provenance_keys(model: Model, base_hash: str, adapter: Mapping[str, str] | N
         keys.MERGE_BASE: model.merge_base.name,
         keys.BASE_HASH: base_hash,
     }
-    return found if adapter is None else found | {keys.ADAPTER_HASH: combined_hash(adapter)}
+    if adapter is None:
+        return found
+    found[keys.ADAPTER_HASH] = combined_hash(adapter)
+    combined = combination_record(model, adapter)
+    return found if combined is None else found | {keys.COMBINATION: json.dumps(combined)}
+
+
+def combination_record(model: Model, files: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """Return how several adapters were combined, with the hash of each; None for one adapter.
+
+    `files` maps the files of all adapters to their hashes.
+    """
+    if not isinstance(model.adapter, CombinedAdapter) or files is None:
+        return None
+    stated = model.adapter.description
+    for each in stated["adapters"]:
+        start = f"{each['name']}/"
+        own = {name.removeprefix(start): digest for name, digest in files.items() if name.startswith(start)}
+        each["sha256"] = combined_hash(own)
+    return stated
 
 
 def hyperparameter_keys(model: Model) -> dict[str, Value]:

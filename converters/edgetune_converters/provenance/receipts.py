@@ -70,6 +70,8 @@ class Receipt:
     """Name and hash of the importance matrix."""
     merge_base_kld: dict[str, float] | None = None
     """Mean divergence in nats from the trained model by merge base, where it decided the merge base."""
+    combination: dict[str, Any] | None = None
+    """How several adapters were combined: method, names, weights and hashes; None for one adapter."""
     type_search: dict[str, Any] | None = None
     """Measurements of `--search-types`, the chosen storage types and why."""
     exporter: str | None = None

@@ -1,0 +1,273 @@
+"""Several adapters as one: their weighted sum, or TIES, DARE and magnitude pruning of A and B of LoRA.
+
+`linear` adds the changes of adapters of any kind; for LoRA that is PEFT's `cat`. The others combine all A and all B of
+a module apart, each weighted by the root of weight * scale, as PEFT does. Source: PEFT, tuners/lora/model.py
+(add_weighted_adapter), utils/merge_utils.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune_converters.adapters.adapter import Adapter
+from edgetune_converters.adapters.base_targets import BaseTargets
+from edgetune_converters.adapters.change import Change, Transform
+from edgetune_converters.adapters.lora import PairFactors
+from edgetune_converters.adapters.products import product
+from edgetune_converters.adapters.state_dict import AdapterTensors
+from edgetune_converters.adapters.torch_random import kept_at_random
+from edgetune_converters.errors import AdapterError
+from edgetune_converters.names import CombineName
+from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
+
+# method -> whether it draws what is kept, and whether the signs of the majority win
+_PRUNING: Mapping[CombineName, tuple[bool, bool]] = {
+    "ties": (False, True),
+    "dare-linear": (True, False),
+    "dare-ties": (True, True),
+    "magnitude-prune": (False, False),
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Adapters that are combined, in order, and how."""
+
+    adapters: tuple[Path, ...]
+    weights: tuple[float, ...]
+    method: CombineName = "linear"
+    density: float = 1.0
+    """Share of the values of A and B that is kept; without effect for `linear`."""
+    seed: int = 0
+    """Of what DARE draws."""
+
+
+class CombinedAdapter(Adapter):
+    """Several adapters with weights. Raises AdapterError for one that cannot be combined."""
+
+    def __init__(self, combination: Combination, parts: Sequence[Adapter]) -> None:
+        first = parts[0]
+        self.combination, self.parts = combination, tuple(parts)
+        self.config, self.file, self.kind, self.path, self.stacks = (
+            first.config, first.file, first.kind, first.path, first.stacks
+        )  # fmt: skip
+        self.labels = _labels([part.path for part in parts])
+        self._weights = ()
+        self._tensors = None
+        self.notes: list[str] = []
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of the files of all adapters, and of weights and method under `combination`."""
+        files = {
+            f"{label}/{name}": digest
+            for label, part in zip(self.labels, self.parts, strict=True)
+            for name, digest in part.identity().items()
+        }
+        return files | {"combination": hashlib.sha256(json.dumps(self.description).encode()).hexdigest()}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How the adapters are combined, for receipts and metadata."""
+        made = self.combination
+        found: dict[str, Any] = {
+            "method": made.method,
+            "adapters": [
+                {"name": label, "weight": weight} for label, weight in zip(self.labels, made.weights, strict=True)
+            ],
+        }
+        if made.method != "linear":
+            found["density"] = made.density
+        if _PRUNING.get(made.method, (False, False))[0]:
+            found["seed"] = made.seed
+        return found
+
+    def tensors(self, base: BaseTargets) -> AdapterTensors:
+        """Return the tensors of the first adapter."""
+        return self.parts[0].tensors(base)
+
+    def changes(self, base: BaseTargets) -> dict[str, Change]:
+        """Return the combined change of each base tensor that one of the adapters touches. Raises AdapterError."""
+        of_parts = [part.changes(base) for part in self.parts]
+        self.notes = [
+            f"{label}: {note}" for label, part in zip(self.labels, self.parts, strict=True) for note in part.notes
+        ]
+        combined: dict[str, Change] = {}
+        problems: list[str] = []
+        for target in dict.fromkeys(name for changes in of_parts for name in changes):
+            found = [(index, changes[target]) for index, changes in enumerate(of_parts) if target in changes]
+            if self.combination.method == "linear":
+                weighted = [(self.combination.weights[index], change) for index, change in found]
+                combined[target] = _sum_of(weighted)
+                continue
+            why = _why_not_pruned([change for _, change in found])
+            problems += [f"{target}: {why}"] if why else []
+            if not why:
+                combined[target] = Change(
+                    self.file,
+                    factors=partial(self._pruned, target, found),
+                    names=[name for _, change in found for name in change.names],
+                )
+        if problems:
+            raise AdapterError.of_many(
+                f"changes that {self.combination.method} cannot combine",
+                problems,
+                "Combine them with --combine linear, which adds the changes of any kind",
+            )
+        return combined
+
+    def _pruned(self, target: str, found: Sequence[tuple[int, Change]]) -> tuple[F32, F32]:
+        """Return the combination of all A and of all B."""
+        pairs = []
+        for index, change in found:
+            assert isinstance(change.factors, PairFactors)
+            pairs.append((self.combination.weights[index] * change.factors.scale, change.factors, index))
+        roots = [math.sqrt(abs(weight)) for weight, _, _ in pairs]
+        signed = [math.copysign(root, weight) for root, (weight, _, _) in zip(roots, pairs, strict=True)]
+        factors = [(pair.file.rows(pair.a, ALL), pair.file.rows(pair.b, ALL)) for _, pair, _ in pairs]
+        labels = [index for _, _, index in pairs]
+        a = self._combined([a for a, _ in factors], signed, [f"{target} A {label}" for label in labels])
+        b = self._combined([b for _, b in factors], roots, [f"{target} B {label}" for label in labels])
+        left, right = (a.T, b.T) if pairs[0][1].transposed else (b, a)
+        return np.ascontiguousarray(left), np.ascontiguousarray(right)
+
+    def _combined(self, values: Sequence[F32], weights: Sequence[float], labels: Sequence[str]) -> F32:
+        made = self.combination
+        random, by_majority = _PRUNING[made.method]
+        prune = partial(dropped_at_random, seed=made.seed) if random else without_smallest
+        kept = [prune(each, made.density, label=label) for each, label in zip(values, labels, strict=True)]
+        return weighted_sum(np.stack(kept), np.array(weights, np.float32), by_majority=by_majority)
+
+
+def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the names of the directories, numbered where two are equal."""
+    names = [path.resolve().name for path in paths]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}-{names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
+    )
+
+
+# -- sums of changes ---------------------------------------------------------------------------------------------------
+
+
+def _sum_of(weighted: Sequence[tuple[float, Change]]) -> Change:
+    """Return the weighted sum of what several changes add to a tensor; a sum of products stays a product."""
+    changes = [change for _, change in weighted]
+    names = [name for change in changes for name in change.names]
+    file = changes[0].file
+    if all(_is_product(change) for change in changes):
+        return Change(file, factors=partial(_joined, weighted), names=names)
+
+    def apply(base: Read, trained: Read) -> Read:
+        merged = [(np.float32(weight), _reader(change, base, trained)) for weight, change in weighted]
+
+        def read(rows: RowIndex, columns: RowIndex) -> F32:
+            before = widened(base(rows, columns))
+            found = np.array(before, np.float32)
+            for weight, after in merged:
+                found += weight * (widened(after(rows, columns)) - before)
+            return found
+
+        return read
+
+    needed = any(change.transform is not None and change.transform.needs_trained for change in changes)
+    return Change(file, transform=Transform(apply, (), needs_trained=needed), names=names)
+
+
+def _is_product(change: Change) -> bool:
+    return change.factors is not None and change.replacement is None and change.token_rows is None
+
+
+def _joined(weighted: Sequence[tuple[float, Change]]) -> tuple[F32, F32]:
+    pairs = [(weight, *change.factors()) for weight, change in weighted if change.factors is not None]
+    left = np.concatenate([left * np.float32(weight) for weight, left, _ in pairs], axis=-1)
+    return np.ascontiguousarray(left), np.concatenate([right for _, _, right in pairs], axis=-2)
+
+
+def _reader(change: Change, base: Read, trained: Read) -> Read:
+    """Return a reader of the tensor with one change."""
+    read = base
+    if change.replacement is not None:
+        read = partial(change.file.stored, change.replacement)
+    if change.token_rows is not None:
+        read = change.token_rows.over(read)
+    if change.transform is not None:
+        return change.transform.apply(read, read if trained is base else trained)
+    if change.factors is None:
+        return read
+    left, right = change.factors()
+    return lambda rows, columns: widened(read(rows, columns)) + product(left, right, rows, columns)
+
+
+# -- pruned pairs ------------------------------------------------------------------------------------------------------
+
+
+def _why_not_pruned(changes: Sequence[Change]) -> str | None:
+    pairs = [change.factors for change in changes if isinstance(change.factors, PairFactors)]
+    if len(pairs) < len(changes) or any(change.replacement or change.token_rows for change in changes):
+        return "it is not changed by a pair A, B of LoRA alone"
+    if any(pair.experts is not None for pair in pairs):
+        return "its pairs are those of all experts"
+    ranks = [pair.a.shape[0] for pair in pairs]
+    return None if len(set(ranks)) == 1 else f"the ranks {', '.join(map(str, ranks))} differ"
+
+
+def without_smallest(values: F32, density: float, *, label: str = "") -> F32:
+    """Return values of which the largest share `density` is kept, by magnitude."""
+    if density >= 1:
+        return values
+    flat = values.reshape(-1)
+    kept = np.argsort(-np.abs(flat), kind="stable")[: int(density * flat.size)]
+    found = np.zeros_like(flat)
+    found[kept] = flat[kept]
+    return found.reshape(values.shape)
+
+
+def dropped_at_random(values: F32, density: float, *, label: str, seed: int) -> F32:
+    """Return values of which a share `density` is kept, drawn for this label, and scaled to keep their mean."""
+    if density >= 1:
+        return values
+    own = int.from_bytes(hashlib.sha256(f"{seed} {label}".encode()).digest()[:4], "little")
+    return rescaled(values, kept_at_random(values.size, density, own), density)
+
+
+def rescaled(values: F32, kept: NDArray[np.bool_], density: float) -> F32:
+    """Return the kept values over the density, and zeros."""
+    found: F32 = values * kept.reshape(values.shape) / np.float32(density)
+    return found
+
+
+def weighted_sum(values: F32, weights: F32, *, by_majority: bool) -> F32:
+    """Return the sum of values [n, ...] with weights [n].
+
+    `by_majority`: each place takes the mean of those values whose sign is that of the sum of all.
+    """
+    weighted = values * weights.reshape(-1, *(1 for _ in values.shape[1:]))
+    if not by_majority:
+        total: F32 = weighted.sum(0)
+        return total
+    elected = np.sign(values) == np.where(values.sum(0) >= 0, 1, -1)
+    mean: F32 = ((weighted * elected).sum(0) / np.maximum(elected.sum(0), 1)).astype(np.float32)
+    return mean
+
+
+def open_combination(combination: Combination, open_one: Callable[[Path], Adapter]) -> Adapter:
+    """Open several adapters as one. Raises AdapterError for a kind that changes no weights."""
+    parts = [open_one(path) for path in combination.adapters]
+    for part in parts:
+        if type(part) is not Adapter:
+            raise AdapterError(
+                f"{part.path} is a {part.config.peft_type} adapter, which cannot be combined with others",
+                "Export it alone",
+            )
+    return CombinedAdapter(combination, parts)
