@@ -9,7 +9,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,8 +20,8 @@ from pydantic_core import PydanticUndefined
 from edgetune import cli
 from edgetune.config import Config
 from edgetune.data import compression, key_names, row_files
-from edgetune.data.row_kinds import KINDS
-from edgetune.data.row_layouts import BESIDE, FORMATS, formats_of
+from edgetune.data.row_kinds import CONVERSATION, KINDS
+from edgetune.data.row_layouts import BESIDE, FORMATS, RowFormat, formats_of
 from edgetune.section import alternatives
 
 DOCS = Path(__file__).parent
@@ -102,9 +102,18 @@ def data_page() -> str:
 
 def formats_table() -> str:
     """The names of the keys of each format."""
+    return _formats_table(formats_of(CONVERSATION))
+
+
+def objective_formats_table() -> str:
+    """The names of the keys of the formats of other kinds than conversations."""
+    return _formats_table({name: form for name, form in FORMATS.items() if CONVERSATION not in form.kinds})
+
+
+def _formats_table(formats: Mapping[str, RowFormat]) -> str:
     lines = [
         f"| {name} | {'<br>'.join(f'{meaning}: {codes(keys)}' for meaning, keys in form.names().items())} |\n"
-        for name, form in FORMATS.items()
+        for name, form in formats.items()
     ]
     return "| format | keys |\n| --- | --- |\n" + "".join(lines)
 
@@ -149,6 +158,7 @@ def codes(names: Iterable[str]) -> str:
 DATA_TABLES = {
     "formats": formats_table,
     "kinds": kinds_table,
+    "objective formats": objective_formats_table,
     "roles": roles_table,
     "files": files_table,
     "beside": beside_table,

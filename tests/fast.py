@@ -43,6 +43,7 @@ NOT_FAST = {
         "data/test_real_rows.py",
         "data/test_real_templates.py",
         "data/test_sources.py",
+        "data/test_objective_fuzz.py",
         "data/test_row_fuzz.py",
         "converters/test_split.py",
         "native/test_bitsandbytes.py",

@@ -12,9 +12,11 @@ import yaml
 
 from edgetune.config import ColumnsConfig
 from edgetune.data import key_names
+from edgetune.data.chat_rows import Pair
 from edgetune.data.formats import COLUMNS, RowReader, to_chat_row
 from edgetune.data.objective_readers import READERS
 from edgetune.data.problems import RowProblem
+from edgetune.data.row_kinds import PAIR
 from edgetune.data.row_layouts import FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
@@ -29,6 +31,15 @@ def _block(info: str) -> str:
 @pytest.mark.parametrize("line", _block("jsonl same").splitlines())
 def test_the_shapes_of_the_page_are_the_same_conversation(line: str) -> None:
     assert to_chat_row(json.loads(line)).messages == EXCHANGE
+
+
+@pytest.mark.parametrize("line", _block("jsonl pairs").splitlines())
+def test_the_pairs_of_the_page_are_the_same_pair(line: str) -> None:
+    (row,) = READERS[(PAIR,)]().read_all(json.loads(line))
+    assert row.messages == EXCHANGE
+    assert isinstance(row.beside, Pair)
+    assert row.beside.rejected.messages == [EXCHANGE[0], {"role": "assistant", "content": "Off."}]
+    assert not row.unread
 
 
 def test_the_example_of_columns_is_read_as_the_page_says() -> None:
