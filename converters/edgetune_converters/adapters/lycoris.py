@@ -80,6 +80,8 @@ def _kronecker_factor(module: AdaptedModule, role: str, rank: int) -> tuple[tupl
         if len(shape) != 2:
             raise Misfit(f"{module.name}: {role} has {len(shape)} axes, and that of a linear layer two")
         return (shape[0], shape[1]), module.tensor(role)
+    if not (module.has(f"{role}_a") or module.has(f"{role}_b")):
+        raise Misfit(f"{module.name} has no {role}")
     rows, columns = module.shape(f"{role}_a")[0], module.shape(f"{role}_b")[-1]
     a, b = module.tensor(f"{role}_a", (rows, rank)), module.tensor(f"{role}_b", (rank, columns))
     return (rows, columns), lambda: matrix_product(a(), b())

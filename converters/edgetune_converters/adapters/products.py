@@ -19,7 +19,7 @@ def product(left: F32, right: F32, rows: RowIndex, columns: RowIndex) -> F32:
     """Rows and columns of left @ right; for a stack of experts, rows are numbered through all experts."""
     if left.ndim == 2:
         return matrix_product(left[rows], right[:, columns])
-    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    numbers = np.arange(left.shape[0] * left.shape[1])[rows] if isinstance(rows, slice) else rows
     expert, inside = np.divmod(numbers, left.shape[1])
     found = [product(left[one], right[one], inside[expert == one], columns) for one in np.unique(expert)]
     return np.concatenate(found)

@@ -30,7 +30,8 @@ class TokenRows:
 
         def merged(rows: RowIndex, columns: RowIndex) -> F32:
             found = np.array(widened(read(rows, columns)), np.float32)
-            asked = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            first = rows.start or 0 if isinstance(rows, slice) else 0
+            asked = range(first, first + len(found)) if isinstance(rows, slice) else rows
             for place, row in enumerate(asked):
                 if (number := number_of.get(int(row))) is not None:
                     found[place] = values[number][columns]
