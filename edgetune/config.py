@@ -208,7 +208,8 @@ class ExportConfig(Section):
     """Defaults of `edgetune merge-export`."""
 
     formats: list[FormatName] = ["gguf"]
-    """Formats to write in one pass: gguf, safetensors (merged model directory), gguf-lora (adapter only), onnx."""
+    """Formats to write in one pass: gguf, safetensors (merged model directory), gguf-lora (adapter only), onnx.
+    []: nothing is exported."""
     types: list[str] = ["q4_k_m"]
     """Storage types: gguf q4_k_m, q8_0, f16 ...; safetensors, gguf-lora f32, f16, bf16; onnx int4, int8, f16, f32."""
     tensor_types: list[str] = []

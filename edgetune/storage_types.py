@@ -28,6 +28,8 @@ def types_by_format(config: ExportConfig, types_given: bool) -> dict[FormatName,
     """
     from edgetune_converters.formats import FORMATS
 
+    if not config.formats:  # a training without export
+        return {}
     if not config.types:
         raise ConfigError("-q names no type, nor does export.types", "For instance -q q4_k_m, or -q q4_k_m,q8_0")
     known: _Types = {name: format_.types for name, format_ in FORMATS.items()}

@@ -43,6 +43,8 @@ def targets_of(
     from edgetune_converters.formats import FORMATS
     from edgetune_converters.request import Target
 
+    if not config.formats:
+        raise ConfigError("export.formats is empty: there is nothing to export", "Name a format, such as --format gguf")
     types = types_by_format(config, types_given)
     found = []
     for format_ in (each for each in FORMATS if each in config.formats):

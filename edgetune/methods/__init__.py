@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgetune.methods.adaption_prompt import AdaptionPrompt
 from edgetune.methods.base import ALL_LINEAR, Method
 from edgetune.methods.beft import Beft
 from edgetune.methods.bitfit import BitFit
@@ -31,9 +32,13 @@ from edgetune.methods.loha import LoHa
 from edgetune.methods.lokr import LoKr
 from edgetune.methods.lora import Lora
 from edgetune.methods.miss import MiSS
+from edgetune.methods.multitask_prompt_tuning import MultitaskPromptTuning
 from edgetune.methods.oft import Oft
 from edgetune.methods.osf import Osf
+from edgetune.methods.p_tuning import PTuning
 from edgetune.methods.peanut import Peanut
+from edgetune.methods.prefix_tuning import PrefixTuning
+from edgetune.methods.prompt_tuning import PromptTuning
 from edgetune.methods.psoft import Psoft
 from edgetune.methods.pvera import Pvera
 from edgetune.methods.randlora import RandLora
@@ -54,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
         *(Lora, LoHa, LoKr, Vera, Pvera, RandLora, GraLora, VbLora, UniLora, TinyLora, HiRa, DeLora, GLora),
         *(Oft, Boft, Hra, Road, Psoft, MiSS, C3a, FourierFt, WaveFt, Frod, Deft, Peanut, Osf, Shira, SuperTuning),
         *(Ia3, Beft, BitFit, LayerNorm, TrainableTokens, Freeze, LlamaPro, Full),
+        *(PromptTuning, PTuning, MultitaskPromptTuning, PrefixTuning, AdaptionPrompt),
     )
 }
 """The methods by `adapter.kind`; the first is the default."""

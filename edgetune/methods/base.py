@@ -129,6 +129,11 @@ class Method(Section):
         """Whether the options name layers, which must be compared with those of the base."""
         return False
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens of the context that the method takes before every text."""
+        return 0
+
 
 class LayerMethod(Method):
     """A method that adapts linear layers."""

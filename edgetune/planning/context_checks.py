@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgetune import console
 from edgetune.config import Config
 from edgetune.data.dataset import EncodedSplit
 from edgetune.data.problems import RowProblems
-from edgetune.errors import DataError
+from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import ContextLimit
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow
+
+
+def without_virtual_tokens(config: Config, context: ContextLimit) -> ContextLimit:
+    """Return the context that virtual tokens before every text leave. Raises ConfigError if it is none."""
+    taken = config.adapter.virtual_tokens
+    if taken >= context.tokens:
+        raise ConfigError(
+            f"adapter.tokens is {taken}, and the base was made for {context.tokens} tokens: no text would fit",
+            f"Set adapter.tokens to less than {context.tokens}",
+        )
+    return replace(context, tokens=context.tokens - taken)
 
 
 def check_rows(config: Config, context: ContextLimit, train: EncodedSplit, validation: EncodedSplit) -> None:

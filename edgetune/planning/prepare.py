@@ -30,7 +30,7 @@ from edgetune.data.trailing import TrailingTurns
 from edgetune.data.written_tokens import WrittenTokens
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, find_base
-from edgetune.planning.context_checks import check_rows, fitting_prompts, fitting_tasks
+from edgetune.planning.context_checks import check_rows, fitting_prompts, fitting_tasks, without_virtual_tokens
 from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
@@ -135,7 +135,9 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     validation = encode_all(template, tokenizer, splits.validation, length, problems)
     test = prepare_task_rows(template, tokenizer, splits.test, config.data, config.reference.task_rows, problems)
     greedy = greedy_prompts(template, tokenizer, validation.chats, problems)
-    if context := base.context:
+    context = base.context
+    if context:
+        context = without_virtual_tokens(config, context)
         test.used = fitting_tasks(config, context, test.used, problems)
         greedy = fitting_prompts(config, context, greedy)
     problems.raise_if_any()

@@ -13,6 +13,7 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
 from edgetune.training import adapters, bnb_record, checkpoints
+from edgetune.training.adapters.virtual_tokens import start_from_text
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
@@ -34,9 +35,9 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)
     config = prepared.config
-    return _train(
-        run, prepared, adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
-    )
+    adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
+    start_from_text(adapted, config.adapter, prepared.tokenizer)
+    return _train(run, prepared, adapted)
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgetune.runtime.llama.context import BATCH, LlamaContext
 
 
-class SoftTokens:
+class EvaluatedPrefix:
     """Soft tokens of the vocabulary, evaluated before each text."""
 
     def __init__(self, ids: NDArray[np.int32]) -> None:

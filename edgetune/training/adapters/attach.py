@@ -21,6 +21,7 @@ from edgetune.training.adapters.choices import add_selective, load_selective
 from edgetune.training.adapters.selective import is_selective
 from edgetune.training.adapters.targets import resolve_targets
 from edgetune.training.adapters.tokens import add_token_rows
+from edgetune.training.adapters.virtual_tokens import set_only_task
 
 
 def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None, formats: Sequence[str] = ()) -> Any:
@@ -59,6 +60,7 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
         ) from None
     if layers:
         _check_exportable(adapted, layers)
+    set_only_task(adapted)
     return adapted
 
 
@@ -117,7 +119,9 @@ def load_adapter(model: Any, directory: Path) -> Any:
     _freeze(model)
     if is_selective(directory):
         return load_selective(model, directory)
-    return PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+    loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+    set_only_task(loaded)
+    return loaded
 
 
 def cast_trainable_to_float32(model: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune.reference.scored_rows import ScoredRows
+from edgetune.training.adapters.virtual_tokens import embed
 
 BLOCK_BYTES = 128 * 2**20
 BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
@@ -63,10 +64,11 @@ def compute_logits(model: Any, batch: Batch) -> Iterator[F32]:
     padded = np.zeros((len(batch.ids), max(map(len, batch.ids))), np.int64)
     for row, ids in enumerate(batch.ids):
         padded[row, : len(ids)] = ids
-    hidden = causal.base_model(input_ids=torch.from_numpy(padded).to(model.device), use_cache=False)
+    inputs, first = embed(model, torch.from_numpy(padded).to(model.device))
+    hidden = causal.base_model(**inputs, use_cache=False)
     size = max(1, BLOCK_BYTES // (4 * causal.config.get_text_config().vocab_size))
     for row, scored in enumerate(batch.scored):
-        predictors = torch.from_numpy(scored - 1).to(model.device)
+        predictors = torch.from_numpy(scored - 1 + first).to(model.device)
         for block in torch.split(predictors, size):
             output = type(hidden)(**{**hidden, "last_hidden_state": hidden[0][row : row + 1, block]})
             yield _apply_head(causal, output, len(block)).float().cpu().numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from edgetune.config import Config
 from edgetune.data.masks import EncodedRow
 from edgetune.reference.scored_rows import ScoredRows
+from edgetune.training.adapters.virtual_tokens import is_active
 from edgetune.training.loading import compute_dtype, four_bit_layers
 
 GENERATION_BATCH = 32
@@ -102,8 +103,9 @@ def generate_greedy(
         use_cache=True,
     )
     order = sorted((index for index in range(len(prompts)) if index not in known), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
+    # PEFT puts virtual tokens before the padding, which would move the text away from them
+    apart = is_active(model)
+    for start, batch in _batches(order, [len(prompt) for prompt in prompts], settings.batch_size, apart=apart):
         ids, attended = _left_padded([prompts[index] for index in batch], settings.pad_id)
         criteria: list[StoppingCriteria] = []
         if on_tokens is not None:
@@ -118,6 +120,19 @@ def generate_greedy(
         )
         answers = written[:, ids.shape[1] :].tolist()
         on_answers({i: _until_stop(answer, settings.stop_ids) for i, answer in zip(batch, answers, strict=True)})
+
+
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], size: int, *, apart: bool
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the place in `order` and the prompts of each batch; with `apart` those of a batch have one length."""
+    start = 0
+    while start < len(order):
+        batch = list(order[start : start + size])
+        if apart:
+            batch = [index for index in batch if lengths[index] == lengths[batch[0]]]
+        yield start, batch
+        start += len(batch)
 
 
 class _Ticker(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed

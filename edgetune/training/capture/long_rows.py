@@ -23,14 +23,19 @@ def build_reference_rows(prepared: PreparedRun, model: Any) -> tuple[ScoredRows,
     rows = generate.to_scored_rows(prepared.reference_rows)
     if not prepared.config.reference.long:
         return rows, 0
-    lengths = choose_long_lengths(model.get_base_model().config.get_text_config())
+    lengths = choose_long_lengths(
+        model.get_base_model().config.get_text_config(), prepared.config.adapter.virtual_tokens
+    )
     console.note(f"reference: long rows of {' and '.join(map(str, lengths))} tokens")
     return _append_long_rows(rows, lengths), len(lengths)
 
 
-def choose_long_lengths(config: Any) -> list[int]:
-    """Choose lengths in tokens: the original context and, if the model allows more, one beyond it."""
-    longest = longest_context(config)
+def choose_long_lengths(config: Any, taken: int = 0) -> list[int]:
+    """Choose lengths in tokens: the original context and, if the model allows more, one beyond it.
+
+    `taken` tokens of the model's context come before every text.
+    """
+    longest = longest_context(config) - taken
     window = getattr(config, "sliding_window", None)
     original = _scaling(config).get("original_max_position_embeddings") or window or longest
     first = min(int(original), longest)

@@ -104,7 +104,8 @@ def _add_first_tokens(prepared: PreparedRun, model: Any, golden: Sequence[dict[s
     """
     found = []
     context = prepared.base.context
-    fixed = context.tokens if context and context.is_fixed else None  # a longer prompt cannot be computed
+    taken = prepared.config.adapter.virtual_tokens
+    fixed = context.tokens - taken if context and context.is_fixed else None  # a longer prompt cannot be computed
     with console.count_progress("first tokens of the golden answers", announce=True) as progress:
         for done, entry in enumerate(golden, 1):
             asks = entry["add_generation_prompt"] and entry["ids"]

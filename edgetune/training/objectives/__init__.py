@@ -9,6 +9,7 @@ from typing import Any
 from transformers.trainer_callback import PrinterCallback
 
 from edgetune.training.adapters import cast_trainable_to_float32
+from edgetune.training.adapters.virtual_tokens import keep_parameters_in_checkpoints
 from edgetune.training.objectives.inputs import TrainerInputs
 
 _BUILDERS = {
@@ -35,4 +36,5 @@ def build_trainer(inputs: TrainerInputs) -> Any:
     trainer = build(inputs)
     trainer.remove_callback(PrinterCallback)  # writes every log to standard output
     cast_trainable_to_float32(trainer.model)
+    keep_parameters_in_checkpoints(trainer)
     return trainer

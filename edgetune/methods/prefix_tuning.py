@@ -1,0 +1,36 @@
+"""Prefix tuning and P-tuning v2: keys and values before every text, in every layer (arXiv:2101.00190)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from edgetune.methods.base import Facts
+from edgetune.methods.virtual_tokens import VirtualTokenMethod
+
+_LATER = "its keys and values are no tensors of a model"
+
+
+class PrefixTuning(VirtualTokenMethod):
+    """Prefix tuning: trained keys and values before every text in every layer (arXiv:2101.00190).
+
+    Without `projection` it is P-tuning v2 (arXiv:2110.07602).
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        "prefix tuning", "arXiv:2101.00190", "additive", "PREFIX_TUNING",
+        not_as={"gguf-lora": "a prefix changes no matrix", "safetensors": _LATER, "gguf": _LATER, "onnx": _LATER},
+    )  # fmt: skip
+
+    kind: Literal["prefix-tuning"] = "prefix-tuning"
+    """The PEFT method."""
+    projection: bool = False
+    """Make keys and values with a network of two layers, which makes the training of long prefixes steadier."""
+    encoder_hidden_size: Annotated[int, Field(ge=1)] = 128
+    """Width of that network."""
+
+    def peft_options(self) -> dict[str, Any]:
+        """Return the options under PEFT's names."""
+        own = {"encoder_hidden_size": self.encoder_hidden_size} if self.projection else {}
+        return {**super().peft_options(), "prefix_projection": self.projection, **own}

@@ -1,0 +1,99 @@
+"""Models with virtual tokens before every text: their start, their checkpoints, and their inputs in the capture.
+
+PEFT adds the tokens in the forward of its own model, and cannot load such an adapter to train it further.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftType
+from safetensors.torch import load_file, save_file
+
+from edgetune.data.text_tokenizer import TextTokenizer
+from edgetune.methods import Method
+from edgetune.methods.prompt_tuning import PromptTuning
+
+PARAMETERS_FILE = "trained_parameters.safetensors"
+"""File of a checkpoint with the trained parameters: an adapter of PEFT holds the output of the encoder alone."""
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether virtual tokens come before every text; also while the adapter is switched off."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+
+
+def is_active(model: Any) -> bool:
+    """Whether virtual tokens come before every text, and the adapter is switched on."""
+    return has_virtual_tokens(model) and not model._adapters_disabled
+
+
+def set_only_task(model: Any) -> None:
+    """Let multitask prompt tuning of one task do without the number of the task, which rows do not state."""
+    if not has_virtual_tokens(model) or model.active_peft_config.peft_type != PeftType.MULTITASK_PROMPT_TUNING:
+        return
+
+    def first_task(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        indices, *tasks = arguments
+        given = tasks[0] if tasks else None
+        return indices, torch.zeros(len(indices), dtype=torch.long, device=indices.device) if given is None else given
+
+    model.prompt_encoder[model.active_adapter].register_forward_pre_hook(first_task)
+
+
+def start_from_text(model: Any, method: Method, tokenizer: TextTokenizer) -> None:
+    """Set the virtual tokens to the embeddings of `init_text`, where the method has one."""
+    if not isinstance(method, PromptTuning) or not method.init_text:
+        return
+    ids = tokenizer.encode_part(method.init_text)
+    repeated = torch.tensor((ids * (method.tokens // len(ids) + 1))[: method.tokens], device=model.device)
+    embedding = model.prompt_encoder[model.active_adapter].embedding
+    with torch.no_grad():
+        embedding.weight.copy_(model.word_embeddings(repeated).float())
+
+
+def embed(model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], int]:
+    """Return the inputs of the network of a model for token ids [rows, n], and the position of the first of them.
+
+    The position is that in the network's output: behind virtual tokens, but not behind a prefix of keys and values.
+    """
+    if not is_active(model):
+        return {"input_ids": ids}, 0
+    config = model.active_peft_config
+    if config.peft_type == PeftType.PREFIX_TUNING:
+        length = ids.shape[1] + config.num_virtual_tokens
+        return {"input_ids": ids, "past_key_values": model.get_prompt(len(ids), max_cache_len=length)}, 0
+    embeddings = model.word_embeddings(ids)
+    prompts = model.get_prompt(len(ids)).to(embeddings.dtype)
+    return {"inputs_embeds": torch.cat((prompts, embeddings), dim=1)}, config.num_virtual_tokens
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def keep_parameters_in_checkpoints(trainer: Any) -> None:
+    """Let a trainer store and load the trained parameters themselves, where the model has virtual tokens."""
+    model = trainer.model
+    if not has_virtual_tokens(model):
+        return
+    save = trainer._save
+
+    def save_parameters(output_dir: str | None = None, state_dict: Any = None) -> None:
+        save(output_dir, state_dict)
+        file = Path(output_dir or trainer.args.output_dir) / PARAMETERS_FILE
+        save_file({name: each.detach().cpu().contiguous() for name, each in _trained(model).items()}, str(file))
+
+    def load_parameters(checkpoint: str, loaded: Any = None) -> None:
+        stored = load_file(str(Path(checkpoint) / PARAMETERS_FILE))
+        trained = _trained(model if loaded is None else loaded)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(stored[name])
+
+    trainer._save, trainer._load_from_checkpoint = save_parameters, load_parameters
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,136 @@
+"""Methods with virtual tokens from the configuration to the validated file, and resumed bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from edgetune import console
+from edgetune.config import Config, load_config
+from edgetune.errors import ConfigError
+from edgetune.exporting.run import export_run
+from edgetune.planning.prepare import prepare_run
+from edgetune.reference.store import Reference
+from edgetune.runs.directory import RunDirectory
+from edgetune.runtime import load
+from edgetune.training import checkpoints
+from edgetune.training.adapters.virtual_tokens import PARAMETERS_FILE
+from edgetune.training.run import train
+from edgetune.validation import ladder
+from tests.training import runs
+
+TOKENS = 5
+SOFT: dict[str, dict[str, Any]] = {
+    "prompt-tuning": {},
+    "prompt-tuning-text": {"kind": "prompt-tuning", "init": "text", "init_text": "Answer with the color."},
+    "p-tuning": {"encoder_hidden_size": 32},
+    "p-tuning-lstm": {"kind": "p-tuning", "encoder": "lstm", "encoder_hidden_size": 32},
+    "multitask-prompt-tuning": {"ranks": 2},
+}
+
+
+def config(base: Path, folder: Path, name: str, **training: Any) -> Path:
+    adapter = {"kind": name, "tokens": TOKENS, **SOFT.get(name, {})}
+    steps = {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "learning_rate": 0.05, **training}
+    folder.mkdir(exist_ok=True)
+    values = runs.settings(base, folder, **steps) | {"adapter": adapter, "quantization": {"bits": 16}}
+    values["export"] = {"types": ["f32"]}
+    return runs.write_config(folder / "config.yaml", values)
+
+
+def peft_logits(base: Path, adapter: Path, ids: list[int]) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    more = {"task_ids": torch.tensor([0])} if model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING" else {}
+    with torch.no_grad():
+        return model(torch.tensor([ids]), **more).logits[0].float().numpy()[-len(ids) :]
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_a_run_is_exported_validated_and_answers(base: Path, name: str, tmp_path: Path) -> None:
+    run = train(config(base, tmp_path / "rows", name), tmp_path / "run")
+    results = run.train_results
+    assert results.loss_last < results.loss_first
+    reference = Reference.open(run.reference)
+    ids, positions, where = next(iter(reference.rows))
+    wanted = peft_logits(base, run.adapter, ids.tolist())[positions - 1]
+    stored = reference.compare(where.start, np.ascontiguousarray(wanted))
+    assert stored.kld.max() < 1e-5  # the reference is that of PEFT's own forward; log-probabilities are stored in f16
+    (receipt,) = export_run(run)
+    found = ladder.measure_ladder(run, [Path(receipt.artifact)], ladder.Options(threads=1), console.count_progress)
+    (rung,) = found.files
+    assert rung.contract is not None
+    assert not rung.contract.differences
+    assert rung.mismatches == []
+    assert rung.figures.kld.value < 1e-4
+    assert rung.task is not None
+    assert rung.task.same_as_trained == rung.task.rows
+    with load(receipt.artifact, threads=1) as runtime:
+        assert runtime.vocabulary_size == reference.vocab_size
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-lstm", "multitask-prompt-tuning", "prefix-tuning"])
+def test_a_resumed_run_equals_an_uninterrupted_one(base: Path, name: str, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"gradient_checkpointing": False} if name == "prefix-tuning" else {}
+    path = config(base, tmp_path / "rows", name, **more)
+    overrides = ["export.formats=[]"] if name == "prefix-tuning" else []
+    whole = train(path, tmp_path / "whole", overrides=overrides)
+    run = RunDirectory(tmp_path / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgetune.training.fit._save_adapter", _stop)
+        with pytest.raises(InterruptedError):
+            train(path, run.path, overrides=overrides)
+    last = checkpoints.latest_complete(run.checkpoints)
+    assert last is not None
+    assert (last / PARAMETERS_FILE).is_file()
+    checkpoints.prune(run.checkpoints, 2)
+    for later in checkpoints.list_complete(run.checkpoints)[1:]:
+        (later / checkpoints.MARKER).unlink()
+    resumed = train(path, run.path, resume=True, overrides=overrides)
+    weights = [load_file(each.adapter / "adapter_model.safetensors") for each in (whole, resumed)]
+    assert weights[0].keys() == weights[1].keys()
+    for key, values in weights[0].items():
+        assert np.array_equal(values, weights[1][key]), key
+
+
+def _stop(*arguments: Any) -> None:
+    raise InterruptedError
+
+
+def test_the_loss_is_that_of_peft_on_answers_alone(base: Path, tmp_path: Path) -> None:
+    run = train(config(base, tmp_path / "rows", "prompt-tuning"), tmp_path / "run")
+    prepared = prepare_run(load_config(tmp_path / "rows/config.yaml", []))
+    losses = []
+    for row in prepared.validation.rows:
+        logits = torch.from_numpy(peft_logits(base, run.adapter, list(row.input_ids)))
+        kept = [index for index, label in enumerate(row.labels) if label != -100]
+        targets = torch.tensor([row.labels[index] for index in kept])
+        rows = logits[[index - 1 for index in kept]]
+        losses += torch.nn.functional.cross_entropy(rows, targets, reduction="none").tolist()
+    assert run.train_results.eval_loss == pytest.approx(np.mean(losses), rel=2e-3)
+
+
+def test_a_soft_prompt_longer_than_the_context_is_refused(base: Path, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", "prompt-tuning")
+    with pytest.raises(ConfigError, match=r"adapter.tokens is 256, and the base was made for 256 tokens"):
+        prepare_run(load_config(path, ["adapter.tokens=256"]))
+    prepare_run(load_config(path, ["adapter.tokens=128"]))
+
+
+def test_a_text_to_start_from_needs_its_option(base: Path, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", "prompt-tuning")
+    for overrides in (
+        ["adapter.init=text"],
+        ["adapter.init_text=Answer."],
+        ["adapter.init=text", "adapter.init_text= "],
+    ):
+        with pytest.raises(ConfigError, match=r"give adapter.init: text and adapter.init_text together"):
+            load_config(path, overrides)
+    assert isinstance(load_config(path, ["adapter.init=text", "adapter.init_text=Answer."]), Config)
