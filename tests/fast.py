@@ -18,6 +18,7 @@ NOT_FAST = {
     *("exporting/test_run.py", "converters/test_request.py"),
     *("converters/onnx", "converters/test_added_tokens.py", "converters/test_converter.py"),
     *("converters/test_soft_prompts.py", "converters/test_peft_methods.py", "converters/test_folds.py"),
+    "converters/test_four_bit_methods.py",
     *("converters/test_background_work.py", "converters/test_export.py", "converters/test_page_cache.py"),
     *("converters/test_families.py", "converters/test_family_options.py", "converters/test_merge_base.py"),
     *("converters/test_mxfp4.py", "converters/test_outputs.py", "converters/test_outputs_of_families.py"),
