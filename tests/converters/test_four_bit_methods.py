@@ -12,8 +12,12 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from tests.converters import family_models, peft_methods, tiny
 from tests.converters.peft_methods import METHODS
-from tests.converters.test_merge_base import ODD, bnb_record, load
+from tests.converters.test_merge_base import ODD, load
 from tests.converters.tiny import _between_libraries, peft, torch
+
+pytest.importorskip("bitsandbytes")
+
+from edgetune.training import bnb_record
 
 # HRA and LoHa work on unpacked weights alone
 ON_FOUR_BITS = ("dora", "adalora", "ia3", "vera", "oft", "boft")
