@@ -341,7 +341,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _method_fits_the_rest(self) -> Self:
         export = self.export
-        around = Surroundings(self.quantization.bits, tuple(export.formats), export.merge_base, self.training.max_steps)
+        around = Surroundings(self.quantization.bits, tuple(export.formats), export.merge_base)
         problems = list(self.adapter.conflicts(around))
         if problems:
             raise ValueError("; ".join(problems))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgetune.methods.adalora import AdaLora
 from edgetune.methods.adaption_prompt import AdaptionPrompt
 from edgetune.methods.base import ALL_LINEAR, Method
 from edgetune.methods.beft import Beft
@@ -56,7 +57,7 @@ from edgetune.section import kind_of, one_of
 METHODS: dict[str, type[Method]] = {
     kind_of(method): method
     for method in (
-        *(Lora, LoHa, LoKr, Vera, Pvera, RandLora, GraLora, VbLora, UniLora, TinyLora, HiRa, DeLora, GLora),
+        *(Lora, AdaLora, LoHa, LoKr, Vera, Pvera, RandLora, GraLora, VbLora, UniLora, TinyLora, HiRa, DeLora, GLora),
         *(Oft, Boft, Hra, Road, Psoft, MiSS, C3a, FourierFt, WaveFt, Frod, Deft, Peanut, Osf, Shira, SuperTuning),
         *(Ia3, Beft, BitFit, LayerNorm, TrainableTokens, Freeze, LlamaPro, Full),
         *(PromptTuning, PTuning, MultitaskPromptTuning, PrefixTuning, AdaptionPrompt),

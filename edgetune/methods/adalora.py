@@ -14,10 +14,12 @@ class AdaLora(LayerMethod):
     """AdaLoRA: the ranks of the layers are cut during training, where they matter least (arXiv:2303.10512)."""
 
     facts: ClassVar[Facts] = Facts("AdaLoRA", "arXiv:2303.10512", "reparametrized", "ADALORA")
-    peft_names: ClassVar[Mapping[str, str]] = {
-        "alpha": "lora_alpha", "dropout": "lora_dropout", "interval": "deltaT", "orthogonality": "orth_reg_weight",
-    }  # fmt: skip
-    not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {"initial_steps", "final_steps"}
+    peft_names: ClassVar[Mapping[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout", "interval": "deltaT"}
+    not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {
+        *("initial_steps", "final_steps", "orthogonality"),
+    }
+    # PEFT adds the regularization to a loss that TRL does not use; the training adds its gradient
+    fixed_options: ClassVar[Mapping[str, Any]] = {"orth_reg_weight": 0.0}
 
     kind: Literal["adalora"] = "adalora"
     """The PEFT method."""
@@ -40,7 +42,7 @@ class AdaLora(LayerMethod):
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Smoothing of the uncertainty of the importance."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the regularization that keeps the factors orthogonal; it is part of the losses that are shown."""
+    """Weight of the regularization that keeps the factors orthogonal; the losses that are shown are without it."""
 
     @model_validator(mode="after")
     def _target_is_smaller(self) -> Self:

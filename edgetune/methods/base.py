@@ -64,8 +64,6 @@ class Surroundings:
     """`export.formats`."""
     merge_base: str
     """`export.merge_base`."""
-    max_steps: int | None = None
-    """`training.max_steps`."""
 
 
 class Method(Section):
@@ -105,6 +103,10 @@ class Method(Section):
     def why_not_as(self, format_: str) -> str | None:
         """Return why a trained model cannot be exported in a format; None if it can."""
         return self.facts.not_as.get(format_)
+
+    def why_not_steps(self, steps: int) -> str | None:
+        """Return why a training of so many optimizer steps cannot be; None if it can."""
+        return None
 
     def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
         """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgetune.methods.base import (
     Count,
@@ -19,8 +19,8 @@ from edgetune.methods.base import (
     of_pattern,
 )
 
-INITS = ("default", "gaussian", "orthogonal")
-_PISSA_ITERATIONS = re.compile(r"(?!)")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "corda", "eva", "loftq")
+_PISSA_ITERATIONS = re.compile(r"pissa_niter_[1-9]\d*")
 _MOVES_BASE = ("pissa", "olora", "corda")
 
 
@@ -30,7 +30,7 @@ class Lora(LayerMethod):
     facts: ClassVar[Facts] = Facts("LoRA", "arXiv:2106.09685", "reparametrized", "LORA")
     peft_names: ClassVar[Mapping[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {
-        *("init", "bias"),
+        *("init", "loraplus_lr_ratio", "calibration_rows", "bias"),
     }
 
     kind: Literal["lora"] = "lora"
@@ -46,7 +46,14 @@ class Lora(LayerMethod):
     use_dora: bool = False
     """DoRA: also train the magnitude of each row of the changed weights (arXiv:2402.09353)."""
     init: str = "default"
-    """First values of the low-rank matrices: `default` and `gaussian` (A random, B zero); `orthogonal`."""
+    """First values of the low-rank matrices: `default` and `gaussian` (A random, B zero); `orthogonal`; `pissa`,
+    `pissa_niter_N` (the principal part of the base, arXiv:2404.02948) and `olora` (its QR factors, arXiv:2406.01775);
+    `corda` (by the covariance of activations, arXiv:2406.05223) and `eva` (their principal directions,
+    arXiv:2410.07170), both from training rows; `loftq` (the rounding error of a 4-bit base, arXiv:2310.08659)."""
+    calibration_rows: Count = 256
+    """Training rows whose activations `corda` and `eva` look at."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+: learning rate of B over that of A, such as 16 (arXiv:2402.12354). Default: both have the same."""
     bias: Literal["none", "all", "adapted"] = "none"
     """Also train the biases of all layers, or of the adapted ones, where the base has biases."""
     rank_pattern: dict[str, Count] = {}
@@ -58,7 +65,7 @@ class Lora(LayerMethod):
     @classmethod
     def _init_is_known(cls, init: str) -> str:
         if init not in INITS and not _PISSA_ITERATIONS.fullmatch(init):
-            raise ValueError(f"choose from {', '.join(INITS)}")
+            raise ValueError(f"choose from {', '.join(INITS)}, pissa_niter_N")
         return init
 
     @model_validator(mode="after")

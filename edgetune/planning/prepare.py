@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -97,6 +98,15 @@ class PreparedRun:
         return self.validation.rows[: self.config.reference.rows]
 
     @property
+    def steps(self) -> int:
+        """Number of optimizer steps, as the trainer counts them."""
+        training = self.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        batches = math.ceil(len(self.train.rows) / training.batch_size)
+        return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation)))
+
+    @property
     def duplicated_held_out(self) -> int:
         """Number of held-out rows whose tokens are also those of a training row."""
         trained = set(self.train.rows.digests())
@@ -149,11 +159,14 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     splits = replace(splits, train=train.chats, validation=validation.chats, test=test.chats)
     pad_id, pad_reason = tokenizer.choose_pad()
     usage = train.usage.merge([validation.usage, test.usage])
-    return PreparedRun(
+    prepared = PreparedRun(
         config, base, template, tokenizer, splits, train, validation, pad_id, pad_reason, test.used, greedy,
         problems, usage, train.trailing.merge([validation.trailing, test.trailing]),
         train.written.merge([validation.written, test.written]),
     )  # fmt: skip
+    if why := config.adapter.why_not_steps(prepared.steps):
+        raise ConfigError(f"adapter.kind: {config.adapter.kind}: {why}", "Train longer, or lower these numbers")
+    return prepared
 
 
 def print_overview(prepared: PreparedRun) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import TrainerState, set_seed
 
 from edgetune import console
+from edgetune.methods.adalora import AdaLora
 from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
@@ -34,10 +35,19 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
         return adapters.load_adapter(model, run.adapter)
+    return _train(run, prepared, _add_adapter(run, prepared, model))
+
+
+def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     config = prepared.config
-    adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats)
+    unquantized = config.model_copy(update={"quantization": config.quantization.model_copy(update={"bits": 16})})
+    sources = adapters.StartSources(
+        lambda: [row.input_ids for row in prepared.train.rows],
+        lambda: load_model(prepared.base, unquantized, run.base),
+    )
+    adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats, sources)
     start_from_text(adapted, config.adapter, prepared.tokenizer)
-    return _train(run, prepared, adapted)
+    return adapted
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
@@ -48,13 +58,15 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     last = _resumed_checkpoint(run)
     stopwatch = Stopwatch(checkpoints.read_elapsed(last))
     saving = CheckpointCallback(config.training.keep_checkpoints, stopwatch)
-    trainer = _build(run, prepared, model, [metrics, saving, interrupt])
+    ranks = [adapters.RankCallback(model, config.adapter)] if isinstance(config.adapter, AdaLora) else []
+    trainer = _build(run, prepared, model, [metrics, *ranks, saving, interrupt])
+    start = adapters.start_of(trainer.model, config.adapter)
     before = adapters.fingerprint_trainable(trainer.model)
     try:
         _run_trainer(trainer, last, metrics, interrupt)
     finally:
         metrics.close()
-    _save_adapter(trainer, run)
+    _save_adapter(trainer, run, start)
     unchanged = adapters.fingerprint_trainable(trainer.model) == before
     results = _results(trainer, prepared, metrics, stopwatch, run.adapter)
     run.record_stage(Stage.TRAIN, results | {"adapter_is_zero": unchanged})
@@ -73,6 +85,7 @@ def _resumed_checkpoint(run: RunDirectory) -> Path | None:
 
 def _build(run: RunDirectory, prepared: PreparedRun, model: Any, callbacks: list[Any]) -> Any:
     trainer = build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, run.checkpoints, callbacks))
+    adapters.set_optimizer(trainer, prepared.config.adapter)
     console.note(f"training {adapters.count_trainable(trainer.model):,} parameters; {prepared.pad_reason}")
     return trainer
 
@@ -100,10 +113,15 @@ def _load_if_final(trainer: Any, checkpoint: Path) -> bool:
     return True
 
 
-def _save_adapter(trainer: Any, run: RunDirectory) -> None:
-    """Save the adapter in PEFT's format; the finished directory is renamed into place."""
+def _save_adapter(trainer: Any, run: RunDirectory, start: adapters.Start | None) -> None:
+    """Save the adapter in PEFT's format; the finished directory is renamed into place.
+
+    `start`: first values that have been taken out of the base; the saved adapter fits the base as it is on the disk.
+    """
     with atomic.temporary_directory(run.adapter) as folder:
         trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+        if start is not None:
+            adapters.convert_stored(folder, start)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, which holds only placeholders
         atomic.replace_directory(folder, run.adapter)
 

@@ -213,3 +213,82 @@ def test_a_precision_is_refused_because_peft_fails_or_computes_something_else(
     change = (expected - logits(load(f"{precision}!"))).abs().max()
     moved = (start - logits(load(precision))).abs().max()
     assert (got - expected).abs().max() > 0.5 * change or moved > 0.01
+
+
+MOVED: list[dict[str, Any]] = [
+    {"init": "pissa"},
+    {"init": "pissa_niter_8", "use_rslora": True},
+    {"init": "olora", "use_dora": True},
+    {"init": "corda", "rank_pattern": {"down_proj": 3}, "alpha_pattern": {"v_proj": 5}},
+]
+
+
+def sources(load: Loader) -> adapters.StartSources:
+    rows = [[int(id_) for id_ in row] for row in IDS.repeat(3, 1)]
+    return adapters.StartSources(lambda: [rows[0][:9], *rows], lambda: load(None))
+
+
+@pytest.mark.parametrize("options", MOVED)
+def test_an_adapter_that_starts_from_the_base_is_stored_as_lora_on_the_base_as_it_was(
+    options: dict[str, Any], load: Loader, tmp_path: Path
+) -> None:
+    method = Lora(r=8, alpha=16, **options)
+    before = logits(load(None))
+    model = adapters.add_adapter(load(None), method, sources=sources(load)).eval()
+    weight = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    assert not torch.allclose(weight, load(None).model.layers[0].mlp.up_proj.weight, atol=1e-3)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-4)
+    start = adapters.start_of(model, method)
+    assert start
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.05)
+    trained = logits(model)
+    model.save_pretrained(str(tmp_path))
+    adapters.convert_stored(tmp_path, start)
+    again = logits(adapters.load_adapter(load(None), tmp_path).eval())
+    assert (trained - before).abs().max() > 0.05
+    torch.testing.assert_close(again, trained, rtol=0, atol=1e-4)
+
+
+def test_eva_starts_from_principal_directions_of_the_rows_and_keeps_base_and_ranks(load: Loader) -> None:
+    method = Lora(r=4, init="eva")
+    model = adapters.add_adapter(load(None), method, sources=sources(load)).eval()
+    assert torch.equal(logits(model), logits(load(None)))
+    inputs: list[torch.Tensor] = []
+    base = load(None)
+    base.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, x: inputs.append(x[0].flatten(0, 1)))
+    logits(base)
+    a = model.get_base_model().model.layers[1].mlp.down_proj.lora_A["default"].weight
+    principal = torch.linalg.svd(inputs[0] - inputs[0].mean(0), full_matrices=False).Vh[:4]
+    assert a.shape == (4, 192)
+    shared = torch.linalg.svdvals(a @ principal.T)  # cosines of the angles between both subspaces
+    assert shared.mean() > 0.7
+
+
+def test_loftq_lessens_the_rounding_error_of_a_base_in_4_bits(load: Loader) -> None:
+    method = Lora(r=16, alpha=64, init="loftq")
+    exact = logits(load(None))
+    rounded = (logits(load("nf4")) - exact).norm()
+    corrected = (logits(adapters.add_adapter(load("nf4"), method, sources=sources(load)).eval()) - exact).norm()
+    assert corrected < 0.8 * rounded
+
+
+def test_with_loraplus_b_learns_faster_than_a() -> None:
+    from types import SimpleNamespace
+
+    model = adapters.add_adapter(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)), Lora(r=2))
+    options = (torch.optim.AdamW, {"lr": 1e-3, "betas": (0.8, 0.9)})
+    trainer: Any = SimpleNamespace(
+        model=model, optimizer=None, args=SimpleNamespace(weight_decay=0.1),
+        get_optimizer_cls_and_kwargs=lambda args, model: options,
+    )  # fmt: skip
+    adapters.set_optimizer(trainer, Lora(r=2))
+    assert trainer.optimizer is None
+    adapters.set_optimizer(trainer, Lora(r=2, loraplus_lr_ratio=8))
+    rates = {id(parameter): group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(8e-3 if ".lora_B." in name else 1e-3)
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.8, 0.9)

@@ -63,9 +63,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "q_porj fit no linear layer"),
     "a pattern without a layer": ({"adapter": {"target_modules": "nothing"}}, "'nothing' fits no layer"),
-    "the output matrix": (
-        {"adapter": {"kind": "gralora", "target_modules": ["lm_head"]}}, "GraLoRA cannot adapt lm_head",
+    "the output matrix": ({"adapter": {"target_modules": ["q_proj", "lm_head"]}}, "LoRA cannot adapt lm_head"),
+    "the embedding": (
+        {"adapter": {"kind": "gralora", "target_modules": ["embed_tokens"]}}, "GraLoRA cannot adapt model.embed_tokens",
     ),
+    "a start from a rounded base": ({"adapter": {"init": "pissa"}}, "adapter.init: pissa moves the base"),
+    "DoRA in 8 bits": (
+        {"adapter": {"use_dora": True}, "quantization": {"bits": 8}},
+        "use_dora cannot be trained with quantization.bits: 8",
+    ),
+    "LoftQ into the unrounded base": ({"adapter": {"init": "loftq"}}, "set quantization.bits: 4 and export.merge_base"),
     "a layer number too many": ({"adapter": {"layers": [0, 7]}}, "no adapted layer has the number 7"),
     "a pattern for no layer": ({"adapter": {"rank_pattern": {"q_porj": 4}}}, "rank_pattern: 'q_porj' fits no adapted"),
     "no such module": ({"adapter": {"modules_to_save": ["lm_haed"]}}, "'lm_haed' fits no module of the base"),

@@ -8,15 +8,24 @@ from edgetune.training.adapters.attach import (
     fingerprint_trainable,
     load_adapter,
 )
+from edgetune.training.adapters.learning_rates import set_optimizer
 from edgetune.training.adapters.linear_layers import has_rounded_layers, linear_layer_names
+from edgetune.training.adapters.ranks import RankCallback
+from edgetune.training.adapters.starts import Start, StartSources, convert_stored, start_of
 
 __all__ = [
+    "RankCallback",
+    "Start",
+    "StartSources",
     "add_adapter",
     "cast_trainable_to_float32",
     "check_lora_places",
+    "convert_stored",
     "count_trainable",
     "fingerprint_trainable",
     "has_rounded_layers",
     "linear_layer_names",
     "load_adapter",
+    "set_optimizer",
+    "start_of",
 ]

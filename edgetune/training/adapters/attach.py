@@ -13,18 +13,26 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from edgetune.errors import ConfigError
-from edgetune.methods import Method, TrainableTokens
+from edgetune.methods import Lora, Method, TrainableTokens
 from edgetune.methods.base import LayerMethod
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.planning.base_model import ExportableLayers
+from edgetune.training.adapters import starts
 from edgetune.training.adapters.choices import add_selective, load_selective
 from edgetune.training.adapters.selective import is_selective
+from edgetune.training.adapters.starts import StartSources
 from edgetune.training.adapters.targets import resolve_targets
 from edgetune.training.adapters.tokens import add_token_rows
 from edgetune.training.adapters.virtual_tokens import set_only_task
 
 
-def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = None, formats: Sequence[str] = ()) -> Any:
+def add_adapter(
+    model: Any,
+    config: Method,
+    layers: ExportableLayers | None = None,
+    formats: Sequence[str] = (),
+    sources: StartSources | None = None,
+) -> Any:
     """Return a PeftModel whose only trainable parameters are those of the new adapter, in float32.
 
     A method that PEFT does not have trains tensors of the model itself (selective.py).
@@ -34,6 +42,7 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
         config: The adapter; its `target_modules` take no layer of a multimodal model's towers.
         layers: The layers of the base that are exported; None: all are.
         formats: The formats of the exports.
+        sources: What first values of LoRA are computed from. None: they have those of plain LoRA.
 
     Raises:
         ConfigError: If `target_modules` matches no layer, or one that cannot be exported; names the layers that exist.
@@ -44,13 +53,16 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
     if isinstance(config, TrainableTokens):
         _freeze(model)
         return add_token_rows(model, config, layers.token_ids([*config.tokens, *config.added]) if layers else {})
-    targets = resolve_targets(model, config, layers) if isinstance(config, LayerMethod) else None
-    _freeze(model)
-    wanted = peft_config(config, has_weights=model.device.type != "meta")
-    if targets is not None:
+    has_weights = model.device.type != "meta"
+    wanted = peft_config(config, has_weights=has_weights)
+    if isinstance(config, LayerMethod):
+        whole_names = isinstance(config, Lora) and config.init == "corda"
+        targets = resolve_targets(model, config, layers, whole_names=whole_names)
         wanted.target_modules = set(targets) if isinstance(targets, list) else targets
+    _freeze(model)
     if layers and layers.excluded:
         wanted.exclude_modules = layers.excluded
+    starts.before_attaching(model, config, wanted, sources)
     try:
         adapted = get_peft_model(model, wanted)
     except (ValueError, TypeError, NotImplementedError) as error:  # sizes that do not divide those of the layers
@@ -58,6 +70,7 @@ def add_adapter(model: Any, config: Method, layers: ExportableLayers | None = No
             f"adapter: {config.facts.title} does not fit this base: {str(error).splitlines()[0]}",
             f"Change the options of adapter.kind: {config.kind}",
         ) from None
+    starts.after_attaching(adapted, config, sources)
     if layers:
         _check_exportable(adapted, layers)
     set_only_task(adapted)

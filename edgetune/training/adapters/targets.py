@@ -18,8 +18,12 @@ _WITH_EMBEDDINGS = (*MATRICES, torch.nn.Embedding)
 Targets = str | list[str]
 
 
-def resolve_targets(model: Any, method: LayerMethod, layers: ExportableLayers | None) -> Targets:
+def resolve_targets(
+    model: Any, method: LayerMethod, layers: ExportableLayers | None, *, whole_names: bool = False
+) -> Targets:
     """Return `target_modules` for PEFT: as it is stated, or whole names if it is a preset or limited to some layers.
+
+    `whole_names`: return whole names in any case.
 
     Raises:
         ConfigError: It fits no layer, or patterns and other options name layers that are not adapted.
@@ -30,6 +34,7 @@ def resolve_targets(model: Any, method: LayerMethod, layers: ExportableLayers | 
     if isinstance(stated, list):
         _check_names(model, method, stated, excluded)
     names = _matching(model, method, layers)
+    _check_outer_layers(model, method, names)
     if not names:
         raise ConfigError(
             f"adapter.target_modules: {stated!r} fits no layer",
@@ -39,7 +44,7 @@ def resolve_targets(model: Any, method: LayerMethod, layers: ExportableLayers | 
         names = _in_layers(names, method.layers)
     _check_patterns(method, names)
     _check_saved_modules(model, method)
-    return stated if preset is None and method.layers is None else names
+    return names if preset or method.layers is not None or whole_names else stated
 
 
 def _matching(model: Any, method: LayerMethod, layers: ExportableLayers | None) -> list[str]:
@@ -122,20 +127,18 @@ def _check_names(model: Any, method: LayerMethod, stated: Sequence[str], exclude
     if unmatched or not stated:
         what = f"{', '.join(unmatched)} fit no linear layer" if unmatched else "nothing cannot be adapted"
         raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear")
-    outer = _outer_names(model)
-    refused = [each for each in stated if each in outer] if method.kind not in _ADAPTS_EMBEDDINGS else []
-    if refused:
+
+
+def _check_outer_layers(model: Any, method: LayerMethod, names: Sequence[str]) -> None:
+    """Raise ConfigError if the head is adapted, or the embedding by another method than LoRA."""
+    modules = dict(model.named_modules())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for name in names:
+        is_head = modules[name] is head
+        if not is_head and not (modules[name] is embedding and method.kind != "lora"):
+            continue
+        why = "the trainers of TRL read its weight" if is_head else "LoRA alone can"
         raise ConfigError(
-            f"adapter.target_modules: {method.facts.title} cannot adapt {', '.join(refused)}",
-            "Name it in adapter.modules_to_save, which trains it in full, or use adapter.kind: lora",
+            f"adapter.target_modules: {method.facts.title} cannot adapt {name}: {why}",
+            "Name it in adapter.modules_to_save, which trains it in full",
         )
-
-
-_ADAPTS_EMBEDDINGS = ("lora",)
-
-
-def _outer_names(model: Any) -> set[str]:
-    """Return the last parts of the names of the head and of the embedding."""
-    outer = [each for each in (model.get_output_embeddings(), model.get_input_embeddings()) if each is not None]
-    names = [name for name, module in model.named_modules() if any(module is each for each in outer)]
-    return {name.rpartition(".")[2] for name in names}
