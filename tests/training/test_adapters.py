@@ -285,10 +285,12 @@ def test_with_loraplus_b_learns_faster_than_a() -> None:
         get_optimizer_cls_and_kwargs=lambda args, model: options,
     )  # fmt: skip
     adapters.set_optimizer(trainer, Lora(r=2))
-    assert trainer.optimizer is None
+    unset: Any = trainer.optimizer
+    assert unset is None
     adapters.set_optimizer(trainer, Lora(r=2, loraplus_lr_ratio=8))
-    rates = {id(parameter): group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    groups: Any = trainer.optimizer.param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(8e-3 if ".lora_B." in name else 1e-3)
-    assert trainer.optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    assert groups[0]["betas"] == (0.8, 0.9)
