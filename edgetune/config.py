@@ -244,6 +244,10 @@ class ExportConfig(Section):
     merge_base: MergeBaseOption = ORIGINAL
     """Base into which the adapter is merged: the original one, or the NF4 base of the training; `auto` measures both on
     held-out rows."""
+    lora_rank: Annotated[int, Field(gt=0)] | None = None
+    """Rank of the pairs of a gguf-lora that approximate other changes (DoRA, LoHa, ...), by singular values."""
+    lora_max_error: Annotated[float, Field(gt=0)] = 0.1
+    """Largest relative error of the changes that `lora_rank` approximates; beyond it the export is refused."""
     adapter_weights: list[float] = []
     """Weight of an adapter, once for each `--adapter`, in the same order."""
     combine: CombineName = "linear"

@@ -66,8 +66,10 @@ def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
 
 
 def _lora(inputs: ExportInputs, type_name: str, path: Path) -> Output:
-    factors = lora.lora_factors_of_model(inputs.model)
-    return lora.LoraOutput(path, lora.check_type(type_name), factors, inputs.general)
+    made = lora.lora_factors_of_model(
+        inputs.model, lora.LoraRank(inputs.request.lora_rank, inputs.request.lora_max_error)
+    )
+    return lora.LoraOutput(path, lora.check_type(type_name), made, inputs.general)
 
 
 def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:

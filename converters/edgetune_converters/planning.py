@@ -120,7 +120,7 @@ def _plan_lora(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
     kind = lora.check_type(type_)
     rows = [
         _row(item.name, item.values.shape, "adapter", kind, "A" if item.name.endswith("a") else "B, scaled")
-        for item in lora.lora_factors_of_model(model)
+        for item in lora.lora_factors_of_model(model, lora.LoraRank(request.lora_rank, request.lora_max_error)).factors
     ]
     return _titled(f"gguf-lora, {kind}", rows)
 

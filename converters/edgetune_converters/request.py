@@ -73,6 +73,11 @@ class ExportRequest:
     """Largest file of a split GGUF in bytes; None writes one file."""
     max_shard_size: int | None = None
     """Largest file of a safetensors directory in bytes; None takes 5 GB."""
+    lora_rank: int | None = None
+    """Rank of the pairs that approximate other changes in a GGUF adapter, and of pairs of a higher rank; None refuses
+    the former and keeps the latter."""
+    lora_max_error: float = 0.1
+    """Largest relative error of the approximated changes of a GGUF adapter."""
     measure_survival: bool = False
     """Measure for each tensor how much of the delta survives quantization; quantizes twice."""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)

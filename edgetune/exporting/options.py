@@ -32,6 +32,8 @@ _FLAGS: Mapping[str, _Flag] = {
     "token_embedding_type": _Flag(metavar="TYPE"),
     "imatrix": _Flag(metavar="FILE"),
     "adapter_weights": _Flag(("--adapter-weight",), "NUMBER"),
+    "lora_rank": _Flag(metavar="N"),
+    "lora_max_error": _Flag(metavar="NUMBER"),
     "density": _Flag(metavar="SHARE"),
     "split_max_size": _Flag(metavar="SIZE"),
     "max_shard_size": _Flag(metavar="SIZE"),

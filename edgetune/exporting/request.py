@@ -54,6 +54,8 @@ def export_request(
         onnx_settings=_onnx_settings(config) if any(target.format == "onnx" for target in targets) else None,
         split_max_size=_byte_count(config, "split_max_size"),
         max_shard_size=_byte_count(config, "max_shard_size"),
+        lora_rank=config.lora_rank,
+        lora_max_error=config.lora_max_error,
         measure_survival=config.survival,
         metadata=source.metadata,
         expected_base=source.expected_base,
@@ -149,6 +151,7 @@ _APPLIES_TO: Mapping[str, tuple[str, str, Callable[[Sequence[Target]], bool]]] =
     "symmetric": _BLOCKS,
     "portable": ("ONNX", "--format onnx", _has("onnx")),
     "max_shard_size": ("a safetensors directory", "--format safetensors", _has("safetensors")),
+    "lora_rank": ("a GGUF adapter", "--format gguf-lora", _has("gguf-lora")),
     "split_max_size": _GGUF,
     "modelfile": _GGUF,
 }

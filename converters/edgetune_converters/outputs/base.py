@@ -45,6 +45,7 @@ class OutputSummary(NamedTuple):
     type_search: dict[str, Any] | None = None
     exporter: str | None = None
     exporter_kld: float | None = None
+    lora_error: dict[str, float] | None = None
     versions: dict[str, str] = {}  # noqa: RUF012 - beside those of `tool_versions`
 
 

@@ -2,12 +2,16 @@
 
 The scale is folded into B and `adapter.lora.alpha` is 0, which llama.cpp reads as "no further scale": alpha/rank
 supports neither rsLoRA nor an alpha per module. Source: llama.cpp, src/llama-adapter.cpp.
+
+A change that is no product of two small factors is approximated by one where a rank is given; the relative error is
+|D - B @ A| / |D| for its matrix D.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +28,15 @@ from edgetune_converters.gguf.values import Value, f32, string
 from edgetune_converters.model import Model
 from edgetune_converters.outputs.base import OutputSummary
 from edgetune_converters.outputs.gguf import StagedGguf
+from edgetune_converters.outputs.low_rank import LowRank, low_rank, of_product
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import F32, RowIndex
 
 TYPES = ("f32", "f16", "bf16")
+DEFAULT_MAX_ERROR = 0.1
+"""Largest relative error of approximated changes."""
 _ROWS = 1024  # compared at a time
 _HINT = "Write the merged model instead: --format gguf"
 
@@ -41,6 +48,35 @@ class Factor(NamedTuple):
     values: F32
 
 
+class LoraRank(NamedTuple):
+    """The rank of the pairs that approximate a change, and the largest relative error over all of them."""
+
+    rank: int | None = None
+    """None refuses what is no pair A, B."""
+    max_error: float = DEFAULT_MAX_ERROR
+
+
+class LoraFactors(NamedTuple):
+    """All A and B, and the relative errors of the tensors that are approximated."""
+
+    factors: list[Factor]
+    errors: dict[str, float]
+    total: float = 0.0
+    """Relative error over all approximated changes."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Say what is approximated, and how well."""
+        if not self.errors:
+            return []
+        worst = max(self.errors, key=lambda name: self.errors[name])
+        count = f"{len(self.errors)} of {len(self.factors) // 2} changes are"
+        return [
+            f"{count} approximated by pairs A, B: the relative error is {self.total:.2g}, and at most "
+            f"{self.errors[worst]:.2g} ({worst})"
+        ]
+
+
 def check_type(name: str) -> str:
     """Return a storage type of a GGUF adapter in lower case. Raises RecipeError."""
     if name.lower() in TYPES:
@@ -48,47 +84,108 @@ def check_type(name: str) -> str:
     raise RecipeError(f"a GGUF adapter cannot be written as {name!r}", f"Give one of {', '.join(TYPES)} with -q")
 
 
-def lora_factors_of_model(model: Model) -> list[Factor]:
+def lora_factors_of_model(model: Model, asked: LoraRank = LoraRank()) -> LoraFactors:  # noqa: B008 - immutable
     """Return A and B of every tensor that the adapter of a model changes.
 
     Raises:
-        AdapterError: There is no adapter, or llama.cpp's adapters cannot express it.
+        AdapterError: There is no adapter, or llama.cpp's adapters cannot express it, or not at the rank that is given.
     """
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
-    if model.soft_prompt is not None:
-        raise AdapterError(
-            "a soft prompt changes no matrix: it is rows of the vocabulary, which a GGUF adapter cannot add",
-            "Export the whole model: --format gguf, onnx or safetensors",
-        )
     if model.resized is not None:
         raise AdapterError(
             f"the adapter has {model.resized.rows} rows of embeddings and the base {model.resized.rows_before}: "
             "llama.cpp applies an adapter only to a base of the same vocabulary",
             _HINT,
         )
-    return lora_factors(model.bound, model.changes, model.checkpoint)
+    made = _Factoring(model, asked)
+    made.run()
+    return made.result()
 
 
-def lora_factors(bound: Sequence[BoundTensor], changes: Mapping[str, Change], checkpoint: Checkpoint) -> list[Factor]:
-    """Return A and B of every changed tensor.
+class _Factoring:
+    """Makes A and B of all changed tensors; changes that a GGUF adapter cannot hold are listed."""
 
-    Raises:
-        AdapterError: Changes that llama.cpp's adapters cannot express; all are listed.
-    """
-    tied = _tied(bound, checkpoint)
-    factors: list[Factor] = []
-    problems: list[str] = []
-    for item in bound:
-        touched = [piece for piece in item.pieces if _change(piece, changes) is not None]
-        if not touched:
-            continue
-        reason = _refused(item, changes, checkpoint, tied)
-        problems += [f"{touched[0].target}: {reason}"] if reason else []
-        factors += [] if reason else _pair(item, changes)
-    if problems:
-        raise AdapterError.of_many("changes that a GGUF adapter has no place for", problems, _HINT)
-    return sorted(factors)
+    def __init__(self, model: Model, asked: LoraRank) -> None:
+        self._model, self._asked = model, asked
+        self._factors: list[Factor] = []
+        self._problems: list[str] = []
+        self._made: dict[str, LowRank] = {}
+        self._approximable = False
+
+    def run(self) -> None:
+        model = self._model
+        tied = _tied(model.bound, model.checkpoint)
+        for item in model.bound:
+            touched = [piece for piece in item.pieces if _change(piece, model.changes) is not None]
+            if not touched:
+                continue
+            reason = _refused(item, model.changes, model.checkpoint, tied)
+            ends = tied and item.slot in (slots.EMBEDDING, slots.OUTPUT)
+            matrix = item.part == "weight" and len(item.shape) == 2 and not ends
+            if reason is None:
+                self._pair(item)
+            elif matrix and self._asked.rank is not None:
+                self._approximate(item, self._asked.rank)
+            else:
+                self._approximable = self._approximable or matrix
+                self._problems.append(f"{touched[0].target}: {reason}")
+
+    def result(self) -> LoraFactors:
+        """Return A and B. Raises AdapterError."""
+        if self._problems:
+            hint = f"{_HINT}, or approximate matrices with --lora-rank N" if self._approximable else _HINT
+            raise AdapterError.of_many("changes that a GGUF adapter has no place for", self._problems, hint)
+        errors = {
+            name: math.sqrt(each.error / each.norm) if each.norm else 0.0 for name, each in sorted(self._made.items())
+        }
+        norm = sum(each.norm for each in self._made.values())
+        total = math.sqrt(sum(each.error for each in self._made.values()) / norm) if norm else 0.0
+        if total > self._asked.max_error:
+            worst = max(errors, key=lambda name: errors[name])
+            raise AdapterError(
+                f"pairs A, B of rank {self._asked.rank} leave out too much of the changes: the relative error is "
+                f"{total:.2g} (largest: {errors[worst]:.2g} of {worst}), and at most {self._asked.max_error:g} is "
+                "allowed",
+                f"{_HINT}, give a higher --lora-rank, or allow the error with --lora-max-error",
+            )
+        return LoraFactors(sorted(self._factors), errors, total)
+
+    def _pair(self, item: BoundTensor) -> None:
+        change = self._model.changes[item.pieces[0].target]
+        if change.factors is None:
+            return
+        left, right = change.factors()
+        if item.pieces[0].stored_transposed:
+            left, right = right.T, left.T
+        rows = np.concatenate([_seen(piece, left) for piece in item.pieces])
+        rank = self._asked.rank
+        if rank is not None and right.shape[0] > rank:
+            made = self._made[item.gguf_name] = of_product(rows, right, rank)
+            rows, right = made.left, made.right
+        self._add(item, rows, right)
+
+    def _approximate(self, item: BoundTensor, rank: int) -> None:
+        made = low_rank(self._difference(item), rank)
+        if made.norm:
+            self._made[item.gguf_name] = made
+            self._add(item, made.left, made.right)
+
+    def _difference(self, item: BoundTensor) -> F32:
+        """Return what the adapter adds to a tensor of GGUF, [rows, columns]."""
+        checkpoint = self._model.checkpoint
+        tensor = next(each for each in self._model.tensors if each.gguf_name == item.gguf_name)
+        before = replace(tensor, parts=tuple(replace(part, change=None) for part in tensor.parts))
+        pairs = zip(tensor.blocks(checkpoint), before.blocks(checkpoint), strict=True)
+        return np.concatenate([after.floats - base.floats for after, base in pairs])
+
+    def _add(self, item: BoundTensor, rows: F32, right: F32) -> None:
+        """Keep A [r, k] and B [n, r]. An embedding is looked up, so its pair is reversed: A [n, r], B [k, r]."""
+        a, b = (rows, right.T) if item.slot == slots.EMBEDDING else (right, rows)
+        self._factors += [
+            Factor(f"{item.gguf_name}.lora_a", np.ascontiguousarray(a)),
+            Factor(f"{item.gguf_name}.lora_b", np.ascontiguousarray(b)),
+        ]
 
 
 def _change(piece: Piece, changes: Mapping[str, Change]) -> Change | None:
@@ -102,6 +199,7 @@ def _tied(bound: Sequence[BoundTensor], checkpoint: Checkpoint) -> bool:
     return len(ends) == 1 or ends[0] == ends[1] or checkpoint.equal(ends[0], ends[1])
 
 
+_BOTH_SIDES = "the embedding is also the output matrix, which llama.cpp cannot change on one side"
 _SEVERAL = "it is one of several that make one tensor in GGUF, such as experts"
 
 
@@ -110,6 +208,8 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
     change = changes.get(first.target)
     if change is None or len({piece.target for piece in item.pieces}) > 1 or _is_stack(change):
         return _SEVERAL
+    if tied and _adds(change) and item.slot in (slots.EMBEDDING, slots.OUTPUT):
+        return _BOTH_SIDES
     if change.transform is not None:
         return "its change is no product of two small matrices, and llama.cpp takes only A and B"
     if _replaces(first, change, checkpoint):
@@ -118,9 +218,12 @@ def _refused(item: BoundTensor, changes: Mapping[str, Change], checkpoint: Check
         return "it is a bias (lora_bias), and llama.cpp takes only A and B of weights"
     if change.token_rows is not None:
         return "rows of it are replaced (trainable_token_indices), and llama.cpp takes only A and B"
-    if tied and change.factors is not None and item.slot in (slots.EMBEDDING, slots.OUTPUT):
-        return "the embedding is also the output matrix, which llama.cpp cannot change on one side"
     return _rows_reason(item)
+
+
+def _adds(change: Change) -> bool:
+    """Whether a change is more than another value of the tensor or of its rows."""
+    return change.factors is not None or change.transform is not None
 
 
 def targets_without_place(bound: Sequence[BoundTensor]) -> dict[str, str]:
@@ -156,26 +259,6 @@ def _replaces(piece: Piece, change: Change, checkpoint: Checkpoint) -> bool:
     return False
 
 
-def _pair(item: BoundTensor, changes: Mapping[str, Change]) -> list[Factor]:
-    """Return A [r, k] and B [n, r]; B has the row order of its tensor.
-
-    An embedding is looked up, so its pair is reversed: A [n, r] is looked up and B [k, r] multiplied.
-    """
-    change = changes[item.pieces[0].target]
-    if change.factors is None:
-        return []
-    left, right = change.factors()
-    if item.pieces[0].stored_transposed:
-        left, right = right.T, left.T
-    rows = np.concatenate([_seen(piece, left) for piece in item.pieces])
-    a, b = (rows, right.T) if item.slot == slots.EMBEDDING else (right, rows)
-    name = item.gguf_name
-    return [
-        Factor(f"{name}.lora_a", np.ascontiguousarray(a)),
-        Factor(f"{name}.lora_b", np.ascontiguousarray(b)),
-    ]
-
-
 def _seen(piece: Piece, left: F32) -> F32:
     """Return B in the row order of the GGUF tensor."""
 
@@ -190,9 +273,10 @@ def _seen(piece: Piece, left: F32) -> F32:
 class LoraOutput(StagedGguf):
     """A GGUF file of the adapter alone. It is small and takes nothing from the pass: `finish` writes it."""
 
-    def __init__(self, path: Path, type_name: str, factors: Sequence[Factor], general: Mapping[str, Value]) -> None:
+    def __init__(self, path: Path, type_name: str, made: LoraFactors, general: Mapping[str, Value]) -> None:
         self._type = type_name
-        self._factors = factors
+        self._made, self._factors = made, made.factors
+        factors = made.factors
         specs = [TensorSpec(item.name, item.values.shape, BY_NAME[type_name]) for item in factors]
         own = {"general.type": string("adapter"), "adapter.type": string("lora"), "adapter.lora.alpha": f32(0.0)}
         super().__init__(SplitPlan.of(path, {**general, **own}, specs))
@@ -215,4 +299,6 @@ class LoraOutput(StagedGguf):
             tensors={item.name: self._type for item in self._factors},
             weights=weights,
             bits_per_weight=size * 8 / weights,
+            lora_error=dict(self._made.errors) or None,
+            notes=tuple(self._made.notes),
         )

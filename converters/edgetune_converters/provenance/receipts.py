@@ -78,6 +78,8 @@ class Receipt:
     """Exporter that traced the graph; None where edgetune built it."""
     exporter_kld: float | None = None
     """Mean divergence in nats of the traced graph from transformers with the same weights."""
+    lora_error: dict[str, float] | None = None
+    """|D-BA|/|D| by tensor, where A and B of a GGUF adapter approximate a change D; None where all are exact."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the packages that wrote the artifact."""
 
