@@ -15,7 +15,7 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.names import MERGE_BASES, FormatName
 
 FLAGS = {param.name: param for param in command.params if isinstance(param, click.Option)}
-NOT_OF_THE_CONFIGURATION = {"output", "base", "adapter", "threads", "dry_run", "dry_run_alias", "overwrite", "tune"}
+NOT_OF_THE_CONFIGURATION = {"output", "base", "adapters", "threads", "dry_run", "dry_run_alias", "overwrite", "tune"}
 """Where to read and write, and how much of it to do: these depend on the machine and the call."""
 
 
@@ -43,10 +43,25 @@ def test_only_unusual_spellings_are_stated() -> None:
         assert flag.names != ("--" + field.replace("_", "-"),), f"{field}: this spelling is derived"
 
 
+# fields of numbers within bounds -> text of the flag and its value
+_NUMBERS: dict[str, tuple[str, object]] = {
+    "lora_rank": ("4", 4),
+    "lora_max_error": ("0.5", 0.5),
+    "adapter_weights": ("0.7", [0.7]),
+    "density": ("0.5", 0.5),
+    "combine_seed": ("3", 3),
+}
+
+
 @pytest.mark.parametrize("field", ExportConfig.model_fields)
 def test_a_flag_sets_its_field(field: str) -> None:
     kind = options._without_none(ExportConfig.model_fields[field].annotation)
     flag = options.flag_name(field)
+    if field in _NUMBERS:
+        text, number = _NUMBERS[field]
+        given = command.make_context("merge-export", [flag, text]).params
+        assert getattr(options.resolve_options({}, {field: given[field]}), field) == number
+        return
     text = {"formats": "gguf,onnx", "types": "Q8_0, f16"}.get(field)
     text = text or (str(get_args(kind)[-1]) if get_origin(kind) is Literal else "0" if kind is int else "text")
     arguments = [flag] if kind is bool else [flag, text]
