@@ -58,8 +58,8 @@ def test_a_flag_sets_its_field(field: str) -> None:
     kind = options._without_none(ExportConfig.model_fields[field].annotation)
     flag = options.flag_name(field)
     if field in _NUMBERS:
-        text, number = _NUMBERS[field]
-        given = command.make_context("merge-export", [flag, text]).params
+        spelled, number = _NUMBERS[field]
+        given = command.make_context("merge-export", [flag, spelled]).params
         assert getattr(options.resolve_options({}, {field: given[field]}), field) == number
         return
     text = {"formats": "gguf,onnx", "types": "Q8_0, f16"}.get(field)
