@@ -64,7 +64,8 @@ class DataConfig(Section):
 
     train: str | list[str]
     """Training rows: a file, a folder, a pattern (`rows/*.jsonl`), a dataset of the Hugging Face hub or of ModelScope
-    (`ms::name`), or a list of these. `name:subset@split#500`: 500 rows of a split of a subset."""
+    (`ms::name`), or a list of these. `name:subset@split#500`: 500 rows of a split of a subset.
+    `dataset_info.json#name`: a dataset that LLaMA-Factory's file describes."""
     validation: str | None = None
     """Held-out rows for the evaluation loss and the reference. Default: `validation_fraction` of the training rows."""
     validation_fraction: Ratio = 0.05

@@ -479,11 +479,15 @@ def convert_rows(
 
 def iterate_rows(rows: Iterable[tuple[str, Any]], reader: RowReader, problems: RowProblems) -> Iterator[ChatRow]:
     """Yield the rows that can be converted, and add the problems of others."""
+    is_one_to_one = type(reader).read_all is RowReader.read_all
     for place, row in rows:
         if isinstance(row, RowProblem):
             problems.add(place, str(row), row.hint)
             continue
         try:
-            yield from reader.read_all(row, place)
+            if is_one_to_one:
+                yield reader.read(row, place)
+            else:
+                yield from reader.read_all(row, place)
         except RowProblem as problem:
             problems.add(place, str(problem), problem.hint)

@@ -68,3 +68,54 @@ def test_what_cannot_be_written_is_answered(config: Path, options: list[str], me
     done = edgetune("preview", config, *options)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_pairs_of_ranked_answers_are_written_with_their_number(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Lamp?", "responses": ["On.", "Aus.", "Off."]}) + "\n")
+    config = tmp_path / "config.yaml"
+    config.write_text("base: nowhere/nothing\ndata: {train: rows.jsonl}\nobjective: {kind: dpo}\n")
+    done = edgetune("preview", config, "--as", "messages")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows] == [
+        ("On.", "Aus."), ("On.", "Off."), ("Aus.", "Off."),
+    ]  # fmt: skip
+    assert done.stderr.decode().splitlines() == [
+        "ranked: 3 rows of data.train as messages",
+        "ranked answers of 1 row became 3 pairs: one for each two answers of different ranks",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "shown"),
+    [
+        ("dpo", {"prompt": "Lamp?", "chosen": "On.", "rejected": "Off."}, ("pair 1, rejected: ", "⟦Off.<|im_end|>⟧")),
+        (
+            "kto",
+            {"prompt": "Lamp?", "completion": "On.", "label": False},
+            ("answer 1, undesirable: ", "⟦On.<|im_end|>⟧"),
+        ),
+        ("grpo", {"question": "Lamp?", "answer": "On."}, ("prompt 1 (answer='On.'): ", "with answer for the reward")),
+        ("pretrain", {"text": "A lamp gives light."}, ("block 1: ", "packed into blocks")),
+        (
+            "sft",
+            {"prompt": "Lamp?", "chosen": "On.", "rejected": "Off."},
+            ("rows.jsonl, line 1: has chosen and rejected",),
+        ),
+        ("dpo", {"prompt": "Lamp?", "completion": "On."}, ("these are rows for the objectives sft, distillation",)),
+    ],
+    ids=str,
+)
+def test_preview_shows_the_rows_of_an_objective_or_refuses_them_by_name(
+    tmp_path: Path, objective: str, row: dict[str, object], shown: tuple[str, ...]
+) -> None:
+    pytest.importorskip("torch")
+    from tests.training import runs
+
+    base = runs.make_base(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"base: {base}\ndata: {{train: rows.jsonl}}\nobjective: {{kind: {objective}}}\n")
+    done = edgetune("preview", config, "--rows", "1")
+    said = (done.stdout + done.stderr).decode()
+    assert all(part in said for part in shown), said
+    assert done.returncode == (1 if "these are rows" in said else 0)

@@ -18,10 +18,24 @@ from edgetune.data.sources import read_source
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
 from tests.cases import rendering
-from tests.data.test_row_fuzz import EXTRAS, GOOD, MESSAGES, OF_NO_ROW, ROWS, SOURCES, TALKS, TEXTS, VALUES, damaged
+from tests.data.schemes import CONTENTS
+from tests.data.test_row_fuzz import (
+    EXTRAS,
+    GOOD,
+    MESSAGES,
+    OF_NO_ROW,
+    ROWS,
+    SOUND_MESSAGES,
+    SOUND_ROWS,
+    SOURCES,
+    TALKS,
+    TEXTS,
+    VALUES,
+    damaged,
+)
 
 OTHERS = {key: values for key, values in EXTRAS.items() if key != "chosen"}
-OBJECTIVES = ("dpo", "kto", "grpo", "pretrain", "distillation", "sft")
+UNKNOWN = {"zz_unknown": CONTENTS}
 ANSWERS = st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS})
 SIDES = TEXTS | st.lists(ANSWERS, min_size=1, max_size=2) | GOOD | TALKS | VALUES
 PROMPTS = TEXTS | st.lists(MESSAGES, max_size=2) | VALUES
@@ -43,19 +57,49 @@ OBJECTIVE_ROWS = (
 )  # fmt: skip
 
 
+SOUND: dict[str, st.SearchStrategy[Any]] = {
+    "dpo": st.fixed_dictionaries({"prompt": CONTENTS, "chosen": CONTENTS, "rejected": CONTENTS}, optional=UNKNOWN)
+    | st.builds(
+        lambda talk, better, worse: {
+            "chosen": [*talk, {"role": "assistant", "content": better}],
+            "rejected": [*talk, {"role": "assistant", "content": worse}],
+        },
+        st.lists(SOUND_MESSAGES, max_size=3).map(lambda talk: [*talk, {"role": "user", "content": "q"}]),
+        CONTENTS, CONTENTS,
+    )
+    | st.fixed_dictionaries(
+        {"prompt": CONTENTS, "responses": st.lists(CONTENTS, min_size=2, max_size=3, unique_by=str.strip)}
+    ),
+    "kto": st.fixed_dictionaries({"prompt": CONTENTS, "completion": CONTENTS, "label": st.booleans()}, optional=UNKNOWN)
+    | st.builds(lambda row, label: {**row, "label": label}, SOUND_ROWS, st.booleans()),
+    "grpo": st.fixed_dictionaries({"prompt": CONTENTS, "answer": CONTENTS}, optional=UNKNOWN),
+    "pretrain": st.fixed_dictionaries({"text": CONTENTS}, optional=UNKNOWN),
+    "distillation": SOUND_ROWS,
+    "sft": SOUND_ROWS,
+}  # fmt: skip
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, list[Any], str, int]:
+    """Return an objective, rows, a template and max_length: mostly sound ones, or anything."""
+    objective = draw(st.sampled_from(sorted(SOUND)))
+    if draw(st.integers(0, 3)):
+        return objective, draw(st.lists(SOUND[objective], min_size=1, max_size=3)), draw(SOURCES), 4096
+    rows = draw(st.lists(OBJECTIVE_ROWS | SOUND[objective], min_size=1, max_size=3))
+    return objective, rows, draw(SOURCES | damaged()), draw(st.sampled_from([20, 60, 4096]))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rows")
 
 
 @settings(deadline=None)
-@given(
-    objective=st.sampled_from(OBJECTIVES), rows=st.lists(OBJECTIVE_ROWS, min_size=1, max_size=3),
-    source=SOURCES | damaged(), length=st.sampled_from([20, 60, 4096]),
-)  # fmt: skip
+@given(case=cases())
 def test_rows_of_every_objective_are_refused_with_file_and_line_or_keep_the_law(
-    folder: Path, objective: str, rows: list[Any], source: str, length: int
+    folder: Path, case: tuple[str, list[Any], str, int]
 ) -> None:
+    objective, rows, source, length = case
     tokenizer = rendering.tokenizer_in(folder / "base")
     template = ChatTemplate(source, "<|endoftext|>", "<|im_end|>")
     path = rendering.write_jsonl(folder / "rows.jsonl", rows)
@@ -72,6 +116,11 @@ def test_rows_of_every_objective_are_refused_with_file_and_line_or_keep_the_law(
     event(f"{objective} encoded")
     assert all(len(row.input_ids) <= length for row in encoding.rows)
     _check_answers(tokenizer, encoding)
+    if len(encoding.chats) == len(encoding.pairs):
+        for chat, pair in zip(encoding.chats, encoding.pairs, strict=True):
+            asked = chat.messages[: chat.answers[0]]
+            prompt = template.with_options(chat.options).render(asked, add_generation_prompt=True, tools=chat.tools)
+            assert pair.prompt_ids == tokenizer.encode(prompt)[0][:length]
     said = "\n".join(encoding.usage.describe())
     for row in rows:
         if isinstance(row, dict) and row.get("zz_unknown") not in (None, "", [], {}) and read:

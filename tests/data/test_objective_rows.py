@@ -129,6 +129,27 @@ def test_what_stands_beside_whole_conversations_and_differs_is_named(tmp_path: P
     assert label == "prompt beside chosen and rejected answers that are whole conversations"
 
 
+@pytest.mark.parametrize(
+    ("objective", "columns", "row"),
+    [
+        ("dpo", {"user": "frage", "chosen": "gut", "rejected": "nein"}, {"frage": "q", "gut": "good", "nein": "bad"}),
+        ("dpo", {"messages": "talk", "rejected": "worse"}, {"talk": [USER, GOOD], "worse": "bad"}),
+        ("kto", {"label": "daumen"}, {"prompt": "q", "completion": "good", "daumen": True}),
+        ("grpo", {"user": "frage"}, {"frage": "q", "answer": "good"}),
+        ("pretrain", {"text": "content"}, {"content": "good"}),
+    ],
+)  # fmt: skip
+def test_keys_of_your_own_are_named_by_columns(objective: str, columns: dict[str, str], row: dict[str, Any]) -> None:
+    reader = reader_for(objective, "auto", columns)
+    read = reader.read(row)
+    reader.check_columns()
+    assert not read.unread
+    assert read.messages == ([] if objective == "pretrain" else [USER] if objective == "grpo" else [USER, GOOD])
+    if objective in ("dpo", "kto"):  # refused by name in another objective, whatever the keys are called
+        with pytest.raises(RowProblem, match="these are rows for the objective"):
+            reader_for("sft", "auto", columns).read(row)
+
+
 def test_a_ranked_list_becomes_a_pair_for_each_two_ranks(tmp_path: Path) -> None:
     reader = reader_for("dpo", "auto")
     row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 3, 3], "id": 7}
