@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgetune.objectives.base import Batching, Objective, ObjectiveMetric
 from edgetune.objectives.cpo import Cpo
+from edgetune.objectives.distillation import Distillation
 from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.ipo import Ipo
@@ -21,7 +22,7 @@ from edgetune.objectives.sft import Sft
 from edgetune.objectives.simpo import Simpo
 from edgetune.section import kind_of, one_of
 
-_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo, Grpo, Rloo)
+_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo, Grpo, Rloo, Distillation)
 OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in _ALL}
 """The objectives by `objective.kind`; the first is the default."""
 

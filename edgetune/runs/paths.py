@@ -8,6 +8,7 @@ runs/NAME/
   reference/     outputs of the base and the trained model on held-out rows
   artifacts/     exported files, their receipts and validation results
   evaluations/   scores on tasks of lm-evaluation-harness (edgetune/evaluation/results.py)
+  teacher.jsonl  answers of the teacher, of a distillation from an endpoint
   checkpoints/   of the trainer, for --resume
   base.partial/  weights of a GGUF base, while they are being loaded
   run.lock       while a process writes here (edgetune/runs/lock.py)
@@ -65,6 +66,11 @@ class RunPaths:
     def reference_file(self) -> Path:
         """The manifest of the reference, which is written with it."""
         return self.reference / "reference.json"
+
+    @property
+    def teacher_answers(self) -> Path:
+        """The answers of an endpoint as teacher, a line each."""
+        return self.path / "teacher.jsonl"
 
     @property
     def checkpoints(self) -> Path:

@@ -18,6 +18,7 @@ from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.planning.disk import check_free_space, estimate_run_bytes
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
+from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
 from edgetune.runs import lock
@@ -126,6 +127,7 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
     Return the disk space of the run in bytes, and whether transformers' tokenizer class follows tokenizer.json.
     """
     print_overview(prepared)
+    check_teacher(prepared, run.teacher_answers)
     needed = estimate_run_bytes(prepared.config, prepared.base.checkpoint, prepared.reference_rows)
     check_free_space(run.path, needed)
     with environment.silence_libraries():
@@ -177,6 +179,7 @@ def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
     from edgetune.training.capture.reference import capture_reference
     from edgetune.training.fit import train_or_load_adapter
 
+    prepared = with_teacher_answers(prepared, run.teacher_answers)
     with _translate_torch_errors(run.path):
         model = train_or_load_adapter(run, prepared)
         capture_reference(run, prepared, model)

@@ -18,6 +18,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import ConfigError, DataError, RunDirectoryError
 from edgetune.planning.base_model import Base
 from edgetune.planning.prepare import PreparedRun, prepare_run
+from edgetune.planning.teacher import with_teacher_answers
 from edgetune.reference import merged
 from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.llama_kld import KldBaseWriter, scored_positions, split_into_chunks, with_bos
@@ -56,7 +57,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
     Raises:
         RunDirectoryError: If the base is not the one that the run was trained on.
     """
-    prepared = prepare_run(config, run.manifest.rendered_at)
+    prepared = with_teacher_answers(prepare_run(config, run.manifest.rendered_at), run.teacher_answers)
     check_base(run, prepared.base)
     if request.reference:
         check_rendering(prepared)

@@ -21,6 +21,7 @@ _BUILDERS = {
     "cpo": "preference.build_cpo",
     "simpo": "preference.build_cpo",
     "kto": "kto.build_kto",
+    "distillation": "distillation.build_distillation",
     "grpo": "online.build_grpo",
     "rloo": "online.build_rloo",
 }

@@ -66,7 +66,7 @@ class SftArguments(WarmupShare, SFTConfig):  # type: ignore[misc]
     """SFTConfig with a share of warm-up steps."""
 
 
-def build_sft(inputs: TrainerInputs) -> SftTrainer:
+def build_sft(inputs: TrainerInputs, trainer_class: type[SftTrainer] = SftTrainer) -> SftTrainer:
     """Build the trainer of supervised fine-tuning and of continued pretraining."""
     prepared = inputs.prepared
     arguments = SftArguments(
@@ -74,7 +74,7 @@ def build_sft(inputs: TrainerInputs) -> SftTrainer:
     )
     # a text without a chat has no answers, whose stop token must be trained on
     stop_ids = frozenset() if prepared.config.objective.kind == "pretrain" else prepared.stop_ids
-    return SftTrainer(
+    return trainer_class(
         args=arguments,
         data_collator=Collator(prepared.pad_id, stop_ids),
         train_dataset=to_dataset(prepared.train.rows),

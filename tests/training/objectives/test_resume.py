@@ -50,7 +50,10 @@ class StoppedError(Exception):
 def test_a_resumed_training_is_the_uninterrupted_one_and_ends_in_a_run(
     kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_config(settings(kind, base, tmp_path))
+    values = settings(kind, base, tmp_path)
+    if kind == "distillation":
+        values["objective"]["teacher"] = str(base)
+    config = parse_config(values)
     whole = train(config, tmp_path / "whole")
     stepped = MetricsCallback._stepped
 
