@@ -1,4 +1,5 @@
-"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of docs/data.md.
+"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of data.md and
+objectives.md.
 
 `python docs/generate.py` writes them; `--check` fails, naming the page, when one is out of date.
 """
@@ -9,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,8 +21,9 @@ from pydantic_core import PydanticUndefined
 from edgetune import cli
 from edgetune.config import Config
 from edgetune.data import compression, key_names, row_files
-from edgetune.data.row_kinds import CONVERSATION, KINDS
+from edgetune.data.row_kinds import CONVERSATION, KINDS, kinds_of
 from edgetune.data.row_layouts import BESIDE, FORMATS, RowFormat, formats_of
+from edgetune.objectives import OBJECTIVES
 from edgetune.section import alternatives
 
 DOCS = Path(__file__).parent
@@ -93,8 +95,38 @@ def type_name(annotation: Any) -> str:
 
 def data_page() -> str:
     """The page about rows, with its tables of formats, roles, files and keys."""
-    text = (DOCS / "data.md").read_text(encoding="utf-8")
-    for name, table in DATA_TABLES.items():
+    return _with_tables("data.md", DATA_TABLES)
+
+
+def objectives_page() -> str:
+    """The page about objectives, with its tables of trainers and figures."""
+    return _with_tables("objectives.md", {"objectives": objectives_table, "figures": figures_table})
+
+
+def objectives_table() -> str:
+    """The objectives, their rows and their trainers."""
+    lines = []
+    for kind, objective in OBJECTIVES.items():
+        facts = objective.facts
+        rows = " or ".join(KINDS[each].description for each in kinds_of(kind))
+        trainer = facts.trainer + ("*" if facts.is_experimental else "")
+        lines.append(f"| `{kind}` | {facts.title} | {facts.paper} | {trainer} | {rows} |\n")
+    return "| `kind` | objective | paper | trainer | rows |\n| --- | --- | --- | --- | --- |\n" + "".join(lines)
+
+
+def figures_table() -> str:
+    """The figures of all objectives."""
+    objectives: dict[tuple[str, str], list[str]] = {}
+    for kind, objective in OBJECTIVES.items():
+        for metric in objective.facts.metrics:
+            objectives.setdefault((metric.name, metric.meaning), []).append(kind)
+    lines = [f"| `{name}` | {meaning} | {codes(kinds)} |\n" for (name, meaning), kinds in objectives.items()]
+    return "| figure | meaning | objectives |\n| --- | --- | --- |\n" + "".join(lines)
+
+
+def _with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, table in tables.items():
         block = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = block.sub(lambda match, table=table: match[1] + table() + match[2], text)  # type: ignore[misc]
     return text
@@ -163,7 +195,12 @@ DATA_TABLES = {
     "files": files_table,
     "beside": beside_table,
 }
-PAGES = {"cli.md": cli_page, "configuration.md": configuration_page, "data.md": data_page}
+PAGES = {
+    "cli.md": cli_page,
+    "configuration.md": configuration_page,
+    "data.md": data_page,
+    "objectives.md": objectives_page,
+}
 
 
 def main(arguments: list[str]) -> int:
