@@ -78,3 +78,37 @@ def test_the_exported_file_computes_what_peft_computes(
     ids = tiny.random_ids(96)
     kld, same = tiny.divergence(tiny.torch_logits(base, adapter, ids), runtime.logits(tmp_path / "f32.gguf", ids))
     assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+# what a method changes beside the weights of linear layers
+BESIDE = {
+    "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm", "post_attention_layernorm", "norm"]}),
+    "norms and the head": ("LNTuningConfig", {"target_modules": ["norm"], "modules_to_save": ["lm_head"]}),
+    "tokens": ("TrainableTokensConfig", {"token_indices": [3, 77, 500], "target_modules": ["embed_tokens"]}),
+    "an embedding under DoRA": (
+        "LoraConfig", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True, "r": 4},
+    ),
+    "the head under DoRA": ("LoraConfig", {"target_modules": ["lm_head", "q_proj"], "use_dora": True, "r": 4}),
+    "an embedding under OFT": ("OFTConfig", {"target_modules": ["embed_tokens", "q_proj"], "oft_block_size": 8}),
+    "biases beside OFT": ("OFTConfig", {"target_modules": ["q_proj"], "oft_block_size": 8, "bias": "all"}),
+    "biases of BOFT": ("BOFTConfig", {"target_modules": ["q_proj"], "boft_block_size": 4, "bias": "boft_only"}),
+    "modules beside IA3": (
+        "IA3Config", {"target_modules": ["k_proj"], "feedforward_modules": [], "modules_to_save": ["norm"]},
+    ),
+    "tokens beside DoRA": (
+        "LoraConfig", {"target_modules": ["q_proj"], "use_dora": True, "trainable_token_indices": [3, 77]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_a_method_changes_beside_linear_layers_is_exported(name: str, tied: bool, tmp_path: Path) -> None:
+    base = tiny.base("qwen2", tmp_path / "base", tie_word_embeddings=tied)
+    adapter = peft_methods.adapter(base, tmp_path / "adapter", peft_methods.Method(*BESIDE[name]))
+    export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter)
+    ids = [*tiny.random_ids(93), 3, 77, 500]
+    wanted = tiny.torch_logits(base, adapter, ids)
+    assert tiny.divergence(wanted, tiny.torch_logits(base, None, ids))[0] > 1000 * F32_KLD, "the adapter must matter"
+    kld, same = tiny.divergence(wanted, runtime.logits(tmp_path / "f32.gguf", ids))
+    assert (kld < F32_KLD, same) == (True, 1.0)
