@@ -232,16 +232,16 @@ def open_model(
         expanded = expanded_blocks.expand(adapter, family, config, checkpoint)
         if expanded is not config:
             config, bound = expanded, bind(family, expanded, checkpoint.tensors, checkpoint.zero_biases)
-        known = _as_adapters_see_it(family, config, bound)
+        known = _as_adapters_see_it(family, config, bound, checkpoint)
         resized = with_vocabulary_of(adapter, family, config, checkpoint, bound, known)
         if resized is not None:
             config, bound = resized.config, resized.bound
-            known = _as_adapters_see_it(family, config, bound)
+            known = _as_adapters_see_it(family, config, bound, checkpoint)
         new_biases = with_biases_of(adapter, family, config, checkpoint, bound, known)
         if new_biases is not None:
             family, config = new_biases.family, new_biases.config
             bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
-            known = _as_adapters_see_it(family, config, bound)
+            known = _as_adapters_see_it(family, config, bound, checkpoint)
         if isinstance(adapter, CombinedAdapter):
             _check_combination(adapter, family, config, checkpoint, bound, known)
         changes = adapter.changes(known)
@@ -275,7 +275,9 @@ def _check_combination(
             )
 
 
-def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTensor]) -> BaseTargets:
+def _as_adapters_see_it(
+    family: Family, config: ModelConfig, bound: list[BoundTensor], checkpoint: Checkpoint
+) -> BaseTargets:
     """Describe the base for the matching of an adapter."""
     pieces = {item.slot: item.pieces[0] for item in bound if item.slot in (slots.EMBEDDING, slots.OUTPUT)}
     embedding, head = pieces[slots.EMBEDDING], pieces.get(slots.OUTPUT)
@@ -284,6 +286,7 @@ def _as_adapters_see_it(family: Family, config: ModelConfig, bound: list[BoundTe
         for name, (place, shape) in expert_slices(family, config).items()
     }
     tied = {head.target: embedding.target} if head and head.source.name == embedding.source.name else {}
+    beside = {name: info.shape for name, info in checkpoint.tensors.items() if family.is_beside_text(name)}
     return BaseTargets(
-        targets(bound), family.canonical_name, stored_transposed(bound), parts, tied, family.is_beside_text
+        targets(bound), family.canonical_name, stored_transposed(bound), parts, tied, family.is_beside_text, beside
     )  # fmt: skip

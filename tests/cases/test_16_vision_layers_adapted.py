@@ -183,6 +183,35 @@ def test_other_pairs_of_layers_that_see_are_refused_by_name(form: str, base: Pat
     assert "model.vision_tower.encoder.layers.0.self_attn.q_proj" in refusal.value.message
 
 
+@pytest.mark.parametrize("name", ["IA3Config", "LoHaConfig", "OFTConfig", "HRAConfig"])
+def test_other_methods_leave_layers_that_see_alone_or_are_refused(name: str, base: Path, tmp_path: Path) -> None:
+    own: dict[str, dict[str, Any]] = {
+        "IA3Config": {"feedforward_modules": []},
+        "OFTConfig": {"oft_block_size": 4},
+        "HRAConfig": {"r": 2},
+    }
+    model = transformers.Gemma3ForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    settings = getattr(peft, name)(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **own.get(name, {}))
+    with tiny._between_libraries():
+        wrapped = peft.get_peft_model(model, settings)
+    torch.manual_seed(1)
+    trained = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for key in (key for key in trained if "vision" not in key):
+            trained[key].add_(torch.randn_like(trained[key]) * 0.1)
+        wrapped.save_pretrained(tmp_path / "text")
+        for key in (key for key in trained if "vision" in key):
+            trained[key].add_(torch.randn_like(trained[key]) * 0.1)
+        wrapped.save_pretrained(tmp_path / "both")
+    (receipt,) = export(base, {"f32": tmp_path / "m.gguf"}, adapter=tmp_path / "text")
+    assert any("changes nothing in 2 layers" in note and note.endswith("left out") for note in receipt.notes)
+    ids = tiny.random_ids(48, 512)
+    wanted = tiny.torch_logits(base, tmp_path / "text", ids)
+    assert tiny.divergence(wanted, runtime.logits(tmp_path / "m.gguf", ids))[0] < 1e-6
+    with pytest.raises(AdapterError, match="only the text part of a multimodal model can be merged"):
+        export(base, {"f32": tmp_path / "m.gguf"}, adapter=tmp_path / "both")
+
+
 def test_an_adapter_of_zero_pairs_alone_is_all_zero(base: Path, tmp_path: Path) -> None:
     adapter = _adapter(base, tmp_path / "adapter", vision=0.0)
     file = adapter / "adapter_model.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_exported_file_computes_what_peft_computes(
 
 
 # what a method changes beside the weights of linear layers
-BESIDE = {
+BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm", "post_attention_layernorm", "norm"]}),
     "norms and the head": ("LNTuningConfig", {"target_modules": ["norm"], "modules_to_save": ["lm_head"]}),
     "tokens": ("TrainableTokensConfig", {"token_indices": [3, 77, 500], "target_modules": ["embed_tokens"]}),

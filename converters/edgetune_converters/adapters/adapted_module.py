@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.adapters.change import Apply, ReadDelta, added
 from edgetune_converters.adapters.peft_config import PeftConfig
-from edgetune_converters.adapters.products import product
+from edgetune_converters.adapters.products import is_zero_product, product
 from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.reading.safetensors_file import INTEGERS
 from edgetune_converters.tensors import ALL, F32, TensorInfo
@@ -35,6 +35,11 @@ class Fold:
     part: Literal["weight", "bias"] = "weight"
     changes_nothing: Callable[[], bool] = lambda: False
     needs_trained: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing."""
+        return is_zero_product(*self.factors()) if self.factors else self.changes_nothing()
 
     def as_apply(self) -> Apply:
         """Return the change as a transform."""

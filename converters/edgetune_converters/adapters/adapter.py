@@ -12,8 +12,8 @@ from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.adapters.expert_factors import StackCache
-from edgetune_converters.adapters.kinds import kind_of
-from edgetune_converters.adapters.matching import NO_TEXT, AdapterParts, layers
+from edgetune_converters.adapters.kinds import KINDS, kind_of
+from edgetune_converters.adapters.matching import NO_TEXT, AdapterParts, Kind, layers
 from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
 from edgetune_converters.adapters.products import is_zero_product
 from edgetune_converters.adapters.state_dict import AdapterTensors, read_tensors
@@ -71,7 +71,7 @@ class Adapter:
             self.notes += _note_on_zero(without_effect, changes)
             if matching.unused_modules and not changes:
                 raise _all_zero(self.path)
-            self.notes += _note_on_towers(matching.unused_modules)
+            self.notes += _note_on_towers(matching.unused_modules, self.kind)
         if not changes and not problems:
             problems = [f"{self._weights[0]} holds no tensors"]
         if problems:
@@ -131,8 +131,12 @@ def _note_on_zero(names: list[str], changes: Mapping[str, Change]) -> list[str]:
     return [f"{len(names)} of {of}: {names[0]}{more} (was the whole model trained?)"]
 
 
-def _note_on_towers(modules: list[str]) -> list[str]:
-    return [f"the adapter's pairs for {layers(modules)} {NO_TEXT} are zero: left out"] if modules else []
+def _note_on_towers(modules: list[str], kind: Kind) -> list[str]:
+    if not modules:
+        return []
+    if kind is KINDS["LORA"]:
+        return [f"the adapter's pairs for {layers(modules)} {NO_TEXT} are zero: left out"]
+    return [f"the adapter changes nothing in {layers(modules)} {NO_TEXT}: left out"]
 
 
 def _all_zero(path: Path) -> AdapterError:

@@ -27,6 +27,22 @@ class BaseTargets:
     beside_text: Callable[[str], bool] = lambda module: False
     """Whether a module belongs to a part of a multimodal model that texts do not pass through."""
 
+    shapes_beside_text: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Names and shapes of the tensors of that part, as the checkpoint spells them."""
+
+    def shape_beside_text(self, module: str) -> tuple[int, ...] | None:
+        """Return the shape of the weight of a module that texts do not pass through; None where it is not known.
+
+        Checkpoints spell the beginning of these names in another way than modules: the longest common end counts.
+        """
+        parts = f"{module}.weight".split(".")
+        for first in range(len(parts) - 2):
+            end = "." + ".".join(parts[first:])
+            found = {shape for name, shape in self.shapes_beside_text.items() if f".{name}".endswith(end)}
+            if found:
+                return found.pop() if len(found) == 1 else None
+        return None
+
     def fits(self, module: str) -> bool:
         """Whether a module's name is one of the base: it has a weight or a bias, or the parameters of all experts."""
         name = self.renamed(module)

@@ -76,7 +76,7 @@ class Matching:
         """Attach the tensors of a module to what they change, or yield why they do not fit; list an unknown module."""
         renamed = self._base.renamed(module)
         if self._base.beside_text(module):
-            self._changing_towers.append(module)
+            (self.unused_modules if self._is_idle_tower(module, roles) else self._changing_towers).append(module)
             return
         part = self._base.experts.get(renamed) if f"{renamed}.weight" not in self._base.shapes else None
         shape = (part.rows, part.columns) if part else self._base.shapes.get(f"{renamed}.weight")
@@ -128,19 +128,30 @@ class Matching:
         known = self._base.transposed
         return self._config.is_transposed if known is None else target in known
 
+    def _is_idle_tower(self, module: str, roles: Mapping[str, TensorInfo]) -> bool:
+        """Whether the tensors of a module that texts do not pass through change nothing."""
+        shape = self._base.shape_beside_text(module)
+        if shape is None or len(shape) != 2:
+            return False
+        adapted = AdaptedModule(module, *shape, False, roles, self._shared, self._config, self._file)
+        try:
+            folds = list(self._kind.fold(adapted))
+        except Misfit:
+            return False
+        self._used |= adapted.used
+        return all(fold.idle for fold in folds)
+
     def _add(
         self, module: AdaptedModule, renamed: str, part: ExpertPart | None, fold: Fold, *, flipped: bool
     ) -> Iterator[str]:
         """Attach one change, or yield why it does not fit."""
         tensors = tuple(module.used.values())
         if part is not None:
-            target = next(
-                (name for name in (part.target, part.target + PACKED_SUFFIX) if name in self._base.shapes), ""
-            )
-            if not target or fold.part == "bias":
+            target = self.stack_of(part)
+            if target is None or fold.part == "bias":
                 self._unknown.append(module.name)
                 return
-            transform = Transform(fold.as_apply(), tensors, fold.changes_nothing, fold.needs_trained)
+            transform = Transform(fold.as_apply(), tensors, lambda: fold.idle, fold.needs_trained)
             self._of_experts.setdefault(target, []).append((part, transform))
             return
         change = self.changes.setdefault(f"{renamed}.{fold.part}", Change(self._file))
