@@ -18,7 +18,7 @@ from edgetune.errors import DataError, EnvironmentProblem
 from edgetune.methods import TrainableTokens
 from edgetune.planning.new_tokens import write_with_tokens
 from edgetune_converters.architectures import Family, ModelConfig, completed_config, targets
-from edgetune_converters.architectures.new_biases import row_of, why_no_bias
+from edgetune_converters.architectures.new_biases import why_no_bias
 from edgetune_converters.errors import ArchitectureError, CheckpointError
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.merging.expanded_blocks import why_not_expanded
@@ -79,20 +79,14 @@ class ExportableLayers:
         """Whether a tensor belongs to a part of a multimodal model that texts do not pass through."""
         return self.family.is_beside_text(tensor)
 
-    def slot_of(self, module: str) -> str | None:
-        """Return the slot of a module, None if the family has none for it."""
-        row = row_of(self.family, module)
-        return None if row is None else row.slot
-
     def why_no_bias(self, module: str, formats: Sequence[str]) -> str | None:
         """Return why one of `formats` cannot hold a new bias of a module; None if all can."""
         reasons = (why_no_bias(self.family, module, format_) for format_ in formats)
         return next((reason for reason in reasons if reason), None)
 
-    @property
-    def why_not_expanded(self) -> str | None:
-        """Why copies of blocks cannot be inserted into the base; None if they can."""
-        return None if self.config is None else why_not_expanded(self.config)
+    def why_not_expanded(self, sources: Sequence[int]) -> str | None:
+        """Return why the base cannot have the blocks `sources` (numbers of its own); None if it can."""
+        return None if self.config is None else why_not_expanded(self.family, self.config, sources)
 
     @property
     def excluded(self) -> str | None:

@@ -5,26 +5,44 @@ PEFT does not have these methods; edgetune's training names them in `edgetune_me
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgetune_converters.adapters.matching import Kind, Matching
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.tensors import TensorInfo
+
+_ANY = re.compile(r"(?P<module>.+)\.(?P<part>[^.]+)")
+
+
+class _TensorNames(RoleNames):
+    """Every name is that of a tensor of the base, whatever it ends with."""
+
+    def replaced_by(self, name: str) -> re.Match[str] | None:
+        return _ANY.fullmatch(name)
 
 
 class _Replacing(Matching):
     """A head that is the embedding stays so; tensors beside the text part are those of the base."""
 
     def _replace(self, replacements: Mapping[str, TensorInfo]) -> None:
-        super()._replace({name: info for name, info in replacements.items() if not self._base.beside_text(name)})
+        own = {name: info for name, info in replacements.items() if not self._base.beside_text(name)}
+        super()._replace({name: self._as_in_base(name, info) for name, info in own.items()})
         for head, embedding in self._base.tied.items():
             if head not in self.changes and embedding in self.changes:
                 self.changes[head] = self.changes[embedding]
 
+    def _as_in_base(self, name: str, info: TensorInfo) -> TensorInfo:
+        """Biases of all experts are one vector in the table of architectures."""
+        shape = self._base.shapes.get(self._base.renamed(name), info.shape)
+        return replace(info, shape=shape) if len(shape) == 1 and shape == (math.prod(info.shape),) else info
+
 
 def _kind(title: str, *fields: str) -> Kind:
-    known = frozenset((*fields, "edgetune_method", "zero_in_base"))
-    return Kind(RoleNames(title), lambda module: (), known, matching=_Replacing)
+    known = frozenset((*fields, "edgetune_method", "zero_in_base", "trained_tensors"))
+    return Kind(_TensorNames(title), lambda module: (), known, matching=_Replacing)
 
 
 WHOLE_TENSORS = {

@@ -11,34 +11,33 @@ from edgetune_converters.architectures.class_defaults import CLASS_DEFAULTS
 from edgetune_converters.architectures.table import SWITCHED_BIASES, Family, TensorRow
 
 
-def row_of(family: Family, module: str) -> TensorRow | None:
-    """Return the row of a module, None if the family has none for it."""
+def rows_of(family: Family, module: str) -> list[TensorRow]:
+    """Return the rows of a module: several where its weight becomes several tensors."""
     name = family.canonical_name(module + ".weight").removesuffix(".weight")
-    return next((row for row in family.tensors if _pattern(row).fullmatch(name)), None)
+    return [row for row in family.tensors if _pattern(row).fullmatch(name)]
 
 
 def why_no_bias(family: Family, module: str, format_: str) -> str | None:
     """Return why an output of this format cannot hold a bias of a module, None if it can."""
-    row, name = row_of(family, module), module.rpartition(".")[2]
-    if row is None or row.stacked or row.part_of or "{layer}" not in row.module:
+    rows, name = rows_of(family, module), module.rpartition(".")[2]
+    if not rows or any(row.stacked or row.part_of or "{layer}" not in row.module for row in rows):
         return f"{name} can have no bias in the {family.name} family"
     if format_ == "gguf-lora":
         return "gguf-lora holds products of two low-rank matrices, and no biases"
     if format_ == "gguf":
-        holds = row.bias or row.slot in family.gguf_biases
+        holds = all(row.bias or row.slot in family.gguf_biases for row in rows)
         return None if holds else f"llama.cpp reads no bias of {name} for {family.name}"
     drawn = format_ == "onnx" and family.onnx is not None
-    if drawn or (row.bias and family.biased) or any(_switches(family, module)):
+    if drawn or (rows[0].bias and family.biased) or any(_switches(family, module)):
         return None
     return f"{family.hf[0]} of transformers has no bias of {name}"
 
 
 def with_biases(family: Family, modules: Collection[str]) -> Family:
-    """Return the family with a bias in the rows of these modules."""
-    rows = {id(row) for module in modules if (row := row_of(family, module))}
-    return replace(
-        family, tensors=tuple(replace(row, bias=True) if id(row) in rows else row for row in family.tensors)
-    )  # fmt: skip
+    """Return the family with a bias in the rows of these modules; its requirements were checked without them."""
+    rows = {id(row) for module in modules for row in rows_of(family, module)}
+    tensors = tuple(replace(row, bias=True) if id(row) in rows else row for row in family.tensors)
+    return replace(family, tensors=tensors, requirements=())
 
 
 def with_switches(family: Family, raw: Mapping[str, Any], modules: Collection[str]) -> dict[str, Any]:

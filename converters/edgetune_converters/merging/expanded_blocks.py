@@ -16,23 +16,32 @@ BLOCKS = "blocks"
 # fields of config.json that give single blocks a property by their numbers, in another way than a list with an entry
 # for each block -> the values that give all blocks the same
 _NUMBERED: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("sliding_window_pattern", "full_attn_idxs", "moe_layers", "global_attn_every_n_layers"), ()),
-    **dict.fromkeys(("no_rope_layer_interval", "first_k_dense_replace", "num_kv_shared_layers"), (0,)),
+    **dict.fromkeys(("first_k_dense_replace", "num_kv_shared_layers", "num_nextn_predict_layers"), (0,)),
     **dict.fromkeys(("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step"), (1,)),
-    "mlp_only_layers": ([],),
-    "num_nextn_predict_layers": (0,),
+    **dict.fromkeys(("mlp_only_layers", "moe_layers"), ([],)),
+}
+# the same, unless a list (the second) gives it too
+_NUMBERED_OR_LISTED: Mapping[str, str] = {
+    "sliding_window_pattern": "layer_types",
+    "full_attn_idxs": "layer_types",
+    "no_rope_layer_interval": "no_rope_layers",
 }
 
 
-def why_not_expanded(config: ModelConfig) -> str | None:
-    """Return why blocks cannot be inserted into a model of this config.json, None if they can."""
+def why_not_expanded(family: Family, config: ModelConfig, sources: Sequence[int]) -> str | None:
+    """Return why a model of this config.json cannot have the blocks `sources`, None if it can."""
     for field, same in _NUMBERED.items():
         value = config.get(field)
-        if value is not None and value not in same and config.get("layer_types") is None:
+        if value is not None and value not in same:
+            return f"config.json gives blocks a property by their numbers ({field}: {value!r})"
+    for field, other in _NUMBERED_OR_LISTED.items():
+        value = config.get(field)
+        if value not in (None, 0) and config.get(other) is None:
             return f"config.json gives blocks a property by their numbers ({field}: {value!r})"
     if config.get("use_sliding_window") and config.get("layer_types") is None:
         return "config.json gives blocks a sliding window by their numbers (max_window_layers)"
-    return None
+    expanded = ModelConfig(with_blocks(config.raw, sources, config.layers))
+    return next((reason for check in family.requirements if (reason := check(expanded))), None)
 
 
 def expand(adapter: Adapter, family: Family, config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -52,7 +61,7 @@ def expand(adapter: Adapter, family: Family, config: ModelConfig, checkpoint: Ch
             "the base",
             "Was it trained on this base model?",
         )
-    if reason := why_not_expanded(config):
+    if reason := why_not_expanded(family, config, sources):
         raise AdapterError(
             f"the adapter {adapter.path} adds blocks, and {reason}", "Give the base that it was trained on"
         )

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from edgetune.errors import ConfigError
 from edgetune.methods.base import Method
 from edgetune.methods.bitfit import BitFit
@@ -17,10 +15,11 @@ from edgetune.methods.llama_pro import LlamaPro
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters import new_parts
+from edgetune.training.adapters.checkpoint_layout import stored_names
 from edgetune.training.adapters.selective import (
     BLOCKS,
     METHOD,
-    WEIGHTS_FILE,
+    TRAINED,
     ZERO,
     FullModel,
     Selection,
@@ -49,14 +48,10 @@ def load_selective(model: Any, directory: Path) -> Any:
     """Return the base with the trained tensors of a directory that a selective method wrote."""
     stated = stored_config(directory)
     kind = stated[METHOD]
-    options = {key: value for key, value in stated.items() if key not in ("peft_type", METHOD, ZERO)}
+    options = {key: value for key, value in stated.items() if key not in ("peft_type", METHOD, ZERO, TRAINED)}
     if BLOCKS in stated:
         new_parts.insert_blocks(model, stated[BLOCKS])
-    if kind == Full.model_fields["kind"].default:
-        names = [name for name, _ in model.named_parameters()]
-    else:
-        with safe_open(directory / WEIGHTS_FILE, "pt") as file:
-            names = list(file.keys())
+    names = stated[TRAINED]
     new_parts.add_biases(model, [name for name in names if name not in dict(model.named_parameters())])
     selection = Selection.of(model, kind, names, zero=stated.get(ZERO, ()), options=options)
     model = select(model, selection, _mixin(kind))
@@ -106,7 +101,7 @@ def _choose_blocks(model: Any, adapter: Freeze, layers: ExportableLayers | None,
     if problems:
         raise ConfigError.of_many("problems in adapter", problems, "Correct the options of adapter.kind: freeze")
     names += [name for part in adapter.also for name in _outside(model, prefix, part)]
-    _check_exported(adapter, names, layers)
+    _check_exported(model, adapter, names, layers)
     return Selection.of(model, adapter.kind, dict.fromkeys(names), options=adapter.stored_options())
 
 
@@ -188,18 +183,19 @@ def _insert_blocks(model: Any, adapter: LlamaPro, layers: ExportableLayers | Non
             f"adapter.new_blocks {adapter.new_blocks} does not divide the {count} blocks of the base",
             f"Give one of {fitting}",
         )
-    if layers and (reason := layers.why_not_expanded):
-        raise ConfigError(f"adapter.kind llama-pro: {reason}", "Choose another method, such as adapter.kind: freeze")
     group = count // adapter.new_blocks
     sources = [
         number for first in range(0, count, group) for number in [*range(first, first + group), first + group - 1]
     ]
+    if layers and (reason := layers.why_not_expanded(sources)):
+        raise ConfigError(f"adapter.kind llama-pro: {reason}", "Choose another method, such as adapter.kind: freeze")
     last = f"{prefix}.{count - 1}"
-    _check_exported(adapter, [f"{last}.{name}" for name, _ in blocks[count - 1].named_parameters()], layers)
-    outputs = new_parts.output_layers(f"{last}.", blocks[count - 1], layers)
+    within = [name for name, _ in blocks[count - 1].named_parameters()]
+    _check_exported(model, adapter, [f"{last}.{name}" for name in within], layers)
+    outputs = {name for name in within if new_parts.is_output(model, f"{last}.{name}", layers)}
     new = new_parts.insert_blocks(model, sources)
     names = [f"{prefix}.{number}.{name}" for number, block in new.items() for name, _ in block.named_parameters()]
-    zero = [name for name in names if name.removeprefix(prefix).split(".", 2)[2].rpartition(".")[0] in outputs]
+    zero = [name for name in names if name.removeprefix(prefix).split(".", 2)[2] in outputs]
     selection = Selection.of(
         model, adapter.kind, names, zero=zero, options={**adapter.stored_options(), BLOCKS: sources}
     )  # fmt: skip
@@ -215,9 +211,10 @@ def _is_exported(name: str, layers: ExportableLayers | None) -> bool:
     return layers is None or layers.has(name)
 
 
-def _check_exported(adapter: Method, names: Sequence[str], layers: ExportableLayers | None) -> None:
+def _check_exported(model: Any, adapter: Method, names: Sequence[str], layers: ExportableLayers | None) -> None:
     """Raise ConfigError for tensors that the export would refuse after training."""
-    unknown = [name for name in names if not _is_exported(name, layers) or name.rpartition(".")[2] not in _ENDINGS]
+    stored = stored_names(model, names) if layers else []
+    unknown = [name for name in stored if not _is_exported(name, layers)]
     if unknown:
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise ConfigError(
@@ -226,7 +223,6 @@ def _check_exported(adapter: Method, names: Sequence[str], layers: ExportableLay
         )
 
 
-_ENDINGS = ("weight", "bias")
 _CHOICES: Mapping[type[Method], Choice] = {
     Full: _choose_all,
     Freeze: _choose_blocks,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from edgetune.planning.base_model import ExportableLayers
+from edgetune.training.adapters.checkpoint_layout import stored_names
 from edgetune.training.adapters.linear_layers import linear_layers
 
 
@@ -55,16 +56,15 @@ def _linear(model: Any, excluded: str | None) -> Iterator[tuple[str, torch.nn.Li
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
-_OUTPUTS = ("attention_output", "ffn_down", "shared_down", "convolution_out")
+_OUTPUTS = frozenset(("attention_output", "ffn_down", "expert_down", "shared_down", "convolution_out"))
 """The slots of matrices whose results are added to the residual stream."""
 
 
-def output_layers(prefix: str, block: Any, layers: ExportableLayers | None) -> set[str]:
-    """Return the names, within a block, of the layers whose results are added to the residual stream."""
-    inner = [name.removesuffix(".weight") for name, _ in block.named_parameters() if name.endswith(".weight")]
+def is_output(model: Any, name: str, layers: ExportableLayers | None) -> bool:
+    """Whether a tensor is one of a layer whose results are added to the residual stream, or of all its experts."""
     if layers is None:
-        return {name for name in inner if name.rpartition(".")[2] in ("o_proj", "down_proj")}
-    return {name for name in inner if layers.slot_of(prefix + name) in _OUTPUTS}
+        return name.split(".")[-2] in ("o_proj", "down_proj")
+    return any(layers.slots_of(stored) & _OUTPUTS for stored in stored_names(model, [name]))
 
 
 def insert_blocks(model: Any, sources: Sequence[int]) -> dict[int, torch.nn.Module]:

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from edgetune.training.adapters.checkpoint_layout import as_loaded, as_stored
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 METHOD = "edgetune_method"
 """The key of adapter_config.json that names a method which PEFT does not have."""
+TRAINED = "trained_tensors"
+"""The key for the trained tensors, as the model names them."""
 BLOCKS = "blocks"
 """The key for the block of the base that each block of the model is, or was copied from."""
 ZERO = "zero_in_base"
@@ -55,7 +60,7 @@ class Selection:
         present = [] if BLOCKS in options else [name for name in chosen if name not in zero]
         values = {name: torch.zeros((), dtype=chosen[name].dtype) for name in zero}
         values |= {name: _kept(chosen[name].detach()) for name in present}
-        return cls(kind, {**options, **({ZERO: sorted(zero)} if zero else {})}, chosen, values)
+        return cls(kind, {**options, **({ZERO: sorted(zero)} if zero else {}), TRAINED: sorted(chosen)}, chosen, values)
 
 
 class SelectiveModel:
@@ -75,22 +80,26 @@ class SelectiveModel:
         try:
             for name, value in self.selection.base_values.items():
                 trained[name] = parameters[name].data
-                parameters[name].data = value.to(parameters[name].data).expand_as(parameters[name])
+                shape = parameters[name].shape  # of zeros, one value is kept
+                parameters[name].data = value.to(parameters[name].data).expand(shape).contiguous()
             yield
         finally:
             for name, data in trained.items():
                 parameters[name].data = data
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write the trained tensors in f32 under their own names, and adapter_config.json."""
+        """Write the trained tensors in f32 under the names of the checkpoint, and adapter_config.json."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder / CONFIG_FILE, self)
-        save_file(trained_tensors(self), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(as_stored(self, trained_tensors(self)), folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def load_trained(self, directory: Path) -> None:
         """Read the trained tensors from a directory of `save_pretrained`."""
-        copy_values(self.selection.parameters, load_file(directory / WEIGHTS_FILE))
+        parameters = self.selection.parameters
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+            copy_values(parameters, as_loaded(self, shapes, file.get_tensor))
 
 
 class FullModel(SelectiveModel):

@@ -47,7 +47,7 @@ class TokenRowsModel(SelectiveModel):
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write the rows in f32, and adapter_config.json of PEFT."""
         folder = Path(save_directory)
-        options = self.selection.options
+        options = {name: self.selection.options[name] for name in ("token_indices", "target_modules")}
         config = TrainableTokensConfig(task_type="CAUSAL_LM", inference_mode=True, **options)
         config.base_model_name_or_path = cast("Any", self).name_or_path
         config.save_pretrained(str(folder))

@@ -9,6 +9,7 @@ from edgetune_converters.architectures.families.common import (
     CONTEXT,
     DIMENSIONS,
     LAYER,
+    QKV_BIASES,
     RMS,
     SILU,
     YARN_ROPES,
@@ -59,6 +60,7 @@ BAICHUAN = Family(
     name="Baichuan",
     hf=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
     gguf="baichuan",
+    gguf_biases=QKV_BIASES,
     tensors=(
         TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
         norm("model.norm", "output_norm"),

@@ -10,6 +10,7 @@ from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     CLASSIC_METADATA,
     LAYER,
+    QKV_BIASES,
     SILU,
     WINDOW,
     YARN_ROPES,
@@ -48,6 +49,7 @@ COMMAND_R = Family(
     name="Command-R",
     hf=("CohereForCausalLM",),
     gguf="command-r",
+    gguf_biases=QKV_BIASES,
     tensors=(
         *_COHERE,
         _head_norm("q", lambda c: (c.heads, c.head_dim)),
@@ -64,6 +66,7 @@ COMMAND_R7B = Family(
     name="Command-R7B",
     hf=("Cohere2ForCausalLM",),
     gguf="cohere2",
+    gguf_biases=QKV_BIASES,
     tensors=_COHERE,
     metadata=(*_COHERE_METADATA, *WINDOW),
     requirements=(SILU, even_heads, rope.supported("default"), only("attention_bias", False)),

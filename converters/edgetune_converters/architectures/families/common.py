@@ -173,6 +173,12 @@ POST_NORMS = (
 )
 
 
+QKV_BIASES = ("attention_q", "attention_k", "attention_v")
+"""The slots of which every architecture of llama.cpp with separate matrices reads a bias where there is one."""
+ATTENTION_BIASES = (*QKV_BIASES, "attention_output")
+EVERY_BIAS = (*ATTENTION_BIASES, "ffn_gate", "ffn_up", "ffn_down")
+
+
 # -- metadata ----------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from edgetune_converters.architectures.families.common import (
     DIMENSIONS,
     LLAMA3_ROPES,
     POST_NORMS,
+    QKV_BIASES,
     RMS,
     SILU,
     WINDOW,
@@ -51,6 +52,7 @@ EXAONE4 = Family(
     name="EXAONE 4",
     hf=("Exaone4ForCausalLM",),
     gguf="exaone4",
+    gguf_biases=QKV_BIASES,
     tensors=(
         *trunk(attention_norm=False, ffn_norm=False),
         *POST_NORMS,

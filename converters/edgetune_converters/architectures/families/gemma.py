@@ -13,6 +13,7 @@ from edgetune_converters.architectures.families.common import (
     CONTEXT,
     DIMENSIONS,
     LAYER,
+    QKV_BIASES,
     RMS,
     TEXT_PART,
     TOWERS,
@@ -75,6 +76,7 @@ GEMMA = Family(
     name="Gemma",
     hf=("GemmaForCausalLM",),
     gguf="gemma",
+    gguf_biases=QKV_BIASES,
     tensors=trunk(norms=plus_one) + attention() + gated_ffn(),
     metadata=_METADATA,
     requirements=(CAUSAL, rope.supported("default", "linear", "yarn")),
@@ -87,6 +89,7 @@ GEMMA2 = Family(
     name="Gemma 2",
     hf=("Gemma2ForCausalLM",),
     gguf="gemma2",
+    gguf_biases=QKV_BIASES,
     tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + gated_ffn(),
     metadata=(
         *_METADATA,
@@ -116,6 +119,7 @@ GEMMA3 = Family(
     name="Gemma 3 (text)",
     hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     gguf="gemma3",
+    gguf_biases=QKV_BIASES,
     tensors=trunk(norms=plus_one, ffn_norm=False) + _POST_NORMS + attention() + head_norms(plus_one) + gated_ffn(),
     metadata=(
         *_METADATA,

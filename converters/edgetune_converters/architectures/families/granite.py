@@ -7,6 +7,7 @@ from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     LLAMA3_ROPES,
     LLAMA_METADATA,
+    QKV_BIASES,
     SILU,
     attention,
     gated_ffn,
@@ -52,6 +53,7 @@ GRANITE_MOE = Family(
     name="Granite-MoE",
     hf=("GraniteMoeForCausalLM",),
     gguf="granitemoe",
+    gguf_biases=QKV_BIASES,
     tensors=(*trunk(), *attention(rope_permuted), ROUTER, *expert_rows(dense_width)),
     metadata=(*LLAMA_METADATA, *EXPERT_COUNTS, *_SCALES),
     generated=(rope.LLAMA3_FACTORS,),

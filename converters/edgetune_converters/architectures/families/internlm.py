@@ -7,6 +7,7 @@ from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     LAYER,
     LLAMA_METADATA,
+    QKV_BIASES,
     SILU,
     attention_output,
     down,
@@ -33,6 +34,7 @@ INTERNLM2 = Family(
     name="InternLM2",
     hf=("InternLM2ForCausalLM",),
     gguf="internlm2",
+    gguf_biases=QKV_BIASES,
     tensors=(
         TensorRow("model.tok_embeddings", slots.EMBEDDING, embedding),
         norm("model.norm", "output_norm"),

@@ -8,6 +8,7 @@ from edgetune_converters.architectures.families.common import (
     CONTEXT,
     DIMENSIONS,
     LAYER,
+    QKV_BIASES,
     RMS,
     attention_output,
     embedding,
@@ -53,6 +54,7 @@ LFM2 = Family(
     name="LFM2",
     hf=("Lfm2ForCausalLM",),
     gguf="lfm2",
+    gguf_biases=QKV_BIASES,
     tensors=(
         TensorRow("model.embed_tokens", slots.EMBEDDING, embedding),
         # the final norm, by llama.cpp's name for it

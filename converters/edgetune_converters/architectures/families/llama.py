@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgetune_converters.architectures import rope
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
+    EVERY_BIAS,
     LLAMA3_ROPES,
     LLAMA_METADATA,
     SILU,
@@ -32,6 +33,7 @@ MISTRAL = Family(
     name="Mistral",
     hf=("MistralForCausalLM",),
     gguf="llama",
+    gguf_biases=EVERY_BIAS,
     tensors=trunk() + attention(rope_permuted) + gated_ffn(),
     metadata=LLAMA_METADATA,
     generated=(rope.LLAMA3_FACTORS,),

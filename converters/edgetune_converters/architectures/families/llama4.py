@@ -10,6 +10,7 @@ from edgetune_converters.architectures.families.common import (
     CONTEXT,
     DIMENSIONS,
     LAYER,
+    QKV_BIASES,
     RMS,
     SILU,
     TEXT_PART,
@@ -73,6 +74,7 @@ LLAMA4 = Family(
     name="Llama 4 (text)",
     hf=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
     gguf="llama4",
+    gguf_biases=QKV_BIASES,
     tensors=(
         *trunk(),
         *attention(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgetune_converters.architectures import rope
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
+    EVERY_BIAS,
     LLAMA_METADATA,
     SILU,
     attention,
@@ -21,6 +22,7 @@ MINICPM = Family(
     name="MiniCPM",
     hf=("MiniCPMForCausalLM",),
     gguf="minicpm",
+    gguf_biases=EVERY_BIAS,
     tensors=trunk() + attention(rope_permuted) + gated_ffn(),
     metadata=(
         *LLAMA_METADATA,

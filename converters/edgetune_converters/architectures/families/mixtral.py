@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
+    ATTENTION_BIASES,
     LLAMA_METADATA,
     SILU,
     YARN_ROPES,
@@ -26,6 +27,7 @@ MIXTRAL = Family(
     name="Mixtral",
     hf=("MixtralForCausalLM",),
     gguf="llama",
+    gguf_biases=ATTENTION_BIASES,
     tensors=(*trunk(), *attention(rope_permuted), ROUTER, *expert_rows(dense_width)),
     metadata=(*LLAMA_METADATA, *EXPERT_COUNTS),
     requirements=(SILU, YARN_ROPES),

@@ -47,6 +47,7 @@ MPT = Family(
     name="MPT",
     hf=("MptForCausalLM", "MPTForCausalLM"),
     gguf="mpt",
+    gguf_biases=("attention_qkv", "attention_output", "ffn_up", "ffn_down"),
     tensors=(
         TensorRow("transformer.wte", slots.EMBEDDING, embedding),
         norm("transformer.norm_f", "output_norm"),

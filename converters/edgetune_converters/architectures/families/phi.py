@@ -34,6 +34,7 @@ PHI3 = Family(
     name="Phi-3 and Phi-4",
     hf=("Phi3ForCausalLM",),
     gguf="phi3",
+    gguf_biases=("attention_qkv",),
     tensors=(
         *trunk(),
         TensorRow(LAYER + "self_attn.qkv_proj", "attention_qkv", query_key_value),

@@ -6,6 +6,7 @@ from edgetune_converters.architectures.config import ModelConfig
 from edgetune_converters.architectures.decoder import Traits
 from edgetune_converters.architectures.families.common import (
     LLAMA_METADATA,
+    QKV_BIASES,
     SILU,
     YARN_ROPES,
     attention,
@@ -37,6 +38,7 @@ SMOLLM3 = Family(
     name="SmolLM3",
     hf=("SmolLM3ForCausalLM",),
     gguf="smollm3",
+    gguf_biases=QKV_BIASES,
     tensors=trunk() + attention(rope_permuted) + gated_ffn(),
     metadata=LLAMA_METADATA,
     requirements=(SILU, YARN_ROPES, _unrotated_every_fourth),
