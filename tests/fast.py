@@ -24,7 +24,7 @@ NOT_FAST = {
     *("converters/test_mxfp4.py", "converters/test_outputs.py", "converters/test_outputs_of_families.py"),
     *("converters/test_quantized_bases.py", "converters/test_compressed_tensors.py"),
     *("converters/test_metadata_rules.py", "converters/test_other_readers.py", "converters/test_further_kinds.py"),
-    *("converters/test_combined_adapters.py", "converters/test_gguf_lora.py"),
+    *("converters/test_combined_adapters.py", "converters/test_gguf_lora.py", "converters/test_lora_variants.py"),
     *(
         "converters/test_prequantized.py",
         "converters/test_rotation.py",

@@ -358,7 +358,7 @@ REFUSED: dict[str, tuple[Dress, str]] = {
     ),
     "DoRA without magnitudes": (lambda directory: _state(directory, use_dora=True), "have no lora_magnitude_vector"),
     "PiSSA": (lambda directory: _state(directory, init_lora_weights="pissa_niter_16"), "which moves the base"),
-    "OLoRA": (lambda directory: _state(directory, init_lora_weights="olora"), "which moves the base"),
+    "CorDA": (lambda directory: _state(directory, init_lora_weights="corda"), "which moves the base"),
     "merged linear layers": (lambda directory: _state(directory, use_merged_linear=True), "use_merged_linear"),
     "another kind": (lambda directory: _state(directory, peft_type="UNHEARD_OF"), "of the kind UNHEARD_OF"),
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
-from edgetune_converters.adapters.directory import find_adapter
+from edgetune_converters.adapters.directory import INITIAL, find_adapter
 from edgetune_converters.adapters.expert_factors import StackCache
 from edgetune_converters.adapters.kinds import KINDS, kind_of
 from edgetune_converters.adapters.matching import NO_TEXT, AdapterParts, Kind, layers
@@ -42,10 +42,13 @@ class Adapter:
             self.notes.append(f"{CONFIG_FILE} has fields that are not known here and not used: {names}")
         self.stacks = StackCache()
         self._tensors: AdapterTensors | None = None
+        initial = place.path / INITIAL
+        self._initial = find_adapter(initial).weights if initial.is_dir() else ()
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""
-        return {file.name: sha256_of(file) for file in (self.config.path, *self._weights)}
+        own = {file.name: sha256_of(file) for file in (self.config.path, *self._weights)}
+        return own | {f"{INITIAL}/{file.name}": sha256_of(file) for file in self._initial}
 
     def tensors(self, base: BaseTargets) -> AdapterTensors:
         """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""
@@ -61,8 +64,13 @@ class Adapter:
             AdapterError: Tensors match nothing, lack their partner, have a wrong shape, are not finite or change
                 nothing; the message lists them all.
         """
-        parts = AdapterParts(self.file, self.config, self.kind, self.tensors(base), self.stacks)
+        initial = None
+        if self._initial:
+            file = open_weights(self._initial)
+            initial = file, read_tensors(file, base.fits, self.kind.names)
+        parts = AdapterParts(self.file, self.config, self.kind, self.tensors(base), self.stacks, initial)
         matching = self.kind.matching(parts, base)
+        self.notes += matching.notes
         changes, problems = matching.changes, matching.problems
         if not problems:
             problems, without_effect = _effects(changes, self.file)

@@ -23,6 +23,7 @@ from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change, Transform
 from edgetune_converters.adapters.lora import PairFactors
+from edgetune_converters.adapters.lora_variants import PLAIN
 from edgetune_converters.adapters.products import product
 from edgetune_converters.adapters.state_dict import AdapterTensors
 from edgetune_converters.adapters.torch_random import kept_at_random
@@ -63,6 +64,7 @@ class CombinedAdapter(Adapter):
         )  # fmt: skip
         self.labels = _labels([part.path for part in parts])
         self._weights = ()
+        self._initial = ()
         self._tensors = None
         self.notes: list[str] = []
 
@@ -218,6 +220,8 @@ def _why_not_pruned(changes: Sequence[Change]) -> str | None:
         return "it is not changed by a pair A, B of LoRA alone"
     if any(pair.experts is not None for pair in pairs):
         return "its pairs are those of all experts"
+    if any(pair.initial is not None or pair.spelled is not PLAIN for pair in pairs):
+        return "its pair is of a variant of LoRA"
     ranks = [pair.a.shape[0] for pair in pairs]
     return None if len(set(ranks)) == 1 else f"the ranks {', '.join(map(str, ranks))} differ"
 

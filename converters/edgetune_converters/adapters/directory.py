@@ -18,6 +18,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _INDEX_FILE = "adapter_model.safetensors.index.json"
 _SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
 _PICKLED_FILE = "adapter_model.bin"
+INITIAL = "initial_adapter"
+"""The directory inside an adapter with A and B before training, where they were a part of the base (PiSSA, CorDA)."""
 _SHOWN_NAMES = 5
 # files beside an adapter that are no part of the model: logs, state of the training, settings of the trainer, documents
 _WITHOUT_EFFECT = (
@@ -149,7 +151,7 @@ def _without_weights(path: Path) -> AdapterError:
 
 def _unused(path: Path, weights: Sequence[Path]) -> Iterator[str]:
     """Note the files beside an adapter that may be a part of the model and are not used."""
-    read = {CONFIG_FILE, _INDEX_FILE, *(file.name for file in weights)}
+    read = {CONFIG_FILE, _INDEX_FILE, INITIAL, *(file.name for file in weights)}
     names = sorted(file.name for file in path.iterdir() if file.name not in read)
     unused = [name for name in names if not any(fnmatch(name, known) for known in (*_WITHOUT_EFFECT, *_OF_TOKENIZER))]
     if unused:

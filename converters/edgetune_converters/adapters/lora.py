@@ -14,8 +14,16 @@ import numpy as np
 
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change, Transform, on_transposed
+from edgetune_converters.adapters.directory import INITIAL
 from edgetune_converters.adapters.dora import ScaledRows
 from edgetune_converters.adapters.expert_factors import ExpertPair, ExpertPart, PairsOfExperts, StackCache
+from edgetune_converters.adapters.lora_variants import (
+    PLAIN,
+    Spelling,
+    spelling_of,
+    start_of,
+    without_orthogonal_start,
+)
 from edgetune_converters.adapters.matching import PACKED_SUFFIX, AdapterParts, Kind, Matching
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import is_zero_product
@@ -25,6 +33,11 @@ from edgetune_converters.errors import AdapterError
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 _MAGNITUDES = "magnitude_vector"
+# what MonteCLoRA draws its samples from in training; merged, and run, it is A and B themselves
+_SAMPLERS = tuple(
+    f"lora_monteclora_sampler.{name}"
+    for name in ("std_prior", "expert_weights_prior", "gaussian_var_prior", "expert_weights")
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,12 @@ class LoraMatching(Matching):
         self._with_magnitudes: list[str] = []
         self._without_magnitudes: list[str] = []
         self._pairs_of_experts: dict[str, list[ExpertPair]] = {}
+        self._sampled: list[str] = []
+        self._start, self._initial = start_of(adapter.config), adapter.initial
         super().__init__(adapter, base)
+        self.notes += as_one_line(
+            self._sampled, "drew samples in training; left out", "drew samples in training; left out", noun="tensors"
+        )
 
     def further_problems(self) -> Iterator[str]:
         lacking = "a LoRA bias (lora_bias), for which the base has no bias"
@@ -69,7 +87,9 @@ class LoraMatching(Matching):
             yield from self._add_bias(module, roles["B.bias"])
             roles = {role: info for role, info in roles.items() if role != "B.bias"}
         magnitudes = roles.get(_MAGNITUDES)
-        roles = {role: info for role, info in roles.items() if role != _MAGNITUDES}
+        samplers = [info.name for role, info in roles.items() if f"lora_{role}" in _SAMPLERS]
+        self._sampled += samplers
+        roles = {role: info for role, info in roles.items() if role != _MAGNITUDES and info.name not in samplers}
         if self._config.flag("use_dora") is not (magnitudes is not None):
             (self._without_magnitudes if magnitudes is None else self._with_magnitudes).append(module)
             return
@@ -84,7 +104,10 @@ class LoraMatching(Matching):
             (self.unused_modules if zero else self._changing_towers).append(module)
             return
         renamed = self._base.renamed(module)
-        found = self._linear(module, renamed, embedding)
+        spelled, found = PLAIN, self._linear(module, renamed, embedding)
+        if found is not None and not embedding:
+            spelled = spelling_of(self._config, module, found.shapes[0][1])
+            found = replace(found, shapes=spelled.stored(*found.shapes))
         if found is None and renamed in self._base.experts:
             yield from self._one_expert(module, self._base.experts[renamed], a, b, magnitudes)
             return
@@ -101,12 +124,35 @@ class LoraMatching(Matching):
             yield f"{module} and {change.names[0]} are one module under two names"
         change.names = [a.name, b.name]
         if magnitudes is None:
-            change.factors = PairFactors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache)
+            factors = PairFactors(self._file, a, b, found.scale, found.transposed, found.experts, self._cache, spelled)
+            yield from self._add_pair(module, change, factors, wanted)
+        elif spelled is not PLAIN:
+            yield f"{module} combines DoRA with another variant of LoRA"
         elif magnitudes.shape != b.shape[:1]:
             yield f"{magnitudes.name} has the shape {list(magnitudes.shape)}, not {list(b.shape[:1])}"
         else:
             dora = self._dora(a, b, magnitudes, found.scale)
             change.transform = replace(dora, apply=on_transposed(dora.apply)) if found.transposed else dora
+
+    def _add_pair(self, module: str, change: Change, factors: PairFactors, roles: tuple[str, str]) -> Iterator[str]:
+        """Attach a pair, with that before training where that was a part of the base, or yield why it does not fit."""
+        if self._start is None:
+            change.factors = factors
+        elif self._initial is not None:
+            file, tensors = self._initial
+            before = [tensors.modules.get(module, {}).get(role) for role in roles]
+            a, b = before
+            if a is None or b is None or (a.shape, b.shape) != (factors.a.shape, factors.b.shape):
+                yield f"{module}: {INITIAL} has no pair of the same shapes, from which the training started"
+                return
+            change.factors = replace(factors, initial=(file, a, b))
+        elif factors.transposed or factors.spelled is not PLAIN or factors.experts is not None:
+            yield f"{module}: the start {self._start} can be found again in plain linear layers alone"
+        else:
+            rank, scale = factors.a.shape[0], factors.scale
+            change.transform = Transform(
+                without_orthogonal_start(factors, rank, scale), (factors.a, factors.b), needs_trained=True
+            )
 
     def _dora(self, a: TensorInfo, b: TensorInfo, magnitudes: TensorInfo, scale: float) -> Transform:
         """The transform of a matrix [outputs, inputs]."""
@@ -211,6 +257,9 @@ class PairFactors:
     transposed: bool
     experts: int | None
     cache: StackCache
+    spelled: Spelling = PLAIN
+    initial: tuple[AdapterWeights, TensorInfo, TensorInfo] | None = None
+    """A and B before training, where they were a part of the base: their product is taken away."""
 
     def __call__(self) -> tuple[F32, F32]:
         if self.experts is not None:
@@ -220,7 +269,12 @@ class PairFactors:
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
     def _read(self) -> tuple[F32, F32]:
-        return self.file.rows(self.a, ALL), self.file.rows(self.b, ALL) * np.float32(self.scale)
+        a, b = self.spelled.a(self.file.rows(self.a, ALL)), self.spelled.b(self.file.rows(self.b, ALL))
+        if self.initial is not None:
+            file, first, second = self.initial
+            a = np.concatenate([a, file.rows(first, ALL)])
+            b = np.concatenate([b, -file.rows(second, ALL)], axis=1)
+        return a, b * np.float32(self.scale)
 
     def _read_stack(self) -> tuple[F32, F32]:
         """PEFT stores A as [experts * r, columns] and B as [rows, r * experts], where the experts vary fastest."""
@@ -247,27 +301,26 @@ def _missing_partner(module: str, roles: Mapping[str, TensorInfo], wanted: tuple
     return f"{module} has no lora_{missing[0]}"
 
 
-def _check_start(config: PeftConfig) -> None:
-    """Refuse an adapter whose initialization moved the base."""
-    start = config.raw.get("init_lora_weights", True)
-    if start not in _BASE_UNCHANGED:
-        raise AdapterError(
-            f"the adapter was initialized with {start!r}, which moves the base: it does not fit the original one",
-            "Convert it to plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-        )
+# field of adapter_config.json -> why no weights equal the adapter
+_BY_INPUT: Mapping[str, str] = {
+    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) acts from its invocation tokens on",
+    "arrow_config": "Arrow routing (arrow_config) chooses among adapters by the input",
+}
 
 
-# initializations that leave the base unchanged; all others move a part of the base into A and B
-_BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
+def _check(config: PeftConfig) -> None:
+    """Refuse what depends on the input, and an adapter whose initialization moved the base for good."""
+    for name, why in _BY_INPUT.items():
+        if config.raw.get(name):
+            raise AdapterError(
+                f"{why}: no merged weights equal it", "Run it with PEFT, or train plain LoRA on the same rows"
+            )
+    start_of(config)
+
 
 # field of adapter_config.json that is not supported -> name of the variant
 _REFUSED: Mapping[str, str] = {
-    "use_qalora": "QA-LoRA (use_qalora)",
-    "use_bdlora": "BD-LoRA (use_bdlora)",
     "kasa_config": "KaSA (kasa_config)",
-    "arrow_config": "Arrow routing (arrow_config)",
-    "monteclora_config": "MonteCLoRA (monteclora_config)",
-    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
     "layer_replication": "layer replication (layer_replication)",
     # of ms-swift before version 3
     "use_qa_lora": "QA-LoRA (use_qa_lora)",
@@ -279,6 +332,8 @@ _REFUSED: Mapping[str, str] = {
 _FIELDS = frozenset(
     {
         *_REFUSED,
+        *_BY_INPUT,
+        *("use_qalora", "use_bdlora", "monteclora_config"),
         *(
             "r",
             "lora_alpha",
@@ -299,11 +354,13 @@ _FIELDS = frozenset(
 
 LORA = Kind(
     RoleNames(
-        "LoRA", ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", f"lora_{_MAGNITUDES}"), prefix="lora_"
+        "LoRA",
+        ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", f"lora_{_MAGNITUDES}", *_SAMPLERS),
+        prefix="lora_",
     ),
     lambda module: (),
     fields=_FIELDS,
     refused=_REFUSED,
-    check=_check_start,
+    check=_check,
     matching=LoraMatching,
 )

@@ -36,6 +36,8 @@ class AdapterParts(NamedTuple):
     kind: Kind
     tensors: AdapterTensors
     stacks: StackCache
+    initial: tuple[AdapterWeights, AdapterTensors] | None = None
+    """The adapter before training, where it lies beside."""
 
 
 class Matching:
@@ -49,6 +51,7 @@ class Matching:
         self._unknown: list[str] = []
         self._of_experts: dict[str, list[tuple[ExpertPart, Transform]]] = {}
         self.unused_modules: list[str] = []
+        self.notes: list[str] = []
         self._changing_towers: list[str] = []
         self.changes: dict[str, Change] = {}
         self.problems: list[str] = list(tensors.problems)

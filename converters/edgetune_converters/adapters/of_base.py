@@ -14,24 +14,12 @@ from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Mis
 from edgetune_converters.adapters.matching import MERGE_FIRST, Kind
 from edgetune_converters.adapters.once import Once
 from edgetune_converters.adapters.peft_config import PeftConfig
-from edgetune_converters.adapters.products import is_zero_product, matrix_product, product
+from edgetune_converters.adapters.products import is_zero_product, matrix_product, product, rows_combined
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
 Pair = Callable[[], tuple[F32, F32]]
-_ROWS = 256  # of the base, read at a time
-
-
-def _rows_combined(left: F32, read: Read) -> F32:
-    """Return left [r, n] @ W [n, k] for a matrix W that is read in blocks of rows."""
-    count = left.shape[1]
-    blocks = (slice(first, min(first + _ROWS, count)) for first in range(0, count, _ROWS))
-    parts = (matrix_product(left[:, block], widened(read(block, ALL))) for block in blocks)
-    first = next(parts)
-    for part in parts:
-        first += part
-    return first
 
 
 # -- HiRA --------------------------------------------------------------------------------------------------------------
@@ -198,7 +186,7 @@ def _deft(module: AdaptedModule) -> Iterator[Fold]:
         right = basis if orthogonal else np.maximum(stored, 0)
 
         def inner() -> F32:
-            removed = _rows_combined(np.ascontiguousarray(right.T), base)
+            removed = rows_combined(np.ascontiguousarray(right.T), base)
             return -removed if injection is None else injection() * scale - removed
 
         inside = Once(inner)
@@ -254,7 +242,7 @@ def _peanut(module: AdaptedModule) -> Iterator[Fold]:
 
     def apply(base: Read, trained: Read) -> Read:
         def inner() -> F32:
-            hidden = active(_rows_combined(first(), trained))
+            hidden = active(rows_combined(first(), trained))
             kept = []
             for weight in down:
                 kept.append(hidden)

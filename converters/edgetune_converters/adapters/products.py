@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import edgetune_native
-from edgetune_converters.tensors import F32, RowIndex
+from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
+
+_ROWS = 256  # of the base, read at a time
 
 
 def matrix_product(left: F32, right: F32) -> F32:
@@ -38,3 +40,14 @@ def _squared_norm(left: F32, right: F32) -> float:
         return sum(_squared_norm(one, other) for one, other in zip(left, right, strict=True))
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     return max(0.0, float(np.sum((wide_left.T @ wide_left) * (wide_right @ wide_right.T))))
+
+
+def rows_combined(left: F32, read: Read) -> F32:
+    """Return left [r, n] @ W [n, k] for a matrix W that is read in blocks of rows."""
+    count = left.shape[1]
+    blocks = (slice(first, min(first + _ROWS, count)) for first in range(0, count, _ROWS))
+    parts = (matrix_product(left[:, block], widened(read(block, ALL))) for block in blocks)
+    first = next(parts)
+    for part in parts:
+        first += part
+    return first
