@@ -355,7 +355,20 @@ class Config(Section):
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
         batching = Batching(self.training.batch_size, self.training.gradient_accumulation)
-        if found := list(self.objective.contradictions(batching)):
+        kind = self.objective.kind
+        found = list(self.objective.contradictions(batching))
+        generates = self.objective.facts.generates and self.objective.compares_with_base
+        if generates and self.adapter.facts.peft_type is None:
+            found.append(
+                f"objective.kind: {kind} computes its KL divergence from the base with adapters of PEFT alone, which "
+                f"adapter.kind: {self.adapter.kind} is not; set objective.beta: 0"
+            )
+        if self.objective.compares_with_base and isinstance(self.adapter, Lora) and self.adapter.moves_base:
+            found.append(
+                f"objective.kind: {kind} compares the model with the base, and adapter.init: "
+                f"{self.adapter.init} takes values out of the base; choose another adapter.init"
+            )
+        if found:
             raise ValueError("; ".join(found))
         return self
 

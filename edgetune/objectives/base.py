@@ -59,6 +59,11 @@ class Objective(Section):
     kind: str
     """The objective."""
 
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether the loss needs the base beside the model that is trained."""
+        return self.facts.needs_reference
+
     def contradictions(self, batching: Batching) -> Iterator[str]:
         """Yield what cannot be trained with these options together, a sentence each."""
         yield from ()

@@ -42,6 +42,13 @@ class Online(Objective):
     mask_truncated: bool = False
     """Leave answers that were cut at `max_completion_length` out of the loss."""
 
+    beta: float
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether the loss has a KL divergence from the base."""
+        return self.beta > 0
+
     def contradictions(self, batching: Batching) -> Iterator[str]:
         """Yield what cannot be trained together."""
         answers = batching.batch_size * batching.gradient_accumulation

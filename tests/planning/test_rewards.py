@@ -126,3 +126,16 @@ def test_wrong_rewards_are_refused_by_name(rewards: list[Any], message: str) -> 
 def test_a_batch_that_groups_do_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"12 answers a step, which objective\.num_generations 8 does not divide"):
         parse_config({**MINIMAL, "objective": {"kind": "grpo"}, "training": {"batch_size": 12}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": {"kind": "dpo"}, "adapter": {"init": "pissa"}}, "pissa takes values out of the base"),
+        ({"objective": {"kind": "rloo"}, "adapter": {"kind": "full"}}, "PEFT alone, which .* full is not"),
+    ],
+)
+def test_methods_that_leave_no_base_to_compare_with_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**MINIMAL, "quantization": {"bits": 16}, **options})
+    parse_config({**MINIMAL, "quantization": {"bits": 16}, **options, "objective": {"kind": "sft"}})

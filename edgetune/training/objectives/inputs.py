@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback
 
 from edgetune.planning.prepare import PreparedRun
@@ -56,6 +57,34 @@ class EncodedRowsTrainer:
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+
+class BaseAsReference:
+    """A trainer of TRL whose reference model is the base: the model with its adapter switched off.
+
+    It is asked for each batch, under the keys that TRL reads log-probabilities from that were computed before.
+    """
+
+    reference_keys: ClassVar[tuple[str, str]]
+
+    def __init__(self, **keywords: Any) -> None:
+        """Make the trainer without a second model, also where PEFT does not know the method that is trained."""
+        model = keywords["model"]
+        if not isinstance(model, PeftModel):
+            keywords["args"].precompute_ref_log_probs = True  # or TRL loads the base a second time
+        with adapter_off_as_reference(model):
+            super().__init__(**keywords)
+        self.precompute_ref_logps = True
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        own: Any = self
+        with own.accelerator.unwrap_model(own.model).disable_adapter():
+            found = own.compute_ref_log_probs(own.model, inputs)
+        inputs = {**inputs, **dict(zip(self.reference_keys, found, strict=True))}
+        return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from trl import KTOConfig, KTOTrainer
 
 from edgetune.data.objective_rows import EncodedLabelled
 from edgetune.training.objectives.arguments import WarmupShare
-from edgetune.training.objectives.inputs import EncodedRowsTrainer, TrainerInputs, adapter_off_as_reference, pad_right
+from edgetune.training.objectives.inputs import BaseAsReference, EncodedRowsTrainer, TrainerInputs, pad_right
 
 
-class KtoTrainer(EncodedRowsTrainer, KTOTrainer):  # type: ignore[misc]  # TRL is not typed
+class KtoTrainer(BaseAsReference, EncodedRowsTrainer, KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """KTOTrainer on encoded answers."""
+
+    reference_keys = ("ref_logps", "ref_KL_logps")
 
 
 class KtoArguments(WarmupShare, KTOConfig):  # type: ignore[misc]
@@ -71,13 +73,12 @@ def build_kto(inputs: TrainerInputs) -> KtoTrainer:
     """Build the trainer of KTO. The reference model is the base: the adapter is switched off."""
     prepared = inputs.prepared
     arguments = KtoArguments(**inputs.arguments, max_length=None, remove_unused_columns=False)
-    with adapter_off_as_reference(inputs.model):
-        trainer = KtoTrainer(
-            args=arguments,
-            data_collator=LabelledCollator(prepared.pad_id),
-            train_dataset=to_table(prepared.train.labelled),
-            eval_dataset=to_table(prepared.validation.labelled),
-            **inputs.keywords(),
-        )
+    trainer = KtoTrainer(
+        args=arguments,
+        data_collator=LabelledCollator(prepared.pad_id),
+        train_dataset=to_table(prepared.train.labelled),
+        eval_dataset=to_table(prepared.validation.labelled),
+        **inputs.keywords(),
+    )
     trainer.args.train_sampling_strategy = "random"  # TRL wants the order of its own pairing, which it does not do here
     return trainer

@@ -12,13 +12,15 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from edgetune.data.objective_rows import EncodedAnswer, EncodedPair
 from edgetune.training.objectives.arguments import WarmupShare
-from edgetune.training.objectives.inputs import EncodedRowsTrainer, TrainerInputs, adapter_off_as_reference, pad_right
+from edgetune.training.objectives.inputs import BaseAsReference, EncodedRowsTrainer, TrainerInputs, pad_right
 
 SIDES = ("chosen", "rejected")
 
 
-class DpoTrainer(EncodedRowsTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+class DpoTrainer(BaseAsReference, EncodedRowsTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """DPOTrainer on encoded pairs."""
+
+    reference_keys = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class DpoArguments(WarmupShare, DPOConfig):  # type: ignore[misc]
@@ -122,13 +124,12 @@ def pair_tables(inputs: TrainerInputs) -> dict[str, Dataset]:
 def build_dpo(inputs: TrainerInputs) -> DpoTrainer:
     """Build the trainer of DPO and IPO. The reference model is the base: the adapter is switched off."""
     arguments = DpoArguments(**inputs.arguments, max_length=None, remove_unused_columns=False)
-    with adapter_off_as_reference(inputs.model):
-        return DpoTrainer(
-            args=arguments,
-            data_collator=ConcatenatedCollator(inputs.prepared.pad_id),
-            **pair_tables(inputs),
-            **inputs.keywords(),
-        )
+    return DpoTrainer(
+        args=arguments,
+        data_collator=ConcatenatedCollator(inputs.prepared.pad_id),
+        **pair_tables(inputs),
+        **inputs.keywords(),
+    )
 
 
 def build_cpo(inputs: TrainerInputs) -> Any:

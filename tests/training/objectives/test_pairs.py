@@ -35,13 +35,14 @@ def _shake(model: Any) -> None:
     """Give the new adapter a change, so that the model differs from its base."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_B" in name:
-            parameter.data.normal_(std=0.05)
+        if parameter.requires_grad and ("lora_B" in name or "norm" in name):
+            parameter.data += torch.randn_like(parameter) * 0.05
 
 
-def _made(base: Path, folder: Path, objective: dict[str, Any]) -> tuple[Any, PreparedRun, Any]:
+def _made(base: Path, folder: Path, objective: dict[str, Any], **adapter: Any) -> tuple[Any, PreparedRun, Any]:
     """A trainer with a changed adapter, its prepared run and a separate copy of the base."""
-    prepared = encoded.prepare(encoded.settings(base, folder, objective))
+    values = encoded.settings(base, folder, objective)
+    prepared = encoded.prepare({**values, "adapter": adapter} if adapter else values)
     trainer = encoded.trainer_of(prepared, folder / "checkpoints")
     _shake(trainer.model)
     trainer.model.eval()
@@ -95,7 +96,15 @@ def _simpo(figures: Figures) -> float:
 def test_the_loss_is_that_of_the_formula_with_a_separate_copy_of_the_base(
     objective: dict[str, Any], formula: Callable[[Figures], float], base: Path, tmp_path: Path
 ) -> None:
-    trainer, prepared, reference = _made(base, tmp_path, objective)
+    _check_loss(_made(base, tmp_path, objective), formula)
+
+
+def test_the_reference_of_a_method_without_peft_is_the_base_too(base: Path, tmp_path: Path) -> None:
+    _check_loss(_made(base, tmp_path, {"kind": "dpo", "beta": BETA}, kind="layernorm"), _dpo)
+
+
+def _check_loss(made: tuple[Any, PreparedRun, Any], formula: Callable[[Figures], float]) -> None:
+    trainer, prepared, reference = made
     pairs = prepared.validation.pairs[:4]
     figures = [
         tuple(_log_prob(model, side) for model in (trainer.model, reference) for side in (pair.chosen, pair.rejected))
@@ -155,6 +164,7 @@ def test_kto_weighs_answers_by_their_label_and_the_divergence_of_the_batch(base:
 
 def test_the_reference_of_dpo_is_the_base_without_a_second_adapter(base: Path, tmp_path: Path) -> None:
     trainer, *_ = _made(base, tmp_path, {"kind": "dpo"})
+    assert trainer.precompute_ref_logps  # by BaseAsReference, for each batch
     assert list(trainer.model.peft_config) == ["default"]
     assert trainer.ref_model is None
     assert "add_adapter" not in vars(trainer.model)
