@@ -76,7 +76,9 @@ class Lora(LayerMethod):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        if "calibration_rows" in self.model_fields_set and not self.needs_rows:
+        # run.json states defaults too, so that a stated default is no contradiction
+        is_default = self.calibration_rows == type(self).model_fields["calibration_rows"].default
+        if not is_default and not self.needs_rows:
             yield f"adapter.calibration_rows is used by adapter.init: corda and eva, and init is {self.init}"
         if self.init == "orthogonal" and any(rank % 2 for rank in (self.r, *self.rank_pattern.values())):
             yield "adapter.init: orthogonal needs even ranks; give adapter.r and adapter.rank_pattern even numbers"

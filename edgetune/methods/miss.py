@@ -30,7 +30,8 @@ class MiSS(LayerMethod):
 
     @model_validator(mode="after")
     def _mini_r_has_its_variant(self) -> Self:
-        if "mini_r" in self.model_fields_set and self.init != "mini":
+        # run.json states defaults too, so that a stated default is no contradiction
+        if self.mini_r != type(self).model_fields["mini_r"].default and self.init != "mini":
             raise ValueError(f"adapter.mini_r is used with adapter.init: mini alone, and init is {self.init}")
         return self
 

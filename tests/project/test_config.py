@@ -10,6 +10,7 @@ import pytest
 
 from edgetune.config import Config, load_config, option_names, parse_config
 from edgetune.errors import ConfigError
+from edgetune.methods import METHODS
 from edgetune.section import alternatives
 from tests.project.import_graph import modules, tree
 
@@ -220,3 +221,11 @@ def test_a_truth_value_is_no_number(option: str, tmp_path: Path) -> None:
     file.write_text("base: base\ndata: {train: rows.jsonl}\n")
     with pytest.raises(ConfigError, match=f"{option} is True: give a number"):
         load_config(file, [f"{option}=yes"])
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_configuration_as_run_json_stores_it_is_read_again(kind: str) -> None:
+    config = parse_config(
+        {**MINIMAL, "adapter": {"kind": kind}, "quantization": {"bits": 16}, "export": {"formats": []}}
+    )
+    assert parse_config(config.model_dump(mode="json")) == config
