@@ -97,7 +97,9 @@ def format_totals(encoding: EncodedSplit) -> str:
         f"{format_objective(encoding)}{count_rows(len(encoding.rows))}, {encoding.tokens} tokens, "
         f"{share:.1%} trained on, longest {encoding.longest}",
         f"{encoding.truncated} cut at max_length" if encoding.truncated else "",
-        f"{encoding.dropped} dropped, with nothing to train on" if encoding.dropped else "",
+        f"{encoding.dropped} dropped, with nothing {'to tell the answers apart' if encoding.pairs else 'to train on'}"
+        if encoding.dropped
+        else "",
         f"{encoding.split} split into one row for each turn" if encoding.split else "",
         f"{encoding.untrained_turns} assistant turns not trained on, by their flags"
         if encoding.untrained_turns

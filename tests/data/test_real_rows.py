@@ -16,6 +16,7 @@ import pytest
 
 from edgetune.data.dataset import EncodedSplit, encode_all
 from edgetune.data.formats import to_chat_row
+from edgetune.data.objective_readers import reader_for
 from edgetune.data.problems import RowProblem
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import DataError
@@ -105,6 +106,33 @@ def test_rows_of_a_real_template_are_those_of_transformers(utils: Any, name: str
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_rows_of_every_kind_are_those_of_transformers(utils: Any, name: str, byte_level: Path) -> None:
     check(utils, name, CONVERSATIONS, byte_level)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_pairs_of_a_real_template_begin_with_the_prompt_of_transformers(
+    utils: Any, name: str, byte_level: Path
+) -> None:
+    tokenizer = tokenizer_for(name, TEMPLATES[name], byte_level)
+    asked, answer = {"role": "user", "content": "Lamp?"}, {"role": "assistant", "content": "On."}
+    for prompt in ([asked], [{**asked, "content": "Hi"}, answer, asked]):
+        rows = reader_for("dpo", "auto").read_all({"messages": prompt, "chosen": "On.", "rejected": "Off, I think.\n"})
+        context = [{**message, "weight": 0} if message is answer else message for message in prompt]
+        try:
+            for text in ("On.", "Off, I think.\n"):
+                talk = to_chat_row({"messages": [*context, {**answer, "content": text}]})
+                encode_all(ours(name), tokenizer, [talk], 100_000)
+        except DataError as error:
+            with pytest.raises(DataError, match=re.escape(error.message[:40])):
+                encode_all(ours(name), tokenizer, list(rows), 100_000)
+            continue
+        (pair,) = encode_all(ours(name), tokenizer, list(rows), 100_000).pairs
+        rendered = theirs(utils, name, prompt, None, prompt=True)
+        assert rendered is not None
+        assert pair.prompt_ids == tokenizer.encode(rendered)[0]
+        assert pair.chosen.row.input_ids[: len(pair.prompt_ids)] == pair.rejected.prompt_ids
+        assert {pair.chosen_ids[-1], pair.rejected_ids[-1]} <= tokenizer.ending_ids
+        for ids, said in ((pair.chosen_ids, "On."), (pair.rejected_ids, "Off, I think.")):
+            assert said in tokenizer.decode(ids)
 
 
 def test_hardly_anything_usual_is_refused() -> None:
