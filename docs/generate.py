@@ -1,4 +1,4 @@
-"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of data.md and
+"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of data.md, methods.md and
 objectives.md.
 
 `python docs/generate.py` writes them; `--check` fails, naming the page, when one is out of date.
@@ -25,6 +25,9 @@ from edgetune.data.row_kinds import CONVERSATION, KINDS, kinds_of
 from edgetune.data.row_layouts import BESIDE, FORMATS, RowFormat, formats_of
 from edgetune.objectives import OBJECTIVES
 from edgetune.section import alternatives
+
+sys.path.insert(0, str(Path(__file__).parent))
+from methods_table import methods_table, reasons_table
 
 DOCS = Path(__file__).parent
 WIDTH = 100
@@ -124,7 +127,13 @@ def figures_table() -> str:
     return "| figure | meaning | objectives |\n| --- | --- | --- |\n" + "".join(lines)
 
 
+def methods_page() -> str:
+    """The page about methods, with its tables of facts."""
+    return _with_tables("methods.md", {"methods": methods_table, "reasons": reasons_table})
+
+
 def _with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Return the page with its generated tables written anew."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for name, table in tables.items():
         block = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -199,6 +208,7 @@ PAGES = {
     "cli.md": cli_page,
     "configuration.md": configuration_page,
     "data.md": data_page,
+    "methods.md": methods_page,
     "objectives.md": objectives_page,
 }
 

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from edgetune.methods import METHODS
 
 SAMPLE_RATE = 2e-3
 """The learning rate that samples/smart-home states, with which LoRA is trained."""
 
 RATES: Mapping[str, float] = {
-    **dict.fromkeys(("full", "freeze", "llama_pro", "osf"), 2e-4),
+    **dict.fromkeys(("full", "freeze", "llama-pro", "osf"), 2e-4),
     **dict.fromkeys(("bitfit", "layernorm", "ia3", "beft", "shira"), 1e-2),
     **dict.fromkeys(("vera", "pvera", "vblora", "unilora", "tinylora", "fourierft", "waveft", "road"), 1e-2),
-    **dict.fromkeys(("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning"), 2e-2),
+    **dict.fromkeys(("prompt-tuning", "p-tuning", "prefix-tuning", "multitask-prompt-tuning"), 2e-2),
 }
 """Learning rates by kind, from the papers' ranges. They are not searched: a method may do better with another."""
 
@@ -42,14 +44,18 @@ class Variant:
 
 
 def variants() -> dict[str, Variant]:
-    """Return the variants by name, LoRA first."""
-    found = {kind: _variant(kind, {"kind": kind}) for kind in METHODS}
-    lora = METHODS["lora"].model_fields
-    return found | {
-        name: _variant(name, options)
-        for name, options in OPTIONS.items()
-        if options.keys() <= lora.keys()
-    }  # fmt: skip
+    """Return the variants by name, LoRA first; kinds that no GGUF file can hold are left out."""
+    methods = {kind: method(kind=kind) for kind, method in METHODS.items()}
+    found = {kind: _variant(kind, {"kind": kind}) for kind, each in methods.items() if each.why_not_as("gguf") is None}
+    return found | {name: _variant(name, options) for name, options in OPTIONS.items() if _is_known(options)}
+
+
+def _is_known(options: Mapping[str, Any]) -> bool:
+    try:
+        METHODS[options["kind"]](**options)
+    except ValidationError:
+        return False
+    return True
 
 
 def _variant(name: str, adapter: Mapping[str, Any]) -> Variant:

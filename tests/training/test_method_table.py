@@ -1,0 +1,127 @@
+"""The facts of docs/methods.md are true: counts of a 1 B shape, and what each method can be exported to."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from edgetune.methods import METHODS
+from edgetune.methods.base import LayerMethod
+from edgetune.training import adapters
+from edgetune_converters.errors import EdgetuneError
+from edgetune_converters.exporting import export
+from edgetune_converters.request import ExportRequest, Target
+from tests.training import kinds, runs
+
+FORMATS = {"gguf": "f32", "onnx": "f32", "gguf-lora": "f16"}
+LARGE = {("randlora", "gguf-lora")}
+"""Refused though it could be written: the matrices of the file would be as large as those of the base."""
+PENDING = {
+    *((kind, format_) for kind in ("unilora", "tinylora", "psoft", "frod", "osf") for format_ in FORMATS),
+    *((kind, "gguf-lora") for kind in ("loha", "hra", "deft", "peanut")),
+}
+"""What the export cannot do yet."""
+OF_LAYERS = [kind for kind, method in METHODS.items() if issubclass(method, LayerMethod)]
+FAST = {"lora", "vera"}
+
+
+def _slow(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    path = Path(__file__).parents[2] / "docs/methods_table.py"
+    spec = importlib.util.spec_from_file_location("methods_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["methods_table"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_billion() -> Any:
+    """A model of the shape of Llama-3.2-1B, without weights."""
+    config = transformers.LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def test_the_shapes_of_the_table_are_those_of_the_model(table: ModuleType) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in one_billion().named_parameters()}
+    assert shapes == dict(table.SHAPES)
+    assert sum(map(torch.Size.numel, map(torch.Size, shapes.values()))) == 1_235_814_400
+
+
+COUNTED = [kind for kind in OF_LAYERS if not METHODS[kind](kind=kind).reads_base and kind != "shira"]  # random masks
+PROMPTS = ["prompt-tuning", "p-tuning", "multitask-prompt-tuning", "prefix-tuning", "adaption-prompt", "layernorm"]
+
+
+@pytest.mark.parametrize("kind", _slow([*COUNTED, *PROMPTS]))
+def test_a_method_with_its_defaults_trains_as_many_parameters_of_1_b_as_the_table_says(
+    kind: str, table: ModuleType
+) -> None:
+    method = METHODS[kind](kind=kind)
+    model = one_billion()
+    if getattr(method, "target_modules", None) == "v":
+        method = method.model_copy(update={"target_modules": ["v_proj"]})
+    adapted = adapters.add_adapter(model, method)
+    assert adapters.count_trainable(adapted) == table.count_trained(METHODS[kind](kind=kind))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With biases of the attention, which BEFT trains."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "SHAPE", runs.SHAPE | {"attention_bias": True})
+        return runs.make_base(tmp_path_factory.mktemp("base") / "hf", "float32")
+
+
+def trained(kind: str, base: Path, folder: Path) -> Path:
+    """An adapter on the tiny base, as a training leaves it: every trained parameter has moved."""
+    options = {"target_modules": ["v_proj"]} if kind == "beft" else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = adapters.add_adapter(model, kinds.method_of(kind, **options))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", _slow(OF_LAYERS))
+def test_a_method_is_exported_to_the_formats_of_the_table_and_to_no_other(
+    kind: str, base: Path, tmp_path: Path, table: ModuleType
+) -> None:
+    adapter = trained(kind, base, tmp_path / "adapter")
+    method = METHODS[kind](kind=kind)
+    for format_, type_ in FORMATS.items():
+        why = failure(ExportRequest(base, (Target(format_, type_, tmp_path / f"out-{format_}"),), adapter=adapter))
+        expected = table.refusal(method, 16, format_)
+        if (kind, format_) in LARGE:
+            continue
+        if (why is None) != (expected is None) and (kind, format_) in PENDING:
+            pytest.xfail(f"{kind} as {format_}: {why}")
+        assert (why is None) == (expected is None), f"{format_}: the table says {expected}, the export {why}"
+
+
+def failure(request: ExportRequest) -> str | None:
+    """Why an export fails; None if it does not."""
+    try:
+        export(request)
+    except EdgetuneError as error:
+        return error.message
+    return None
