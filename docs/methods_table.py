@@ -122,7 +122,8 @@ def extra_cost(method: Method) -> str:
 def refusal(method: Method, bits: int, format_: str | None) -> str | None:
     """Return the first reason why the method cannot be trained on so many bits, or exported in a format."""
     free = next(each for each in (16, 4, 8) if each not in method.facts.not_on)
-    surroundings = Surroundings(bits if format_ is None else free, (format_,) if format_ else (), "original", 1000)
+    bits = bits if format_ is None else free
+    surroundings = Surroundings(bits=bits, formats=(format_,) if format_ else (), merge_base="original")
     return next(iter(method.conflicts(surroundings)), None)
 
 

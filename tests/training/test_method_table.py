@@ -17,10 +17,11 @@ from edgetune.methods.base import LayerMethod
 from edgetune.training import adapters
 from edgetune_converters.errors import EdgetuneError
 from edgetune_converters.exporting import export
+from edgetune_converters.names import FormatName
 from edgetune_converters.request import ExportRequest, Target
 from tests.training import kinds, runs
 
-FORMATS = {"gguf": "f32", "onnx": "f32", "gguf-lora": "f16"}
+FORMATS: dict[FormatName, str] = {"gguf": "f32", "onnx": "f32", "gguf-lora": "f16"}
 LARGE = {("randlora", "gguf-lora")}
 """Refused though it could be written: the matrices of the file would be as large as those of the base."""
 PENDING = {
