@@ -80,8 +80,15 @@ class EncodedSplit:
 
     @property
     def longest(self) -> int:
-        """Length of the longest row."""
-        return self.rows.longest
+        """Length of the longest row, of a rejected or undesirable answer too."""
+        return max(rows.longest for rows in self.trained_rows)
+
+    @property
+    def trained_rows(self) -> list[EncodedRows]:
+        """All rows that the model reads in training: of pairs those of both answers, of labels good and bad ones."""
+        if self.labelled:
+            return [self.labelled.answers.rows]
+        return [self.rows, self.pairs.rejected.rows]
 
     @property
     def sha256(self) -> str:

@@ -204,7 +204,7 @@ class RowEncoder:
         return None if encoded is None else (chat, encoded)
 
     def _add_text(self, row: ChatRow, text: str) -> None:
-        ids, _ = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode_document(text)
         self._check_ids(ids)
         end = self._end_of_text()
         for label in row.unread:

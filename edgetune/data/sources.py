@@ -151,9 +151,21 @@ def read_source(
         found.raise_if_any()
     identity = {**opened.identity(), "rows": count}
     if entry is None:
-        return DataSource(name, rows, formats, identity, opened.notes)
+        return DataSource(name, rows, formats, identity, [*_notes_of(parsed), *opened.notes])
     described = {"dataset_info": str(entry.file), "entry": entry.name}
     return DataSource(name, rows, formats, described | identity, [*entry.notes, *opened.notes])
+
+
+def _notes_of(name: SourceName) -> list[str]:
+    """Return the note about a folder whose files were all read, though a file in it describes datasets."""
+    file = dataset_info.find_file(name.location) if _exists(name.location) else None
+    if file is None or not Path(name.location).is_dir():
+        return []
+    names = dataset_info.names_in(file)
+    return [
+        f"{name.location}: all its files were read; {file.name} in it describes {len(names)} datasets, which are named "
+        f"as {name.location}#{names[0]}"
+    ]
 
 
 def _find_entry(name: SourceName, reader: RowReader) -> DatasetEntry | None:

@@ -123,6 +123,10 @@ class TextTokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return self._with_bos(encoding.ids, encoding.offsets)
 
+    def encode_document(self, text: str) -> list[int]:
+        """Return the ids of a text with BOS, if the tokenizer adds it, without the cost of offsets."""
+        return self._with_bos(self.encode_part(text), [])[0]
+
     def encode_part(self, text: str) -> list[int]:
         """Return the ids of a text alone, without BOS."""
         found: list[int] = self.backend.encode(text, add_special_tokens=False).ids

@@ -39,7 +39,7 @@ def check_rows(config: Config, context: ContextLimit, train: EncodedSplit, valid
         return
     if context.is_fixed:
         raise DataError(f"a row has {longest} tokens, and the base has {limit} positions", hint)
-    count = sum(len(row.input_ids) > limit for row in train.rows)
+    count = sum(len(row.input_ids) > limit for rows in train.trained_rows for row in rows)
     console.warn(f"{count} training rows are longer than the {limit} tokens that the base was made for")
 
 

@@ -137,6 +137,16 @@ def test_a_folder_with_the_file_is_named_like_the_file(tmp_path: Path) -> None:
     assert local_files(f"{tmp_path}#one", "train") == [tmp_path / "dataset_info.json", tmp_path / "rows.json"]
 
 
+def test_a_folder_without_the_name_of_a_dataset_is_read_whole_and_says_so(tmp_path: Path) -> None:
+    _read(tmp_path, {}, ALPACA)
+    source = read_source(str(tmp_path))
+    assert len(source.rows) == 2
+    assert source.notes == [
+        f"{tmp_path}: all its files were read; dataset_info.json in it describes 2 datasets, which are named as "
+        f"{tmp_path}#other"
+    ]
+
+
 def test_num_samples_and_what_is_not_used_are_said(tmp_path: Path) -> None:
     source = _read(tmp_path, {"num_samples": 1, "subset": "en", "weighting": 3}, ALPACA)
     assert len(source.rows) == 1

@@ -150,6 +150,14 @@ def test_keys_of_your_own_are_named_by_columns(objective: str, columns: dict[str
             reader_for("sft", "auto", columns).read(row)
 
 
+def test_the_longest_row_may_be_a_worse_answer(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "good", "rejected": "bad" * 9}
+    encoding = encode(tmp_path, [pair], objective="dpo")
+    assert encoding.longest == len(encoding.pairs[0].rejected.row.input_ids) > encoding.rows.longest
+    labels = [{"prompt": "q", "completion": "good" * n, "label": n == 1} for n in (1, 9)]
+    assert encode(tmp_path, labels, objective="kto").longest > 40
+
+
 def test_a_ranked_list_becomes_a_pair_for_each_two_ranks(tmp_path: Path) -> None:
     reader = reader_for("dpo", "auto")
     row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 3, 3], "id": 7}
