@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgetune_converters.merging.merge_base import merge_base_named
+from edgetune_converters.model import open_model
 from tests.converters import family_models, peft_methods, runtime, tiny
 from tests.converters.peft_methods import METHODS
 from tests.export_requests import export
@@ -113,3 +115,26 @@ def test_what_a_method_changes_beside_linear_layers_is_exported(name: str, tied:
     assert tiny.divergence(wanted, tiny.torch_logits(base, None, ids))[0] > 1000 * F32_KLD, "the adapter must matter"
     kld, same = tiny.divergence(wanted, runtime.logits(tmp_path / "f32.gguf", ids))
     assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+@pytest.mark.parametrize("name", ["dora", "lokr", "ia3", "boft"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_delta_of_each_block_is_the_merged_rows_without_those_of_the_base(
+    name: str, family: str, trained: Trained
+) -> None:
+    if family == "gpt2" and METHODS[name].linear_only:
+        family = "qwen2"
+    base, adapter = trained(name, family)
+    changed, before = (open_model(base, path, merge_base_named("original")) for path in (adapter, None))
+    seen = 0
+    for tensor, original in zip(changed.tensors, before.tensors, strict=True):
+        for block, other in zip(
+            tensor.blocks(changed.checkpoint, 3000), original.blocks(before.checkpoint, 3000), strict=True
+        ):
+            if block.delta is None:
+                assert np.array_equal(block.floats, other.floats)
+                continue
+            seen += 1
+            delta = block.delta().reshape(block.rows.shape)
+            assert np.abs(block.floats - delta - other.floats).max() <= ROUNDING * np.abs(block.floats).max()
+    assert seen > 10

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
 from edgetune_converters.adapters.matching import Kind
-from edgetune_converters.adapters.rotations import cayley, multiplied_by_blocks
+from edgetune_converters.adapters.rotations import cayley, joined_blocks, multiplied_by_blocks
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
@@ -32,7 +32,7 @@ class _Butterflies:
         for index, one in enumerate(stored):
             rotations = cayley((one - one.transpose(0, 2, 1)) * np.float32(0.5))
             order = _permutation(number * size, number >> index, size // 2, count)
-            turned.append((order, np.argsort(order), np.ascontiguousarray(rotations.transpose(0, 2, 1))))
+            turned.append((order, np.argsort(order), joined_blocks(rotations.transpose(0, 2, 1), number * size)))
 
         def read(rows: RowIndex, columns: RowIndex) -> F32:
             found = widened(base(rows, ALL))

@@ -13,7 +13,13 @@ import numpy as np
 
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
 from edgetune_converters.adapters.matching import Kind
-from edgetune_converters.adapters.rotations import cayley, cayley_neumann, multiplied_by_blocks, skew_symmetric
+from edgetune_converters.adapters.rotations import (
+    cayley,
+    cayley_neumann,
+    joined_blocks,
+    multiplied_by_blocks,
+    skew_symmetric,
+)
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
@@ -22,12 +28,13 @@ _EMBEDDING = "oft_embedding_R"
 
 @dataclass(frozen=True)
 class RotatedColumns:
-    """The transform W @ R of a matrix, where `blocks` reads the blocks of R [count, b, b]."""
+    """The transform W @ R of a matrix with `width` columns, where `blocks` reads the blocks of R [count, b, b]."""
 
     blocks: Callable[[], F32]
+    width: int
 
     def __call__(self, base: Read, trained: Read) -> Read:
-        blocks = np.ascontiguousarray(self.blocks())
+        blocks = joined_blocks(self.blocks(), self.width)
 
         def read(rows: RowIndex, columns: RowIndex) -> F32:
             return multiplied_by_blocks(widened(base(rows, ALL)), blocks)[:, columns]
@@ -58,7 +65,7 @@ def _fold(module: AdaptedModule) -> Iterator[Fold]:
         rotations = cayley_neumann(skew, terms) if series else cayley(skew)
         return rotations if role == _EMBEDDING else rotations.transpose(0, 2, 1)
 
-    yield Fold(RotatedColumns(blocks), changes_nothing=lambda: not vectors().any())
+    yield Fold(RotatedColumns(blocks, module.columns), changes_nothing=lambda: not vectors().any())
 
 
 def _block_size(elements: int) -> int | None:

@@ -10,10 +10,12 @@ from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 _ROWS = 256  # of the base, read at a time
 
 
-def matrix_product(left: F32, right: F32) -> F32:
+def matrix_product(left: F32, right: F32, threads: int = 0) -> F32:
     """Return left [n, r] @ right [r, k]. Raises ValueError where the product is not finite."""
     zeros = np.zeros((len(left), right.shape[1]), np.float16)
-    found: F32 = edgetune_native.add_product(zeros, np.ascontiguousarray(left), np.ascontiguousarray(right))
+    found: F32 = edgetune_native.add_product(
+        zeros, np.ascontiguousarray(left), np.ascontiguousarray(right), threads=threads
+    )
     return found
 
 

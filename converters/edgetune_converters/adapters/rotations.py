@@ -7,6 +7,7 @@ import numpy as np
 from edgetune_converters.adapters.products import matrix_product
 from edgetune_converters.tensors import F32
 
+_JOINED = 64  # columns of the blocks that small ones are joined to
 _TOO_FEW = 2  # terms of the Neumann series below which it is the identity
 
 
@@ -49,11 +50,31 @@ def skew_symmetric(upper: F32, size: int) -> F32:
     return found
 
 
-def multiplied_by_blocks(rows: F32, blocks: F32) -> F32:
-    """Return rows [n, k] @ the block-diagonal matrix of `blocks` [k / b, b, b]; one block serves for all."""
+def joined_blocks(blocks: F32, width: int) -> list[F32]:
+    """Return the blocks of a block-diagonal matrix [width, width], small ones joined: one product costs as much then.
+
+    One block of `blocks` [count, b, b] serves for all.
+    """
     size = blocks.shape[-1]
+    count, several = width // size, max(1, _JOINED // size)
+    found = []
+    for first in range(0, count, several):
+        numbers = range(first, min(first + several, count))
+        one = np.zeros((len(numbers) * size,) * 2, np.float32)
+        for place, number in enumerate(numbers):
+            own = slice(place * size, (place + 1) * size)
+            one[own, own] = blocks[number % len(blocks)]
+        found.append(one)
+    return found
+
+
+def multiplied_by_blocks(rows: F32, blocks: list[F32]) -> F32:
+    """Return rows [n, k] @ the block-diagonal matrix of `blocks`, [b, b] each."""
     found = np.empty(rows.shape, np.float32)
-    for number in range(rows.shape[1] // size):
-        own = slice(number * size, (number + 1) * size)
-        found[:, own] = matrix_product(rows[:, own], blocks[number % len(blocks)])
+    first = 0
+    for block in blocks:
+        own = slice(first, first + len(block))
+        # the blocks of rows already go through several threads
+        found[:, own] = matrix_product(rows[:, own], block, threads=1)
+        first += len(block)
     return found
