@@ -20,6 +20,7 @@ from edgetune.data.objective_readers import READERS, reader_for
 from edgetune.data.preview import format_totals, preview_rows
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.row_encoder import RowEncoder
+from edgetune.data.row_files import RowFile
 from edgetune.data.row_kinds import KINDS, kinds_of
 from edgetune.data.row_store import RowStore
 from edgetune.data.row_writer import as_messages
@@ -28,7 +29,7 @@ from edgetune.errors import ConfigError, DataError
 from edgetune.objectives import OBJECTIVES
 from tests.cases.rendering import REASONING_TEMPLATE, TOOLS_TEMPLATE, encode, tokenizer_in, write_jsonl
 from tests.data import templates
-from tests.data.schemes import SCHEMES, Message, Scheme, conversations
+from tests.data.schemes import CONTENTS, SCHEMES, Message, Scheme, conversations
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"},
@@ -442,6 +443,53 @@ def test_both_rows_of_a_pair_begin_with_the_tokens_of_the_prompt(
             assert side.answer_ids[-1] in held.tokenizer.ending_ids
             assert side.answer_mask == [True] * len(side.answer_ids)
     assert len(result.pairs) == 1 or (answers[0] != answers[1] and scheme.trims)
+
+
+@settings(deadline=None)
+@given(asked=CONTENTS, answers=st.lists(CONTENTS, min_size=2, max_size=2, unique_by=str.strip))
+def test_random_pairs_of_several_shapes_are_the_same_messages(asked: str, answers: list[str]) -> None:
+    good, bad = ({"role": "assistant", "content": text} for text in answers)
+    user = {"role": "user", "content": asked}
+    shapes: list[dict[str, Any]] = [
+        {"prompt": [user], "chosen": [good], "rejected": [bad]},
+        {"chosen": [user, good], "rejected": [user, bad]},
+        {"messages": [user], "chosen": good, "rejected": bad},
+        {"messages": [user, good], "rejected_messages": [user, bad]},
+        {"messages": [user, good], "rejected_response": [bad]},
+        {"messages": [user], "responses": [bad, good], "ranks": [2, 1]},
+        {"prompt": json.dumps([user]), "chosen": json.dumps([good]), "rejected": json.dumps([bad])},
+        {"input": {"messages": [user]}, "preferred_output": [good], "non_preferred_output": [bad]},
+    ]
+    for row in shapes:
+        read = reader_for("dpo", "auto").read(row)
+        assert isinstance(read.beside, Pair)
+        assert (read.messages, read.beside.rejected.messages, read.beside.prompt) == ([user, good], [user, bad], 1)
+        assert not read.unread
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(alphabet=st.sampled_from("ab \n\r\t灯\x85\u2028"), max_size=40),
+    sample_by=st.sampled_from(["line", "paragraph", "document"]),
+)
+def test_files_of_text_lose_nothing_but_blank_space_between_documents(
+    text_folder: Path, text: str, sample_by: str
+) -> None:
+    path = text_folder / "a.txt"
+    path.write_bytes(text.encode())
+    file = RowFile(path, path.name, sample_by=sample_by)
+    found = [row["text"] for _, row in file.rows()]
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(part.strip() for part in found)
+    if sample_by == "line":
+        assert not any("\n" in part for part in found)
+    if sample_by == "document":
+        assert found in ([], [text])
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
 
 
 def test_text_is_packed_with_an_end_between_documents(tmp_path: Path) -> None:
