@@ -345,8 +345,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_fits_the_rest(self) -> Self:
-        export = self.export
-        around = Surroundings(self.quantization.bits, tuple(export.formats), export.merge_base)
+        export, training = self.export, self.training
+        around = Surroundings(
+            self.quantization.bits, tuple(export.formats), export.merge_base,
+            training.gradient_checkpointing, self.objective.kind,
+        )  # fmt: skip
         problems = list(self.adapter.conflicts(around))
         if problems:
             raise ValueError("; ".join(problems))

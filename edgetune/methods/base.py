@@ -64,6 +64,10 @@ class Surroundings:
     """`export.formats`."""
     merge_base: str
     """`export.merge_base`."""
+    gradient_checkpointing: bool = False
+    """`training.gradient_checkpointing`."""
+    objective: str = "sft"
+    """`objective.kind`."""
 
 
 class Method(Section):

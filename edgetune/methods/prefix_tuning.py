@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import Facts
+from edgetune.methods.base import Facts, Surroundings
 from edgetune.methods.virtual_tokens import VirtualTokenMethod
 
 _LATER = "its keys and values are no tensors of a model"
@@ -29,6 +30,15 @@ class PrefixTuning(VirtualTokenMethod):
     """Make keys and values with a network of two layers, which makes the training of long prefixes steadier."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] = 128
     """Width of that network."""
+
+    def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
+        """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""
+        yield from super().conflicts(surroundings)
+        if surroundings.gradient_checkpointing:
+            yield (
+                "adapter.kind: prefix-tuning cannot be trained with gradient checkpointing, which drops the keys and "
+                "values before a text; set training.gradient_checkpointing: false"
+            )
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""

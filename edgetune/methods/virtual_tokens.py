@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from edgetune.methods.base import Method
+from edgetune.methods.base import Method, Surroundings
 
 NO_LORA_FORM = "a soft prompt changes no matrix, and a GGUF adapter cannot add tokens"
 """Why a soft prompt cannot be exported as gguf-lora."""
 NO_LORA: Mapping[str, str] = {"gguf-lora": NO_LORA_FORM}
+
+
+_OBJECTIVES = ("sft", "pretrain")
+"""The objectives whose trainers leave out the logits of virtual tokens."""
 
 
 class VirtualTokenMethod(Method):
@@ -27,6 +31,15 @@ class VirtualTokenMethod(Method):
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return 0: no layer of the base is adapted."""
         return 0
+
+    def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
+        """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""
+        yield from super().conflicts(surroundings)
+        if surroundings.objective not in _OBJECTIVES:
+            yield (
+                f"adapter.kind: {self.kind} cannot be trained with objective.kind: {surroundings.objective}, whose "
+                f"trainer does not know virtual tokens; set objective.kind: {' or '.join(_OBJECTIVES)}"
+            )
 
     @property
     def virtual_tokens(self) -> int:

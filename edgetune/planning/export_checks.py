@@ -38,6 +38,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
     from edgetune_converters.quantization.recipes import MAX_FALLBACK
 
     options = config.export
+    _check_soft_prompt(base, config)
     request = _request(base, options)
     check_search(options, request.targets)
     check_if_traced(request, options)
@@ -51,6 +52,22 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
         if target.format == "gguf" and (importance is not None or options.imatrix is None):
             _check_importance(planned, importance)
     _check_tokenizer(base, request, chat_template)
+
+
+def _check_soft_prompt(base: Base, config: Config) -> None:
+    """Raise ConfigError for virtual tokens that could not become tokens of this base."""
+    from edgetune_converters.adapters.soft_prompt import KINDS
+    from edgetune_converters.merging.soft_prompt_rows import why_not_placed
+    from edgetune_converters.reading.gguf_base import is_gguf
+
+    facts = config.adapter.facts
+    if facts.peft_type not in KINDS or not config.export.formats:
+        return
+    if why := why_not_placed(base.layers.family, is_gguf=is_gguf(base.path)):
+        raise ConfigError(
+            f"adapter.kind: {config.adapter.kind} cannot be exported with the base {base.name}: {why}",
+            "Set export.formats: [] to train without export, or another adapter.kind",
+        )
 
 
 def _request(base: Base, options: ExportConfig) -> ExportRequest:

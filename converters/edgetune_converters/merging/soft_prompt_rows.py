@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.soft_prompt import EMBEDDINGS, SoftPromptAdapter
 from edgetune_converters.adapters.token_rows import TokenRows
-from edgetune_converters.architectures import BoundTensor, Family, ModelConfig, bind, slots
+from edgetune_converters.architectures import BoundTensor, Family, Head, ModelConfig, bind, slots
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.merging.resized_vocabulary import with_rows
 from edgetune_converters.reading.checkpoint import Checkpoint
@@ -167,6 +167,13 @@ def place_rows(
     ids = range(first, first + adapter.count)
     change = Change(adapter.file, token_rows=_SoftRows(adapter.file, adapter.file.tensors[EMBEDDINGS], ids, values))
     return place, config, list(bound), {embedding.target: change}
+
+
+def why_not_placed(family: Family, *, is_gguf: bool) -> str | None:
+    """Return why no soft prompt can be exported with a base of a family, or with a GGUF file; None if it can."""
+    if family.head is Head.NEVER:
+        return f"it needs an output matrix beside the embedding, and llama.cpp has none for {family.name}"
+    return "it adds tokens to the tokenizer's files, which a GGUF base does not have" if is_gguf else None
 
 
 def _lookup_scale(family: Family, config: ModelConfig) -> float:
