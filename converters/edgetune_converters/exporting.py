@@ -15,11 +15,14 @@ from pathlib import Path
 
 from edgetune_converters import formats
 from edgetune_converters.errors import EdgetuneError
+from edgetune_converters.files import atomic
 from edgetune_converters.files.interrupts import deferred_sigint
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.inputs import ExportInputs, VocabularyChanged, open_request
+from edgetune_converters.merging import prefix_state
 from edgetune_converters.outputs import stream
 from edgetune_converters.outputs.base import Output, OutputSummary, StreamedOutput
+from edgetune_converters.outputs.staging import DirectoryOutput
 from edgetune_converters.outputs.stream import Progress
 from edgetune_converters.provenance.hashing import InputHasher, InputHashes
 from edgetune_converters.provenance.metadata import combination_record
@@ -75,12 +78,26 @@ def _write(outputs: Sequence[Output], inputs: ExportInputs, progress: Progress |
         identity = inputs.hashing.result()
         for output in outputs:
             output.finish(identity)
+            _write_prefix(output, inputs)
         for output in outputs:
             output.verify()
         for output in outputs:
             output.hash_files()
         with deferred_sigint():
             return [_publish(output, inputs, identity) for output in outputs]
+
+
+def _write_prefix(output: Output, inputs: ExportInputs) -> None:
+    """Write the prefix beside the artifact, before the artifact gets its name."""
+    format_ = next(target.format for target in inputs.request.targets if target.path == output.path)
+    content = inputs.prefix(format_)
+    if content is None:
+        return
+    if isinstance(output, DirectoryOutput):
+        (output.partial / prefix_state.IN_FOLDER).write_bytes(content)
+        return
+    with atomic.replacing(prefix_state.path_beside(output.path)) as partial:
+        partial.write_bytes(content)
 
 
 def _publish(output: Output, inputs: ExportInputs, identity: InputHashes) -> Receipt:

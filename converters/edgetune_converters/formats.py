@@ -48,7 +48,7 @@ def _gguf(inputs: ExportInputs, type_name: str, path: Path) -> Output:
         plan,
         model.tensors,
         path,
-        stated | inputs.vocabulary.current.metadata,
+        stated | metadata.plain_keys(inputs.prefix_key("gguf")) | inputs.vocabulary.current.metadata,
         overrides=tuple(request.overrides.texts),
         importance=inputs.importance,
         measure_survival=request.measure_survival,
@@ -58,6 +58,7 @@ def _gguf(inputs: ExportInputs, type_name: str, path: Path) -> Output:
 
 def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     model = inputs.model
+    inputs.prefix("safetensors")
     if isinstance(model.checkpoint, GgufBase):
         check_config(model.checkpoint)
     kind, max_shard = safetensors.check_type(type_name), inputs.request.max_shard_size
@@ -66,6 +67,7 @@ def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
 
 
 def _lora(inputs: ExportInputs, type_name: str, path: Path) -> Output:
+    inputs.prefix("gguf-lora")
     made = lora.lora_factors_of_model(
         inputs.model, lora.LoraRank(inputs.request.lora_rank, inputs.request.lora_max_error)
     )
@@ -81,7 +83,7 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     if isinstance(model.checkpoint, GgufBase):
         check_rope(model.checkpoint)
     companions = inputs.companions
-    extra = {key: str(value) for key, value in request.metadata.items()}
+    extra = {key: str(value) for key, value in request.metadata.items()} | inputs.prefix_key("onnx")
     ends = special_token_ids(companions.tokenizer, model.config.raw, companions.chat_template, model.config.vocab_size)
     if request.tracer is not None and not model.family.onnx:
         return _traced(inputs, type_name, path, request.tracer, ends, extra)

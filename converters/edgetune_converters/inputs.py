@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from concurrent.futures import Executor, Future
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter
-from edgetune_converters.errors import TokenizerError
+from edgetune_converters.errors import AdapterError, TokenizerError
 from edgetune_converters.files.companions import CompanionFiles
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.values import Value
+from edgetune_converters.merging import prefix_state
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import Model, open_model
 from edgetune_converters.provenance import metadata
@@ -223,7 +225,20 @@ class ExportInputs:
         """Return notes on what base, adapter and tokenizer have that is not used, or lack."""
         runnable = format_ in ("gguf", "onnx")
         of_tokenizer = [] if format_ == "gguf-lora" else self.tokenizer.notes
-        return self.model.input_notes + of_tokenizer + (self._sampling_notes if runnable else [])
+        return (
+            self.model.input_notes + of_tokenizer + ([*self._sampling_notes, *self._prefix_notes] if runnable else [])
+        )
+
+    @property
+    def _prefix_notes(self) -> list[str]:
+        """Note that programs other than edgetune do not read a prefix."""
+        adapter = self.model.prefix
+        if adapter is None:
+            return []
+        return [
+            f"the prefix of {adapter.count} keys and values lies beside the model (*{prefix_state.SUFFIX}): edgetune "
+            "puts it before every text; other programs run the base alone, as if it had not been trained"
+        ]
 
     @cached_property
     def _sampling_notes(self) -> list[str]:
@@ -272,6 +287,36 @@ class ExportInputs:
         """Return the metadata of provenance; the hash of the base is a placeholder while it is being computed."""
         base_hash = self.hashing.expected_base_hash or keys.HASH_PLACEHOLDER
         return metadata.provenance_keys(self.model, base_hash, self.hashing.adapter) | self._soft_prompt_key
+
+    @cached_property
+    def _prefixes(self) -> dict[str, bytes]:
+        """The file of the prefix by format."""
+        adapter = self.model.prefix
+        if adapter is None:
+            return {}
+        return {
+            format_: prefix_state.content(adapter, self.model.bound, format_) for format_ in prefix_state.FORMATS
+        }  # fmt: skip
+
+    def prefix(self, format_: str) -> bytes | None:
+        """Return the file of a prefix that goes beside a model of a format; None without one.
+
+        Raises:
+            AdapterError: A prefix cannot lie beside a model of the format.
+        """
+        if self.model.prefix is not None and format_ not in self._prefixes:
+            raise AdapterError(
+                f"{format_} has no place for a prefix of keys and values",
+                f"Export {' or '.join(self._prefixes)}; transformers loads the adapter itself, with PEFT",
+            )
+        return self._prefixes.get(format_)
+
+    def prefix_key(self, format_: str) -> dict[str, str]:
+        """Return the metadata by which edgetune's runtimes find a prefix. Raises AdapterError as `prefix`."""
+        found, adapter = self.prefix(format_), self.model.prefix
+        if found is None or adapter is None:
+            return {}
+        return {keys.PREFIX_STATE: json.dumps({"tokens": adapter.count, "sha256": hashlib.sha256(found).hexdigest()})}
 
     @property
     def _soft_prompt_key(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.combined import Combination, CombinedAdapter, open_combination
 from edgetune_converters.adapters.expert_factors import ExpertPart
 from edgetune_converters.adapters.peft_config import CONFIG_FILE
-from edgetune_converters.adapters.soft_prompt import SoftPromptAdapter, open_adapter
+from edgetune_converters.adapters.soft_prompt import PrefixAdapter, SoftPromptAdapter, VirtualTokenAdapter, open_adapter
 from edgetune_converters.architectures import (
     BoundTensor,
     Family,
@@ -30,7 +30,7 @@ from edgetune_converters.architectures import (
 )
 from edgetune_converters.architectures.rope import context_notes
 from edgetune_converters.errors import AdapterError
-from edgetune_converters.merging import expanded_blocks, stream
+from edgetune_converters.merging import expanded_blocks, prefix_state, stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.merging.new_biases import NewBiases, with_biases_of
@@ -60,6 +60,11 @@ class Model:
     """The place of a soft prompt in the vocabulary."""
     new_biases: NewBiases | None = None
     """Where the adapter has biases of layers that have none in the base."""
+
+    @property
+    def prefix(self) -> PrefixAdapter | None:
+        """The keys and values before every text, where the adapter is of prefix tuning."""
+        return self.adapter if isinstance(self.adapter, PrefixAdapter) else None
 
     @property
     def tied(self) -> bool:
@@ -223,11 +228,13 @@ def open_model(
             f"{base} is given as the base and as the adapter: a model beside an adapter usually contains it already",
             "Give the model that was trained on with --base; to export the model in the directory, leave out --adapter",
         )
+    if isinstance(adapter, PrefixAdapter):
+        prefix_state.check_fits(adapter, family, config)
     changes: Mapping[str, Change] = {}
     resized = None
     new_biases = None
     renamed: Callable[[str], str] = family.canonical_name
-    if adapter is not None and not isinstance(adapter, SoftPromptAdapter):
+    if adapter is not None and not isinstance(adapter, VirtualTokenAdapter):
         renamed = expanded_blocks.renamed(family, adapter.config.raw.get(expanded_blocks.BLOCKS))
         expanded = expanded_blocks.expand(adapter, family, config, checkpoint)
         if expanded is not config:
@@ -263,6 +270,11 @@ def _check_combination(
     """Raise AdapterError for an adapter that changes the shape of the model: the others do not fit it."""
     given = family, config, checkpoint, bound, known
     for part in adapter.parts:
+        if isinstance(part, VirtualTokenAdapter):
+            raise AdapterError(
+                f"{part.path} has virtual tokens ({part.peft_type}), and cannot be combined with other adapters",
+                "Export it alone, with --adapter",
+            )
         reasons = {
             "new blocks": part.config.raw.get(expanded_blocks.BLOCKS),
             "another number of rows of embeddings": with_vocabulary_of(part, *given),

@@ -10,7 +10,7 @@ from pydantic import Field
 from edgetune.methods.base import Facts, Surroundings
 from edgetune.methods.virtual_tokens import VirtualTokenMethod
 
-_LATER = "its keys and values are no tensors of a model"
+_NO_PLACE = "the format has no place for keys and values before a text; transformers loads the adapter with PEFT"
 
 
 class PrefixTuning(VirtualTokenMethod):
@@ -21,7 +21,7 @@ class PrefixTuning(VirtualTokenMethod):
 
     facts: ClassVar[Facts] = Facts(
         "prefix tuning", "arXiv:2101.00190", "additive", "PREFIX_TUNING",
-        not_as={"gguf-lora": "a prefix changes no matrix", "safetensors": _LATER, "gguf": _LATER, "onnx": _LATER},
+        not_as={"gguf-lora": "a prefix changes no matrix", "safetensors": _NO_PLACE},
     )  # fmt: skip
 
     kind: Literal["prefix-tuning"] = "prefix-tuning"

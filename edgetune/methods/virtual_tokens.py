@@ -35,6 +35,11 @@ class VirtualTokenMethod(Method):
     def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
         """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""
         yield from super().conflicts(surroundings)
+        if surroundings.merge_base == "auto":
+            yield (
+                "export.merge_base: auto compares models with merged changes, and virtual tokens change nothing of the "
+                "base; set export.merge_base: original, or nf4"
+            )
         if surroundings.objective not in _OBJECTIVES:
             yield (
                 f"adapter.kind: {self.kind} cannot be trained with objective.kind: {surroundings.objective}, whose "

@@ -1,8 +1,9 @@
-"""Soft prompts of PEFT: virtual tokens before a text, trained as vectors of the width of the embedding.
+"""Virtual tokens of PEFT: soft prompts, which are vectors in place of embeddings, and prefixes of keys and values.
 
 Prompt tuning (arXiv:2104.08691), P-tuning (arXiv:2103.10385), multitask prompt tuning (arXiv:2303.02861) and CPT
 (arXiv:2410.17222) all end as a matrix [n, hidden] in front of the embeddings of a text. PEFT stores it as
 `prompt_embeddings`: of P-tuning the output of the encoder, of multitask prompt tuning the factor that the tasks share.
+Prefix tuning (arXiv:2101.00190, arXiv:2110.07602) stores the output of its encoder under the same name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 EMBEDDINGS, COLUMNS, ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 MULTITASK = "MULTITASK_PROMPT_TUNING"
+PREFIX = "PREFIX_TUNING"
 # peft_type -> the tensors that PEFT stores
 KINDS: Mapping[str, tuple[str, ...]] = {
     "PROMPT_TUNING": (EMBEDDINGS,),
@@ -35,23 +37,11 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 _AGAIN = "Save it again from the trained model: model.save_pretrained(DIR)"
 
 
-class SoftPromptAdapter(Adapter):
-    """An adapter directory with a soft prompt.
+class VirtualTokenAdapter(Adapter):
+    """An adapter directory with virtual tokens, which changes no tensor of the base. Raises AdapterError."""
 
-    Attributes:
-        values: The virtual tokens as PEFT puts them before a text, f32 [n, hidden].
-    """
-
-    def __init__(self, path: Path, task: int | None = None) -> None:
-        """Read the adapter.
-
-        Args:
-            path: The directory that PEFT wrote.
-            task: The task of multitask prompt tuning; None for the only one.
-
-        Raises:
-            AdapterError: Tensors are missing, unknown, of the wrong shape or not finite, or the task is not one of it.
-        """
+    def __init__(self, path: Path, tensors: tuple[str, ...]) -> None:
+        """Open the adapter, whose tensors must be these."""
         try:
             place = find_adapter(path)
             self.config = PeftConfig(place.path / CONFIG_FILE)
@@ -60,23 +50,15 @@ class SoftPromptAdapter(Adapter):
             raise AdapterError(error.message, error.hint) from error
         self.path, self._weights, self.notes = place.path, place.weights, [*place.notes]
         self.peft_type = str(self.config.peft_type)
-        self._check_names()
-        self.values = self._read_values(task)
-
-    @property
-    def count(self) -> int:
-        """The number of virtual tokens."""
-        return len(self.values)
-
-    def _check_names(self) -> None:
-        expected, found = set(KINDS[self.peft_type]), set(self.file.tensors)
+        expected, found = set(tensors), set(self.file.tensors)
         problems = [f"it has no {name}" for name in sorted(expected - found)]
         problems += [f"{name} is not a tensor of {self.peft_type}" for name in sorted(found - expected)]
         if problems:
             raise AdapterError.of_many(f"problems with the adapter {self.path}", problems, _AGAIN)
 
-    def _read_values(self, task: int | None) -> F32:
-        values = self._read(self.file.tensors[EMBEDDINGS])
+    def read_embeddings(self) -> F32:
+        """Return `prompt_embeddings`, f32 [n, k] for n virtual tokens."""
+        values = self.read_finite(self.file.tensors[EMBEDDINGS])
         stated = self.config.raw.get("num_virtual_tokens")
         if values.ndim != 2 or len(values) != stated or not len(values):
             raise AdapterError(
@@ -84,6 +66,51 @@ class SoftPromptAdapter(Adapter):
                 f"num_virtual_tokens {stated!r}",
                 _AGAIN,
             )
+        return values
+
+    def read_finite(self, info: TensorInfo) -> F32:
+        """Return a tensor in f32. Raises AdapterError for NaN and infinity."""
+        flat = self.file.rows(info, ALL)
+        if not np.isfinite(flat).all():
+            raise AdapterError(f"{info.name} of {self.path} holds NaN or infinity", "Train again at a lower rate")
+        return flat.reshape(info.shape)
+
+    def tensors(self, base: BaseTargets) -> AdapterTensors:
+        return AdapterTensors()
+
+    def changes(self, base: BaseTargets) -> dict[str, Change]:
+        """Return no change: virtual tokens come before the texts."""
+        return {}
+
+
+class SoftPromptAdapter(VirtualTokenAdapter):
+    """An adapter directory with a soft prompt.
+
+    Attributes:
+        values: The virtual tokens as PEFT puts them before a text, f32 [n, hidden].
+    """
+
+    def __init__(self, path: Path, peft_type: str, task: int | None = None) -> None:
+        """Read the adapter.
+
+        Args:
+            path: The directory that PEFT wrote.
+            peft_type: One of `KINDS`.
+            task: The task of multitask prompt tuning; None for the only one.
+
+        Raises:
+            AdapterError: Tensors are missing, unknown, of the wrong shape or not finite, or the task is not one of it.
+        """
+        super().__init__(path, KINDS[peft_type])
+        self.values = self._read_values(task)
+
+    @property
+    def count(self) -> int:
+        """The number of virtual tokens."""
+        return len(self.values)
+
+    def _read_values(self, task: int | None) -> F32:
+        values = self.read_embeddings()
         if self.peft_type == MULTITASK:
             return values * self._task_factor(task, values.shape)
         if task is not None:
@@ -94,7 +121,7 @@ class SoftPromptAdapter(Adapter):
 
     def _task_factor(self, task: int | None, shape: tuple[int, ...]) -> F32:
         """The factor [n, hidden] of a task: columns [tasks, n, rank] times rows [tasks, rank, hidden]."""
-        columns, rows = (self._read(self.file.tensors[name]) for name in (COLUMNS, ROWS))
+        columns, rows = (self.read_finite(self.file.tensors[name]) for name in (COLUMNS, ROWS))
         tasks = len(columns)
         fits = columns.ndim == rows.ndim == 3 and (*columns.shape[::2], *rows.shape[::2])[:3:2] == (tasks, len(rows))
         if not fits or (columns.shape[1], rows.shape[2]) != shape or columns.shape[2] != rows.shape[1]:
@@ -116,18 +143,37 @@ class SoftPromptAdapter(Adapter):
         factor: F32 = columns[number] @ rows[number]
         return factor
 
-    def _read(self, info: TensorInfo) -> F32:
-        flat = self.file.rows(info, ALL)
-        if not np.isfinite(flat).all():
-            raise AdapterError(f"{info.name} of {self.path} holds NaN or infinity", "Train again at a lower rate")
-        return flat.reshape(info.shape)
 
-    def tensors(self, base: BaseTargets) -> AdapterTensors:
-        return AdapterTensors()
+class PrefixAdapter(VirtualTokenAdapter):
+    """An adapter directory of prefix tuning: keys and values of every layer, in front of those of a text.
 
-    def changes(self, base: BaseTargets) -> dict[str, Change]:
-        """Return no change: a soft prompt adds rows (merging/soft_prompt_rows.py)."""
-        return {}
+    PEFT puts them into the cache as they are: no norm and no rotation applies to them, and a text begins at the
+    position behind them.
+
+    Attributes:
+        states: Keys and values by layer, f32 [layers, 2, heads, n, head_dim].
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the adapter. Raises AdapterError."""
+        super().__init__(path, (EMBEDDINGS,))
+        values = self.read_embeddings()
+        layers, heads, width = (
+            self.config.integer(name) for name in ("num_layers", "num_attention_heads", "token_dim")
+        )
+        if not heads or width % heads or values.shape[1] != 2 * layers * width:
+            raise AdapterError(
+                f"{EMBEDDINGS} of {self.path} has rows of {values.shape[1]} numbers, which are not keys and values of "
+                f"{layers} layers, {heads} heads and {width} numbers in all",
+                _AGAIN,
+            )
+        by_layer = values.reshape(len(values), layers, 2, heads, width // heads)
+        self.states: F32 = np.ascontiguousarray(by_layer.transpose(1, 2, 3, 0, 4))
+
+    @property
+    def count(self) -> int:
+        """The number of virtual tokens."""
+        return int(self.states.shape[3])
 
 
 def stated_kind(path: Path) -> str | None:
@@ -152,11 +198,14 @@ def open_adapter(path: Path, task: int | None = None) -> Adapter:
         path: The directory that PEFT wrote.
         task: The task of multitask prompt tuning; None for the only one.
     """
-    if stated_kind(path) in KINDS:
-        return SoftPromptAdapter(path, task)
+    kind = stated_kind(path)
+    if kind is not None and kind in KINDS:
+        return SoftPromptAdapter(path, kind, task)
     if task is not None:
         raise AdapterError(
             f"--prompt-task {task} names a task of multitask prompt tuning, and the adapter {path} has none",
             "Leave it out",
         )
+    if kind == PREFIX:
+        return PrefixAdapter(path)
     return Adapter(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,9 +103,26 @@ class LlamaContext:
 
     def begin(self, sequence: int = 0) -> None:
         """Drop the keys and values of a sequence and put the prefix into its cache."""
-        self.clear(sequence if self._has_several else None)
+        self.clear_cache(sequence)
         if self._prefix:
             self._prefix.put(self, sequence)
+
+    def clear_cache(self, sequence: int) -> None:
+        """Drop the keys and values of a sequence."""
+        self.clear(sequence if self._has_several else None)
+
+    def saved_state(self, sequence: int) -> bytes:
+        """Return the cache of a sequence as llama.cpp saves it."""
+        size = self._library.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._library.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(buffer)[:written]
+
+    def load_state(self, state: bytes, sequence: int) -> None:
+        """Load a saved cache into a sequence. Raises RuntimeProblem if llama.cpp refuses it."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not self._library.llama_state_seq_set_data(self._context, buffer, len(state), sequence):
+            raise RuntimeProblem(f"llama.cpp refuses the prefix of {self._path}", "Export the model again")
 
     def clear(self, sequence: int | None = None) -> None:
         """Drop the keys and values of one sequence, or of all."""

@@ -23,10 +23,11 @@ from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
-from edgetune.runtime.llama.prefix import EvaluatedPrefix
+from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
@@ -60,7 +61,10 @@ class LlamaRuntime(Runtime):
             self._model = self._load()
             self._vocabulary = LlamaVocabulary(self._library, self._model)
             soft = read_soft_prompt(self.metadata, self._vocabulary.size)
-            self._prefix: Prefix | None = EvaluatedPrefix(soft.ids) if soft else None
+            state = read_prefix(self.metadata, path)
+            self._prefix: Prefix | None = StoredPrefix(state, path) if state else None
+            if soft:
+                self._prefix = EvaluatedPrefix(soft.ids)
             self.trained_context: int = self._library.llama_model_n_ctx_train(self._model)
             self.trained_context -= self._prefix.length if self._prefix else 0
             self._hidden_rows = soft.added if soft else 0

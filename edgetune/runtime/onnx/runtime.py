@@ -23,6 +23,7 @@ from edgetune.runtime.onnx.decoder import Decoder
 from edgetune.runtime.onnx.folder import OnnxFolder
 from edgetune.runtime.onnx.session import error_text, open_session
 from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
+from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import ProcessorTime, default_threads
 
@@ -56,7 +57,8 @@ class OnnxRuntime(Runtime):
         self.metadata: Mapping[str, Any] = model.metadata
         rows = self._interface.vocabulary_size
         soft = read_soft_prompt(self.metadata, rows)
-        before = soft.count if soft else 0  # tokens of the cache before every text
+        state = read_prefix(self.metadata, folder.directory)
+        before = soft.count if soft else state.length if state else 0  # tokens of the cache before every text
         self.trained_context = _trained_context(folder) - before
         self.context = _context(folder, self.trained_context, context, clip)
         self.vocabulary_size = rows - (soft.added if soft else 0)
@@ -82,6 +84,8 @@ class OnnxRuntime(Runtime):
         self._prefix: Past = []
         if soft:
             self._put_before_texts(soft.ids)
+        if state:
+            self._set_prefix([*state.keys, *state.values])
 
     def _put_before_texts(self, ids: NDArray[np.int32]) -> None:
         """Evaluate tokens once, and keep their keys and values before every text."""
@@ -89,6 +93,9 @@ class OnnxRuntime(Runtime):
         self._set_prefix([np.array(values) for values in self._open().past(len(ids))])
 
     def _set_prefix(self, prefix: Past) -> None:
+        shapes = [(cache.heads, cache.head_size) for cache in self._interface.caches]
+        if [(values.shape[0], values.shape[2]) for values in prefix] != shapes:
+            raise RuntimeProblem(f"the prefix of {self.path} is not for this model", "Export the model again")
         self._prefix = prefix
         self._open().set_prefix(prefix)
 

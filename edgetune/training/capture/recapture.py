@@ -91,6 +91,11 @@ def check_base(run: RunDirectory, base: Base) -> None:
 def _capture_merged(run: RunDirectory, prepared: PreparedRun, name: str, request: ExportRequest) -> None:
     """Merge as the export does, run the result in transformers, and store its divergence from the trained model."""
     reference = Reference.open(run.reference)
+    if prepared.config.adapter.virtual_tokens:
+        raise ConfigError(
+            f"--merged {name}: {prepared.config.adapter.facts.title} has virtual tokens, and nothing to merge",
+            "Leave out --merged; `edgetune validate` measures the exported file",
+        )
     if name == "nf4" and prepared.config.quantization.bits != 4:
         raise ConfigError("--merged nf4: this run was trained on an unquantized base", "Use --merged original")
     with temporary_directory(run.path / f"merged-{name}") as folder:
