@@ -21,7 +21,7 @@ from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
 from edgetune_converters.adapters.state_dict import AdapterTensors
 from edgetune_converters.adapters.weights import open_weights
 from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.files.contents import read_json, sha256_of
+from edgetune_converters.files.contents import read_json
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 EMBEDDINGS, COLUMNS, ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
@@ -44,11 +44,12 @@ class VirtualTokenAdapter(Adapter):
         """Open the adapter, whose tensors must be these."""
         try:
             place = find_adapter(path)
-            self.config = PeftConfig(place.path / CONFIG_FILE)
+            self.config = PeftConfig(place.path / place.config)
             self.file = open_weights(place.weights)
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
         self.path, self._weights, self.notes = place.path, place.weights, [*place.notes]
+        self._initial = ()
         self.peft_type = str(self.config.peft_type)
         expected, found = set(tensors), set(self.file.tensors)
         problems = [f"it has no {name}" for name in sorted(expected - found)]
@@ -183,12 +184,6 @@ def stated_kind(path: Path) -> str | None:
     except (AdapterError, CheckpointError):
         return None
     return found if isinstance(found, str) else None
-
-
-def adapter_identity(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of configuration and weights of an adapter of any kind, by file name. Raises AdapterError."""
-    place = find_adapter(path)
-    return {file.name: sha256_of(file) for file in (place.path / place.config, *place.weights)}
 
 
 def open_adapter(path: Path, task: int | None = None) -> Adapter:

@@ -92,6 +92,11 @@ def lora_factors_of_model(model: Model, asked: LoraRank = LoraRank()) -> LoraFac
     """
     if model.adapter is None:
         raise AdapterError("there is no adapter to write as gguf-lora", "Give a run, or --adapter DIR")
+    if model.soft_prompt is not None:
+        raise AdapterError(
+            "a soft prompt changes no matrix: it is rows of the vocabulary, which a GGUF adapter cannot add",
+            "Export the whole model: --format gguf, onnx or safetensors",
+        )
     if model.resized is not None:
         raise AdapterError(
             f"the adapter has {model.resized.rows} rows of embeddings and the base {model.resized.rows_before}: "
