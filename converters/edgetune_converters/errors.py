@@ -47,6 +47,10 @@ class AdapterError(EdgetuneError):
     """A PEFT adapter that does not fit the base, or of a kind that cannot be merged."""
 
 
+class OnlyPeftError(AdapterError):
+    """A PEFT adapter that PEFT itself merges, and the converters cannot."""
+
+
 class ArchitectureError(EdgetuneError):
     """A model family, or a tensor of it, that the architecture table does not have."""
 

@@ -14,6 +14,7 @@ from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import check_overrides, check_used, export_request
 from edgetune.exporting.source import Source, find_source
 from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, targets_of
+from edgetune.exporting.through_peft import with_merged_layers
 from edgetune.planning.export_checks import check_if_traced, check_search
 from edgetune.runs.directory import RunDirectory
 from edgetune_converters.names import AUTO
@@ -41,7 +42,8 @@ class Export:
         from edgetune_converters.planning import plan_with_notes
 
         check_if_traced(self.request, self.config)
-        return plan_with_notes(self.request)
+        with with_merged_layers(self.request, self.config.merge_base) as request:
+            return plan_with_notes(request)
 
     def run(self, *, overwrite: bool = False) -> list[Receipt]:
         """Write the artifacts, each with its receipt. Raises ConfigError for an existing one without `overwrite`."""
@@ -55,10 +57,10 @@ class Export:
                 f"the model was trained with template options; give other programs than edgetune the same: "
                 f"--chat-template-kwargs '{json.dumps(options)}' of llama-server, chat_template_kwargs elsewhere"
             )
-        request = replace(self.request, write_receipts=True)
-        if self.config.merge_base == AUTO:
-            request = merge_base.with_measured_merge_base(request, self.source)
-        return self._write(request)
+        with with_merged_layers(replace(self.request, write_receipts=True), self.config.merge_base) as request:
+            if self.config.merge_base == AUTO:
+                request = merge_base.with_measured_merge_base(request, self.source)
+            return self._write(request)
 
     def _write(self, request: ExportRequest) -> list[Receipt]:
         from edgetune.exporting import traced

@@ -299,5 +299,5 @@ def test_a_bias_where_the_base_has_none_is_refused(tmp_path: Path) -> None:
 def test_projections_that_were_not_saved_are_named(tmp_path: Path) -> None:
     case = Case("PveraConfig", {"r": 3, "save_projection": False})
     layer = adapted_layer(tmp_path, case, (8, 8), 0, "float32", bias=False)
-    with pytest.raises(AdapterError, match="m has no A: the random projections were not saved"):
+    with pytest.raises(AdapterError, match="by PEFT alone: the random projections were not saved"):
         read_merged(tmp_path, layer.before, "weight")

@@ -18,6 +18,7 @@ from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
 from edgetune_converters.adapters.products import is_zero_product
 from edgetune_converters.adapters.state_dict import AdapterTensors, read_tensors
 from edgetune_converters.adapters.weights import AdapterWeights, open_weights
+from edgetune_converters.adapters.whole_tensors import MERGED_BY_PEFT
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.tensors import ALL, TensorInfo
@@ -40,6 +41,8 @@ class Adapter:
         if unknown := self.config.unknown_fields(self.kind.fields):
             names = ", ".join(unknown)
             self.notes.append(f"{CONFIG_FILE} has fields that are not known here and not used: {names}")
+        if self.config.peft_type == MERGED_BY_PEFT:
+            self.notes.append(f"its layers were merged by {self.config.raw.get('merged_by')}, not by edgetune")
         self.stacks = StackCache()
         self._tensors: AdapterTensors | None = None
         initial = place.path / INITIAL
@@ -47,6 +50,8 @@ class Adapter:
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""
+        if self.config.peft_type == MERGED_BY_PEFT:
+            return dict(self.config.raw["identity"])
         own = {file.name: sha256_of(file) for file in (self.config.path, *self._weights)}
         return own | {f"{INITIAL}/{file.name}": sha256_of(file) for file in self._initial}
 

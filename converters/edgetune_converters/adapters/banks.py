@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
-from edgetune_converters.adapters.matching import Kind
+from edgetune_converters.adapters.matching import MERGE_FIRST, Kind
+from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.state_dict import RoleNames
+from edgetune_converters.errors import OnlyPeftError
 from edgetune_converters.tensors import F32
 
-_NOT_SAVED = (
-    "the random projections were not saved (save_projection is false): they follow from a generator of torch. Load the "
-    "adapter with PEFT, set save_projection, and save it again"
-)
+_NOT_SAVED = "the random projections were not saved (save_projection is false), and follow from a generator of torch"
+
+
+def _check_projection(config: PeftConfig) -> None:
+    if not config.flag("save_projection", default=True):
+        raise OnlyPeftError(f"the adapter can be merged by PEFT alone: {_NOT_SAVED}", MERGE_FIRST)
 
 
 def _projection(module: AdaptedModule, role: str, least: tuple[int, ...]) -> Callable[[], F32]:
@@ -65,6 +69,7 @@ RANDLORA = Kind(
             *("randlora_dropout", "init_weights", "bias"),
         }
     ),
+    check=_check_projection,
 )
 
 # -- PVeRA -------------------------------------------------------------------------------------------------------------
@@ -94,6 +99,7 @@ PVERA = Kind(
             *("sample_at_inference", "generator_seed"),
         }
     ),
+    check=_check_projection,
 )
 
 # -- VB-LoRA -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from edgetune_converters.adapters.sparse import SHIRA, SUPERTUNING
 from edgetune_converters.adapters.spectra import FOURIERFT, WAVEFT
 from edgetune_converters.adapters.vera import VERA
 from edgetune_converters.adapters.whole_tensors import WHOLE_TENSORS
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, OnlyPeftError
 
 KINDS: Mapping[str, Kind] = {
     "ADALORA": ADALORA,
@@ -66,6 +66,17 @@ NOT_MERGEABLE: Mapping[str, str] = {
 }
 """`peft_type` -> why no weights equal the adapter."""
 
+_SINGULAR = "it is made of the singular vectors of the base, whose signs depend on the library that computes them"
+THROUGH_PEFT: Mapping[str, str] = {
+    "ADAMSS": "it is made of clusters of the base's singular vectors, which are computed again when it is loaded",
+    "FROD": "it is made of the base by solving a system of equations for each layer",
+    "OSF": "it is made of all singular values of the base",
+    "PSOFT": _SINGULAR,
+    "TINYLORA": "which of its vectors belongs to a layer follows from the order of the layers in the model's class",
+    "UNILORA": "which of its values belongs to a layer follows from the order of the layers in the model's class",
+}
+"""`peft_type` that PEFT alone merges -> why."""
+
 
 def kind_of(config: PeftConfig) -> Kind:
     """Return the kind of an adapter. Raises AdapterError for an unknown kind, or a variant that cannot be merged."""
@@ -75,6 +86,10 @@ def kind_of(config: PeftConfig) -> Kind:
         raise AdapterError(
             f"the adapter is of the kind {stated}, which cannot be merged: {NOT_MERGEABLE[stated]}",
             "Run it with PEFT, or train an adapter of another kind",
+        )
+    if isinstance(stated, str) and stated in THROUGH_PEFT:
+        raise OnlyPeftError(
+            f"the adapter is of the kind {stated}, which PEFT alone merges: {THROUGH_PEFT[stated]}", MERGE_FIRST
         )
     if kind is None:
         raise AdapterError(

@@ -24,12 +24,12 @@ from edgetune_converters.adapters.lora_variants import (
     start_of,
     without_orthogonal_start,
 )
-from edgetune_converters.adapters.matching import PACKED_SUFFIX, AdapterParts, Kind, Matching
+from edgetune_converters.adapters.matching import MERGE_FIRST, PACKED_SUFFIX, AdapterParts, Kind, Matching
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import is_zero_product
 from edgetune_converters.adapters.state_dict import RoleNames, as_one_line
 from edgetune_converters.adapters.weights import AdapterWeights
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, OnlyPeftError
 from edgetune_converters.tensors import ALL, F32, TensorInfo
 
 _MAGNITUDES = "magnitude_vector"
@@ -315,12 +315,17 @@ def _check(config: PeftConfig) -> None:
             raise AdapterError(
                 f"{why}: no merged weights equal it", "Run it with PEFT, or train plain LoRA on the same rows"
             )
+    if config.raw.get("kasa_config"):
+        raise OnlyPeftError(
+            "the adapter uses KaSA (kasa_config), which PEFT alone merges: it takes the smallest singular values from "
+            "the base",
+            MERGE_FIRST,
+        )
     start_of(config)
 
 
 # field of adapter_config.json that is not supported -> name of the variant
 _REFUSED: Mapping[str, str] = {
-    "kasa_config": "KaSA (kasa_config)",
     "layer_replication": "layer replication (layer_replication)",
     # of ms-swift before version 3
     "use_qa_lora": "QA-LoRA (use_qa_lora)",
@@ -333,7 +338,7 @@ _FIELDS = frozenset(
     {
         *_REFUSED,
         *_BY_INPUT,
-        *("use_qalora", "use_bdlora", "monteclora_config"),
+        *("use_qalora", "use_bdlora", "monteclora_config", "kasa_config"),
         *(
             "r",
             "lora_alpha",

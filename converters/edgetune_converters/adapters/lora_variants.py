@@ -17,7 +17,7 @@ from edgetune_converters.adapters.directory import INITIAL
 from edgetune_converters.adapters.once import Once
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import product, rows_combined
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, OnlyPeftError
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
 Factors = Callable[[], tuple[F32, F32]]
@@ -112,7 +112,8 @@ def start_of(config: PeftConfig) -> str | None:
     found = name == "olora" or (config.path.parent / INITIAL).is_dir()
     if name is not None and found and not config.flag("use_dora"):
         return name
-    raise AdapterError(
+    kind = OnlyPeftError if stated == "pissa" else AdapterError  # PEFT decomposes the base again
+    raise kind(
         f"the adapter was initialized with {stated!r}, which moves the base: it does not fit the original one",
         _CONVERT if name is None else f"{_CONVERT}; or put the adapter before training into {INITIAL}/ inside of it",
     )

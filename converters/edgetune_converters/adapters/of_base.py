@@ -16,7 +16,7 @@ from edgetune_converters.adapters.once import Once
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import is_zero_product, matrix_product, product, rows_combined
 from edgetune_converters.adapters.state_dict import RoleNames
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, OnlyPeftError
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
 Pair = Callable[[], tuple[F32, F32]]
@@ -260,7 +260,7 @@ def _peanut(module: AdaptedModule) -> Iterator[Fold]:
 def _check_peanut(config: PeftConfig) -> None:
     name = config.raw.get("act_fn", "relu")
     if name not in _ACTIVATIONS:
-        raise AdapterError(
+        raise OnlyPeftError(
             f"the adapter uses the activation {name!r}; those that can be merged are {', '.join(_ACTIVATIONS)}",
             MERGE_FIRST,
         )

@@ -19,7 +19,7 @@ from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.sparse import SparseMatrix
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.adapters.torch_random import first_of_permutation
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import OnlyPeftError
 from edgetune_converters.tensors import F32, RowIndex
 
 _SEED = 777
@@ -139,7 +139,7 @@ def _reached(
 def _check_wavelet(config: PeftConfig) -> None:
     family = config.raw.get("wavelet_family", "db1")
     if config.flag("use_idwt", default=True) and family not in _WAVELETS:
-        raise AdapterError(
+        raise OnlyPeftError(
             f"the adapter uses the wavelet {family!r}; those that can be merged are {', '.join(_WAVELETS)}", MERGE_FIRST
         )
 

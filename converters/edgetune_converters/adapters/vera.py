@@ -11,7 +11,7 @@ from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Mis
 from edgetune_converters.adapters.matching import Kind
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.state_dict import RoleNames
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import OnlyPeftError
 from edgetune_converters.tensors import F32
 
 
@@ -38,7 +38,7 @@ def _fold(module: AdaptedModule) -> Iterator[Fold]:
 
 def _check(config: PeftConfig) -> None:
     if not config.flag("save_projection", default=True):
-        raise AdapterError(
+        raise OnlyPeftError(
             "the adapter does not hold the shared matrices of VeRA (save_projection is false), which only the random "
             f"numbers of PyTorch make again (projection_prng_key {config.raw.get('projection_prng_key')})",
             "Train with save_projection true, or merge it with PEFT first",

@@ -45,7 +45,11 @@ def _kind(title: str, *fields: str) -> Kind:
     return Kind(_TensorNames(title), lambda module: (), known, matching=_Replacing)
 
 
+MERGED_BY_PEFT = "merged-by-peft"
+"""`edgetune_method` of a temporary adapter with the layers that PEFT merged; `identity` are the hashes of its own."""
+
 WHOLE_TENSORS = {
+    MERGED_BY_PEFT: _kind("merged", "identity", "merged_by"),
     "bitfit": _kind("BitFit", "added_to"),
     "freeze": _kind("freeze", "layers", "modules", "also"),
     "llama-pro": _kind("LLaMA Pro", "new_blocks", "blocks"),
