@@ -65,7 +65,6 @@ def _why_only_peft(path: Path) -> OnlyPeftError | None:
 def _merged(stack: ExitStack, base: Path, merge_base: MergeBaseOption, path: Path, error: OnlyPeftError) -> Path:
     """Return a temporary adapter of the layers that PEFT merges."""
     from edgetune_converters.adapters.directory import find_adapter
-    from edgetune_converters.adapters.soft_prompt import adapter_identity
 
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise EnvironmentProblem(
@@ -84,8 +83,8 @@ def _merged(stack: ExitStack, base: Path, merge_base: MergeBaseOption, path: Pat
     place = find_adapter(path)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgetune-merged-"))) / path.resolve().name
     folder.mkdir()
-    count = write_merged_layers(base, place.path, folder, adapter_identity(path))
-    own = {place.path / "adapter_config.json", *place.weights}
+    count = write_merged_layers(base, place.path, folder, place.identity())
+    own = {place.path / place.config, *place.weights}
     for file in place.path.iterdir():  # the tokenizer and the template of the training
         if file.is_file() and file not in own:
             (folder / file.name).symlink_to(file.resolve())

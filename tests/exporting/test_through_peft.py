@@ -12,8 +12,8 @@ import pytest
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.exporting.run import prepare_export
 from edgetune.exporting.source import find_source
+from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.adapters.kinds import THROUGH_PEFT
-from edgetune_converters.adapters.soft_prompt import adapter_identity
 from edgetune_converters.errors import AdapterError
 from tests.converters import tiny
 from tests.converters.peft_methods import Method, adapter, merged_by_peft
@@ -63,7 +63,7 @@ def test_the_exported_model_is_the_one_that_peft_merges(
     assert sum(not tiny.torch.equal(theirs[key], before[key]) for key in ours) >= 4
     for key, values in ours.items():
         assert tiny.torch.allclose(values, theirs[key], rtol=1e-5, atol=1e-5), key
-    assert receipt.adapter == adapter_identity(trained)
+    assert receipt.adapter == find_adapter(trained).identity()
     assert any("its layers were merged by PEFT" in note for note in receipt.notes)
     assert "PEFT merges it now, layer by layer" in " ".join(capsys.readouterr().err.split())
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgetune_converters.adapters.mlx import MLX_FILE
 from edgetune_converters.adapters.peft_config import CONFIG_FILE, FULL_CONFIG_FILE
 from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.files.contents import DAMAGED, read_json
+from edgetune_converters.files.contents import DAMAGED, read_json, sha256_of
 from edgetune_converters.reading.weight_files import find_weight_files
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -45,6 +45,10 @@ class AdapterPlace(NamedTuple):
     weights: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     config: str = CONFIG_FILE
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of configuration and weights, by file name."""
+        return {file.name: sha256_of(file) for file in (self.path / self.config, *self.weights)}
 
 
 def find_adapter(path: Path) -> AdapterPlace:
