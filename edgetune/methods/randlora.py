@@ -16,7 +16,6 @@ class RandLora(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "RandLoRA", "arXiv:2502.00987", "reparametrized", "RANDLORA",
-        not_as={"gguf-lora": "its update has full rank"},
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {
         "alpha": "randlora_alpha", "dropout": "randlora_dropout", "seed": "projection_prng_key",

@@ -16,6 +16,7 @@ class Shira(LayerMethod):
         not_as={"gguf-lora": "a sparse update has full rank"},
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"seed": "random_seed"}
+    starts_from_base: ClassVar[bool] = True
 
     kind: Literal["shira"] = "shira"
     """The PEFT method."""
