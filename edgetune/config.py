@@ -348,7 +348,7 @@ class Config(Section):
         export, training = self.export, self.training
         around = Surroundings(
             self.quantization.bits, tuple(export.formats), export.merge_base,
-            training.gradient_checkpointing, self.objective.kind,
+            training.gradient_checkpointing, self.objective.kind, export.lora_rank,
         )  # fmt: skip
         problems = list(self.adapter.conflicts(around))
         if problems:

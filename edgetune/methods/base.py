@@ -33,6 +33,11 @@ SLOTS_OF_PRESET: Mapping[str, tuple[str, ...]] = {
 }
 """Names in `target_modules` that stand for layers of every family -> the slots of the architecture table."""
 
+NOT_FOLDED: Mapping[str, str] = dict.fromkeys(
+    ("gguf", "safetensors", "onnx", "gguf-lora"), "edgetune does not merge this kind; merge it with PEFT after training"
+)
+"""`Facts.not_as` of kinds that the converters do not merge."""
+
 Taxonomy = Literal["reparametrized", "selective", "additive"]
 
 
@@ -52,6 +57,8 @@ class Facts:
     """`quantization.bits` that it cannot be trained on -> the reason."""
     not_as: Mapping[str, str] = field(default_factory=dict)
     """Export format -> the reason why it cannot be exported so."""
+    no_low_rank: str | None = None
+    """Why its change is no pair of low-rank matrices, so that gguf-lora needs `export.lora_rank`. None: it is."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Surroundings:
     """`training.gradient_checkpointing`."""
     objective: str = "sft"
     """`objective.kind`."""
+    lora_rank: int | None = None
+    """`export.lora_rank`."""
 
 
 class Method(Section):
@@ -108,6 +117,11 @@ class Method(Section):
         """Return why a trained model cannot be exported in a format; None if it can."""
         return self.facts.not_as.get(format_)
 
+    @property
+    def no_low_rank(self) -> str | None:
+        """Why the change is no pair of low-rank matrices; None if it is."""
+        return self.facts.no_low_rank
+
     def why_not_steps(self, steps: int) -> str | None:
         """Return why a training of so many optimizer steps cannot be; None if it can."""
         return None
@@ -124,6 +138,11 @@ class Method(Section):
         for format_ in surroundings.formats:
             if why := self.why_not_as(format_):
                 yield f"export.formats: {title} cannot be exported as {format_}: {why}; leave out {format_}"
+            elif format_ == "gguf-lora" and self.no_low_rank and surroundings.lora_rank is None:
+                yield (
+                    f"export.formats: {title} is not exported as gguf-lora exactly: {self.no_low_rank}; approximate it "
+                    "with export.lora_rank, or leave out gguf-lora"
+                )
 
     @property
     def reads_base(self) -> bool:

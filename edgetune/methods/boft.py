@@ -18,7 +18,7 @@ class Boft(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "BOFT", "arXiv:2311.06243", "reparametrized", "BOFT",
-        not_as={"gguf-lora": "a rotation of the base has no low rank"},
+        no_low_rank="a rotation of the base has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"block_size": "boft_block_size", "dropout": "boft_dropout"}
 

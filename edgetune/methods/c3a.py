@@ -12,7 +12,7 @@ class C3a(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "C3A", "arXiv:2407.19342", "reparametrized", "C3A",
-        not_as={"gguf-lora": "circulant blocks have full rank"},
+        no_low_rank="circulant blocks have full rank",
     )  # fmt: skip
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {"init"}
 

@@ -16,6 +16,7 @@ class Deft(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "DEFT", "NeurIPS 2025", "reparametrized", "DEFT",
         not_on=dict.fromkeys((4, 8), "PEFT starts from projections of the packed weights"),
+        no_low_rank="it takes a projection out of the base",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"dropout": "deft_dropout", "decomposition": "decomposition_method"}
 

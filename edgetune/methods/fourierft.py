@@ -13,7 +13,7 @@ class FourierFt(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "FourierFT", "arXiv:2405.03003", "reparametrized", "FOURIERFT",
-        not_as={"gguf-lora": "a sparse spectrum has no low rank"},
+        no_low_rank="a sparse spectrum has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"seed": "random_loc_seed"}
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {"init"}

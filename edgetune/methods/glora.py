@@ -14,7 +14,7 @@ class GLora(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "GLoRA", "arXiv:2306.07967", "reparametrized", "GLORA",
         not_on=dict.fromkeys((4, 8), "PEFT adapts plain linear layers alone"),
-        not_as={"gguf-lora": "the product with the base has no low rank"},
+        no_low_rank="the product with the base has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {
         "weight_terms": "config_A_B", "coupling": "config_C", "bias_terms": "config_D_E",

@@ -13,7 +13,7 @@ class HiRa(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "HiRA", "openreview:TwJrTz9cRS", "reparametrized", "HIRA",
-        not_as={"gguf-lora": "the elementwise product with the base has full rank"},
+        no_low_rank="the elementwise product with the base has full rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"dropout": "hira_dropout"}
 

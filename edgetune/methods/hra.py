@@ -14,6 +14,7 @@ class Hra(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "HRA", "arXiv:2405.17484", "reparametrized", "HRA",
         not_on=dict.fromkeys((4, 8), "PEFT multiplies the packed weights by the reflections"),
+        no_low_rank="a chain of reflections multiplies the base",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"gram_schmidt": "apply_GS"}
 

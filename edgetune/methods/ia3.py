@@ -13,7 +13,7 @@ class Ia3(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "IA3", "arXiv:2205.05638", "additive", "IA3",
-        not_as={"gguf-lora": "factors of rows and columns have no low rank"},
+        no_low_rank="factors of rows and columns have no low rank",
     )  # fmt: skip
 
     kind: Literal["ia3"] = "ia3"

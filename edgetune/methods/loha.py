@@ -13,7 +13,7 @@ class LoHa(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "LoHa", "arXiv:2108.06098", "reparametrized", "LOHA",
         not_on={4: "PEFT's layer takes the shape of the packed weights for that of the matrix"},
-        not_as={"gguf-lora": "the rank of its update is the square of r"},
+        no_low_rank="the rank of its update is the square of r",
     )  # fmt: skip
 
     kind: Literal["loha"] = "loha"

@@ -14,7 +14,7 @@ class LoKr(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "LoKr", "arXiv:2309.14859", "reparametrized", "LOKR",
         not_on={4: "PEFT's layer adds its update to the packed weights"},
-        not_as={"gguf-lora": "a Kronecker product has no low rank"},
+        no_low_rank="a Kronecker product has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"factor": "decompose_factor"}
 

@@ -128,6 +128,11 @@ class Lora(LayerMethod):
             return "adapter.bias trains biases, which gguf-lora cannot hold"
         return super().why_not_as(format_)
 
+    @property
+    def no_low_rank(self) -> str | None:
+        """Why the change is no pair of low-rank matrices; None if it is."""
+        return "the magnitudes of DoRA scale the base too" if self.use_dora else None
+
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""
         init = {"default": True, "eva": True, "loftq": True}.get(self.init, self.init)

@@ -15,7 +15,7 @@ class Oft(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "OFT", "arXiv:2306.07280", "reparametrized", "OFT",
-        not_as={"gguf-lora": "a rotation of the base has no low rank"},
+        no_low_rank="a rotation of the base has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"block_size": "oft_block_size", "dropout": "module_dropout"}
 

@@ -16,6 +16,7 @@ class Peanut(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "PEANuT", "arXiv:2410.01870", "reparametrized", "PEANUT",
         not_on=dict.fromkeys((4, 8), "PEFT feeds the packed weights to its network"),
+        no_low_rank="it is computed from the base",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"activation": "act_fn"}
 

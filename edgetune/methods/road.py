@@ -14,7 +14,7 @@ class Road(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "RoAd", "arXiv:2409.00119", "reparametrized", "ROAD",
-        not_as={"gguf-lora": "a rotation of the base has no low rank"},
+        no_low_rank="a rotation of the base has no low rank",
     )  # fmt: skip
 
     kind: Literal["road"] = "road"

@@ -13,7 +13,7 @@ class Shira(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "SHiRA", "arXiv:2406.13175", "selective", "SHIRA",
-        not_as={"gguf-lora": "a sparse update has full rank"},
+        no_low_rank="a sparse update has full rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"seed": "random_seed"}
     starts_from_base: ClassVar[bool] = True

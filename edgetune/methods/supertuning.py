@@ -16,7 +16,7 @@ class SuperTuning(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "Super", "arXiv:2607.09287", "selective", "SUPERTUNING",
         not_on=dict.fromkeys((4, 8), "the magnitudes of packed weights are unknown to PEFT"),
-        not_as={"gguf-lora": "a sparse update has full rank"},
+        no_low_rank="a sparse update has full rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
     starts_from_base: ClassVar[bool] = True

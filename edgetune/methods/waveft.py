@@ -13,7 +13,7 @@ class WaveFt(LayerMethod):
 
     facts: ClassVar[Facts] = Facts(
         "WaveFT", "arXiv:2505.12532", "reparametrized", "WAVEFT",
-        not_as={"gguf-lora": "sparse wavelet coefficients have no low rank"},
+        no_low_rank="sparse wavelet coefficients have no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"seed": "random_loc_seed", "wavelet": "wavelet_family"}
 

@@ -102,6 +102,13 @@ def test_every_option_is_one_of_peft_or_read_here(kind: str) -> None:
     assert method.not_for_peft <= method.model_fields.keys()
 
 
+@pytest.mark.parametrize("kind", sorted(METHODS))
+def test_a_stored_configuration_with_every_default_is_read_again(kind: str) -> None:
+    required = {"tokens": ["a"]} if kind == "trainable-tokens" else {}
+    method = METHODS[kind](kind=kind, **required)
+    assert METHODS[kind].model_validate(method.model_dump(mode="json")) == method
+
+
 def test_options_reach_peft() -> None:
     peft = peft_config(Lora(r=4, alpha=6, dropout=0.25, target_modules=["q_proj"], use_rslora=True))
     assert (peft.peft_type, peft.task_type) == ("LORA", "CAUSAL_LM")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from edgetune import cli
 from edgetune.config import load_config
@@ -36,7 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora with embedding": {"kind": "lora", "target_modules": ["q_proj", "embed_tokens"]},
 }
 FAST = ("adalora", "oft", "ia3")
-NAMES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in VARIANTS]
+EXPORTED = [name for name in VARIANTS if name not in METHODS or "gguf" not in METHODS[name].facts.not_as]
+NAMES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in EXPORTED]
 
 
 def method_of(name: str) -> Method:
@@ -53,10 +56,26 @@ def write_config(base: Path, folder: Path, name: str) -> Path:
     values["quantization"] = {"bits": 4 if trains_on_4 else 16}
     values["reference"] |= {"task_rows": 0}
     del values["data"]["test"]
-    formats = [format_ for format_ in FORMATS if not method.why_not_as(format_)]
+    formats = [format_ for format_ in FORMATS if not why_not(method, format_)]
     merge_base = {"merge_base": "nf4"} if trains_on_4 else {}
     values["export"] = {"types": ["f32"], "formats": formats, **merge_base}
+    if name == "beft":
+        values["base"] = str(with_biases(folder / "base"))
     return runs.write_config(folder / "config.yaml", values)
+
+
+def why_not(method: Method, format_: str) -> str | None:
+    """Why a format is refused, or none of its exact files."""
+    return method.why_not_as(format_) or (method.no_low_rank if format_ == "gguf-lora" else None)
+
+
+def with_biases(directory: Path) -> Path:
+    """The base with biases of the attention, which BEFT changes."""
+    runs.make_base(directory)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**runs.SHAPE, attention_bias=True))
+    model.to(torch.bfloat16).save_pretrained(directory)
+    return directory
 
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
@@ -102,7 +121,7 @@ def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(name: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "lora with LoftQ"])
+@pytest.mark.parametrize("name", [name for name in EXPORTED if name != "lora with LoftQ"])
 def test_gguf_lora_is_refused_exactly_where_the_export_refuses_it(
     name: str, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +137,15 @@ def test_gguf_lora_is_refused_exactly_where_the_export_refuses_it(
         "-o",
         str(tmp_path / "a.gguf"),
     ]
-    assert (cli.run(command) == 0) == (method_of(name).why_not_as("gguf-lora") is None)
+    assert (cli.run(command) == 0) == (why_not(method_of(name), "gguf-lora") is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(set(VARIANTS) - set(EXPORTED)))
+def test_a_kind_that_is_not_merged_is_trained_and_refused_by_the_export(kind: str, base: Path, tmp_path: Path) -> None:
+    config, run = write_config(base, tmp_path, kind), tmp_path / "run"
+    assert cli.run(["train", str(config), "-o", str(run)]) == 0
+    assert cli.run(["merge-export", str(run), "--format", "gguf", "-o", str(tmp_path / "model.gguf")]) != 0
 
 
 @pytest.mark.parametrize("kind", sorted(METHODS))

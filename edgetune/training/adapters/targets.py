@@ -130,9 +130,15 @@ def _check_names(model: Any, method: LayerMethod, stated: Sequence[str], exclude
 
 
 def _check_outer_layers(model: Any, method: LayerMethod, names: Sequence[str]) -> None:
-    """Raise ConfigError if the head is adapted, or the embedding by another method than LoRA."""
+    """Raise ConfigError if the head is adapted, the embedding by another method than LoRA, or a bias that is absent."""
     modules = dict(model.named_modules())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    without_bias = [name for name in names if method.kind == "beft" and getattr(modules[name], "bias", None) is None]
+    if without_bias:
+        raise ConfigError(
+            f"adapter.kind: beft changes biases, and {without_bias[0]} of the base has none",
+            "Use adapter.kind: bitfit, which adds biases that files can hold",
+        )
     for name in names:
         is_head = modules[name] is head
         if not is_head and not (modules[name] is embedding and method.kind != "lora"):
