@@ -88,9 +88,10 @@ class Matching:
             return
         flipped = part is None and self.is_transposed(f"{renamed}.weight")
         rows, columns = shape[::-1] if flipped else shape
+        has_bias = self._target(module, "bias") in self._base.shapes
         adapted = AdaptedModule(
-            module, rows, columns, f"{renamed}.bias" in self._base.shapes, roles, self._shared, self._config, self._file
-        )
+            module, rows, columns, has_bias, roles, self._shared, self._config, self._file
+        )  # fmt: skip
         try:
             folds = list(self._kind.fold(adapted))
         except Misfit as misfit:
@@ -100,7 +101,7 @@ class Matching:
         unused = [info.name for role, info in roles.items() if role not in adapted.used]
         yield from as_one_line(unused, "is not used by its module", "are not used by their module", noun="tensors")
         for fold in folds:
-            yield from self._add(adapted, renamed, part, fold, flipped=flipped)
+            yield from self._add(adapted, part, fold, flipped=flipped)
 
     def further_problems(self) -> Iterable[str]:
         """Return problems of a kind that are reported before those of single modules."""
@@ -131,6 +132,10 @@ class Matching:
         known = self._base.transposed
         return self._config.is_transposed if known is None else target in known
 
+    def _target(self, module: str, part: str) -> str:
+        """Return the name of the weight or the bias of a module, as the base spells it."""
+        return self._base.renamed(f"{module}.bias") if part == "bias" else f"{self._base.renamed(module)}.weight"
+
     def _is_idle_tower(self, module: str, roles: Mapping[str, TensorInfo]) -> bool:
         """Whether the tensors of a module that texts do not pass through change nothing."""
         shape = self._base.shape_beside_text(module)
@@ -144,9 +149,7 @@ class Matching:
         self._used |= adapted.used
         return all(fold.idle for fold in folds)
 
-    def _add(
-        self, module: AdaptedModule, renamed: str, part: ExpertPart | None, fold: Fold, *, flipped: bool
-    ) -> Iterator[str]:
+    def _add(self, module: AdaptedModule, part: ExpertPart | None, fold: Fold, *, flipped: bool) -> Iterator[str]:
         """Attach one change, or yield why it does not fit."""
         tensors = tuple(module.used.values())
         if part is not None:
@@ -157,7 +160,7 @@ class Matching:
             transform = Transform(fold.as_apply(), tensors, lambda: fold.idle, fold.needs_trained)
             self._of_experts.setdefault(target, []).append((part, transform))
             return
-        change = self.changes.setdefault(f"{renamed}.{fold.part}", Change(self._file))
+        change = self.changes.setdefault(self._target(module.name, fold.part), Change(self._file))
         if change.factors is not None or change.transform is not None:
             yield f"{module.name} and {change.names[0]} are one module under two names"
             return

@@ -177,7 +177,8 @@ def _matched(
         found.problems += as_one_line(several, f"is {stored}", f"are {stored}", noun="tensors")
     lost = "empty: they were saved before DeepSpeed (ZeRO-3) or FSDP had gathered them"
     found.problems += as_one_line(empty, f"is {lost}", f"are {lost}", noun="tensors")
-    one, many = (f"{words} of a {names.title} adapter" for words in ("is not a tensor", "are not tensors"))
+    article = "an" if names.title[0] in "AEIO" else "a"
+    one, many = (f"{words} of {article} {names.title} adapter" for words in ("is not a tensor", "are not tensors"))
     found.problems += as_one_line(foreign, one, many)
     before = "the values before training; left out"
     found.notes += as_one_line(originals, f"holds {before}", f"hold {before}", noun="tensors")

@@ -68,7 +68,18 @@ class OriginalMergeBase:
     record: Mapping[str, Any] | None = None
     threads: int = 0
     name: str = ORIGINAL
-    notes: list[str] = field(default_factory=list)
+    _trained: Nf4MergeBase | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on changes that are computed from the base as it was in training."""
+        if self._trained is None:
+            return []
+        return [
+            "the adapter is computed from the base as it was in training, in 4 bits (DoRA: its row norms), and is "
+            "merged into the original base: --merge-base nf4 is exactly the trained model",
+            *self._trained.notes,
+        ]
 
     def apply(self, tensors: Sequence[MergedTensor], renamed: Renamed = str) -> list[MergedTensor]:
         """Return the tensors; changes that need the base as it was in training get its reader."""
@@ -76,11 +87,8 @@ class OriginalMergeBase:
             return list(tensors)
         if self.record is None or next(_recorded(self.record), None) is None:
             return list(tensors)
-        rounded = Nf4MergeBase(self.record, self.threads).apply(tensors, renamed)
-        self.notes.append(
-            "the row norms of DoRA are those of the base as it was in training (4 bits), and its rows those of the "
-            "original base: --merge-base nf4 is exactly the trained model"
-        )
+        self._trained = Nf4MergeBase(self.record, self.threads)
+        rounded = self._trained.apply(tensors, renamed)
         return [_with_trained(*pair) for pair in zip(tensors, rounded, strict=True)]
 
 
