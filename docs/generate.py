@@ -27,7 +27,7 @@ from edgetune.objectives import OBJECTIVES
 from edgetune.section import alternatives
 
 sys.path.insert(0, str(Path(__file__).parent))
-from methods_table import methods_table, reasons_table
+from methods_table import methods_table, names_table, reasons_table
 
 DOCS = Path(__file__).parent
 WIDTH = 100
@@ -129,7 +129,7 @@ def figures_table() -> str:
 
 def methods_page() -> str:
     """The page about methods, with its tables of facts."""
-    return _with_tables("methods.md", {"methods": methods_table, "reasons": reasons_table})
+    return _with_tables("methods.md", {"methods": methods_table, "reasons": reasons_table, "names": names_table})
 
 
 def _with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:

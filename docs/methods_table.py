@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgetune.methods import METHODS, Method
+from edgetune.methods import METHODS, NAMES_OF_OPTIONS, NOT_TRAINED, Method
 from edgetune.methods.base import LayerMethod, Surroundings
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.methods.virtual_tokens import VirtualTokenMethod
@@ -175,6 +175,15 @@ def reasons_table() -> str:
             formats.setdefault(reason, []).append(format_)
         for reason, names in formats.items():
             lines.append(f"| `{kind}` | {', '.join(names)} | {reason} |")
+        if facts.no_low_rank:
+            lines.append(f"| `{kind}` | gguf-lora without `export.lora_rank` | {facts.no_low_rank} |")
+    return "\n".join(lines) + "\n"
+
+
+def names_table() -> str:
+    """Return the table of names that are no kinds: options of a kind, and methods that are not trained."""
+    lines = ["| name | |", "| --- | --- |"]
+    lines += [f"| {name} | {words} |" for name, words in {**NAMES_OF_OPTIONS, **NOT_TRAINED}.items()]
     return "\n".join(lines) + "\n"
 
 
