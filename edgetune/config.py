@@ -360,6 +360,12 @@ class Config(Section):
         batching = Batching(self.training.batch_size, self.training.gradient_accumulation)
         kind = self.objective.kind
         found = list(self.objective.contradictions(batching))
+        others = [format_ for format_ in self.export.formats if format_ != "gguf"]
+        if self.objective.facts.is_scorer and others:
+            found.append(
+                f"export.formats: {', '.join(others)} has no place for the score head of a reward model, which gguf "
+                "carries in its metadata; set export.formats: [gguf], or []"
+            )
         generates = self.objective.facts.generates and self.objective.compares_with_base
         if generates and self.adapter.facts.peft_type is None:
             found.append(

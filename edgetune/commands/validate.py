@@ -85,6 +85,7 @@ def command(
     if not files:
         raise click.UsageError("Missing argument 'FILE...'.")
     from edgetune.validation import gate, table
+    from edgetune.validation.scores import compare_scores
     from edgetune.validation.validate import validate_run
 
     directory = RunDirectory.open(run)
@@ -96,6 +97,8 @@ def command(
     console.stdout().print(table.format_table(results))
     for rung in results.files:
         _print_more(rung, statistics)
+        if rung.path is not None and (compared := compare_scores(directory, rung.path, threads)):
+            click.echo(f"{rung.name}: {compared.describe()}")
     for line in gate.unmeasured_warnings(results.unmeasured):
         console.warn(line)
     gate.raise_on(results.misses)

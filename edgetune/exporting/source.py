@@ -10,6 +10,7 @@ from typing import Any
 from edgetune.errors import ConfigError
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
+from edgetune_converters.gguf import keys
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,22 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
         manifest=manifest,
         expected_base=manifest.base.files,
         expected_adapter=directory.trained_adapter,
-        metadata=golden.metadata(directory) | options_metadata(manifest.template_options),
-    )
+        metadata={
+            **golden.metadata(directory), **options_metadata(manifest.template_options), **_score_head(directory)
+        },
+    )  # fmt: skip
+
+
+def _score_head(run: RunDirectory) -> dict[str, str]:
+    """Return the metadata with the score head of a reward model; none for other runs."""
+    if not run.score_head.is_file():
+        return {}
+    import base64
+
+    from safetensors.numpy import load_file
+
+    weight = load_file(run.score_head)["score.weight"].astype("<f4")
+    return {keys.SCORE_HEAD: base64.b64encode(weight.tobytes()).decode()}
 
 
 def _tokenizer_of_run(adapter: Path | None) -> Path | None:

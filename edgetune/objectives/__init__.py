@@ -17,12 +17,26 @@ from edgetune.objectives.ipo import Ipo
 from edgetune.objectives.kto import Kto
 from edgetune.objectives.orpo import Orpo
 from edgetune.objectives.pretrain import Pretrain
+from edgetune.objectives.reward import RewardModel
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.objectives.simpo import Simpo
 from edgetune.section import kind_of, one_of
 
-_ALL: tuple[type[Objective], ...] = (Sft, Pretrain, Dpo, Ipo, Kto, Orpo, Cpo, Simpo, Grpo, Rloo, Distillation)
+_ALL: tuple[type[Objective], ...] = (
+    Sft,
+    Pretrain,
+    Dpo,
+    Ipo,
+    Kto,
+    Orpo,
+    Cpo,
+    Simpo,
+    RewardModel,
+    Grpo,
+    Rloo,
+    Distillation,
+)
 OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in _ALL}
 """The objectives by `objective.kind`; the first is the default."""
 

@@ -9,6 +9,7 @@ runs/NAME/
   artifacts/     exported files, their receipts and validation results
   evaluations/   scores on tasks of lm-evaluation-harness (edgetune/evaluation/results.py)
   teacher.jsonl  answers of the teacher, of a distillation from an endpoint
+  score_head.safetensors, scores.json   of a reward model: its head, and scores of held-out pairs
   checkpoints/   of the trainer, for --resume
   base.partial/  weights of a GGUF base, while they are being loaded
   run.lock       while a process writes here (edgetune/runs/lock.py)
@@ -71,6 +72,16 @@ class RunPaths:
     def teacher_answers(self) -> Path:
         """The answers of an endpoint as teacher, a line each."""
         return self.path / "teacher.jsonl"
+
+    @property
+    def score_head(self) -> Path:
+        """The score head of a reward model: `score.weight`, f32 [1, hidden size]."""
+        return self.path / "score_head.safetensors"
+
+    @property
+    def scores_file(self) -> Path:
+        """Token ids and scores of held-out pairs under the trained reward model."""
+        return self.path / "scores.json"
 
     @property
     def checkpoints(self) -> Path:

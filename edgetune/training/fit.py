@@ -66,6 +66,8 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
         _run_trainer(trainer, last, metrics, interrupt)
     finally:
         metrics.close()
+    if config.objective.facts.is_scorer:
+        trainer.save_score_head(run.score_head)
     _save_adapter(trainer, run, start)
     unchanged = adapters.fingerprint_trainable(trainer.model) == before
     results = _results(trainer, prepared, metrics, stopwatch, run.adapter)

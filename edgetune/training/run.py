@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgetune import console
 from edgetune.config import Config, load_config
@@ -23,6 +24,7 @@ from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
+from edgetune.runs.json_format import write_json
 from edgetune.runs.status import RunStatus
 from edgetune.training import environment
 from edgetune.training.resume import (
@@ -183,6 +185,21 @@ def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
     with _translate_torch_errors(run.path):
         model = train_or_load_adapter(run, prepared)
         capture_reference(run, prepared, model)
+        if prepared.config.objective.facts.is_scorer:
+            _store_scores(run, prepared, model)
+
+
+def _store_scores(run: RunDirectory, prepared: PreparedRun, model: Any) -> None:
+    """Store the scores that a reward model gives held-out pairs; its files are compared with them."""
+    import torch
+
+    from edgetune.training.capture import generate
+    from edgetune.training.objectives.reward import score_pairs
+
+    _, precision = generate.capture_precision(model, prepared.config)
+    with torch.inference_mode(), precision():
+        pairs = score_pairs(prepared, model, run.score_head, prepared.config.reference.rows)
+    write_json(run.scores_file, {"pairs": pairs})
 
 
 @contextmanager

@@ -132,10 +132,11 @@ def test_a_batch_that_groups_do_not_fit_is_refused() -> None:
     ("options", "message"),
     [
         ({"objective": {"kind": "dpo"}, "adapter": {"init": "pissa"}}, "pissa takes values out of the base"),
+        ({"objective": {"kind": "reward"}, "export": {"formats": ["gguf", "onnx"]}}, "onnx has no place for the score"),
         ({"objective": {"kind": "rloo"}, "adapter": {"kind": "full"}}, "PEFT alone, which .* full is not"),
     ],
 )
-def test_methods_that_leave_no_base_to_compare_with_are_refused(options: dict[str, Any], message: str) -> None:
+def test_methods_and_formats_that_an_objective_cannot_have_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({**MINIMAL, "quantization": {"bits": 16}, **options})
     parse_config({**MINIMAL, "quantization": {"bits": 16}, **options, "objective": {"kind": "sft"}})

@@ -51,6 +51,10 @@ PREFIX_STATE = "edgetune.prefix"
 the model (MODEL.prefix.safetensors, or prefix.safetensors in an ONNX folder). Without the file the model is the base.
 """
 
+SCORE_HEAD = "edgetune.score_head"
+"""Score head of a reward model, base64 of f32 [hidden size]: its product with the last token's hidden state is the
+score. llama.cpp reads tensors of such a head for other architectures alone."""
+
 # tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"
 """Unicode normal form (NFC, ...) of the training tokenizer; llama.cpp does not normalize."""

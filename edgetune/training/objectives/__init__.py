@@ -22,6 +22,7 @@ _BUILDERS = {
     "simpo": "preference.build_cpo",
     "kto": "kto.build_kto",
     "distillation": "distillation.build_distillation",
+    "reward": "reward.build_reward",
     "grpo": "online.build_grpo",
     "rloo": "online.build_rloo",
 }
