@@ -15,17 +15,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgetune.errors import ConfigError
 from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
 from edgetune.objectives import Batching, ObjectiveConfig, Sft
-from edgetune.section import Ratio, Section, alternatives
+from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml
 from edgetune_converters.names import NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
-EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Parsed = TypeVar("Parsed", bound=BaseModel)
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -387,9 +385,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Paths that exist relative to the file's folder become absolute. All problems are reported in one ConfigError.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     _warn_of_renamed_keys(raw.get("export"), str(path))
     return _resolve_paths(parse_section(Config, raw, str(path), overrides), path.resolve().parent)
 
@@ -428,57 +426,12 @@ def _override_of(problem: Any, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}", EXAMPLE_HINT) from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not a YAML text file", "Give the path of a .yaml configuration") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError(f"{path}{where}: {problem}", "Fix the YAML at that line") from None
-    if raw is None:
-        raise ConfigError(f"{path} is empty", EXAMPLE_HINT)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no mapping of options but {str(raw)[:40]!r}", EXAMPLE_HINT)
-    return raw
-
-
 def _warn_of_renamed_keys(export: Any, source: str) -> None:
     from edgetune import console
 
     for old, new in RENAMED_EXPORT_KEYS.items():
         if isinstance(export, dict) and old in export:
             console.warn(f"{source}: export.{old} is now called export.{new}")
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override!r} is not of the form key=value", "For instance --set training.epochs=2")
-    *parents, leaf = key.split(".")
-    place = raw
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
-    try:
-        place[leaf] = _yaml_value(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
-
-
-def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string, for want of a dot
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _describe(problem: Any) -> str:

@@ -1,14 +1,19 @@
-"""Sections of the configuration: the base class, and sections that come in several kinds."""
+"""Sections of the configuration: the base class, sections that come in several kinds, and YAML with overrides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from edgetune.errors import ConfigError
+
+EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -58,3 +63,50 @@ def alternatives(field: FieldInfo) -> dict[str, type[BaseModel]]:
     return {
         kind_of(section): section for section in found if isinstance(section, type) and issubclass(section, BaseModel)
     }
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping of a YAML file. Raises ConfigError for anything else."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}", EXAMPLE_HINT) from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is not a YAML text file", "Give the path of a .yaml configuration") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{path}{where}: {problem}", "Fix the YAML at that line") from None
+    if raw is None:
+        raise ConfigError(f"{path} is empty", EXAMPLE_HINT)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no mapping of options but {str(raw)[:40]!r}", EXAMPLE_HINT)
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set an option of a mapping from `section.option=value`, whose value is YAML. Raises ConfigError."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r} is not of the form key=value", "For instance --set training.epochs=2")
+    *parents, leaf = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+    try:
+        place[leaf] = _yaml_value(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string, for want of a dot
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
