@@ -164,8 +164,17 @@ class TrainingConfig(Section):
     """Decoupled weight decay on the adapter."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip gradients to this norm."""
-    optimizer: Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"] = "paged_adamw_8bit"
-    """Paged AdamW of bitsandbytes (its state moves to host memory if the GPU is full), or AdamW of torch."""
+    optimizer: Literal[
+        "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_8bit", "adafactor", "lion_32bit",
+        "paged_lion_8bit", "ademamix", "sgd", "galore_adamw", "galore_adafactor", "apollo_adamw",
+    ] = "paged_adamw_8bit"  # fmt: skip
+    """Paged AdamW of bitsandbytes (its state moves to host memory if the GPU is full), AdamW of torch, or another
+    optimizer of transformers. GaLore (arXiv:2403.03507) and APOLLO (arXiv:2412.05270) need their packages galore-torch
+    and apollo-torch, and a method that trains whole matrices."""
+    optimizer_options: dict[str, str | int | float] = {}
+    """Options of GaLore and APOLLO, such as {rank: 128, update_proj_gap: 200, scale: 0.25}."""
+    optimizer_modules: str | list[str] = "all-linear"
+    """Layers whose gradients GaLore and APOLLO project: `all-linear`, names such as [mlp], or a regular expression."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of storing them."""
     max_length: Annotated[int, Field(ge=8)] = 1024

@@ -12,12 +12,12 @@ from edgetune.data.masks import EncodedRow
 from edgetune.errors import EnvironmentProblem
 from edgetune.methods import Method
 from edgetune.methods.selective import SelectiveMethod
+from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.writable import existing_parent, why_not_writable
 from edgetune_converters.reading.checkpoint import Checkpoint
 
 MARGIN = 64 * 2**20  # logs, tokenizer, manifest, and what other processes write meanwhile
-_OPTIMIZER_BYTES = {"paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adamw_torch": 8}  # per adapter parameter
 _NOT_ADAPTED = ("embed", "lm_head", "norm", "wte", "wpe")
 
 
@@ -55,7 +55,7 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
     """
     parameters = count_adapter_parameters(checkpoint, config.adapter)
     adapter = 4 * (parameters + config.adapter.count_frozen(_linear_layers(checkpoint)))
-    one_checkpoint = adapter + parameters * _OPTIMIZER_BYTES[config.training.optimizer]
+    one_checkpoint = adapter + math.ceil(parameters * OPTIMIZERS[config.training.optimizer].bytes)
     vocabulary = completed_config(checkpoint.config).vocab_size
     full = vocabulary <= config.reference.full_vocabulary_limit
     per_position = 2 * vocabulary if full else 8 * config.reference.top_k

@@ -35,6 +35,7 @@ from edgetune.planning.context_checks import check_rows, fitting_prompts, fittin
 from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
+from edgetune.planning.optimizers import check_optimizer
 from edgetune.planning.rewards import check_generation
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
@@ -132,6 +133,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     Raises:
         EdgetuneError: For anything in them that training, capture or export would reject later.
     """
+    check_optimizer(config)
     base = find_base(config)
     template = ChatTemplate.from_directory(base.directory, config.data.chat_template, config.template.options)
     template = template.at(rendered_at or datetime.now().replace(microsecond=0))

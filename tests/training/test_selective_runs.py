@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoConfig
 
 from edgetune import cli
+from edgetune.planning import optimizers
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
 from edgetune.training.callbacks import MetricsCallback
@@ -76,6 +78,37 @@ def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(
     assert rungs["base"]["figures"]["kld"]["value"] > 10 * F32_KLD
     assert rungs["file"]["figures"]["kld"]["value"] < F32_KLD
     assert cli.run(["report", str(stopped.path), str(results), "-o", str(tmp_path / "report.html")]) == 0
+
+
+_PROJECTION = {"rank": 8, "update_proj_gap": 2}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adafactor": {},
+    "lion_32bit": {},
+    "ademamix": {},
+    "galore_adamw": _PROJECTION,
+    "galore_adafactor": _PROJECTION,
+    "apollo_adamw": _PROJECTION,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_full_fine_tuning_resumes_bit_for_bit_with_every_optimizer(optimizer: str, base: Path, tmp_path: Path) -> None:
+    package = optimizers.OPTIMIZERS[optimizer].package
+    if package is not None:
+        pytest.importorskip(package)
+    config = _config(base, tmp_path, KINDS["full"], 16)
+    values = yaml.safe_load(config.read_text())
+    values["training"] |= {"optimizer": optimizer, "optimizer_options": OPTIMIZERS[optimizer]}
+    runs.write_config(config, values)
+    whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
+    assert cli.run(["train", str(config), "-o", str(whole.path)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_after(3, patch)
+        assert cli.run(["train", str(config), "-o", str(stopped.path)]) == 130
+    assert cli.run(["train", str(config), "-o", str(stopped.path), "--resume"]) == 0
+    assert _digests(whole) == _digests(stopped) != {}
+    assert whole.train_results.loss_last < whole.train_results.loss_first
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from edgetune.config import Config
+from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune.training.loading import compute_dtype
 
 
@@ -19,6 +20,15 @@ class WarmupShare:
         """Return the warm-up steps: none for a training of one step, since the first has the learning rate 0."""
         share = float(self.warmup_steps)  # type: ignore[attr-defined]  # of TrainingArguments
         return min(math.ceil(num_training_steps * share), num_training_steps - 1)
+
+
+def _of_projection(config: Config) -> dict[str, Any]:
+    """Return the arguments of GaLore and APOLLO, none for another optimizer."""
+    training = config.training
+    if not OPTIMIZERS[training.optimizer].projects:
+        return {}
+    options = ",".join(f"{name}={value}" for name, value in training.optimizer_options.items())
+    return {"optim_args": options or None, "optim_target_modules": training.optimizer_modules}
 
 
 def common_arguments(config: Config, directory: Path) -> dict[str, Any]:
@@ -38,6 +48,7 @@ def common_arguments(config: Config, directory: Path) -> dict[str, Any]:
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": training.optimizer,
+        **_of_projection(config),
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "seed": training.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
+from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune.planning.prepare import PreparedRun
 from edgetune.training.adapters.selective import SelectiveModel
 from edgetune.training.objectives.arguments import common_arguments
@@ -45,6 +47,7 @@ class EncodedRowsTrainer:
     """A trainer of TRL on rows that are encoded already, without the model card that it writes into checkpoints."""
 
     model: Any
+    args: Any
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the manifest of the run holds all of it."""
@@ -54,6 +57,12 @@ class EncodedRowsTrainer:
             self.model.load_trained(Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        named = str(getattr(self.args.optim, "value", self.args.optim))
+        places = [place.split(":") for place in OPTIMIZERS[named].state_classes] if checkpoint else []
+        with torch.serialization.safe_globals([getattr(import_module(module), name) for module, name in places]):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -86,7 +86,7 @@ class _OwnPrompts(EncodedRowsTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with fixed random numbers, so that training does not depend on `training.eval_steps`."""
         with torch.random.fork_rng():
-            torch.manual_seed(self.args.seed)  # type: ignore[attr-defined]
+            torch.manual_seed(self.args.seed)
             figures: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         return figures
 
