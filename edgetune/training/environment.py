@@ -18,7 +18,18 @@ from edgetune.errors import EnvironmentProblem
 EXTRA = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl")
 _RECORDED = ("edgetune", *EXTRA, "tokenizers", "safetensors", "numpy")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86-64 and, the last one, of AArch64
-_NOISY = ("transformers", "bitsandbytes", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub")
+_NOISY = (
+    "galore_torch",
+    "apollo_torch",
+    "transformers",
+    "bitsandbytes",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "torch",
+    "huggingface_hub",
+)
 
 # Set before the libraries are imported. TRL and huggingface_hub send telemetry by default.
 _SETTINGS = {

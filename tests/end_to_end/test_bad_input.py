@@ -96,7 +96,7 @@ def misspelt_key(project: Project) -> None:
 
 
 def unknown_optimizer(project: Project) -> None:
-    project.config.write_text("base: base\ndata: {train: train.jsonl}\ntraining: {optimizer: sgd}\n")
+    project.config.write_text("base: base\ndata: {train: train.jsonl}\ntraining: {optimizer: adam}\n")
 
 
 Damage = Callable[[Project], None]
@@ -111,7 +111,7 @@ TRAIN: list[tuple[Damage, int, tuple[str, ...]]] = [
     (empty_data, 1, ("train.jsonl",)),
     (missing_data, 1, ("train.jsonl",)),
     (misspelt_key, 2, ("training.epoch", "did you mean training.epochs?")),
-    (unknown_optimizer, 2, ("sgd", "paged_adamw_8bit")),
+    (unknown_optimizer, 2, ("adam", "paged_adamw_8bit")),
 ]
 
 

@@ -43,7 +43,7 @@ def test_minimal_configuration_has_the_documented_defaults() -> None:
             "unknown key data.columns.question (known here: assistant, chosen, content, input, label, messages, ",
         ),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: input should be greater than 0"),
-        ({"training": {"optimizer": "sgd"}}, "training.optimizer is 'sgd'"),
+        ({"training": {"optimizer": "adam"}}, "training.optimizer is 'adam'"),
         ({"base": ""}, "base is empty"),
         ({"training": 1}, "training is 1: it is a section of options, such as training.epochs"),
         ({"training": {"epochs": "two"}}, "training.epochs is 'two': give a number"),

@@ -92,6 +92,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This implementation of AdamW:FutureWarning")  # of GaLore
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_full_fine_tuning_resumes_bit_for_bit_with_every_optimizer(optimizer: str, base: Path, tmp_path: Path) -> None:
     package = optimizers.OPTIMIZERS[optimizer].package
