@@ -304,11 +304,16 @@ class ExportInputs:
         Raises:
             AdapterError: A prefix cannot lie beside a model of the format.
         """
-        if self.model.prefix is not None and format_ not in self._prefixes:
-            raise AdapterError(
-                f"{format_} has no place for a prefix of keys and values",
-                f"Export {' or '.join(self._prefixes)}; transformers loads the adapter itself, with PEFT",
-            )
+        model = self.model
+        if model.prefix is None:
+            return None
+        if why := prefix_state.why_not_beside(format_, model.family, model.config):
+            others = [
+                each
+                for each in prefix_state.FORMATS
+                if prefix_state.why_not_beside(each, model.family, model.config) is None
+            ]
+            raise AdapterError(why, f"Export {' or '.join(others)}; transformers loads the adapter itself, with PEFT")
         return self._prefixes.get(format_)
 
     def prefix_key(self, format_: str) -> dict[str, str]:

@@ -56,11 +56,21 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
 
 def _check_soft_prompt(base: Base, config: Config) -> None:
     """Raise ConfigError for virtual tokens that could not become tokens of this base."""
-    from edgetune_converters.adapters.soft_prompt import KINDS
+    from edgetune_converters.adapters.soft_prompt import KINDS, PREFIX
+    from edgetune_converters.architectures import completed_config
+    from edgetune_converters.merging.prefix_state import why_not_beside
     from edgetune_converters.merging.soft_prompt_rows import why_not_placed
     from edgetune_converters.reading.gguf_base import is_gguf
 
     facts = config.adapter.facts
+    if facts.peft_type == PREFIX:
+        stated = completed_config(base.checkpoint.config)
+        reasons = (why_not_beside(format_, base.layers.family, stated) for format_ in config.export.formats)
+        if why := next((reason for reason in reasons if reason), None):
+            raise ConfigError(
+                f"adapter.kind: {config.adapter.kind} cannot be exported with the base {base.name}: {why}",
+                "Set export.formats: [onnx], or [] to train without export",
+            )
     if facts.peft_type not in KINDS or not config.export.formats:
         return
     if why := why_not_placed(base.layers.family, is_gguf=is_gguf(base.path)):

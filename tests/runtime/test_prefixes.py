@@ -82,6 +82,16 @@ def test_formats_without_a_place_for_a_prefix_are_refused(fields: dict[str, Any]
         export(base, adapter=adapter, **placed)
 
 
+def test_windows_of_attention_are_for_onnx_alone(tmp_path: Path) -> None:
+    base = family_models.base("gemma3", tmp_path / "base")
+    adapter = soft_prompts.write("prefix-tuning", base, tmp_path / "adapter", scale=1.0)
+    with pytest.raises(AdapterError, match=r"keeps the keys and values of Gemma 3 .*in two caches"):
+        write(base, adapter, "gguf", tmp_path)
+    wanted = soft_prompts.logits(base, adapter, IDS)[:-1]
+    with load(write(base, adapter, "onnx", tmp_path), threads=1) as runtime:
+        assert tiny.divergence(wanted, scores(runtime, [IDS])[0])[0] < 1e-8
+
+
 def test_a_prefix_of_another_base_is_refused(tmp_path: Path) -> None:
     base = tiny.base("qwen3", tmp_path / "base")
     adapter = soft_prompts.write("prefix-tuning", tiny.base("llama", tmp_path / "other"), tmp_path / "adapter")

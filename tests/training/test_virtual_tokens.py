@@ -24,6 +24,8 @@ from edgetune.training import checkpoints
 from edgetune.training.adapters.virtual_tokens import PARAMETERS_FILE
 from edgetune.training.run import train
 from edgetune.validation import ladder
+from edgetune_converters.errors import AdapterError
+from tests.converters import family_models
 from tests.training import runs
 
 TOKENS = 5
@@ -33,6 +35,8 @@ SOFT: dict[str, dict[str, Any]] = {
     "p-tuning": {"encoder_hidden_size": 32},
     "p-tuning-lstm": {"kind": "p-tuning", "encoder": "lstm", "encoder_hidden_size": 32},
     "multitask-prompt-tuning": {"ranks": 2},
+    "prefix-tuning": {},
+    "prefix-tuning-projected": {"kind": "prefix-tuning", "projection": True, "encoder_hidden_size": 32},
 }
 
 
@@ -40,6 +44,7 @@ def config(base: Path, folder: Path, name: str, **training: Any) -> Path:
     adapter = {"kind": name, "tokens": TOKENS, **SOFT.get(name, {})}
     steps = {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "learning_rate": 0.05, **training}
     folder.mkdir(exist_ok=True)
+    steps |= {"gradient_checkpointing": False} if adapter["kind"] == "prefix-tuning" else {}
     values = runs.settings(base, folder, **steps) | {"adapter": adapter, "quantization": {"bits": 16}}
     values["export"] = {"types": ["f32"]}
     return runs.write_config(folder / "config.yaml", values)
@@ -76,11 +81,13 @@ def test_a_run_is_exported_validated_and_answers(base: Path, name: str, tmp_path
         assert runtime.vocabulary_size == reference.vocab_size
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-lstm", "multitask-prompt-tuning", "prefix-tuning"])
+RESUMED = ("prompt-tuning", "p-tuning-lstm", "multitask-prompt-tuning", "prefix-tuning-projected", "adaption-prompt")
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_equals_an_uninterrupted_one(base: Path, name: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"gradient_checkpointing": False} if name == "prefix-tuning" else {}
-    path = config(base, tmp_path / "rows", name, **more)
-    overrides = ["export.formats=[]"] if name == "prefix-tuning" else []
+    path = config(base, tmp_path / "rows", name)
+    overrides = ["export.formats=[]"] + ["adapter.upper_layers=2"] * (name == "adaption-prompt")
     whole = train(path, tmp_path / "whole", overrides=overrides)
     run = RunDirectory(tmp_path / "stopped")
     with pytest.MonkeyPatch.context() as patch:
@@ -122,6 +129,53 @@ def test_a_soft_prompt_longer_than_the_context_is_refused(base: Path, tmp_path: 
     with pytest.raises(ConfigError, match=r"adapter.tokens is 256, and the base was made for 256 tokens"):
         prepare_run(load_config(path, ["adapter.tokens=256"]))
     prepare_run(load_config(path, ["adapter.tokens=128"]))
+
+
+def test_llama_adapter_is_trained_without_export(base: Path, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", "adaption-prompt")
+    with pytest.raises(ConfigError, match="LLaMA-Adapter cannot be exported as gguf: its layers attend to the prompt"):
+        load_config(path, ["adapter.upper_layers=2"])
+    run = train(path, tmp_path / "run", overrides=["adapter.upper_layers=2", "export.formats=[]"])
+    assert run.train_results.loss_last < run.train_results.loss_first
+    reference = Reference.open(run.reference)
+    ids, positions, where = next(iter(reference.rows))
+    wanted = peft_logits(base, run.adapter, ids.tolist())[positions - 1]
+    assert reference.compare(where.start, np.ascontiguousarray(wanted)).kld.max() < 1e-5
+    with pytest.raises(AdapterError, match="ADAPTION_PROMPT"):
+        export_run(run, formats=["gguf"])
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning", "prefix-tuning"])
+def test_a_base_in_4_bits_is_trained_and_validated(base: Path, name: str, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", name)
+    run = train(path, tmp_path / "run", overrides=["quantization.bits=4", "export.merge_base=nf4"])
+    (receipt,) = export_run(run)
+    found = ladder.measure_ladder(run, [Path(receipt.artifact)], ladder.Options(threads=1), console.count_progress)
+    (rung,) = found.files
+    assert rung.figures.kld.value < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("prefix-tuning", ["training.gradient_checkpointing=true"], "set training.gradient_checkpointing: false"),
+        ("prefix-tuning", ["export.formats=[safetensors]"], "prefix tuning cannot be exported as safetensors"),
+        ("prompt-tuning", ["export.formats=[gguf-lora]"], "a soft prompt changes no matrix"),
+        ("prompt-tuning", ["objective.kind=dpo"], "whose trainer does not know virtual tokens"),
+        ("p-tuning", ["export.merge_base=auto"], "set export.merge_base: original, or nf4"),
+    ],
+)
+def test_contradictions_are_named(base: Path, name: str, overrides: list[str], message: str, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", name)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)
+
+
+def test_a_family_without_an_output_matrix_is_refused_before_training(tmp_path: Path) -> None:
+    gemma = family_models.base("gemma", tmp_path / "gemma")
+    path = config(gemma, tmp_path / "rows", "prompt-tuning")
+    with pytest.raises(ConfigError, match=r"llama.cpp has none for Gemma"):
+        prepare_run(load_config(path, ["data.chat_template=chatml"]))
 
 
 def test_a_text_to_start_from_needs_its_option(base: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SUFFIX = ".prefix.safetensors"
 IN_FOLDER = "prefix.safetensors"
 FORMATS = ("gguf", "onnx")
 """The formats beside which a prefix can lie."""
+_WINDOW = "attention.sliding_window"
 _KEYS = ("attention_k", "attention_qkv")  # slots of the weights that make the keys
 _WITHOUT_PLAIN_CACHE = ("kv_lora_rank", "conv_L_cache")  # fields of config.json
 
@@ -30,6 +31,16 @@ _WITHOUT_PLAIN_CACHE = ("kv_lora_rank", "conv_L_cache")  # fields of config.json
 def path_beside(artifact: Path) -> Path:
     """Return the path of the prefix of an exported file or folder."""
     return artifact / IN_FOLDER if artifact.suffix != ".gguf" else artifact.with_name(artifact.stem + SUFFIX)
+
+
+def why_not_beside(format_: str, family: Family, config: ModelConfig) -> str | None:
+    """Return why a prefix cannot lie beside a model of a format; None if it can."""
+    if format_ not in FORMATS:
+        return f"{format_} has no place for a prefix of keys and values"
+    stated = {key: value.data for key, make in family.metadata if (value := make(config)) is not None}
+    if format_ == "gguf" and stated.get(_WINDOW):
+        return f"llama.cpp keeps the keys and values of {family.name} in two caches, one for windows of attention"
+    return None
 
 
 def check_fits(adapter: PrefixAdapter, family: Family, config: ModelConfig) -> None:

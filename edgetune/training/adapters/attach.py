@@ -23,7 +23,7 @@ from edgetune.training.adapters.selective import is_selective
 from edgetune.training.adapters.starts import StartSources
 from edgetune.training.adapters.targets import resolve_targets
 from edgetune.training.adapters.tokens import add_token_rows
-from edgetune.training.adapters.virtual_tokens import set_only_task
+from edgetune.training.adapters.virtual_tokens import complete
 
 
 def add_adapter(
@@ -73,7 +73,7 @@ def add_adapter(
     starts.after_attaching(adapted, config, sources)
     if layers:
         _check_exportable(adapted, layers)
-    set_only_task(adapted)
+    complete(adapted)
     return adapted
 
 
@@ -133,7 +133,7 @@ def load_adapter(model: Any, directory: Path) -> Any:
     if is_selective(directory):
         return load_selective(model, directory)
     loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
-    set_only_task(loaded)
+    complete(loaded)
     return loaded
 
 

@@ -30,7 +30,15 @@ def is_active(model: Any) -> bool:
     return has_virtual_tokens(model) and not model._adapters_disabled
 
 
-def set_only_task(model: Any) -> None:
+def complete(model: Any) -> None:
+    """Set what PEFT leaves to its user on a new or loaded model."""
+    _set_only_task(model)
+    if model.active_peft_config.is_adaption_prompt:
+        inner = model.base_model  # it keeps the forward of the model from before TRL replaces that
+        inner.forward = lambda *arguments, **named: inner.model.forward(*arguments, **named)
+
+
+def _set_only_task(model: Any) -> None:
     """Let multitask prompt tuning of one task do without the number of the task, which rows do not state."""
     if not has_virtual_tokens(model) or model.active_peft_config.peft_type != PeftType.MULTITASK_PROMPT_TUNING:
         return
@@ -74,9 +82,12 @@ def embed(model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], int]:
 
 
 def keep_parameters_in_checkpoints(trainer: Any) -> None:
-    """Let a trainer store and load the trained parameters themselves, where the model has virtual tokens."""
+    """Let a trainer store and load the trained parameters themselves, where PEFT cannot load an adapter to train it."""
     model = trainer.model
-    if not has_virtual_tokens(model):
+    if not isinstance(model, PeftModel):
+        return
+    config = model.active_peft_config
+    if not (config.is_prompt_learning or config.is_adaption_prompt):
         return
     save = trainer._save
 
