@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     "lokr-both": Method("LoKrConfig", {"r": 2, "alpha": 3, "decompose_both": True, "decompose_factor": 6}),
     "ia3": Method("IA3Config", _IA3, linear_only=False),
     "vera": Method("VeraConfig", {"r": 6, "d_initial": 1.0}, linear_only=False),
+    "vera-drawn": Method("VeraConfig", {"r": 6, "d_initial": 1.0, "save_projection": False, "projection_prng_key": 7}),
     "oft": Method("OFTConfig", {"r": 0, "oft_block_size": 8}),
     "oft-cayley": Method("OFTConfig", {"r": 4, "oft_block_size": 0, "use_cayley_neumann": False}),
     "oft-shared": Method("OFTConfig", {"r": 0, "oft_block_size": 4, "block_share": True}),

@@ -76,7 +76,13 @@ KINDS: dict[str, tuple[str, Options]] = {
         "IA3Config",
         lambda data, width: {"feedforward_modules": data.draw(st.sampled_from([[], ["a"], ["a", "b"]]))},
     ),
-    "vera": ("VeraConfig", lambda data, width: {"r": _rank(data), "projection_prng_key": data.draw(st.integers(0, 9))}),
+    "vera": (
+        "VeraConfig",
+        lambda data, width: {
+            "r": _rank(data), "projection_prng_key": data.draw(st.integers(0, 2**40)),
+            "save_projection": data.draw(st.booleans()),
+        },
+    ),
     "oft": (
         "OFTConfig",
         lambda data, width: {
@@ -104,12 +110,13 @@ class Net(torch.nn.Module):  # type: ignore[misc]
 
 
 @_between_libraries()
-def trained(net: Any, config: Any, directory: Path, dtype: Any) -> dict[str, NDArray[Any]]:
+def trained(net: Any, kind: str, stated: dict[str, Any], directory: Path, dtype: Any) -> dict[str, NDArray[Any]]:
     """Write an adapter with random values of a dtype, and return the tensors that PEFT merges."""
-    wrapped = peft.get_peft_model(net, config)
+    wrapped = peft.get_peft_model(net, getattr(peft, kind)(target_modules=["a", "b"], **stated))
     peft_methods.randomize(wrapped)
     with torch.no_grad():
-        shared = [value for name, value in wrapped.named_buffers() if "vera_" in name]
+        saved = stated.get("save_projection")
+        shared = [value for name, value in wrapped.named_buffers() if saved and "vera_" in name]
         for value in [*shared, *(each for each in wrapped.parameters() if each.requires_grad)]:
             value.copy_(value.to(dtype).float())
     wrapped.save_pretrained(directory)
@@ -148,7 +155,7 @@ def test_any_rows_and_columns_are_those_of_pefts_merge(name: str, data: st.DataO
     before = {name: value.numpy().copy() for name, value in net.state_dict().items()}
     with tempfile.TemporaryDirectory() as written:
         directory = Path(written)
-        wanted = trained(net, getattr(peft, kind)(target_modules=["a", "b"], **stated), directory, dtype)
+        wanted = trained(net, kind, stated, directory, dtype)
         adapter = Adapter(directory)
         changes = adapter.changes(BaseTargets({key: value.shape for key, value in before.items()}))
         for key, values in wanted.items():

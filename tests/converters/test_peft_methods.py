@@ -12,6 +12,7 @@ import pytest
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from tests.converters import family_models, peft_methods, runtime, tiny
+from tests.converters.onnx import session
 from tests.converters.peft_methods import METHODS
 from tests.export_requests import export
 
@@ -77,10 +78,14 @@ def test_the_exported_file_computes_what_peft_computes(
     name: str, family: str, trained: Trained, tmp_path: Path
 ) -> None:
     base, adapter = trained(name, family)
-    export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter)
+    onnx: dict[str, Any] = {"onnx": {"f32": tmp_path / "onnx"}} if family == "llama" else {}
+    export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter, **onnx)
     ids = tiny.random_ids(96)
-    kld, same = tiny.divergence(tiny.torch_logits(base, adapter, ids), runtime.logits(tmp_path / "f32.gguf", ids))
-    assert (kld < F32_KLD, same) == (True, 1.0)
+    wanted = tiny.torch_logits(base, adapter, ids)
+    found = [runtime.logits(tmp_path / "f32.gguf", ids), *(session.logits(tmp_path / name, ids) for name in onnx)]
+    for each in found:
+        kld, same = tiny.divergence(wanted, each)
+        assert (kld < F32_KLD, same) == (True, 1.0)
 
 
 # what a method changes beside the weights of linear layers

@@ -70,6 +70,8 @@ class AdaptedModule:
     """The tensors that all modules share, by role."""
     config: PeftConfig
     file: AdapterWeights
+    widest: Callable[[], tuple[int, int] | None] = lambda: None
+    """The largest numbers of outputs and of inputs of all modules; None where one is not known."""
     used: dict[str, TensorInfo] = field(default_factory=dict)
     """The tensors that the fold asked for: those that it did not are reported as unused."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
@@ -47,6 +47,7 @@ class Matching:
         self._file, self._config, self._kind, self._base = adapter.file, adapter.config, adapter.kind, base
         tensors = adapter.tensors
         self._shared = tensors.shared
+        self._modules = tuple(tensors.modules)
         self._used: dict[str, TensorInfo] = {}
         self._unknown: list[str] = []
         self._of_experts: dict[str, list[tuple[ExpertPart, Transform]]] = {}
@@ -77,21 +78,18 @@ class Matching:
 
     def attach(self, module: str, roles: Mapping[str, TensorInfo]) -> Iterator[str]:
         """Attach the tensors of a module to what they change, or yield why they do not fit; list an unknown module."""
-        renamed = self._base.renamed(module)
         if self._base.beside_text(module):
             (self.unused_modules if self._is_idle_tower(module, roles) else self._changing_towers).append(module)
             return
-        part = self._base.experts.get(renamed) if f"{renamed}.weight" not in self._base.shapes else None
-        shape = (part.rows, part.columns) if part else self._base.shapes.get(f"{renamed}.weight")
-        if shape is None or len(shape) != 2:
+        part, flipped, shape = self._place(module)
+        if shape is None:
             self._unknown.append(module)
             return
-        flipped = part is None and self.is_transposed(f"{renamed}.weight")
-        rows, columns = shape[::-1] if flipped else shape
+        rows, columns = shape
         has_bias = self._target(module, "bias") in self._base.shapes
         adapted = AdaptedModule(
-            module, rows, columns, has_bias, roles, self._shared, self._config, self._file
-        )  # fmt: skip
+            module, rows, columns, has_bias, roles, self._shared, self._config, self._file, lambda: self._widest
+        )
         try:
             folds = list(self._kind.fold(adapted))
         except Misfit as misfit:
@@ -132,6 +130,28 @@ class Matching:
         known = self._base.transposed
         return self._config.is_transposed if known is None else target in known
 
+    def _place(self, module: str) -> tuple[ExpertPart | None, bool, tuple[int, int] | None]:
+        """Return the place of a single expert, whether the base stores it transposed, and outputs and inputs."""
+        renamed = self._base.renamed(module)
+        part = self._base.experts.get(renamed) if f"{renamed}.weight" not in self._base.shapes else None
+        if part is not None:
+            return part, False, (part.rows, part.columns)
+        shape = self._base.shapes.get(f"{renamed}.weight")
+        if shape is None or len(shape) != 2:
+            return None, False, None
+        flipped = self.is_transposed(f"{renamed}.weight")
+        return None, flipped, (shape[1], shape[0]) if flipped else (shape[0], shape[1])
+
+    @cached_property
+    def _widest(self) -> tuple[int, int] | None:
+        """The largest numbers of outputs and inputs of the adapter's modules; None where one is not known."""
+        beside = self._base.beside_text
+        found = [self._base.shape_beside_text(name) if beside(name) else self._place(name)[2] for name in self._modules]
+        shapes = [shape for shape in found if shape is not None and len(shape) == 2]
+        if len(shapes) < len(found):
+            return None
+        return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+
     def _target(self, module: str, part: str) -> str:
         """Return the name of the weight or the bias of a module, as the base spells it."""
         return self._base.renamed(f"{module}.bias") if part == "bias" else f"{self._base.renamed(module)}.weight"
@@ -141,7 +161,9 @@ class Matching:
         shape = self._base.shape_beside_text(module)
         if shape is None or len(shape) != 2:
             return False
-        adapted = AdaptedModule(module, *shape, False, roles, self._shared, self._config, self._file)
+        adapted = AdaptedModule(
+            module, *shape, False, roles, self._shared, self._config, self._file, lambda: self._widest
+        )
         try:
             folds = list(self._kind.fold(adapted))
         except Misfit:

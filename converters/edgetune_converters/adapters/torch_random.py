@@ -7,8 +7,12 @@ TensorFactories.cpp (randperm_cpu), aten/src/ATen/core/TransformationHelper.h (u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from edgetune_converters.tensors import F32
 
 _SMALL = (2**32 - 1) // 20
 """Below this count each step draws 32 bits, from it on 64."""
@@ -35,6 +39,21 @@ def first_of_permutation(count: int, wanted: int, seed: int) -> NDArray[np.int64
 def kept_at_random(count: int, share: float, seed: int) -> NDArray[np.bool_]:
     """Return which of `count` values torch.bernoulli keeps with the probability `share` (f32) after manual_seed."""
     found: NDArray[np.bool_] = (_words(count, seed) & np.uint64(0xFFFFFF)) * np.float64(2**-24) < np.float32(share)
+    return found
+
+
+def uniform(shapes: Sequence[tuple[int, int]], bounds: Sequence[float], seed: int) -> list[F32]:
+    """Return what Tensor.uniform_(-bound, bound) draws in f32 for one shape after the other, with one generator."""
+    counts = [rows * columns for rows, columns in shapes]
+    words = _words(sum(counts), seed)
+    found, first = [], 0
+    for shape, bound, count in zip(shapes, bounds, counts, strict=True):
+        share = (words[first : first + count] & np.uint64(0xFFFFFF)).astype(np.float64) * 2**-24
+        low, high = np.float32(-bound), np.float32(bound)
+        # torch's build fuses this multiplication and addition of f32: one rounding
+        drawn = share * np.float64(high - low) + np.float64(low)
+        found.append(drawn.astype(np.float32).reshape(shape))
+        first += count
     return found
 
 
