@@ -345,6 +345,7 @@ def test_rows_of_one_objective_given_to_another_are_refused_by_name(kind: str, o
 
 
 def test_every_objective_has_a_kind_of_rows_and_a_reader() -> None:
+    assert {name for kind in KINDS.values() for name in kind.objectives} == OBJECTIVES.keys()
     for name in OBJECTIVES:
         assert kinds_of(name) in READERS
     with pytest.raises(ConfigError, match=r"data\.format is alpaca, and the objective dpo takes preference pairs"):
