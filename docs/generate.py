@@ -1,5 +1,5 @@
-"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of data.md, methods.md and
-objectives.md.
+"""Writes what is generated from the code: docs/cli.md, docs/configuration.md, and the tables of data.md, methods.md,
+objectives.md and recipes.md.
 
 `python docs/generate.py` writes them; `--check` fails, naming the page, when one is out of date.
 """
@@ -132,6 +132,20 @@ def methods_page() -> str:
     return _with_tables("methods.md", {"methods": methods_table, "reasons": reasons_table, "names": names_table})
 
 
+def recipes_page() -> str:
+    """The page about recipes, with the table of samples/recipes."""
+    return _with_tables("recipes.md", {"recipes": recipes_table})
+
+
+def recipes_table() -> str:
+    """The recipes: the first line of each says what it is."""
+    lines = []
+    for path in sorted((DOCS.parent / "samples/recipes").glob("*.yaml")):
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(". Paths are")[0]
+        lines.append(f"| [{path.stem}](../samples/recipes/{path.name}) | {title} |\n")
+    return "| recipe | what it trains |\n| --- | --- |\n" + "".join(lines)
+
+
 def _with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Return the page with its generated tables written anew."""
     text = (DOCS / page).read_text(encoding="utf-8")
@@ -210,6 +224,7 @@ PAGES = {
     "data.md": data_page,
     "methods.md": methods_page,
     "objectives.md": objectives_page,
+    "recipes.md": recipes_page,
 }
 
 

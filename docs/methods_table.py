@@ -120,11 +120,17 @@ def extra_cost(method: Method) -> str:
 
 
 def refusal(method: Method, bits: int, format_: str | None) -> str | None:
-    """Return the first reason why the method cannot be trained on so many bits, or exported in a format."""
-    free = next(each for each in (16, 4, 8) if each not in method.facts.not_on)
-    bits = bits if format_ is None else free
-    surroundings = Surroundings(bits=bits, formats=(format_,) if format_ else (), merge_base="original")
-    return next(iter(method.conflicts(surroundings)), None)
+    """Return the first reason why the method cannot be trained on so many bits, or exported in a format.
+
+    Either merge base will do; a format is tried with bits that the method can be trained on.
+    """
+    if format_ is not None:
+        bits = next((each for each in (16, 4, 8) if refusal(method, each, None) is None), bits)
+    found = []
+    for merge_base in ("original", "nf4"):
+        surroundings = Surroundings(bits=bits, formats=(format_,) if format_ else (), merge_base=merge_base)
+        found.append(next(iter(method.conflicts(surroundings)), None))
+    return None if None in found else found[0]
 
 
 def combinations(method: Method) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgetune.methods import METHODS
+from edgetune.methods.base import Surroundings
 
 SAMPLE_RATE = 2e-3
 """The learning rate that samples/smart-home states, with which LoRA is trained."""
@@ -59,7 +60,6 @@ def _is_known(options: Mapping[str, Any]) -> bool:
 
 
 def _variant(name: str, adapter: Mapping[str, Any]) -> Variant:
-    kind = adapter["kind"]
-    refused = METHODS[kind].facts.not_on
-    bits = next(each for each in (4, 16, 8) if each not in refused)
-    return Variant(name, adapter, RATES.get(kind, SAMPLE_RATE), bits)
+    method = METHODS[adapter["kind"]](**adapter)
+    bits = next(bits for bits in (4, 16, 8) if not list(method.conflicts(Surroundings(bits, (), "original"))))
+    return Variant(name, adapter, RATES.get(method.kind, SAMPLE_RATE), bits)
