@@ -65,7 +65,7 @@ def test_the_shapes_of_the_table_are_those_of_the_model(table: ModuleType) -> No
     assert sum(map(torch.Size.numel, map(torch.Size, shapes.values()))) == 1_235_814_400
 
 
-COUNTED = [kind for kind in OF_LAYERS if not METHODS[kind](kind=kind).reads_base and kind != "shira"]  # random masks
+COUNTED = [kind for kind in OF_LAYERS if not METHODS[kind](kind=kind).reads_base]
 PROMPTS = ["prompt-tuning", "p-tuning", "multitask-prompt-tuning", "prefix-tuning", "adaption-prompt", "layernorm"]
 
 
