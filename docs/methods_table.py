@@ -119,7 +119,7 @@ def extra_cost(method: Method) -> str:
     return "none"
 
 
-def refusal(method: Method, bits: int, format_: str | None) -> str | None:
+def refusal(method: Method, bits: int, format_: str | None, lora_rank: int | None = None) -> str | None:
     """Return the first reason why the method cannot be trained on so many bits, or exported in a format.
 
     Either merge base will do; a format is tried with bits that the method can be trained on.
@@ -128,16 +128,25 @@ def refusal(method: Method, bits: int, format_: str | None) -> str | None:
         bits = next((each for each in (16, 4, 8) if refusal(method, each, None) is None), bits)
     found = []
     for merge_base in ("original", "nf4"):
-        surroundings = Surroundings(bits=bits, formats=(format_,) if format_ else (), merge_base=merge_base)
-        found.append(next(iter(method.conflicts(surroundings)), None))
+        formats = (format_,) if format_ else ()
+        around = Surroundings(bits=bits, formats=formats, merge_base=merge_base, lora_rank=lora_rank)
+        found.append(next(iter(method.conflicts(around)), None))
     return None if None in found else found[0]
+
+
+def format_mark(method: Method, format_: str) -> str:
+    """Return whether a trained adapter can be exported in a format."""
+    if refusal(method, 16, format_) is None:
+        return "yes"
+    return "by SVD" if format_ == "gguf-lora" and refusal(method, 16, format_, lora_rank=16) is None else "–"
 
 
 def combinations(method: Method) -> str:
     """Return how several adapters of this method are combined."""
-    if not isinstance(method, LayerMethod):
+    if not isinstance(method, LayerMethod) or refusal(method, 16, "safetensors"):
         return "–"
-    return "sum, TIES, DARE, SVD" if method.facts.peft_type == "LORA" else "sum"
+    is_pair = method.facts.peft_type == "LORA" and method.no_low_rank is None
+    return "sum, TIES, DARE, magnitude" if is_pair else "sum"
 
 
 def methods_table() -> str:
@@ -155,7 +164,7 @@ def methods_table() -> str:
     lines.append("| --- " * (len(head) + 2) + "|")
     for title, written, method in methods():
         marks = [_mark(refusal(method, bits, None)) for bits in BITS]
-        marks += [_mark(refusal(method, 16, format_)) for format_ in FORMATS]
+        marks += [format_mark(method, format_) for format_ in FORMATS]
         trained, changed = count_trained(method), _count(count_changed(method))
         if method.kind == "trainable-tokens":
             written, changed = f"{written}, tokens: [...]", f"{_count(_HIDDEN)} a token"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgetune.methods import METHODS
+from edgetune.methods import METHODS, Method
 from edgetune.methods.base import Surroundings
 
 SAMPLE_RATE = 2e-3
@@ -42,12 +42,18 @@ class Variant:
     learning_rate: float
     bits: int = 4
     """`quantization.bits`: 4 unless the method cannot be trained on it."""
+    can_checkpoint: bool = True
+    """Whether the method can be trained with gradient checkpointing."""
 
 
 def variants() -> dict[str, Variant]:
     """Return the variants by name, LoRA first; kinds that no GGUF file can hold are left out."""
     methods = {kind: method(kind=kind) for kind, method in METHODS.items()}
-    found = {kind: _variant(kind, {"kind": kind}) for kind, each in methods.items() if each.why_not_as("gguf") is None}
+    found = {
+        kind: _variant(kind, {"kind": kind})
+        for kind, method in methods.items()
+        if kind != "trainable-tokens" and any(_fits(method, bits) for bits in (4, 8, 16))
+    }
     return found | {name: _variant(name, options) for name, options in OPTIONS.items() if _is_known(options)}
 
 
@@ -61,5 +67,12 @@ def _is_known(options: Mapping[str, Any]) -> bool:
 
 def _variant(name: str, adapter: Mapping[str, Any]) -> Variant:
     method = METHODS[adapter["kind"]](**adapter)
-    bits = next(bits for bits in (4, 16, 8) if not list(method.conflicts(Surroundings(bits, (), "original"))))
-    return Variant(name, adapter, RATES.get(method.kind, SAMPLE_RATE), bits)
+    bits = next((bits for bits in (4, 16, 8) if _fits(method, bits)), 16)
+    rate = RATES.get(method.kind, SAMPLE_RATE)
+    return Variant(name, adapter, rate, bits, can_checkpoint=_fits(method, bits, checkpointing=True))
+
+
+def _fits(method: Method, bits: int, *, checkpointing: bool = False) -> bool:
+    """Whether the method can be trained on so many bits and exported as the benchmark does."""
+    around = Surroundings(bits, ("gguf",), "original", gradient_checkpointing=checkpointing)
+    return not list(method.conflicts(around))
