@@ -73,7 +73,11 @@ def test_a_recipe_runs_to_a_validated_file(name: str, base: Path, tmp_path: Path
     if name == "distillation":
         settings |= {"objective.teacher": str(base)}
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    for command in (("train", recipe, "-o", run, *options), ("merge-export", run, "--allow-fallback")):
+    commands: list[list[str | Path]] = [
+        ["train", recipe, "-o", run, *options],
+        ["merge-export", run, "--allow-fallback"],
+    ]
+    for command in commands:
         result = edgetune(*command)
         assert result.returncode == 0, result.stderr.decode()
     file = RunDirectory.open(run).artifacts / f"{name}-q8_0.gguf"
