@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from edgetune.section import Section
@@ -71,6 +72,10 @@ class Objective(Section):
     def with_paths(self, resolve: Callable[[str], str]) -> Self:
         """Return the objective with absolute paths: `resolve` makes one that is relative to the configuration so."""
         return self
+
+    def files(self) -> list[Path]:
+        """Return the files beside the rows that the trained weights depend on."""
+        return []
 
     def trl_options(self) -> dict[str, Any]:
         """Return the options under TRL's names, for the class of its configuration."""

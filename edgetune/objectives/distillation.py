@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -68,3 +69,10 @@ class Distillation(Objective):
     def with_paths(self, resolve: Callable[[str], str]) -> Self:
         """Return the objective with the absolute path of a local teacher."""
         return self if self.is_remote else self.model_copy(update={"teacher": resolve(self.teacher)})
+
+    def files(self) -> list[Path]:
+        """Return the configuration and the weights of a local teacher."""
+        if self.is_remote:
+            return []
+        teacher = Path(self.teacher)
+        return [file for file in (teacher / "config.json", *sorted(teacher.glob("*.safetensors"))) if file.is_file()]

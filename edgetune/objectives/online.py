@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field
@@ -70,6 +71,10 @@ class Online(Objective):
             return reward.model_copy(update={"function": f"{resolve(file)}:{name}"}) if file else reward
 
         return self.model_copy(update={"rewards": [resolved(reward) for reward in self.rewards]})
+
+    def files(self) -> list[Path]:
+        """Return the files of reward functions."""
+        return [Path(reward.function.rpartition(":")[0]) for reward in self.rewards if reward.function]
 
     def trl_options(self) -> dict[str, Any]:
         """Return the options under TRL's names."""

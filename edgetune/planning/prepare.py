@@ -41,6 +41,7 @@ from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts,
 from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
+from edgetune_converters.files.contents import sha256_of
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,15 @@ class PreparedRun:
         """Tokens that end an answer: the stop tokens of the base, and the last tokens of the template's turns."""
         return self.tokenizer.stop_ids | self.train.turn_ends
 
-    @property
+    @cached_property
     def data_identity(self) -> dict[str, Any]:
         """The `data` entry of the manifest: the sources of each split, and the hashes of the encoded rows."""
         rows = {"train": self.train.sha256, "validation": self.validation.sha256}
         skipped = {"skipped": {"count": self.problems.count, "rows": self.problems.rows}} if self.problems.count else {}
         moment = {"rendered_at": self.rendered_at} if self.rendered_at else {}
-        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows, **skipped, **moment}
+        hashes = {file.name: sha256_of(file) for file in self.config.objective.files()}
+        files = {"objective_files": hashes} if hashes else {}
+        return {**self.splits.identity, "formats": self.splits.formats, "rows": rows, **skipped, **moment, **files}
 
     @property
     def reference_rows(self) -> list[EncodedRow]:

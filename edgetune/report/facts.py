@@ -90,10 +90,12 @@ def run_facts(manifest: RunManifest) -> list[tuple[str, str]]:
     adapter, training = config.get("adapter") or {}, config.get("training") or {}
     quantization = config.get("quantization") or {}
     kind = "rsLoRA" if adapter.get("use_rslora") else str(adapter.get("kind", "LoRA")).replace("lora", "LoRA")
+    kind_of_objective = (config.get("objective") or {}).get("kind", "sft")
     losses = [f"{value:.4g}" for value in (train.loss_first, train.loss_last) if number(value) is not None]
     facts: list[tuple[str, Any]] = [
         ("base", _base_name(manifest.base.name)),
         ("adapter", f"{kind}, r {adapter.get('r')}, alpha {number(adapter.get('alpha')) or 0:g}" if adapter else None),
+        ("objective", None if kind_of_objective == "sft" else kind_of_objective),
         ("base in training", f"{quantization.get('type')}, 4 bits" if quantization.get("bits") == 4 else None),
         ("data", _data(manifest.data)),
         ("steps", train.steps or None),
@@ -102,6 +104,7 @@ def run_facts(manifest: RunManifest) -> list[tuple[str, str]]:
         ("optimizer", training.get("optimizer")),
         ("loss", " → ".join(losses)),
         ("held-out loss", None if number(train.eval_loss) is None else f"{train.eval_loss:.4g}"),
+        *((f"held-out {name.replace('_', ' ')}", short(value)) for name, value in train.metrics.items()),
         ("device", manifest.device.get("name") or manifest.device.get("type")),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]

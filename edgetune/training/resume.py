@@ -139,7 +139,14 @@ def changed_inputs(manifest: RunManifest, prepared: PreparedRun) -> list[str]:
         *changed_options(manifest.config, prepared.config.model_dump(mode="json")),
         *(f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)),
         *changed_rows(manifest.data, prepared.data_identity),
+        *_changed_files(manifest.data, prepared.data_identity),
     ]
+
+
+def _changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the files of the objective that differ: reward functions, or the weights of a teacher."""
+    stored, found = (data.get("objective_files", {}) for data in (before, now))
+    return [f"the objective's {name}" for name in sorted(stored.keys() | found) if stored.get(name) != found.get(name)]
 
 
 def changed_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

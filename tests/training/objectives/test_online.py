@@ -10,8 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from edgetune.errors import DataError
+from edgetune.config import parse_config
+from edgetune.errors import DataError, RunDirectoryError
+from edgetune.report.facts import run_facts
 from edgetune.training.objectives.online import TRAIN, PromptIds
+from edgetune.training.run import train
 from tests.training.objectives import encoded
 
 
@@ -89,3 +92,18 @@ def test_a_function_that_fails_during_training_stops_it_with_the_row(base: Path,
     trainer = encoded.trainer_of(encoded.prepare(_settings(base, tmp_path, objective)), tmp_path / "checkpoints")
     with pytest.raises(DataError, match=r"train\.jsonl, line \d+, with the answer .* raises ZeroDivisionError"):
         trainer.train()
+
+
+def test_a_run_whose_reward_function_has_changed_is_not_resumed(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def score(answer, row):\n    return len(answer)\n")
+    objective = {"kind": "grpo", "rewards": [{"python": f"{file}:score"}]}
+    config = parse_config(_settings(base, tmp_path, objective, max_steps=1))
+    run = train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run", resume=True).path == run.path
+    facts = dict(run_facts(run.manifest))
+    assert facts["objective"] == "grpo"
+    assert float(facts["held-out reward"]) > 0
+    file.write_text("def score(answer, row):\n    return -len(answer)\n")
+    with pytest.raises(RunDirectoryError, match=r"the objective's rewards\.py differ"):
+        train(config, tmp_path / "run", resume=True)
