@@ -79,6 +79,12 @@ class Surroundings:
     """`export.lora_rank`."""
 
 
+def _through_peft(kind: str | None) -> str | None:
+    from edgetune_converters.adapters.kinds import THROUGH_PEFT
+
+    return None if kind is None else THROUGH_PEFT.get(kind)
+
+
 class Method(Section):
     """The trained change of the base: a PEFT method and its options."""
 
@@ -143,6 +149,11 @@ class Method(Section):
                     f"export.formats: {title} is not exported as gguf-lora exactly: {self.no_low_rank}; approximate it "
                     "with export.lora_rank, or leave out gguf-lora"
                 )
+        if surroundings.merge_base != "original" and (why := _through_peft(self.facts.peft_type)):
+            yield (
+                f"export.merge_base is {surroundings.merge_base}, and PEFT alone merges {title}, into the base as it "
+                f"is stored: {why}; set export.merge_base: original"
+            )
 
     @property
     def reads_base(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.runs.directory import RunDirectory
-from edgetune_converters.adapters.soft_prompt import open_adapter
+from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.gguf import keys
 from edgetune_converters.names import MERGE_BASES
 from edgetune_converters.provenance.hashing import changed_files
@@ -31,7 +31,7 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
     if metadata[keys.BASE_HASH] != combined_hash(run.manifest.base.files):
         found.append("the file was made from another base than this run")
     if run.adapter.is_dir():
-        now = open_adapter(run.adapter).identity()
+        now = find_adapter(run.adapter).identity()
         changed = changed_files(run.trained_adapter, now)
         if changed:
             found.append(f"the run's adapter is not the one that was trained: {', '.join(changed)} changed")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgetune.config import parse_config
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.exporting.run import prepare_export
 from edgetune.exporting.source import find_source
+from edgetune.validation.provenance import mismatches
 from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.adapters.kinds import THROUGH_PEFT
 from edgetune_converters.errors import AdapterError
+from edgetune_converters.gguf import reader as gguf_reader
 from tests.converters import tiny
 from tests.converters.peft_methods import Method, adapter, merged_by_peft
 
@@ -95,3 +99,32 @@ def test_an_adapter_that_peft_cannot_read_is_refused(kind: str, base: Path, tmp_
     path.write_text(json.dumps({"peft_type": kind, "r": -3, "target_modules": ["q_proj"]}))
     with pytest.raises(AdapterError, match=r"PEFT cannot merge|PEFT does not use"):
         exported(base, trained, folder=tmp_path)
+
+
+def _configured(**export: Any) -> dict[str, Any]:
+    return {"base": "b", "data": {"train": "t.jsonl"}, "quantization": {"bits": 16}, "export": export}
+
+
+def test_a_merge_base_other_than_the_original_is_refused_before_the_training() -> None:
+    with pytest.raises(ConfigError, match=r"export.merge_base is auto, and PEFT alone merges \S*UniLoRA|Uni-LoRA"):
+        parse_config({**_configured(merge_base="auto"), "adapter": {"kind": "unilora"}})
+    parse_config({**_configured(), "adapter": {"kind": "unilora"}})
+
+
+def test_a_rank_for_gguf_lora_admits_methods_without_a_low_rank() -> None:
+    options = {"formats": ["gguf-lora"], "types": ["f32"]}
+    with pytest.raises(ConfigError, match="approximate it with export.lora_rank"):
+        parse_config({**_configured(**options), "adapter": {"kind": "lokr"}})
+    parse_config({**_configured(**options, lora_rank=8), "adapter": {"kind": "lokr"}})
+    with pytest.raises(ConfigError, match="cannot be exported as gguf-lora"):
+        parse_config({**_configured(**options, lora_rank=8), "adapter": {"kind": "bitfit"}})
+
+
+def test_the_run_of_such_an_adapter_is_recognized(base: Path, tmp_path: Path) -> None:
+    """`mismatches` needs of a run its manifest and its adapter alone."""
+    trained = adapter(base, tmp_path / "trained", METHODS["unilora"])
+    source = find_source(None, base, trained)
+    receipt = prepare_export(source, {"formats": ["gguf"], "types": ["f16"]}, tmp_path / "x.gguf").run()[0]
+    stored = SimpleNamespace(base=SimpleNamespace(files=receipt.base))
+    run: Any = SimpleNamespace(manifest=stored, adapter=trained, trained_adapter={})
+    assert mismatches(gguf_reader.read(Path(receipt.artifact)).metadata, run) == []

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
-from edgetune_converters.adapters.directory import INITIAL, find_adapter
+from edgetune_converters.adapters.directory import find_adapter
 from edgetune_converters.adapters.expert_factors import StackCache
 from edgetune_converters.adapters.kinds import KINDS, kind_of
 from edgetune_converters.adapters.matching import NO_TEXT, AdapterParts, Kind, layers
@@ -20,7 +20,6 @@ from edgetune_converters.adapters.state_dict import AdapterTensors, read_tensors
 from edgetune_converters.adapters.weights import AdapterWeights, open_weights
 from edgetune_converters.adapters.whole_tensors import MERGED_BY_PEFT
 from edgetune_converters.errors import AdapterError, CheckpointError
-from edgetune_converters.files.contents import sha256_of
 from edgetune_converters.tensors import ALL, TensorInfo
 
 
@@ -36,7 +35,7 @@ class Adapter:
             raise AdapterError(error.message, error.hint) from error
         self.kind = kind_of(self.config)
         self.path = place.path
-        self._weights = place.weights
+        self._place, self._weights = place, place.weights
         self.notes: list[str] = [*place.notes]
         if unknown := self.config.unknown_fields(self.kind.fields):
             names = ", ".join(unknown)
@@ -45,15 +44,13 @@ class Adapter:
             self.notes.append(f"its layers were merged by {self.config.raw.get('merged_by')}, not by edgetune")
         self.stacks = StackCache()
         self._tensors: AdapterTensors | None = None
-        initial = place.path / INITIAL
-        self._initial = find_adapter(initial).weights if initial.is_dir() else ()
+        self._initial = place.initial
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""
         if self.config.peft_type == MERGED_BY_PEFT:
             return dict(self.config.raw["identity"])
-        own = {file.name: sha256_of(file) for file in (self.config.path, *self._weights)}
-        return own | {f"{INITIAL}/{file.name}": sha256_of(file) for file in self._initial}
+        return self._place.identity()
 
     def tensors(self, base: BaseTargets) -> AdapterTensors:
         """Return the adapter's tensors by meaning. Only the names in `base` are used, and only in the first call."""

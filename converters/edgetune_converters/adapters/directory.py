@@ -46,9 +46,16 @@ class AdapterPlace(NamedTuple):
     notes: tuple[str, ...] = ()
     config: str = CONFIG_FILE
 
+    @property
+    def initial(self) -> tuple[Path, ...]:
+        """The files of the weights before training, where they lie inside. Raises AdapterError as `find_adapter`."""
+        inside = self.path / INITIAL
+        return find_adapter(inside).weights if inside.is_dir() else ()
+
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""
-        return {file.name: sha256_of(file) for file in (self.path / self.config, *self.weights)}
+        own = {file.name: sha256_of(file) for file in (self.path / self.config, *self.weights)}
+        return own | {f"{INITIAL}/{file.name}": sha256_of(file) for file in self.initial}
 
 
 def find_adapter(path: Path) -> AdapterPlace:
