@@ -33,10 +33,8 @@ SLOTS_OF_PRESET: Mapping[str, tuple[str, ...]] = {
 }
 """Names in `target_modules` that stand for layers of every family -> the slots of the architecture table."""
 
-NOT_FOLDED: Mapping[str, str] = dict.fromkeys(
-    ("gguf", "safetensors", "onnx", "gguf-lora"), "edgetune does not merge this kind; merge it with PEFT after training"
-)
-"""`Facts.not_as` of kinds that the converters do not merge."""
+THROUGH_PEFT = "PEFT merges its layers, which are then stored whole"
+"""`Facts.no_low_rank` of kinds that are merged by PEFT in the export."""
 
 Taxonomy = Literal["reparametrized", "selective", "additive"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import NOT_FOLDED, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import THROUGH_PEFT, Dropout, Facts, LayerMethod, Layers, Positive
 
 
 class Frod(LayerMethod):
@@ -16,7 +16,7 @@ class Frod(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "FRoD", "doi:10.1609/aaai.v40i31.39813", "reparametrized", "FROD",
         not_on=dict.fromkeys((4, 8), "its basis is computed from unpacked weights"),
-        not_as=NOT_FOLDED,
+        no_low_rank=THROUGH_PEFT,
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {
         "dropout": "frod_dropout", "seed": "projection_prng_key", "regularization": "regularization_alpha",

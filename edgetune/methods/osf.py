@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import NOT_FOLDED, Count, Facts, LayerMethod
+from edgetune.methods.base import THROUGH_PEFT, Count, Facts, LayerMethod
 
 
 class Osf(LayerMethod):
@@ -15,7 +15,7 @@ class Osf(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "OSF", "arXiv:2504.07097", "reparametrized", "OSF",
         not_on=dict.fromkeys((4, 8), "its start is a singular value decomposition of unpacked weights"),
-        not_as=NOT_FOLDED,
+        no_low_rank=THROUGH_PEFT,
     )  # fmt: skip
     starts_from_base: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import NOT_FOLDED, Count, Dropout, Facts, LayerMethod, Positive
+from edgetune.methods.base import THROUGH_PEFT, Count, Dropout, Facts, LayerMethod, Positive
 
 
 class Psoft(LayerMethod):
@@ -14,7 +14,7 @@ class Psoft(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "PSOFT", "openreview:FSHrinMArK", "reparametrized", "PSOFT",
         not_on=dict.fromkeys((4, 8), "its start is a singular value decomposition of unpacked weights"),
-        not_as=NOT_FOLDED,
+        no_low_rank=THROUGH_PEFT,
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {
         "alpha": "psoft_alpha", "dropout": "psoft_dropout", "orthogonal": "psoft_orth", "scale_inputs": "psoft_mag_a",

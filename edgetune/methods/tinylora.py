@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import NOT_FOLDED, Count, Dropout, Facts, LayerMethod, Layers
+from edgetune.methods.base import THROUGH_PEFT, Count, Dropout, Facts, LayerMethod, Layers
 
 
 class TinyLora(LayerMethod):
@@ -16,7 +16,7 @@ class TinyLora(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "TinyLoRA", "arXiv:2602.04118", "reparametrized", "TINYLORA",
         not_on=dict.fromkeys((4, 8), "its start is a singular value decomposition of unpacked weights"),
-        not_as=NOT_FOLDED,
+        no_low_rank=THROUGH_PEFT,
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"dropout": "tinylora_dropout", "seed": "projection_seed"}
     fixed_options: ClassVar[Mapping[str, Any]] = {"save_projection": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import NOT_FOLDED, Count, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers, Positive
 
 
 class UniLora(LayerMethod):
@@ -14,7 +14,6 @@ class UniLora(LayerMethod):
     facts: ClassVar[Facts] = Facts(
         "UniLoRA", "arXiv:2506.00799", "reparametrized", "UNILORA",
         not_on=dict.fromkeys((4, 8), "PEFT rounds its scales to the integers of the packed weights"),
-        not_as=NOT_FOLDED,
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {
         "length": "theta_d_length", "dropout": "unilora_dropout", "seed": "proj_seed", "bound": "init_theta_d_bound",

@@ -86,6 +86,7 @@ CASES: Mapping[str, Case] = {
         {"r": 3, "num_vectors": 9, "vector_length": 8, "topk": 3, "save_only_topk_weights": True},
         _ALL,
     ),
+    "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, _ALL),
     "pvera": Case("PveraConfig", {"r": 5}, _ALL),
     "hira": Case("HiraConfig", {"r": 3, "rank_pattern": {"q_proj": 2}}, _ALL),
     "glora": Case("GloraConfig", {"r": 3, "config_C": "none"}),

@@ -31,7 +31,7 @@ METHODS = {
     "osf": Method("OSFConfig", {"effective_rank": 20, "target_modules": ["q_proj", "v_proj"]}),
     "frod": Method("FrodConfig", {"target_modules": ["q_proj", "v_proj"]}),
     "waveft-sym4": Method("WaveFTConfig", {"n_frequency": 50, "wavelet_family": "sym4"}),
-    "vera-unsaved": Method("VeraConfig", {"r": 6, "d_initial": 1.0, "save_projection": False}),
+    "pvera-unsaved": Method("PveraConfig", {"r": 6, "save_projection": False}),
     "randlora-unsaved": Method("RandLoraConfig", {"r": 6, "save_projection": False}),
     "pissa": Method("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}),
 }
@@ -106,14 +106,14 @@ def _configured(**export: Any) -> dict[str, Any]:
 
 
 def test_a_merge_base_other_than_the_original_is_refused_before_the_training() -> None:
-    with pytest.raises(ConfigError, match=r"export.merge_base is auto, and PEFT alone merges \S*UniLoRA|Uni-LoRA"):
-        parse_config({**_configured(merge_base="auto"), "adapter": {"kind": "unilora"}})
-    parse_config({**_configured(), "adapter": {"kind": "unilora"}})
+    with pytest.raises(ConfigError, match=r"export.merge_base is auto, and PEFT alone merges TinyLoRA"):
+        parse_config({**_configured(merge_base="auto"), "adapter": {"kind": "tinylora"}})
+    parse_config({**_configured(), "adapter": {"kind": "tinylora"}})
 
 
 def test_a_rank_for_gguf_lora_admits_methods_without_a_low_rank() -> None:
     options = {"formats": ["gguf-lora"], "types": ["f32"]}
-    with pytest.raises(ConfigError, match="approximate it with export.lora_rank"):
+    with pytest.raises(ConfigError, match=r"approximate it with export.lora_rank"):
         parse_config({**_configured(**options), "adapter": {"kind": "lokr"}})
     parse_config({**_configured(**options, lora_rank=8), "adapter": {"kind": "lokr"}})
     with pytest.raises(ConfigError, match="cannot be exported as gguf-lora"):
@@ -122,7 +122,7 @@ def test_a_rank_for_gguf_lora_admits_methods_without_a_low_rank() -> None:
 
 def test_the_run_of_such_an_adapter_is_recognized(base: Path, tmp_path: Path) -> None:
     """`mismatches` needs of a run its manifest and its adapter alone."""
-    trained = adapter(base, tmp_path / "trained", METHODS["unilora"])
+    trained = adapter(base, tmp_path / "trained", METHODS["tinylora"])
     source = find_source(None, base, trained)
     receipt = prepare_export(source, {"formats": ["gguf"], "types": ["f16"]}, tmp_path / "x.gguf").run()[0]
     stored = SimpleNamespace(base=SimpleNamespace(files=receipt.base))

@@ -140,14 +140,6 @@ def test_gguf_lora_is_refused_exactly_where_the_export_refuses_it(
     assert (cli.run(command) == 0) == (why_not(method_of(name), "gguf-lora") is None)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(set(VARIANTS) - set(EXPORTED)))
-def test_a_kind_that_is_not_merged_is_trained_and_refused_by_the_export(kind: str, base: Path, tmp_path: Path) -> None:
-    config, run = write_config(base, tmp_path, kind), tmp_path / "run"
-    assert cli.run(["train", str(config), "-o", str(run)]) == 0
-    assert cli.run(["merge-export", str(run), "--format", "gguf", "-o", str(tmp_path / "model.gguf")]) != 0
-
-
 @pytest.mark.parametrize("kind", sorted(METHODS))
 def test_a_format_that_a_method_cannot_have_is_refused_before_training(kind: str, tmp_path: Path) -> None:
     method = METHODS[kind]

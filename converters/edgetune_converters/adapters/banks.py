@@ -1,6 +1,6 @@
-"""Kinds whose factors are made of tensors that all modules share: RandLoRA, PVeRA, VB-LoRA.
+"""Kinds whose factors are made of tensors that all modules share: RandLoRA, PVeRA, VB-LoRA, UniLoRA.
 
-Sources: PEFT, tuners/randlora/layer.py, tuners/pvera/layer.py, tuners/vblora/layer.py and model.py.
+Sources: PEFT, tuners/randlora/layer.py, tuners/pvera/layer.py, tuners/vblora/layer.py and model.py, tuners/unilora.
 """
 
 from __future__ import annotations
@@ -175,4 +175,49 @@ VBLORA = Kind(
             *("init_logits_std", "init_vector_bank_bound"),
         }
     ),
+)
+
+# -- UniLoRA -----------------------------------------------------------------------------------------------------------
+
+
+def _unilora(module: AdaptedModule) -> Iterator[Fold]:
+    (count,) = module.shape("theta_d")
+    values = module.tensor("theta_d", (count,))
+    rank = module.shape("indices_A")[0]
+    a = _picked(module, "A", (rank, module.columns), values)
+    b = _picked(module, "B", (module.rows, rank), values)
+    yield Fold(factors=lambda: (b(), a()))
+
+
+def _picked(module: AdaptedModule, factor: str, shape: tuple[int, int], values: Callable[[], F32]) -> Callable[[], F32]:
+    """Return a reader of a factor: a value and a scale for each place."""
+    places, scales = module.integers(f"indices_{factor}", shape), module.tensor(f"scales_{factor}", shape)
+    return lambda: values().reshape(-1)[places()] * scales()
+
+
+def _check_indices(config: PeftConfig) -> None:
+    if not config.flag("save_indices"):
+        raise OnlyPeftError(
+            "the adapter can be merged by PEFT alone: which values belong to a layer was not saved (save_indices is "
+            "false), and follows from the order of the layers in the model's class",
+            MERGE_FIRST,
+        )
+
+
+UNILORA = Kind(
+    RoleNames(
+        "UniLoRA",
+        tuple(f"unilora_{what}_{factor}" for what in ("indices", "scales") for factor in "AB"),
+        ("unilora_theta_d",),
+        prefix="unilora_",
+        integers=("unilora_indices_A", "unilora_indices_B"),
+    ),
+    _unilora,
+    fields=frozenset(
+        {
+            *("r", "theta_d_length", "proj_seed", "save_indices", "unilora_dropout", "init_weights", "bias"),
+            "init_theta_d_bound",
+        }
+    ),
+    check=_check_indices,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgetune_converters.adapters.adalora import ADALORA
-from edgetune_converters.adapters.banks import PVERA, RANDLORA, VBLORA
+from edgetune_converters.adapters.banks import PVERA, RANDLORA, UNILORA, VBLORA
 from edgetune_converters.adapters.blocks import C3A, GRALORA, MISS
 from edgetune_converters.adapters.boft import BOFT
 from edgetune_converters.adapters.hra import HRA
@@ -50,6 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "SHIRA": SHIRA,
     "SUPERTUNING": SUPERTUNING,
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
+    "UNILORA": UNILORA,
     "VBLORA": VBLORA,
     "VERA": VERA,
     "WAVEFT": WAVEFT,
@@ -73,7 +74,6 @@ THROUGH_PEFT: Mapping[str, str] = {
     "OSF": "it is made of all singular values of the base",
     "PSOFT": _SINGULAR,
     "TINYLORA": "which of its vectors belongs to a layer follows from the order of the layers in the model's class",
-    "UNILORA": "which of its values belongs to a layer follows from the order of the layers in the model's class",
 }
 """`peft_type` that PEFT alone merges -> why."""
 
