@@ -29,6 +29,7 @@ F32_KLD = 1e-7
 FORMATS = ("gguf", "gguf-lora")
 VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: {} for kind, method in METHODS.items() if issubclass(method, LayerMethod)},
+    "unilora": {"bound": 0.3},  # its few numbers change less than can be measured otherwise
     "lora with DoRA": {"kind": "lora", "use_dora": True, "rank_pattern": {"q_proj": 3}, "layers": [1]},
     "lora with PiSSA": {"kind": "lora", "init": "pissa", "use_rslora": True},
     "lora with CorDA": {"kind": "lora", "init": "corda", "target_modules": "mlp", "calibration_rows": 8},
