@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from edgetune.config import parse_config
 from edgetune.methods import BitFit, Freeze, Full, LlamaPro, Method
+from edgetune.planning.base_model import find_base
 from edgetune.training import adapters
-from tests.converters import runtime, tiny
+from edgetune_converters.errors import AdapterError
+from tests.converters import family_models, runtime, tiny
+from tests.converters.onnx import session
 from tests.export_requests import export
 
 F32_KLD = 1e-8
@@ -134,3 +138,48 @@ def test_an_exported_directory_answers_in_transformers(name: str, tmp_path: Path
     merged, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert [info["missing_keys"], info["unexpected_keys"]] == [set(), set()]
     assert np.allclose(_logits(merged.eval()), _logits(model), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS_TRAINED)
+def test_an_exported_graph_answers_as_the_changed_model(name: str, tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base")
+    model = _changed(base, METHODS_TRAINED[name])
+    model.save_pretrained(tmp_path / "adapter")
+    export(base, onnx={"f32": tmp_path / "onnx"}, adapter=tmp_path / "adapter")
+    kld, same = tiny.divergence(_logits(model), session.logits(tmp_path / "onnx", IDS[0].tolist()))
+    assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "command-r"])
+def test_a_graph_holds_biases_that_no_other_format_does(family: str, tmp_path: Path) -> None:
+    base = family_models.base(family, tmp_path / "base")
+    config = parse_config({"base": str(base), "data": {"train": "rows.jsonl"}, "quantization": {"bits": 16}})
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model = _disturb(adapters.add_adapter(model, BitFit(), find_base(config).layers, ["onnx"]))
+    assert any(name.endswith("mlp.down_proj.bias") for name in model.selection.parameters)
+    model.save_pretrained(tmp_path / "adapter")
+    export(base, onnx={"f32": tmp_path / "onnx"}, adapter=tmp_path / "adapter")
+    kld, _ = tiny.divergence(_logits(model), session.logits(tmp_path / "onnx", IDS[0].tolist()))
+    assert kld < 1e-6
+    with pytest.raises(AdapterError, match=r"gguf: llama\.cpp reads no bias of"):
+        export(base, {"f32": tmp_path / "f32.gguf"}, adapter=tmp_path / "adapter")
+
+
+def test_a_pair_of_factors_is_refused_for_whole_tensors(tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base")
+    _changed(base, Freeze(layers=1)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AdapterError):
+        export(base, lora={"f32": tmp_path / "lora.gguf"}, adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["llama-pro", "full", "bitfit"])
+def test_a_gguf_file_is_a_base_too(name: str, tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base")
+    export(base, {"f32": tmp_path / "base.gguf"})
+    model = _changed(base, METHODS_TRAINED[name])
+    model.save_pretrained(tmp_path / "adapter")
+    export(tmp_path / "base.gguf", {"f32": tmp_path / "f32.gguf"}, adapter=tmp_path / "adapter")
+    ids = IDS[0].tolist()
+    kld, same = tiny.divergence(_logits(model), runtime.logits(tmp_path / "f32.gguf", ids))
+    assert (kld < F32_KLD, same) == (True, 1.0)
