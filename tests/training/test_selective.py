@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from edgetune.config import parse_config
 from edgetune.methods import BitFit, Freeze, Full, LlamaPro, Method
 from edgetune.planning.base_model import find_base
+from edgetune.planning.disk import count_adapter_parameters
 from edgetune.training import adapters
 from edgetune_converters.errors import AdapterError
+from edgetune_converters.reading.checkpoint import Checkpoint
 from tests.converters import family_models, runtime, tiny
 from tests.converters.onnx import session
 from tests.export_requests import export
@@ -183,3 +185,13 @@ def test_a_gguf_file_is_a_base_too(name: str, tmp_path: Path) -> None:
     ids = IDS[0].tolist()
     kld, same = tiny.divergence(_logits(model), runtime.logits(tmp_path / "f32.gguf", ids))
     assert (kld < F32_KLD, same) == (True, 1.0)
+
+
+@pytest.mark.parametrize("name", METHODS_TRAINED)
+def test_the_estimate_of_trained_values_is_no_less_than_their_number(name: str, tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base")
+    method = METHODS_TRAINED[name]
+    trained = adapters.count_trainable(_changed(base, method))
+    estimate = count_adapter_parameters(Checkpoint(base), method)
+    assert trained <= estimate
+    assert name in ("bitfit", "freeze-embedding", "freeze") or trained == estimate
