@@ -373,6 +373,11 @@ class Config(Section):
                 f"export.formats: {', '.join(others)} has no place for the score head of a reward model, which gguf "
                 "carries in its metadata; set export.formats: [gguf], or []"
             )
+        if self.objective.facts.is_scorer and self.adapter.kind == "full":
+            found.append(
+                "objective.kind: reward stores its score head beside the adapter, and adapter.kind: full has none; "
+                "choose another adapter.kind"
+            )
         generates = self.objective.facts.generates and self.objective.compares_with_base
         if generates and self.adapter.facts.peft_type is None:
             found.append(
