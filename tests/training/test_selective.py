@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from edgetune.config import parse_config
+from edgetune.errors import RunDirectoryError
 from edgetune.methods import BitFit, Freeze, Full, LlamaPro, Method
 from edgetune.planning.base_model import find_base
 from edgetune.planning.disk import count_adapter_parameters
@@ -77,6 +78,13 @@ def test_stored_tensors_make_the_same_model_of_the_base(name: str, tmp_path: Pat
     again = adapters.load_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     assert np.array_equal(_logits(again), _logits(model))
     assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base")
+    _changed(base, Freeze(layers=[1])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RunDirectoryError, match=r"other trained tensors than the configuration: model\.layers\.0\."):
+        _changed(base, Freeze(layers=[0])).load_trained(tmp_path / "adapter")
 
 
 def test_only_trained_tensors_are_stored_under_names_of_the_base(tmp_path: Path) -> None:

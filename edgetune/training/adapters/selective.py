@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edgetune.training.adapters.checkpoint_layout import as_loaded, as_stored
+from edgetune.errors import RunDirectoryError
+from edgetune.training.adapters.checkpoint_layout import as_loaded, as_stored, stored_names
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -99,6 +100,12 @@ class SelectiveModel:
         parameters = self.selection.parameters
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+            differing = set(file.keys()) ^ set(stored_names(self, list(parameters)))
+            if differing:
+                raise RunDirectoryError(
+                    f"{directory} holds other trained tensors than the configuration: {min(differing)} differs",
+                    "Restore adapter and export.formats of the run, or start over with --overwrite",
+                )
             copy_values(parameters, as_loaded(self, shapes, file.get_tensor))
 
 
