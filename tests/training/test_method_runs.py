@@ -115,7 +115,8 @@ def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(name: str, 
 
     file, measured = tmp_path / "model.gguf", tmp_path / "results.json"
     assert cli.run(["merge-export", str(stopped.path), "--format", "gguf", "-o", str(file)]) == 0
-    assert cli.run(["validate", str(stopped.path), str(file), "--json", str(measured)]) == 0
+    # 3: this random model may write a stop token of the file within an answer
+    assert cli.run(["validate", str(stopped.path), str(file), "--json", str(measured)]) in (0, 3)
     rungs = {rung["kind"]: rung for rung in json.loads(measured.read_text())["rungs"]}
     assert rungs["base"]["figures"]["kld"]["value"] > 1e-6
     assert rungs["file"]["figures"]["kld"]["value"] < F32_KLD
