@@ -1,4 +1,4 @@
-"""Which layers `adapter.target_modules` and `adapter.layers` choose, in families with other names and fused matrices."""
+"""Which layers `adapter.target_modules` and `adapter.layers` choose, also in families with fused matrices."""
 
 from __future__ import annotations
 
