@@ -26,13 +26,16 @@ from edgetune_converters.provenance.receipts import Receipt, receipt_path
 
 FILE = "README.md"
 _MARK = "<!-- made by edgetune: a new export replaces this file -->"
-_LIBRARY = {"gguf": "gguf", "safetensors": "transformers", "gguf-lora": "gguf"}
-_RELATION = {"gguf": "quantized", "safetensors": "finetune", "gguf-lora": "adapter"}
+_LIBRARY = {"gguf": "gguf", "safetensors": "transformers", "gguf-lora": "gguf", "onnx": "onnx"}
+_RELATION = {"gguf": "quantized", "safetensors": "finetune", "gguf-lora": "adapter", "onnx": "quantized"}
 _RUN = {
     "gguf": 'edgetune run {file} -p "..."\nllama-cli -m {file}',
     "safetensors": 'transformers chat ./{file}   # or AutoModelForCausalLM.from_pretrained("./{file}")',
     "gguf-lora": "llama-cli -m BASE.gguf --lora {file}",
+    "onnx": 'edgetune run {file} -p "..."',
 }
+_TOLD = ("the prefix of ", "the chat template begins with the soft tokens")
+"""Beginnings of the notes of a receipt that say what other programs lack."""
 _TRAINING = (
     "epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "scheduler", "optimizer", "seed",
 )  # fmt: skip
@@ -155,7 +158,9 @@ def _files(receipts: Sequence[Receipt]) -> str:
 
 def _how_to_run(receipts: Sequence[Receipt]) -> str:
     commands = [_RUN[receipt.format].format(file=Path(receipt.artifact).name) for receipt in receipts]
-    return "## How to run it\n\n```\n" + "\n".join(commands) + "\n```"
+    notes = dict.fromkeys(note for receipt in receipts for note in receipt.notes if note.startswith(_TOLD))
+    told = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
+    return "## How to run it\n\n```\n" + "\n".join(commands) + "\n```" + told
 
 
 def _training(manifest: RunManifest) -> str:

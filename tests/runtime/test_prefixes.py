@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgetune.errors import RuntimeProblem
+from edgetune.publish import model_card
+from edgetune.runs.manifest import RunManifest
 from edgetune.runtime import Sampling, load
 from edgetune.runtime.llama.prefix import with_cache
 from edgetune.runtime.prefix_state import PrefixState
@@ -71,6 +73,20 @@ def test_a_missing_or_foreign_prefix_is_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(RuntimeProblem, match=r"its file .*f32\.prefix\.safetensors is missing"):
         load(tmp_path / "f32.gguf")
+
+
+def test_the_model_card_says_what_other_programs_lack(tmp_path: Path) -> None:
+    base = tiny.base("qwen3", tmp_path / "base")
+    adapter = soft_prompts.write("prefix-tuning", base, tmp_path / "adapter")
+    receipts = export(base, {"f32": tmp_path / "f32.gguf"}, onnx={"f32": tmp_path / "onnx"}, adapter=adapter)
+    for receipt in receipts:
+        card = model_card.format_card("model", [receipt], base, RunManifest())
+        assert "The prefix of 7 keys and values lies beside the model" in card
+    soft = soft_prompts.write("prompt-tuning", base, tmp_path / "soft")
+    (receipt,) = export(base, {"f32": tmp_path / "soft.gguf"}, adapter=soft)
+    assert "The chat template begins with the soft tokens" in model_card.format_card(
+        "m", [receipt], base, RunManifest()
+    )
 
 
 @pytest.mark.parametrize("fields", [{"safetensors": {"f32": Path("st")}}, {"lora": {"f32": Path("lora.gguf")}}])
