@@ -15,7 +15,7 @@ from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Mis
 from edgetune_converters.adapters.matching import MERGE_FIRST, Kind
 from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.state_dict import RoleNames
-from edgetune_converters.errors import OnlyPeftError
+from edgetune_converters.errors import AdapterError, OnlyPeftError
 from edgetune_converters.tensors import F32
 
 _NOT_SAVED = "the random projections were not saved (save_projection is false), and follow from a generator of torch"
@@ -144,8 +144,15 @@ def _mixture(
 
     def of_logits() -> F32:
         values = logits().astype(np.float64)
-        order = np.argsort(-values, axis=-1, kind="stable")[..., :best]
-        largest = np.take_along_axis(values, order, -1)
+        order = np.argsort(-values, axis=-1, kind="stable")
+        descending = np.take_along_axis(values, order, -1)
+        if np.any(descending[..., best - 1 : best] == descending[..., best : best + 1]):
+            raise AdapterError(
+                f"{module.name}: {role} holds equal logits, of which PEFT chooses some by chance: the vectors of the "
+                "training are not known",
+                "Save it again with save_only_topk_weights: true",
+            )
+        order, largest = order[..., :best], descending[..., :best]
         powers = np.exp(largest - largest[..., :1])
         return _weighted(bank(), order, powers / powers.sum(-1, keepdims=True))
 
