@@ -76,9 +76,9 @@ def _write(outputs: Sequence[Output], inputs: ExportInputs, progress: Progress |
         stream.run(streamed, inputs.model.checkpoint, inputs.request.threads, advanced)
         inputs.check(wait=True)
         identity = inputs.hashing.result()
-        for output in outputs:
+        for output, target in zip(outputs, inputs.request.targets, strict=True):
             output.finish(identity)
-            _write_prefix(output, inputs)
+            _write_prefix(output, target.format, inputs)
         for output in outputs:
             output.verify()
         for output in outputs:
@@ -87,9 +87,8 @@ def _write(outputs: Sequence[Output], inputs: ExportInputs, progress: Progress |
             return [_publish(output, inputs, identity) for output in outputs]
 
 
-def _write_prefix(output: Output, inputs: ExportInputs) -> None:
+def _write_prefix(output: Output, format_: str, inputs: ExportInputs) -> None:
     """Write the prefix beside the artifact, before the artifact gets its name."""
-    format_ = next(target.format for target in inputs.request.targets if target.path == output.path)
     content = inputs.prefix(format_)
     if content is None:
         return
