@@ -173,7 +173,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         ({"use_dora": True}, "has no lora_magnitude_vector"),
         ({"use_dora": "yes"}, "use_dora is 'yes', not true or false"),
         ({"kasa_config": {"beta": 1}}, "KaSA"),
-        ({"layer_replication": [[0, 2]]}, "layer replication"),
+        ({"layer_replication": [0, 2]}, r"layer_replication is \[0, 2\], not a list of ranges"),
         ({"init_lora_weights": "pissa"}, "initialized with 'pissa'"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialized with 'pissa_niter_4'"),
         ({"init_lora_weights": "loftq"}, "initialized with 'loftq'"),

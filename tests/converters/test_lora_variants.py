@@ -13,6 +13,9 @@ import pytest
 from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.errors import AdapterError
+from edgetune_converters.merging.merge_base import merge_base_named
+from edgetune_converters.model import open_model
+from edgetune_converters.outputs.lora import lora_factors_of_model
 from tests.converters import tiny
 from tests.converters.peft_methods import folded, randomize
 from tests.converters.test_adapters import write
@@ -97,6 +100,35 @@ def test_blocks_of_bdlora_stand_on_the_diagonal(base: Path, tmp_path: Path) -> N
     settings = peft.tuners.lora.config.BdLoraConfig(**blocks, match_strict=False)
     theirs = trained(base, tmp_path, use_bdlora=settings)
     assert_equal(folded(base, tmp_path), theirs)
+
+
+@_between_libraries()
+def test_replicated_layers_are_copies_with_changes_of_their_own(tmp_path: Path) -> None:
+    """PEFT's forward is the reference: its merge adds the changes of all copies to the weights that they share."""
+    base = tiny.base("llama", tmp_path / "base")
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=_TARGETS, layer_replication=[[0, 2], [1, 3]])
+    wrapped = peft.get_peft_model(model, settings)
+    randomize(wrapped)
+    wrapped.save_pretrained(tmp_path / "trained")
+    ours = folded(base, tmp_path / "trained")
+    larger = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(base, num_hidden_layers=4), dtype=torch.float32
+    )
+    assert not larger.load_state_dict(ours, strict=False).unexpected_keys
+    ids = torch.tensor([tiny.random_ids(40)])
+    with torch.no_grad():
+        wanted = wrapped.eval()(ids, use_cache=False).logits
+        assert torch.allclose(larger.eval()(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(AdapterError, match="only to a base of the same blocks"):
+        lora_factors_of_model(open_model(base, tmp_path / "trained", merge_base_named("original")))
+
+
+def test_layers_that_are_replicated_in_another_order_are_refused(base: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path, layer_replication=[[0, 3], [0, 3]])
+    with pytest.raises(AdapterError, match=r"\[0, 1, 2, 0, 1, 2\], which is no expansion of the 3 blocks"):
+        folded(base, tmp_path)
 
 
 def test_groups_of_qalora_are_averaged(tmp_path: Path) -> None:

@@ -326,7 +326,6 @@ def _check(config: PeftConfig) -> None:
 
 # field of adapter_config.json that is not supported -> name of the variant
 _REFUSED: Mapping[str, str] = {
-    "layer_replication": "layer replication (layer_replication)",
     # of ms-swift before version 3
     "use_qa_lora": "QA-LoRA (use_qa_lora)",
     "use_merged_linear": "merged linear layers (use_merged_linear)",
@@ -339,6 +338,7 @@ _FIELDS = frozenset(
         *_REFUSED,
         *_BY_INPUT,
         *("use_qalora", "use_bdlora", "monteclora_config", "kasa_config"),
+        *("layer_replication", "blocks"),
         *(
             "r",
             "lora_alpha",

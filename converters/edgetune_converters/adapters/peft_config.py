@@ -36,6 +36,8 @@ class PeftConfig:
         self.path = path
         stated = read_json(path)
         self.raw = as_peft_config(path, stated) if is_mlx(stated) else stated
+        if ranges := self.raw.get("layer_replication"):
+            self.raw = {**self.raw, "blocks": _replicated(path, ranges)}
 
     @property
     def peft_type(self) -> object:
@@ -118,6 +120,16 @@ class PeftConfig:
         """Return rank and scale of B @ A of a module: alpha/r, or alpha/sqrt(r) with rsLoRA; patterns apply."""
         rank, alpha = self.rank_and_alpha(module)
         return rank, alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
+
+
+def _replicated(path: Path, ranges: Any) -> list[int]:
+    """Return the block of the base that each block is a copy of, for ranges [first, end]. Raises AdapterError."""
+    pairs = isinstance(ranges, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair) for pair in ranges
+    )
+    if not pairs:
+        raise AdapterError(f"{path}: layer_replication is {ranges!r}, not a list of ranges", _FROM_TRAINING)
+    return [number for first, end in ranges for number in range(first, end)]
 
 
 def _patterned(patterns: Any, module: str, default: Any) -> Any:

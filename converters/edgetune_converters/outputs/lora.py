@@ -25,6 +25,7 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.split import SplitPlan
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import Value, f32, string
+from edgetune_converters.merging.expanded_blocks import BLOCKS
 from edgetune_converters.model import Model
 from edgetune_converters.outputs.base import OutputSummary
 from edgetune_converters.outputs.gguf import StagedGguf
@@ -101,6 +102,11 @@ def lora_factors_of_model(model: Model, asked: LoraRank = LoraRank()) -> LoraFac
         raise AdapterError(
             f"the adapter has {model.resized.rows} rows of embeddings and the base {model.resized.rows_before}: "
             "llama.cpp applies an adapter only to a base of the same vocabulary",
+            _HINT,
+        )
+    if model.adapter.config.raw.get(BLOCKS) is not None:
+        raise AdapterError(
+            "the adapter adds blocks to the base, and llama.cpp applies an adapter only to a base of the same blocks",
             _HINT,
         )
     made = _Factoring(model, asked)
