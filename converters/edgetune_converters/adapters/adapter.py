@@ -33,7 +33,7 @@ class Adapter:
             self.file = open_weights(place.weights)
         except CheckpointError as error:
             raise AdapterError(error.message, error.hint) from error
-        self.kind = kind_of(self.config)
+        self.kind = self._find_kind()
         self.path = place.path
         self._place, self._weights = place, place.weights
         self.notes: list[str] = [*place.notes]
@@ -45,6 +45,9 @@ class Adapter:
         self.stacks = StackCache()
         self._tensors: AdapterTensors | None = None
         self._initial = place.initial
+
+    def _find_kind(self) -> Kind:
+        return kind_of(self.config)
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of configuration and weights, by file name."""

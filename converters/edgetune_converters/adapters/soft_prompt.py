@@ -17,9 +17,10 @@ from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.directory import find_adapter
-from edgetune_converters.adapters.peft_config import CONFIG_FILE, PeftConfig
+from edgetune_converters.adapters.lora import LORA
+from edgetune_converters.adapters.matching import Kind
+from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.adapters.state_dict import AdapterTensors
-from edgetune_converters.adapters.weights import open_weights
 from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.tensors import ALL, F32, TensorInfo
@@ -42,20 +43,17 @@ class VirtualTokenAdapter(Adapter):
 
     def __init__(self, path: Path, tensors: tuple[str, ...]) -> None:
         """Open the adapter, whose tensors must be these."""
-        try:
-            place = find_adapter(path)
-            self.config = PeftConfig(place.path / place.config)
-            self.file = open_weights(place.weights)
-        except CheckpointError as error:
-            raise AdapterError(error.message, error.hint) from error
-        self.path, self._weights, self.notes = place.path, place.weights, [*place.notes]
-        self._initial = ()
+        super().__init__(path)
         self.peft_type = str(self.config.peft_type)
         expected, found = set(tensors), set(self.file.tensors)
         problems = [f"it has no {name}" for name in sorted(expected - found)]
         problems += [f"{name} is not a tensor of {self.peft_type}" for name in sorted(found - expected)]
         if problems:
             raise AdapterError.of_many(f"problems with the adapter {self.path}", problems, _AGAIN)
+
+    def _find_kind(self) -> Kind:
+        """The kind of an adapter without modules; all fields had their effect in training."""
+        return Kind(LORA.names, lambda module: (), frozenset(self.config.raw))
 
     def read_embeddings(self) -> F32:
         """Return `prompt_embeddings`, f32 [n, k] for n virtual tokens."""
