@@ -55,7 +55,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt native/CMakeLists.txt $(wildcard 
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo 'making .venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@echo '1/3 build tools'
-	@$(PIP) install -q -c constraints.txt scikit-build-core cmake ninja
+	@$(PIP) install -q -c constraints.txt scikit-build-core cmake ninja setuptools
 	@echo '2/3 llama.cpp (built from source once, 3 to 5 minutes on two cores; pip keeps the wheel)'
 	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(PIP) install -q -c constraints.txt llama-cpp-python
 	@echo '3/3 torch, transformers, bitsandbytes and edgetune itself'
