@@ -182,6 +182,12 @@ class LayerMethod(Method):
     modules_to_save: list[str] = []
     """Modules that are trained in full beside the adapter, such as [lm_head, embed_tokens]."""
 
+    def why_not_as(self, format_: str) -> str | None:
+        """Return why a trained model cannot be exported in a format; None if it can."""
+        if format_ == "gguf-lora" and self.modules_to_save:
+            return "adapter.modules_to_save trains whole modules, which gguf-lora cannot hold"
+        return super().why_not_as(format_)
+
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names, for the class of its configuration."""
         options = super().peft_options()

@@ -67,6 +67,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the embedding": (
         {"adapter": {"kind": "gralora", "target_modules": ["embed_tokens"]}}, "GraLoRA cannot adapt model.embed_tokens",
     ),
+    "a tied embedding in gguf-lora": (
+        {"adapter": {"target_modules": ["embed_tokens"]}, "export": {"formats": ["gguf-lora"], "types": ["f16"]}},
+        "gguf-lora has no place for the change of model.embed_tokens.weight",
+    ),
+    "a whole module in gguf-lora": (
+        {"adapter": {"modules_to_save": ["lm_head"]}, "export": {"formats": ["gguf-lora"], "types": ["f16"]}},
+        "adapter.modules_to_save trains whole modules",
+    ),
     "a start from a rounded base": ({"adapter": {"init": "pissa"}}, "adapter.init: pissa moves the base"),
     "DoRA in 8 bits": (
         {"adapter": {"use_dora": True}, "quantization": {"bits": 8}},

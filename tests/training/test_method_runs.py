@@ -67,6 +67,8 @@ def write_config(base: Path, folder: Path, name: str) -> Path:
 
 def why_not(method: Method, format_: str) -> str | None:
     """Why a format is refused, or none of its exact files."""
+    if format_ == "gguf-lora" and "embed_tokens" in getattr(method, "target_modules", []):
+        return "the output matrix of this base is tied to it"
     return method.why_not_as(format_) or (method.no_low_rank if format_ == "gguf-lora" else None)
 
 

@@ -109,7 +109,13 @@ def adapted_tensors(model: Any) -> list[str]:
 
 def check_lora_places(model: Any, layers: ExportableLayers) -> None:
     """Raise ConfigError for adapted layers whose change a gguf-lora file cannot hold."""
-    refused = [(name, why) for name in adapted_tensors(model) if (why := layers.why_not_lora(name))]
+    adapted = adapted_tensors(model)
+    refused = [(name, why) for name in adapted if (why := layers.why_not_lora(name))]
+    base = model.get_base_model()
+    if getattr(base.config, "tie_word_embeddings", False):
+        embedding = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
+        tied = "the output matrix is tied to it, and llama.cpp would not change both"
+        refused += [(name, tied) for name in adapted if name == f"{embedding}.weight"]
     if refused:
         name, why = refused[0]
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
