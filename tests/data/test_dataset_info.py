@@ -245,8 +245,8 @@ def test_a_file_without_a_name_and_a_wrong_name_list_the_datasets(tmp_path: Path
     with pytest.raises(DataError, match="describes 2 datasets and holds no rows") as caught:
         read_source(str(file))
     assert "dataset_info.json#identity" in str(caught.value.hint)
-    with pytest.raises(DataError, match="describes no dataset 'identty'") as caught:
-        read_source(f"{file}#identty")
+    with pytest.raises(DataError, match="describes no dataset 'identityx'") as caught:
+        read_source(f"{file}#identityx")
     assert "Did you mean identity?" in str(caught.value.hint)
 
 
