@@ -98,6 +98,21 @@ def test_the_clean_adapter_gives_the_logits_of_peft_and_no_note(base: Path, clea
     assert not [note for note in receipt.notes if "wrapper" in note]
 
 
+@pytest.mark.parametrize("prefix", ["", "pretrained_model."])
+def test_the_value_head_of_ppo_is_left_out_with_a_note(
+    prefix: str, base: Path, clean: Path, clean_tensors: dict[str, bytes], tmp_path: Path
+) -> None:
+    """TRL saves `v_head.summary` in the state of AutoModelForCausalLMWithValueHead."""
+    adapter = _renamed(clean, tmp_path / "adapter", lambda name: prefix + name)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    head = {"v_head.summary.weight": np.ones((1, 64), np.float32), "v_head.summary.bias": np.ones(1, np.float32)}
+    save_file({**tensors, **head}, adapter / "adapter_model.safetensors")
+    (receipt,) = export(base, {"f32": tmp_path / "m.gguf"}, adapter=adapter)
+    assert _tensors(tmp_path / "m.gguf") == clean_tensors
+    said = "2 tensors are of the value head, which only PPO's training needs; left out: v_head.summary."
+    assert [note for note in receipt.notes if note.startswith(said)]
+
+
 def test_an_adapter_of_a_model_without_its_head(base: Path, tmp_path: Path) -> None:
     plain = tiny.adapter(base, tmp_path / "plain", target_modules=["q_proj", "down_proj"])
     headless = tiny.transformers.AutoModel.from_pretrained(base, dtype=tiny.torch.float32)

@@ -25,6 +25,8 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 _PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+?)"
 _ADAPTER_NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
+# rates answers while PPO trains; TRL saves it along with an adapter
+_VALUE_HEAD = re.compile(r"^(?:.*\.)?v_head\.(?:.+\.)?(?:weight|bias)$")
 # tensors as they were before training: PEFT saves them along with an embedding
 _ORIGINAL = re.compile(
     _PREFIX + r"\.(?:original_module\.(?P<part>weight|bias)|(?:token_adapter\.)?trainable_tokens_original(?:\.[^.]+)?)$"
@@ -149,11 +151,13 @@ def _matched(
     matched: list[tuple[TensorInfo, re.Match[str], str]] = []
     foreign: list[str] = []
     originals: list[str] = []
+    value_head: list[str] = []
     empty: list[str] = []
     integers: dict[str, list[str]] = {}
     # in the order in which they are tried
     groups = (
         ("original", _ORIGINAL.match),
+        ("value head", _VALUE_HEAD.match),
         ("role", names.role_of),
         ("tokens", _TOKENS.match),
         ("replacement", names.replaced_by),
@@ -164,6 +168,8 @@ def _matched(
         whole = group == "role" and match is not None and match["role"] in names.integers
         if group == "original":
             originals.append(name)
+        elif group == "value head":
+            value_head.append(name)
         elif info.dtype not in _FLOATS and not whole:
             integers.setdefault(info.dtype, []).append(name)
         elif 0 in info.shape and not (names.may_be_empty and group == "role"):
@@ -180,6 +186,8 @@ def _matched(
     article = "an" if names.title[0] in "AEIO" else "a"
     one, many = (f"{words} of {article} {names.title} adapter" for words in ("is not a tensor", "are not tensors"))
     found.problems += as_one_line(foreign, one, many)
+    of_ppo = "of the value head, which only PPO's training needs; left out"
+    found.notes += as_one_line(value_head, f"is {of_ppo}", f"are {of_ppo}", noun="tensors")
     before = "the values before training; left out"
     found.notes += as_one_line(originals, f"holds {before}", f"hold {before}", noun="tensors")
     return matched
