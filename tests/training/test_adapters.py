@@ -33,11 +33,21 @@ Loader = Callable[[str | None], Any]
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A function that loads the base in a precision; "nf4!" and others: dequantized again."""
-    folder = tmp_path_factory.mktemp("shape")
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).save_pretrained(folder)
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The base without and with biases of the attention."""
+    found = {biases: tmp_path_factory.mktemp("shape") for biases in (False, True)}
+    for biases, folder in found.items():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(**SHAPE, attention_bias=biases)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return found
+
+
+@pytest.fixture
+def load(folders: dict[bool, Path], request: pytest.FixtureRequest) -> Loader:
+    """A function that loads the base in a precision, for BEFT with biases; "nf4!" and others: dequantized again."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    folder = folders[parameters.get("kind") == "beft"]
 
     def load_in(precision: str | None = None) -> Any:
         return _load(folder, precision)
