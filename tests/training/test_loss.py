@@ -160,7 +160,7 @@ def test_collator_pads_on_the_right() -> None:
     ("targets", "problem"),
     [
         (["q_proj", "query_key_value"], "query_key_value fit no linear layer"),
-        (["lm_head"], "lm_head cannot be adapted"),
+        (["lm_head"], "LoRA cannot adapt lm_head"),
         ([], "nothing cannot be adapted"),
         (".*attention_xyz", "fits no layer"),
     ],
