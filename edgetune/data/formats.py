@@ -274,6 +274,8 @@ class RowReader:
                 f"is a single message ({', '.join(present)}), not a conversation",
                 'Put the messages of a conversation into one row: {"messages": [...]}',
             )
+        if half := self._half_a_pair(finder):
+            return half
         if other := self._other_kind(row):
             return other
         found = finder.first((*names.INSTRUCTION_KEYS, *names.PROMPT_KEYS))
@@ -284,6 +286,17 @@ class RowReader:
             f"in no known format; its keys are {', '.join(present) or 'none'}{missing}; looked for "
             + "; or ".join(each.keys for each in self._finder.formats.values()),
             _COLUMNS_HINT,
+        )
+
+    def _half_a_pair(self, finder: KeyFinder) -> RowProblem | None:
+        """Return the problem of a preference pair that lacks one of its answers."""
+        better, worse = finder.first(names.CHOSEN_KEYS), finder.first(names.REJECTED_KEYS)
+        if self.kind != PAIR or bool(better) == bool(worse):
+            return None
+        lacking = "rejected" if better else "chosen"
+        return RowProblem(
+            f"has {better or worse} and no {lacking} answer beside it",
+            f"Add the {lacking} answer; data.columns.{lacking} names a key of your own",
         )
 
     def _prompts_alone(self) -> str:

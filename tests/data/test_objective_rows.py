@@ -196,6 +196,8 @@ def test_a_ranked_list_becomes_a_pair_for_each_two_ranks(tmp_path: Path) -> None
         ({"prompt": "q", "chosen": "a\ud83d", "rejected": "b"}, "half a character"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "images": ["x"]}, "images is not empty"),
         ({"foo": 1}, "in no known format; its keys are foo; looked for chosen"),
+        ({"prompt": "a", "chosen": "x"}, "has chosen and no rejected answer beside it"),
+        ({"prompt": "a", "chosen": None, "rejected": "x"}, "has rejected and no chosen answer beside it"),
     ],
 )  # fmt: skip
 def test_pairs_that_teach_nothing_or_cannot_be_read_are_refused(row: Any, problem: str) -> None:
