@@ -20,9 +20,9 @@ from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import summary
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
-from edgetune.training.callbacks import MetricsCallback
 from edgetune_converters.files.contents import sha256_of
 from tests.training import kinds, runs
+from tests.training.interruptions import stop_after
 
 F32_KLD = 1e-7
 """f32 on both sides, and the coding of the reference."""
@@ -79,17 +79,6 @@ def with_biases(directory: Path) -> Path:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**runs.SHAPE, attention_bias=True))
     model.to(torch.bfloat16).save_pretrained(directory)
     return directory
-
-
-def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    stepped = MetricsCallback._stepped
-
-    def stopping(self: MetricsCallback, at: int, last: int, logs: Any) -> None:
-        stepped(self, at, last, logs)
-        if at == step:
-            raise KeyboardInterrupt
-
-    patch.setattr(MetricsCallback, "_stepped", stopping)
 
 
 def digests(run: RunDirectory) -> dict[str, str]:

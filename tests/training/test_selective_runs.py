@@ -14,9 +14,9 @@ from edgetune import cli
 from edgetune.planning import optimizers
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import checkpoints
-from edgetune.training.callbacks import MetricsCallback
 from edgetune_converters.files.contents import sha256_of
 from tests.training import runs
+from tests.training.interruptions import stop_after
 
 F32_KLD = 1e-7
 """f32 on both sides, and the coding of the reference."""
@@ -44,17 +44,6 @@ def _digests(run: RunDirectory) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in run.adapter.glob("*.safetensors")}
 
 
-def _stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    stepped = MetricsCallback._stepped
-
-    def stopping(self: MetricsCallback, at: int, last: int, logs: Any) -> None:
-        stepped(self, at, last, logs)
-        if at == step:
-            raise KeyboardInterrupt
-
-    patch.setattr(MetricsCallback, "_stepped", stopping)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "bits"), BOTH)
 def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(
@@ -64,7 +53,7 @@ def test_a_run_resumes_bit_for_bit_and_its_file_is_the_trained_model(
     whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
     assert cli.run(["train", str(config), "-o", str(whole.path)]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        _stop_after(3, patch)
+        stop_after(3, patch)
         assert cli.run(["train", str(config), "-o", str(stopped.path)]) == 130
     assert [checkpoints.step_of(each) for each in checkpoints.list_complete(stopped.checkpoints)] == [2]
     assert cli.run(["train", str(config), "-o", str(stopped.path), "--resume"]) == 0
@@ -105,7 +94,7 @@ def test_full_fine_tuning_resumes_bit_for_bit_with_every_optimizer(optimizer: st
     whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
     assert cli.run(["train", str(config), "-o", str(whole.path)]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        _stop_after(3, patch)
+        stop_after(3, patch)
         assert cli.run(["train", str(config), "-o", str(stopped.path)]) == 130
     assert cli.run(["train", str(config), "-o", str(stopped.path), "--resume"]) == 0
     assert _digests(whole) == _digests(stopped) != {}

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from edgetune.training.run import train
 from edgetune_converters.files.contents import sha256_of
 from tests.data import templates
 from tests.training import runs
+from tests.training.interruptions import at_step
 
 STEPS, SAVE = 9, 4
 """No multiple of one another, nor of the window of 2 steps that losses are averaged over."""
@@ -219,24 +219,13 @@ def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     assert_same_run(RunDirectory.open(path), finished)
 
 
-def _at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    stepped = MetricsCallback._stepped
-
-    def acting(self: MetricsCallback, at: int, last: int, logs: Any) -> None:
-        stepped(self, at, last, logs)
-        if at == step:
-            act()
-
-    monkeypatch.setattr(MetricsCallback, "_stepped", acting)
-
-
 def test_ctrl_c_saves_a_checkpoint_and_names_the_command_that_resumes(
     finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "stopped"
     arguments = ["train", str(config), "-o", str(path)]
     with pytest.MonkeyPatch.context() as patch:
-        _at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
         assert cli.run(arguments) == 130
     written = capfd.readouterr()
     assert written.out == ""
@@ -260,7 +249,7 @@ def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pyte
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        _at_step(2, twice, patch)
+        at_step(2, twice, patch)
         assert cli.run(["train", str(config), "-o", str(path)]) == 130
     assert "resume with `edgetune train" in capfd.readouterr().err
     assert checkpoints.latest_complete(RunDirectory(path).checkpoints) is None

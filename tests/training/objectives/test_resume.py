@@ -12,9 +12,9 @@ from edgetune.config import parse_config
 from edgetune.objectives import OBJECTIVES
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
-from edgetune.training.callbacks import MetricsCallback
 from edgetune.training.run import train
 from edgetune_converters.files.contents import sha256_of
+from tests.training.interruptions import stop_after
 from tests.training.objectives import encoded
 
 FAST = ("dpo",)
@@ -55,15 +55,8 @@ def test_a_resumed_training_is_the_uninterrupted_one_and_ends_in_a_run(
         values["objective"]["teacher"] = str(base)
     config = parse_config(values)
     whole = train(config, tmp_path / "whole")
-    stepped = MetricsCallback._stepped
-
-    def stopping(self: MetricsCallback, at: int, last: int, logs: Any) -> None:
-        stepped(self, at, last, logs)
-        if at == STOPPED:
-            raise StoppedError
-
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsCallback, "_stepped", stopping)
+        stop_after(STOPPED, patch, StoppedError)
         with pytest.raises(StoppedError):
             train(config, tmp_path / "resumed")
     resumed = train(config, tmp_path / "resumed", resume=True)
