@@ -54,10 +54,15 @@ def _built() -> Path:
         assert spec.origin is not None
         cmake = [str(Path(sys.executable).with_name("cmake")), "-S", str(Path(__file__).with_name("perplexity"))]
         options = [f"-DLLAMA_SOURCE={source()}", f"-DLLAMA_LIBRARIES={Path(spec.origin).parent / 'lib'}"]
-        subprocess.run([*cmake, "-B", str(BUILD / "cmake"), *options], check=True, capture_output=True)
+        _printing_on_failure([*cmake, "-B", str(BUILD / "cmake"), *options])
         build = [cmake[0], "--build", str(BUILD / "cmake"), "--target", "llama-perplexity", "-j", str(os.cpu_count())]
-        subprocess.run(build, check=True, capture_output=True)
+        _printing_on_failure(build)
     return found
+
+
+def _printing_on_failure(command: list[str]) -> None:
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, f"{command}:\n{result.stdout.decode('utf-8', 'replace')[-4000:]}"
 
 
 def run(*arguments: str | Path | int, complete: str = "") -> str:
