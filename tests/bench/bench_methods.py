@@ -153,8 +153,7 @@ def configuration(variant: Variant, seed: int, budget: Budget) -> dict[str, Any]
     stated["adapter"] = dict(variant.adapter)
     stated["training"] |= {"learning_rate": variant.learning_rate, "seed": seed}
     stated["quantization"] = {**stated.get("quantization", {}), "bits": variant.bits}
-    if not variant.can_checkpoint:
-        stated["training"]["gradient_checkpointing"] = False
+    stated["training"]["gradient_checkpointing"] = False  # some methods cannot, so none does
     if budget.steps is not None:
         stated["training"] |= {"max_steps": budget.steps, "eval_steps": budget.steps, "save_steps": budget.steps}
     if budget.task_rows is not None:

@@ -42,8 +42,6 @@ class Variant:
     learning_rate: float
     bits: int = 4
     """`quantization.bits`: 4 unless the method cannot be trained on it."""
-    can_checkpoint: bool = True
-    """Whether the method can be trained with gradient checkpointing."""
 
 
 def variants() -> dict[str, Variant]:
@@ -69,10 +67,10 @@ def _variant(name: str, adapter: Mapping[str, Any]) -> Variant:
     method = METHODS[adapter["kind"]](**adapter)
     bits = next((bits for bits in (4, 16, 8) if _fits(method, bits)), 16)
     rate = RATES.get(method.kind, SAMPLE_RATE)
-    return Variant(name, adapter, rate, bits, can_checkpoint=_fits(method, bits, checkpointing=True))
+    return Variant(name, adapter, rate, bits)
 
 
-def _fits(method: Method, bits: int, *, checkpointing: bool = False) -> bool:
+def _fits(method: Method, bits: int) -> bool:
     """Whether the method can be trained on so many bits and exported as the benchmark does."""
-    around = Surroundings(bits, ("gguf",), "original", gradient_checkpointing=checkpointing)
+    around = Surroundings(bits, ("gguf",), "original", gradient_checkpointing=False)
     return not list(method.conflicts(around))
