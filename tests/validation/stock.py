@@ -61,7 +61,9 @@ def _built() -> Path:
 
 
 def _printing_on_failure(command: list[str]) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # a library that an earlier test imported may have set CXX to a C compiler, which does not link libstdc++
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     assert result.returncode == 0, f"{command}:\n{result.stdout.decode('utf-8', 'replace')[-4000:]}"
 
 
