@@ -1,0 +1,124 @@
+"""Options of the commands that generate text, declared once: `run`, `chat` and `serve` take them from here."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from edgetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgetune.runtime import Sampling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CONSTANTS = {"true": "true", "false": "false", "none": "null", "null": "null", "yes": "true", "no": "false"}
+"""Spellings of constants in lower case -> JSON. A template would take another spelling for a text, which is true."""
+
+
+class SamplingOption(NamedTuple):
+    """A field of `Sampling` as an option of commands and a setting of a chat."""
+
+    type: click.ParamType[Any]
+    default: Any
+    help: str
+
+
+SAMPLING_OPTIONS: Mapping[str, SamplingOption] = {
+    "temperature": SamplingOption(click.FloatRange(min=0), 0.0, "Sampling temperature; 0 = greedy."),
+    "top_k": SamplingOption(click.IntRange(min=0), 40, "Keep the K most likely tokens; 0 = all."),
+    "top_p": SamplingOption(
+        click.FloatRange(0, 1, min_open=True), 0.95, "Nucleus sampling: cumulative probability to keep."
+    ),
+    "min_p": SamplingOption(
+        click.FloatRange(0, 1), 0.05, "Minimum probability relative to the most likely token."
+    ),
+    "seed": SamplingOption(click.IntRange(0, 2**32 - 2), None, "Seed of the sampler."),
+}  # fmt: skip
+"""Field of `Sampling` -> its option. The defaults are those of the commands; those of `Sampling` keep all tokens."""
+
+EXCLUDED_BY_MIROSTAT = ("top_k", "top_p", "min_p")
+"""Options whose defaults do not apply with Mirostat, which takes their place."""
+
+
+def sampling_options(function: Function) -> Function:
+    """Add the options of SAMPLING_OPTIONS to a command, which gets them as one argument `sampling`."""
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in SAMPLING_OPTIONS}
+        context = click.get_current_context()
+        given = [name for name in chosen if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+        return function(sampling=make_sampling(chosen, given), **values)
+
+    wrapped: Any = command
+    for name, option in reversed(list(SAMPLING_OPTIONS.items())):
+        wrapped = click.option(
+            f"--{name.replace('_', '-')}", name, type=option.type, default=option.default,
+            show_default=option.default is not None, help=option.help,
+        )(wrapped)  # fmt: skip
+    result: Function = wrapped
+    return result
+
+
+def make_sampling(values: Mapping[str, Any], given: Sequence[str]) -> Sampling:
+    """Return the sampling with these values of SAMPLING_OPTIONS; `given` are the names that the user chose."""
+    from edgetune.runtime import Sampling
+
+    chosen = dict(values)
+    if chosen.get("mirostat"):
+        for name in EXCLUDED_BY_MIROSTAT:
+            if name not in given:
+                del chosen[name]
+    return Sampling(**chosen)
+
+
+def sampling_defaults() -> Sampling:
+    """Return the sampling of the commands without options."""
+    return make_sampling({name: option.default for name, option in SAMPLING_OPTIONS.items()}, ())
+
+
+def template_option(function: Function) -> Function:
+    """Add --template-option, which may be repeated, as the argument `template_options`."""
+    return click.option(
+        "--template-option",
+        "template_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Variable of the chat template, as JSON, such as enable_thinking=false (repeatable).",
+    )(function)
+
+
+def machine_options(function: Function) -> Function:
+    """Add --threads and --context."""
+    threads = click.option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores (1 for a tiny model)."
+    )
+    context = click.option(
+        "--context",
+        type=click.IntRange(min=8),
+        help="Context size in tokens, for prompt and answer. Default: at most 4096.",
+    )
+    return threads(context(function))
+
+
+def parse_template_option(text: str) -> tuple[str, Any]:
+    """Return name and value of `NAME=VALUE`. A value that is not JSON is a text: reasoning_effort=low."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(
+            f"--template-option {text!r} is not of the form NAME=VALUE", "For instance enable_thinking=false"
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        if value.lower() in CONSTANTS:
+            raise ConfigError(
+                f"--template-option {text!r}: {value} is not JSON", f"Write {name}={CONSTANTS[value.lower()]}"
+            ) from None
+        return name, value

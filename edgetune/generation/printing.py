@@ -1,0 +1,77 @@
+"""Write an answer to standard output while it is generated, and report what became of it on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from edgetune import console
+from edgetune.errors import ConfigError
+from edgetune.runtime import Answer, Finish, Runtime, Timing
+
+
+def read_standard_input() -> str:
+    """Return all of standard input, without a newline at its end."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise ConfigError("standard input is not UTF-8 text", "Convert it, for instance with iconv") from None
+
+
+def write_answer(answer: Answer, *, show_thinking: bool = False) -> None:
+    """Write an answer to standard output as it is generated, with a newline at its end unless it is empty."""
+    started = was_thought = False
+    try:
+        for text, is_thought in answer.parts():
+            if is_thought and not (show_thinking and (was_thought or text.strip())):
+                continue
+            if was_thought and not is_thought:
+                emit("\n\n")
+            started, was_thought = True, is_thought
+            emit(text)
+    finally:  # also after Ctrl-C
+        if started:
+            emit("\n")
+
+
+def emit(text: str) -> None:
+    """Write UTF-8 whatever the locale is: an answer must not fail because of a character set."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def discard_output() -> None:
+    """Let nothing fail that is still written to standard output after its reader, such as `head`, has closed it."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def warn_of_context(runtime: Runtime) -> None:
+    """Warn if the context is longer than that of the training."""
+    if runtime.context > runtime.trained_context:
+        console.warn(
+            f"the context is {runtime.context} tokens, but the model was trained for {runtime.trained_context}"
+        )
+
+
+def report_answer(answer: Answer, runtime: Runtime, with_speed: bool, *, thinking_hidden: bool = False) -> None:
+    """Warn about an answer that is cut off or has only reasoning; print the speed on request."""
+    if thinking_hidden and answer.thought.strip() and not answer.text().strip():
+        console.warn(
+            f"all {len(answer.tokens)} tokens are reasoning, which is not shown; raise --max-tokens, or show it with "
+            "--thinking show"
+        )
+    if answer.finish is Finish.CONTEXT:
+        console.warn(f"the answer was cut off: the context of {runtime.context} tokens is full (see --context)")
+    if with_speed:
+        console.note(describe_speed(answer.timing, runtime.threads))
+
+
+def describe_speed(timing: Timing, threads: int) -> str:
+    """Return tokens and rates of prompt and answer."""
+    rate = f", {timing.decode_rate:.1f} tokens/s" if timing.tokens > 1 else ""
+    return (
+        f"prompt {timing.prompt_tokens} tokens, {timing.prompt_rate:.0f} tokens/s; "
+        f"answer {timing.tokens} tokens{rate} ({threads} thread{'s' if threads > 1 else ''})"
+    )
