@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune import console
 from edgetune.exporting import merge_base, type_search
+from edgetune.exporting.method_checks import check_method
 from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import check_overrides, check_used, export_request
 from edgetune.exporting.source import Source, find_source
@@ -103,6 +104,7 @@ def prepare_export(source: Source, given: dict[str, Any], output: Path | None = 
     targets = targets_of(config, source.name, source.default_folder, output, types_given)
     check_overrides(config, targets, given)
     check_used(targets, given)
+    check_method(source, config, targets)
     return Export(source, config, export_request(source, config, targets, threads))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import ConfigError
+from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
 from edgetune_converters.gguf import keys
@@ -33,6 +34,8 @@ class Source:
     """SHA-256 of the base that the run was trained on, by file name."""
     expected_adapter: Mapping[str, str] | None = None
     """SHA-256 of the adapter as training left it, by file name."""
+    trainings: Mapping[Path, RunManifest] = field(default_factory=dict)
+    """The runs that the adapters come from -> their manifests."""
     further_adapters: tuple[Path, ...] = ()
     """Adapters that are combined with the first."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +70,16 @@ def find_source(
     assert base is not None
     adapters = [] if adapter is None else [adapter, *further_adapters]
     name = "+".join(path.resolve().name.removesuffix(".gguf") for path in adapters or [base])
-    return Source(name, base, adapter, _tokenizer_of_run(adapter), Path.cwd(), further_adapters=tuple(further_adapters))
+    runs = [_run_of_adapter(path) for path in adapters]
+    return Source(
+        name=name,
+        base=base,
+        adapter=adapter,
+        tokenizer=runs[0].tokenizer if runs and runs[0] and runs[0].tokenizer.is_dir() else None,
+        default_folder=Path.cwd(),
+        trainings=_trainings(runs),
+        further_adapters=tuple(further_adapters),
+    )
 
 
 def _source_of_run(run: Path, base: Path | None) -> Source:
@@ -86,6 +98,7 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
         default_folder=directory.artifacts,
         run=directory,
         manifest=manifest,
+        trainings={directory.path: manifest},
         expected_base=manifest.base.files,
         expected_adapter=directory.trained_adapter,
         metadata={
@@ -106,13 +119,21 @@ def _score_head(run: RunDirectory) -> dict[str, str]:
     return {keys.SCORE_HEAD: base64.b64encode(weight.tobytes()).decode()}
 
 
-def _tokenizer_of_run(adapter: Path | None) -> Path | None:
-    """Return the tokenizer of the run in which an adapter lies: the run keeps it in a directory of its own."""
-    if adapter is None:
-        return None
+def _trainings(runs: Sequence[RunDirectory | None]) -> dict[Path, RunManifest]:
+    """Return the manifests that can be read: an adapter is exported beside a damaged one too."""
+    found = {}
+    for run in runs:
+        if run is not None:
+            with suppress(RunDirectoryError):
+                found[run.path] = run.manifest
+    return found
+
+
+def _run_of_adapter(adapter: Path) -> RunDirectory | None:
+    """Return the run in which an adapter lies, finished or not; None for an adapter from elsewhere."""
     path = adapter.resolve()
     for folder in (path, path.parent, path.parent.parent):  # the run, its adapter/, or a checkpoint
         run = RunDirectory(folder)
-        if (run.finished_file.is_file() or run.unfinished_file.is_file()) and run.tokenizer.is_dir():
-            return run.tokenizer
+        if run.finished_file.is_file() or run.unfinished_file.is_file():
+            return run
     return None
