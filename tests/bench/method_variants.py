@@ -33,6 +33,10 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """Variants that are options of a kind."""
 
 
+SMALL_BLOCKS: Mapping[str, Mapping[str, Any]] = {"vblora": {"vector_length": 64}, "c3a": {"block_size": 64}}
+"""Options by kind for the layers of the samples' bases, which the defaults do not divide."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method as the benchmark trains it."""
@@ -48,7 +52,7 @@ def variants() -> dict[str, Variant]:
     """Return the variants by name, LoRA first; kinds that no GGUF file can hold are left out."""
     methods = {kind: method(kind=kind) for kind, method in METHODS.items()}
     found = {
-        kind: _variant(kind, {"kind": kind})
+        kind: _variant(kind, {"kind": kind, **SMALL_BLOCKS.get(kind, {})})
         for kind, method in methods.items()
         if kind != "trainable-tokens" and any(_fits(method, bits) for bits in (4, 8, 16))
     }
