@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from edgetune.errors import RuntimeNotice, RuntimeProblem
 from edgetune.runtime.batching import Completion, Finish
+from edgetune.runtime.generation_request import GenerationRequest, Grammar, TokenEvent, Usage
 from edgetune.runtime.interface import NoChatTemplate, Runtime
 from edgetune.runtime.loading import load
 from edgetune.runtime.sampling import Sampling
 from edgetune.runtime.text import Answer, Generation, Timing
+from edgetune.runtime.ticket import Ticket
 
 __all__ = [
-    "Answer", "Completion", "Finish", "Generation", "NoChatTemplate", "Runtime", "RuntimeNotice", "RuntimeProblem",
-    "Sampling", "Timing", "load",
+    "Answer", "Completion", "Finish", "Generation", "GenerationRequest", "Grammar", "NoChatTemplate", "Runtime",
+    "RuntimeNotice", "RuntimeProblem", "Sampling", "Ticket", "Timing", "TokenEvent", "Usage", "load",
 ]  # fmt: skip

@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from edgetune.runtime.sampling import Sampler, Sampling
+from edgetune.runtime.sampling import Sampler, SamplerVocabulary, Sampling
 
 EndCheck = Callable[[int, int], bool]
 """Called with (index of the prompt, new token); returns whether the answer ends with it."""
@@ -34,6 +35,8 @@ class Finish(StrEnum):
     """`max_tokens` tokens were generated."""
     CONTEXT = "context"
     """The context is full."""
+    CANCEL = "cancel"
+    """The request was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class DecodingOptions:
     stop_tokens: frozenset[int]
     context: int
     """Tokens that a prompt and its answer may have together."""
+    vocabulary: SamplerVocabulary
     is_ended: EndCheck | None = None
     """Whether the answer to a prompt ends with its newest token, beside the stop tokens."""
 
@@ -75,6 +79,10 @@ class SequenceBatch(ABC):
 
     capacity: int
     """Maximum number of active sequences."""
+    admits_in_runtime_cache: ClassVar[bool] = False
+    """Whether `admit` evaluates the prompt in the runtime's own cache, in which it scores texts."""
+    steps_in_runtime_cache: ClassVar[bool] = False
+    """Whether the sequences themselves are in that cache."""
 
     @abstractmethod
     def admit(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -97,6 +105,7 @@ class SingleSequence(SequenceBatch):
     """The one sequence of a runtime's own cache: nothing is allocated for it."""
 
     capacity = 1
+    admits_in_runtime_cache = steps_in_runtime_cache = True
 
     def __init__(
         self,
@@ -130,11 +139,12 @@ class _Sequence:
 
     __slots__ = ("index", "position", "remaining", "sampler", "token")
 
-    def __init__(self, prompt: Prompt, sampling: Sampling) -> None:
+    def __init__(self, prompt: Prompt, options: DecodingOptions) -> None:
         self.index = prompt.index
         self.position = len(prompt.ids)
         self.remaining = prompt.max_tokens
-        self.sampler = Sampler(sampling)
+        self.sampler = Sampler(options.sampling, options.vocabulary)
+        self.sampler.accept_prompt(prompt.ids.tolist())
         self.token = -1
 
     def choose(self, logits: NDArray[np.float32], options: DecodingOptions) -> Finish | None:
@@ -167,7 +177,7 @@ def decode(batch: SequenceBatch, prompts: Sequence[Prompt], options: DecodingOpt
                 if prompt.max_tokens <= 0:
                     yield prompt.index, Finish.LENGTH
                     continue
-                active.append(_Sequence(prompt, options.sampling))
+                active.append(_Sequence(prompt, options))
                 first, logits = len(active) - 1, batch.admit(prompt.ids)[None]
             else:
                 first, logits = 0, batch.step([sequence.token for sequence in active])

@@ -26,7 +26,8 @@ from edgetune.runtime.batching import (
     completions,
     decode,
 )
-from edgetune.runtime.sampling import Sampling
+from edgetune.runtime.sampling import SamplerVocabulary, Sampling
+from edgetune.runtime.slots import BatchSlots, Slots
 from edgetune.runtime.text import Answer, Generation, Utf8Stream
 
 GREEDY = Sampling()
@@ -187,7 +188,7 @@ class Runtime(ABC):
         Raises:
             RuntimeProblem: The prompt is empty, does not fit the context or has ids outside the vocabulary.
         """
-        prompt = Prompt(0, self._checked_prompt(ids, max_tokens), max_tokens)
+        prompt = Prompt(0, self.check_prompt(ids, max_tokens), max_tokens)
         return Generation(decode(self._single_sequence(), [prompt], self._decoding_options(sampling)))
 
     def generate_batch(
@@ -212,7 +213,7 @@ class Runtime(ABC):
             RuntimeProblem: As for `generate`, before anything is evaluated.
         """
         checked = [
-            Prompt(index, self._checked_prompt(ids, limit), limit)
+            Prompt(index, self.check_prompt(ids, limit), limit)
             for index, (ids, limit) in enumerate(zip(prompts, max_tokens, strict=True))
         ]
         if not checked:
@@ -222,10 +223,24 @@ class Runtime(ABC):
         return completions(decode(batch, checked, replace(self._decoding_options(sampling), is_ended=is_ended)))
 
     def _decoding_options(self, sampling: Sampling) -> DecodingOptions:
-        return DecodingOptions(sampling, self.stop_tokens, self.context)
+        sampling.check(self.vocabulary_size)
+        return DecodingOptions(sampling, self.stop_tokens, self.context, self.sampler_vocabulary)
+
+    @property
+    def sampler_vocabulary(self) -> SamplerVocabulary:
+        """What samplers need to know of the model."""
+        return SamplerVocabulary(self.vocabulary_size, self.context, self.token_bytes)
 
     def _single_sequence(self) -> SequenceBatch:
         return SingleSequence(self._prefill, self._step)
+
+    def make_slots(self, count: int) -> Slots:
+        """Return at most `count` places for the sequences of an `Engine`, each of `context` tokens.
+
+        Raises:
+            RuntimeProblem: There is no memory for them.
+        """
+        return BatchSlots(self._make_batch(count, self.context), self.sampler_vocabulary, self.token_bytes)
 
     def _make_batch(self, count: int, length: int) -> SequenceBatch:
         """Return room for at most `count` sequences of `length` tokens."""
@@ -265,7 +280,7 @@ class Runtime(ABC):
             RuntimeProblem: As for `score`, before anything is evaluated.
         """
         for ids, positions in texts:
-            self._check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
+            self.check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
         yield from self._score_together(texts)
 
     def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -305,16 +320,18 @@ class Runtime(ABC):
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def _checked_prompt(self, ids: Sequence[int], max_tokens: int) -> NDArray[np.int32]:
+    def check_prompt(self, ids: Sequence[int], max_tokens: int) -> NDArray[np.int32]:
+        """Return the ids of a prompt [n]. Raises RuntimeProblem as `generate` does."""
         prompt = np.asarray(ids, np.int32)
         if not len(prompt):
             raise RuntimeProblem("the prompt is empty", "Give some text")
         if len(prompt) >= self.context:
             raise self._too_long(f"the prompt has {len(prompt)} tokens", len(prompt) + max_tokens)
-        self._check_ids(prompt)
+        self.check_ids(prompt)
         return prompt
 
-    def _check_ids(self, ids: NDArray[np.int32]) -> None:
+    def check_ids(self, ids: NDArray[np.int32]) -> None:
+        """Raise RuntimeProblem if token ids [n] do not fit the context or are outside the vocabulary."""
         if len(ids) > self.context:
             raise self._too_long(f"a text has {len(ids)} tokens", len(ids))
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary_size):

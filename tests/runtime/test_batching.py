@@ -62,7 +62,7 @@ def test_a_seed_applies_to_each_prompt_anew(runtime: Runtime) -> None:
 def decoded_by_hand(runtime: Runtime, ids: list[int], sampling: Sampling, limit: int) -> Completion:
     """The rules of an answer, written down once more: choose, stop, append, context, length."""
     tokens: list[int] = []
-    sampler = Sampler(sampling)
+    sampler = Sampler(sampling, runtime.sampler_vocabulary)
     logits = runtime._prefill(np.array(ids, np.int32)) if limit else None
     while logits is not None:
         token = sampler.choose(logits)

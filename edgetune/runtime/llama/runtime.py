@@ -28,6 +28,7 @@ from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.prefix_state import read_prefix
+from edgetune.runtime.sampling import SamplerVocabulary
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
@@ -118,6 +119,11 @@ class LlamaRuntime(Runtime):
             )
         return self._vocabulary.tokenize(normalized)
 
+    @property
+    @override
+    def sampler_vocabulary(self) -> SamplerVocabulary:
+        return super().sampler_vocabulary._replace(pointer=self._vocabulary.pointer)
+
     @override
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         return self._vocabulary.token_bytes(token, special=special)
@@ -128,7 +134,7 @@ class LlamaRuntime(Runtime):
         # of the attention in f16, so the result for one text would depend on which texts are measured together.
         if not len(positions):
             return
-        self._check_ids(ids[: positions[-1]])
+        self.check_ids(ids[: positions[-1]])
         outputs = np.zeros(positions[-1], np.int8)
         outputs[positions - 1] = 1
         context = self._open()

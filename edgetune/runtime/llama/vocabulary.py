@@ -16,17 +16,16 @@ class LlamaVocabulary:
 
     def __init__(self, library: Any, model: Any) -> None:
         self._library = library
-        self._vocabulary = library.llama_model_get_vocab(model)
-        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        self.size: int = library.llama_vocab_n_tokens(self._vocabulary)
-        bos = library.llama_vocab_bos(self._vocabulary)
+        self.pointer = library.llama_model_get_vocab(model)
+        self.size: int = library.llama_vocab_n_tokens(self.pointer)
+        bos = library.llama_vocab_bos(self.pointer)
         self.bos: int | None = bos if bos >= 0 else None
-        self.adds_bos: bool = library.llama_vocab_get_add_bos(self._vocabulary)
+        self.adds_bos: bool = library.llama_vocab_get_add_bos(self.pointer)
         self.stop_tokens = frozenset(self._stop_tokens())
 
     def _stop_tokens(self) -> Iterator[int]:
         is_stop = self._library.llama_vocab_is_eog
-        return (token for token in range(self.size) if is_stop(self._vocabulary, token))
+        return (token for token in range(self.size) if is_stop(self.pointer, token))
 
     def tokenize(self, text: str) -> list[int]:
         """Return token ids as in training: BOS is added once if the model wants it, and not doubled."""
@@ -34,7 +33,7 @@ class LlamaVocabulary:
         room = len(raw) + 8
         while True:
             ids = (self._library.llama_token * room)()
-            count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), ids, room, False, True)
+            count = self._library.llama_tokenize(self.pointer, raw, len(raw), ids, room, False, True)
             if count >= 0:
                 break
             if -count <= room:
@@ -50,8 +49,9 @@ class LlamaVocabulary:
         if not 0 <= token < self.size:
             raise ValueError(f"{token} is not a token id; the vocabulary has {self.size}")
         to_piece = self._library.llama_token_to_piece
-        count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
+        buffer = ctypes.create_string_buffer(_PIECE_BYTES)  # of each call: several threads ask at once
+        count = to_piece(self.pointer, token, buffer, len(buffer), 0, special)
         if count < 0:  # longer than the buffer
-            self._buffer = ctypes.create_string_buffer(-count)
-            count = to_piece(self._vocabulary, token, self._buffer, len(self._buffer), 0, special)
-        return self._buffer.raw[:count]
+            buffer = ctypes.create_string_buffer(-count)
+            count = to_piece(self.pointer, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:count]

@@ -46,6 +46,8 @@ class OnnxSequences(SequenceBatch):
     of prefix and prompt, and `failure` makes an error of a position and an exception of ONNX Runtime.
     """
 
+    admits_in_runtime_cache = True
+
     def __init__(
         self,
         session: Any,

@@ -111,7 +111,7 @@ class OnnxRuntime(Runtime):
     def score(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
         if not len(positions):
             return
-        self._check_ids(ids[: positions[-1]])
+        self.check_ids(ids[: positions[-1]])
         outputs = positions - 1
         for start, stop in _pieces(outputs, self._batch, self._outputs):
             own = outputs[np.searchsorted(outputs, start) : np.searchsorted(outputs, stop)] - start

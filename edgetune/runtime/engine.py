@@ -1,0 +1,405 @@
+"""One model for many requests: a thread decodes all of them together, and hands each its tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.errors import RuntimeProblem
+from edgetune.runtime.batching import Finish
+from edgetune.runtime.generation_request import GenerationRequest, Grammar, TokenEvent, Usage
+from edgetune.runtime.grammar import GrammarCompiler
+from edgetune.runtime.interface import Runtime
+from edgetune.runtime.slots import ChosenToken, Slots, SlotTask, TokenFilter
+from edgetune.runtime.stop_strings import StopStrings
+from edgetune.runtime.ticket import Ticket
+from edgetune.runtime.token_scores import ScoreCollector, TokenScores
+
+__all__ = [
+    "Engine", "EngineClosed", "EngineStatus", "GenerationRequest", "Grammar", "QueueFull", "Ticket", "TokenEvent",
+    "TokenScores", "Usage",
+]  # fmt: skip
+
+_SLOTS = 4
+_QUEUE = 64
+MAX_LOGPROBS = 256
+
+
+class QueueFull(RuntimeProblem):
+    """As many requests wait as may wait; a server answers 503."""
+
+
+class EngineClosed(RuntimeProblem):
+    """The engine has been closed, or was ended by an error."""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What an engine is doing, and what it has done since it was made.
+
+    Attributes:
+        slots: Requests that are decoded together at most.
+        active: Requests that are decoded now.
+        waiting: Requests that wait for a slot, and texts that wait to be scored.
+        requests: Requests that have ended.
+        prompt_tokens: Tokens of prompts that were evaluated, without those from the cache.
+        cached_tokens: Tokens of prompts that were in the cache.
+        generated_tokens: Tokens that were generated.
+    """
+
+    slots: int
+    active: int
+    waiting: int
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+class Engine:
+    """Decodes the requests of many threads on one runtime. A context manager; thread-safe.
+
+    The runtime belongs to the engine until it is closed: only `tokenize`, `token_bytes` and what does not evaluate the
+    model may be called meanwhile. Closing the engine does not close the runtime.
+    """
+
+    def __init__(self, runtime: Runtime, *, slots: int = _SLOTS, queue: int = _QUEUE) -> None:
+        """Start the decoding thread.
+
+        Args:
+            runtime: The model.
+            slots: Requests that are decoded together; fewer if memory has no room for them.
+            queue: Requests that may wait for a slot.
+
+        Raises:
+            RuntimeProblem: There is no memory for the slots.
+        """
+        if slots < 1 or queue < 1:
+            raise RuntimeProblem(f"an engine of {slots} slots with a queue of {queue}", "Give at least 1 of each")
+        self._runtime, self._queue = runtime, queue
+        self._slots: Slots = runtime.make_slots(slots)
+        self._grammars = GrammarCompiler(runtime)
+        self._changed = threading.Condition()
+        self._waiting: deque[_Row] = deque()
+        self._scores: deque[_ScoreJob] = deque()
+        self._rows: dict[int, _Row] = {}
+        """Slot -> its request. Only the decoding thread changes it."""
+        self._is_closing = self._must_stop = self._has_cancelled = False
+        self._failure: BaseException | None = None
+        self._ended = [0, 0, 0, 0]
+        self._thread = threading.Thread(target=self._run, name="edgetune-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def runtime(self) -> Runtime:
+        """The model."""
+        return self._runtime
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: GenerationRequest) -> Ticket:
+        """Queue a request, and return the ticket on which its tokens come.
+
+        Raises:
+            QueueFull: Too many requests wait.
+            EngineClosed: The engine has been closed.
+            RuntimeProblem: The request cannot be done: the prompt is empty, too long or has ids outside the vocabulary,
+                a value of its sampling is out of range, or its grammar cannot be compiled.
+        """
+        row = self._check(request)
+        with self._changed:
+            self._require_room()
+            self._waiting.append(row)
+            self._changed.notify_all()
+        return row.ticket
+
+    def _check(self, request: GenerationRequest) -> _Row:
+        runtime, size = self._runtime, self._runtime.vocabulary_size
+        if request.max_tokens < 0:
+            raise RuntimeProblem(f"max_tokens is {request.max_tokens}", "Give a number of at least 0")
+        if request.logprobs is not None and not 0 <= request.logprobs <= min(size, MAX_LOGPROBS):
+            raise RuntimeProblem(
+                f"logprobs is {request.logprobs}", f"Give a number from 0 to {min(size, MAX_LOGPROBS)}"
+            )
+        outside = next((token for token in sorted(request.stop_tokens) if not 0 <= token < size), None)
+        if outside is not None:
+            raise RuntimeProblem(f"stop token {outside} is outside the vocabulary of {size}", "Give ids of tokens")
+        request.sampling.check(size)
+        ids = runtime.check_prompt(request.ids, request.max_tokens)
+        filter_ = self._grammars.compile(request.grammar) if request.grammar else None
+        stops = request.stop_tokens | (frozenset() if request.ignore_eos else runtime.stop_tokens)
+        ticket = Ticket(request, self._note_cancelled)
+        task = SlotTask(ids, request.sampling, request.logprobs, filter_)
+        return _Row(ticket, task, stops, StopStrings(request.stop), runtime.context)
+
+    def submit_score(
+        self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0
+    ) -> Future[TokenScores]:
+        """Queue a text to be scored; the result is that of `score`. Cancel the future to drop it."""
+        text = np.asarray(ids, np.int32)
+        wanted = np.arange(1, len(text)) if positions is None else np.asarray(positions, np.int64)
+        if len(wanted) and (wanted[0] < 1 or wanted[-1] >= len(text) or (np.diff(wanted) <= 0).any()):
+            raise RuntimeProblem(f"positions of a text of {len(text)} tokens", "Give increasing ones from 1 on")
+        if not 0 <= top <= min(MAX_LOGPROBS, self._runtime.vocabulary_size):
+            raise RuntimeProblem(f"top is {top}", f"Give a number from 0 to {MAX_LOGPROBS}")
+        self._runtime.check_ids(text)
+        job = _ScoreJob(text, wanted, top)
+        with self._changed:
+            self._require_room()
+            self._scores.append(job)
+            self._changed.notify_all()
+        return job.future
+
+    def score(self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0) -> TokenScores:
+        """Return the log-probabilities of tokens in a text.
+
+        The text is evaluated alone, in batches of a fixed shape and without a cache of earlier texts: the result does
+        not depend on other requests.
+
+        Args:
+            ids: Token ids [n].
+            positions: Increasing positions p, 1 <= p < n, of the tokens to score; None takes all.
+            top: How many of the most likely tokens are returned for each position.
+
+        Raises:
+            QueueFull: Too many requests wait.
+            EngineClosed: The engine has been closed.
+            RuntimeProblem: The text is too long or has ids outside the vocabulary.
+        """
+        return self.submit_score(ids, positions, top=top).result()
+
+    def _require_room(self) -> None:
+        if self._failure is not None:
+            raise EngineClosed(f"the engine was ended by an error: {self._failure}", "Start it again")
+        if self._is_closing:
+            raise EngineClosed("the engine has been closed")
+        if len(self._waiting) + len(self._scores) >= self._queue:
+            raise QueueFull(f"{self._queue} requests are waiting", "Try again later")
+
+    def _note_cancelled(self) -> None:
+        with self._changed:
+            self._has_cancelled = True
+            self._changed.notify_all()
+        self._slots.interrupt()
+
+    @property
+    def status(self) -> EngineStatus:
+        """What the engine is doing."""
+        with self._changed:
+            waiting = len(self._waiting) + len(self._scores)
+            return EngineStatus(self._slots.capacity, len(self._rows), waiting, *self._ended)
+
+    def close(self, deadline: float = 0.0) -> None:
+        """Take no more requests, finish those that there are within `deadline` seconds, and cancel the rest.
+
+        Idempotent.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(deadline)
+        with self._changed:
+            self._must_stop = True
+            self._changed.notify_all()
+        self._slots.interrupt()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the decoding thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._admit()
+                self._score_block()
+                if self._rows:
+                    for chosen in self._slots.turn():
+                        self._advance(self._rows[chosen.slot], chosen)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are awaited
+            self._failure = error
+        self._end_all()
+        self._slots.close()
+
+    def _wait(self) -> bool:
+        """Wait for something to do; return whether there is any."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rows or self._waiting or self._scores or self._is_closing)
+            has_cancelled, self._has_cancelled = self._has_cancelled, False
+            if self._must_stop or not (self._rows or self._waiting or self._scores):
+                return False
+        if has_cancelled:
+            self._drop_cancelled()
+        return True
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            dropped = [row for row in self._waiting if row.ticket.is_cancelled]
+            self._waiting = deque(row for row in self._waiting if not row.ticket.is_cancelled)
+        for row in (*dropped, *(row for row in list(self._rows.values()) if row.ticket.is_cancelled)):
+            self._end(row, [], Finish.CANCEL)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting requests in the order of their submission."""
+        while len(self._rows) < self._slots.capacity:
+            if self._scores and self._scores[0].has_begun and self._slots.admits_in_runtime_cache:
+                return
+            with self._changed:
+                if not self._waiting:
+                    return
+                row = self._waiting.popleft()
+            row.begin()
+            if not row.remaining:
+                self._end(row, [], Finish.LENGTH)
+                continue
+            try:
+                row.slot, cached = self._slots.start(row.task)
+            except RuntimeProblem as error:
+                row.ticket.fail(error)
+                continue
+            row.cached = cached
+            self._rows[row.slot] = row
+
+    def _score_block(self) -> None:
+        """Score one block of the first waiting text, so that answers go on meanwhile."""
+        while self._scores and self._scores[0].future.cancelled():
+            self._scores.popleft()
+        if not self._scores or (self._slots.steps_in_runtime_cache and self._rows):
+            return
+        if self._slots.admits_in_runtime_cache and self._slots.has_prompts:
+            return
+        job = self._scores[0]
+        try:
+            is_done = job.advance(self._runtime)
+        except Exception as error:  # noqa: BLE001 - it is raised where the scores are awaited
+            with suppress(InvalidStateError):
+                job.future.set_exception(error)
+            is_done = True
+        if is_done:
+            with self._changed:
+                self._scores.popleft()
+
+    def _advance(self, row: _Row, chosen: ChosenToken) -> None:
+        """Hand on a token of a request, or end it."""
+        finish, stop, events = row.take(chosen)
+        if finish is not None:
+            self._end(row, events, finish, stop)
+        elif events:
+            row.ticket.deliver(events, row.usage())
+
+    def _end(self, row: _Row, events: Sequence[TokenEvent], finish: Finish, stop: str | int | None = None) -> None:
+        if row.slot >= 0:
+            with self._changed:
+                del self._rows[row.slot]
+            self._slots.stop(row.slot)
+        usage = row.usage()
+        new = usage.prompt_tokens - usage.cached_tokens if row.slot >= 0 else 0
+        for index, count in enumerate((1, new, usage.cached_tokens, usage.generated_tokens)):
+            self._ended[index] += count
+        row.ticket.deliver(events, usage, finish, stop)
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            rows, scores = [*self._rows.values(), *self._waiting], list(self._scores)
+            self._rows.clear()
+            self._waiting.clear()
+            self._scores.clear()
+        for row in rows:
+            if self._failure is not None:
+                row.ticket.fail(self._failure)
+            else:
+                row.ticket.deliver([], row.usage(), Finish.CANCEL)
+        for job in scores:
+            with suppress(InvalidStateError):
+                job.future.set_exception(self._failure or EngineClosed("the engine has been closed"))
+
+
+class _Row:
+    """A request in the engine."""
+
+    def __init__(
+        self, ticket: Ticket, task: SlotTask, stop_tokens: frozenset[int], stops: StopStrings, context: int
+    ) -> None:
+        self.ticket, self.task, self.stop_tokens = ticket, task, stop_tokens
+        self.remaining = ticket.request.max_tokens
+        self.slot = -1
+        self.cached = self.generated = 0
+        self._stops, self._room = stops, context - len(task.ids)
+        self._submitted = self._began = self._first = self._last = time.perf_counter()
+
+    @property
+    def filter(self) -> TokenFilter | None:
+        return self.task.filter
+
+    def begin(self) -> None:
+        self._began = self._first = self._last = time.perf_counter()
+
+    def take(self, chosen: ChosenToken) -> tuple[Finish | None, str | int | None, list[TokenEvent]]:
+        """Count a token; return whether and by which stop the answer ends, and the tokens that are shown now."""
+        self._last = time.perf_counter()
+        if not self.generated:
+            self._first = self._last
+        self.generated += 1
+        if chosen.token in self.stop_tokens:
+            return Finish.STOP, chosen.token, self._stops.finish()
+        self.remaining -= 1
+        shown, stop = self._stops.feed(TokenEvent(*chosen[1:]))
+        if stop is not None:
+            return Finish.STOP, stop, shown
+        finish = None
+        if self.filter and self.filter.is_complete:
+            finish = Finish.STOP
+        elif self.generated > self._room:
+            finish = Finish.CONTEXT
+        elif not self.remaining:
+            finish = Finish.LENGTH
+        return finish, None, shown + self._stops.finish() if finish else shown
+
+    def usage(self) -> Usage:
+        return Usage(
+            len(self.task.ids), self.cached, self.generated, self._began - self._submitted, self._first - self._began,
+            self._last - self._first,
+        )  # fmt: skip
+
+
+class _ScoreJob:
+    """A text that is scored block by block."""
+
+    def __init__(self, ids: NDArray[np.int32], positions: NDArray[np.int64], top: int) -> None:
+        self.future: Future[TokenScores] = Future()
+        self._ids, self._positions = ids, positions
+        self._collector = ScoreCollector(ids[positions], top)
+        self._blocks: Iterator[NDArray[np.float32]] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._blocks is not None
+
+    def advance(self, runtime: Runtime) -> bool:
+        """Score one block; return whether that was the last, with which the future has its result."""
+        if self._blocks is None:
+            self._blocks = runtime.score(self._ids, self._positions)
+        block = next(self._blocks, None)
+        if block is not None:
+            self._collector.add(block)
+            return False
+        with suppress(InvalidStateError):
+            self.future.set_result(self._collector.result())
+        return True

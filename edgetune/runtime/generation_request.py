@@ -1,0 +1,101 @@
+"""What is asked of an `Engine`, and what it gives: a request, the tokens of its answer, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from edgetune.runtime.sampling import Sampling
+
+_GREEDY = Sampling()
+GrammarKind = Literal["gbnf", "lark", "regex", "json_schema"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the text of an answer must match, from its first to its last byte.
+
+    Attributes:
+        kind: How `text` is written: GBNF (llama.cpp), Lark (llguidance), a regular expression, or a JSON schema.
+        text: The grammar; a JSON schema as JSON, `{}` for any JSON value.
+    """
+
+    kind: GrammarKind
+    text: str
+
+    @classmethod
+    def json_schema(cls, schema: str) -> Self:
+        """Return the grammar of a JSON schema, given as JSON."""
+        return cls("json_schema", schema)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt and how it is continued.
+
+    Attributes:
+        ids: Token ids of the prompt, with BOS if the model wants it.
+        sampling: How tokens are chosen.
+        max_tokens: Maximum number of new tokens; 0 evaluates nothing.
+        stop: Strings that end the answer. They may span tokens, and are not part of it.
+        stop_tokens: Tokens that end the answer, beside the model's own.
+        ignore_eos: Whether the model's own stop tokens do not end the answer.
+        logprobs: How many of the most likely tokens are returned with each token, with their log-probabilities; 0
+            returns that of the token alone, None computes none.
+        grammar: What the answer must match.
+    """
+
+    ids: Sequence[int]
+    sampling: Sampling = _GREEDY
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token of an answer.
+
+    Attributes:
+        token: Its id.
+        bytes_: Its UTF-8 bytes, which may be part of a character; none for a control token. The last token before a
+            stop string has only the bytes before it.
+        logprob: Natural logarithm of its probability in the model's distribution, before samplers change it; None if
+            it was not asked for.
+        top: The most likely tokens with their log-probabilities, the most likely first.
+    """
+
+    token: int
+    bytes_: bytes
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer has cost so far.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Those whose keys and values were in the cache, from an earlier request.
+        generated_tokens: Tokens that were generated, with the stop token and those of a stop string.
+        queued_seconds: Time until the engine began with the request.
+        prompt_seconds: Time from then until the first token.
+        decode_seconds: Time for all further tokens.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    queued_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the request was submitted."""
+        return self.queued_seconds + self.prompt_seconds + self.decode_seconds

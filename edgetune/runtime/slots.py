@@ -1,0 +1,203 @@
+"""The places of an engine, each with one sequence at a time, and one turn after another for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from edgetune.runtime.batching import SequenceBatch
+from edgetune.runtime.sampling import Sampler, SamplerVocabulary, Sampling
+
+F32 = NDArray[np.float32]
+
+
+class TokenFilter(Protocol):
+    """Which tokens may come next, as a grammar states it."""
+
+    is_complete: bool
+    """Whether nothing may follow any more."""
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Return a bit for each token, the lowest first [ceil(V / 32)]: 1 if the token may come next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Note the token that was chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class SlotTask:
+    """A sequence that a slot continues.
+
+    Attributes:
+        ids: Prompt [n], checked.
+        sampling: How tokens are chosen.
+        logprobs: As in `GenerationRequest`.
+        filter: Which tokens may come next; None permits all.
+    """
+
+    ids: NDArray[np.int32]
+    sampling: Sampling
+    logprobs: int | None
+    filter: TokenFilter | None
+
+
+class ChosenToken(NamedTuple):
+    """The next token of the sequence in a slot."""
+
+    slot: int
+    token: int
+    bytes_: bytes
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Slots(ABC):
+    """The places of an engine. One thread calls all methods but `interrupt`."""
+
+    capacity: int
+    """Number of slots; they are numbered from 0."""
+    admits_in_runtime_cache: bool
+    """See `SequenceBatch`."""
+    steps_in_runtime_cache: bool
+
+    @abstractmethod
+    def start(self, task: SlotTask) -> tuple[int, int]:
+        """Take a free slot for a sequence; return its number and how many tokens of the prompt it has in its cache.
+
+        Raises:
+            RuntimeProblem: The task cannot be done; no slot is taken.
+        """
+
+    @abstractmethod
+    def turn(self) -> list[ChosenToken]:
+        """Evaluate one batch, and return the next token of each sequence that has one: none in the midst of prompts."""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether prompts, or parts of them, have not been evaluated yet."""
+        return False
+
+    @abstractmethod
+    def stop(self, slot: int) -> None:
+        """Free a slot."""
+
+    def interrupt(self) -> None:
+        """Let the turn in progress return early, without tokens. Any thread may call this."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the memory of all slots."""
+
+
+class BatchSlots(Slots):
+    """Slots over a `SequenceBatch`: a turn evaluates one prompt as a whole, or one token of every sequence."""
+
+    def __init__(
+        self, batch: SequenceBatch, vocabulary: SamplerVocabulary, token_bytes: Callable[[int], bytes]
+    ) -> None:
+        self.capacity = batch.capacity
+        self.admits_in_runtime_cache = batch.admits_in_runtime_cache
+        self.steps_in_runtime_cache = batch.steps_in_runtime_cache
+        self._batch, self._vocabulary, self._token_bytes = batch, vocabulary, token_bytes
+        self._free = list(reversed(range(self.capacity)))
+        self._waiting: deque[_Row] = deque()
+        self._active: list[_Row] = []
+        """In the order of the numbers of the batch."""
+        self._has_admitted = False
+
+    @override
+    def start(self, task: SlotTask) -> tuple[int, int]:
+        sampler = Sampler(task.sampling, self._vocabulary)
+        sampler.accept_prompt(task.ids.tolist())
+        slot = self._free.pop()
+        self._waiting.append(_Row(slot, task, sampler))
+        return slot, 0
+
+    @property
+    @override
+    def has_prompts(self) -> bool:
+        return bool(self._waiting)
+
+    @override
+    def turn(self) -> list[ChosenToken]:
+        # prompts take turns with the tokens of running answers
+        if self._waiting and not (self._has_admitted and self._active):
+            row = self._waiting.popleft()
+            logits = self._batch.admit(row.task.ids)
+            self._active.append(row)
+            self._has_admitted = True
+            return [self._choose(row, logits)]
+        self._has_admitted = False
+        if not self._active:
+            return []
+        rows = self._batch.step([row.token for row in self._active])
+        return [self._choose(row, logits) for row, logits in zip(self._active, rows, strict=True)]
+
+    def _choose(self, row: _Row, logits: F32) -> ChosenToken:
+        mask = None
+        if row.task.filter:
+            mask = unpack_mask(row.task.filter.mask(), len(logits))
+        row.token = row.sampler.choose(logits, mask)
+        if row.task.filter:
+            row.task.filter.accept(row.token)
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        if row.task.logprobs is not None:
+            logprob, top = log_probabilities(logits, row.token, row.task.logprobs)
+        return ChosenToken(row.slot, row.token, self._token_bytes(row.token), logprob, top)
+
+    @override
+    def stop(self, slot: int) -> None:
+        for row in [row for row in self._waiting if row.slot == slot]:
+            self._waiting.remove(row)
+            row.sampler.close()
+        for number, row in enumerate(self._active):
+            if row.slot == slot:
+                row.sampler.close()
+                last = self._active.pop()
+                if number < len(self._active):
+                    self._active[number] = last
+                self._batch.retire(number)
+                break
+        self._free.append(slot)
+
+    @override
+    def close(self) -> None:
+        for row in (*self._waiting, *self._active):
+            row.sampler.close()
+        self._batch.close()
+
+
+class _Row:
+    """A sequence in a slot."""
+
+    __slots__ = ("sampler", "slot", "task", "token")
+
+    def __init__(self, slot: int, task: SlotTask, sampler: Sampler) -> None:
+        self.slot, self.task, self.sampler = slot, task, sampler
+        self.token = -1
+
+
+def unpack_mask(bits: NDArray[np.uint32], count: int) -> NDArray[np.bool_]:
+    """Return the first `count` bits of a mask, the lowest of each word first, as booleans."""
+    return np.unpackbits(bits.view(np.uint8), bitorder="little", count=count).view(np.bool_)
+
+
+def log_probabilities(logits: F32, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return the log-probability of a token, and the `count` most likely tokens with theirs, for logits [V]."""
+    values = logits.astype(np.float64)
+    largest = values.max()
+    total = largest + np.log(np.exp(values - largest).sum())
+    best = np.argpartition(-values, min(count, len(values)) - 1)[:count] if count else np.empty(0, np.int64)
+    ordered = sorted(best.tolist(), key=lambda id_: (-values[id_], id_))
+    return float(values[token] - total), tuple((id_, float(values[id_] - total)) for id_ in ordered)
