@@ -367,11 +367,10 @@ class Config(Section):
         batching = Batching(self.training.batch_size, self.training.gradient_accumulation)
         kind = self.objective.kind
         found = list(self.objective.contradictions(batching))
-        others = [format_ for format_ in self.export.formats if format_ != "gguf"]
-        if self.objective.facts.is_scorer and others:
+        if self.objective.facts.is_scorer and "gguf-lora" in self.export.formats:
             found.append(
-                f"export.formats: {', '.join(others)} has no place for the score head of a reward model, which gguf "
-                "carries in its metadata; set export.formats: [gguf], or []"
+                "export.formats: gguf-lora has no place for the score head of a reward model; choose gguf, onnx or "
+                "safetensors"
             )
         if self.objective.facts.is_scorer and self.adapter.kind == "full":
             found.append(

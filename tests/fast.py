@@ -17,7 +17,12 @@ NOT_FAST = {
     *("commands", "exporting/test_imports.py", "exporting/test_merge_export.py", "exporting/test_traced.py"),
     *("exporting/test_through_peft.py", "exporting/test_run.py", "converters/test_request.py"),
     *("converters/onnx", "converters/test_added_tokens.py", "converters/test_converter.py"),
-    *("converters/test_soft_prompts.py", "converters/test_peft_methods.py", "converters/test_folds.py"),
+    *(
+        "converters/test_score_heads.py",
+        "converters/test_soft_prompts.py",
+        "converters/test_peft_methods.py",
+        "converters/test_folds.py",
+    ),
     "converters/test_four_bit_methods.py",
     *("converters/test_background_work.py", "converters/test_export.py", "converters/test_page_cache.py"),
     *("converters/test_families.py", "converters/test_family_options.py", "converters/test_merge_base.py"),

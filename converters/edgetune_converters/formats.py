@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgetune_converters.errors import EdgetuneError, RecipeError
 from edgetune_converters.inputs import ExportInputs
+from edgetune_converters.merging.score_head import classification_config
 from edgetune_converters.names import FormatName
 from edgetune_converters.outputs import lora, safetensors
 from edgetune_converters.outputs.base import Output
@@ -61,9 +62,11 @@ def _safetensors(inputs: ExportInputs, type_name: str, path: Path) -> Output:
     inputs.prefix("safetensors")
     if isinstance(model.checkpoint, GgufBase):
         check_config(model.checkpoint)
-    kind, max_shard = safetensors.check_type(type_name), inputs.request.max_shard_size
-    tensors = [*model.in_base_order, *model.towers]
-    return safetensors.SafetensorsOutput(path, kind, tensors, inputs.companions, max_shard)
+    kind, max_shard, companions = safetensors.check_type(type_name), inputs.request.max_shard_size, inputs.companions
+    if model.score_head is not None:
+        config = classification_config(companions.config, model.score_head)
+        companions = companions._replace(config=config, pad_token=model.score_head.pad_token)
+    return safetensors.SafetensorsOutput(path, kind, model.of_directory, companions, max_shard)
 
 
 def _lora(inputs: ExportInputs, type_name: str, path: Path) -> Output:
@@ -89,8 +92,9 @@ def _onnx(inputs: ExportInputs, type_name: str, path: Path) -> Output:
         return _traced(inputs, type_name, path, request.tracer, ends, extra)
     found = onnx_model.source_tensors(model.tensors)
     decoder = onnx_model.describe_model(model.family, model.config, found)
+    head = None if model.score_head is None else model.score_head.weight
     graph = onnx_model.DecoderGraph.of(
-        decoder, found, onnx_recipe(type_name), request.onnx_settings or DEFAULT_SETTINGS
+        decoder, found, onnx_recipe(type_name), request.onnx_settings or DEFAULT_SETTINGS, head
     )
     if not request.allow_fallback:
         check_fallback(graph.plan)

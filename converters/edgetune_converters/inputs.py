@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,7 @@ def open_request(request: ExportRequest, rebuilt: Path) -> Model:
     """
     merge_base = merge_base_named(request.merge_base, request.bnb_record, request.threads)
     model = open_model(request.base, request.adapter, merge_base, request.prompt_task, request.combination)
+    model = replace(model, score_head=request.score_head)
     if not isinstance(model.adapter, SoftPromptAdapter):
         return model
     return model.with_soft_prompt(TokenizerSource(request, model, rebuilt).count_tokens())
@@ -342,6 +343,7 @@ class ExportInputs:
     def general(self) -> dict[str, Value]:
         """Return the metadata of every GGUF file."""
         found = {**self.provenance, keys.DATA_HASH: keys.HASH_PLACEHOLDER, **self.request.metadata}
+        found |= {} if self.model.score_head is None else {keys.SCORE_HEAD: self.model.score_head.text}
         return metadata.general_keys(self.model, self.request.name) | metadata.plain_keys(found)
 
     def plan(self, type_name: str) -> StoragePlan:

@@ -35,6 +35,7 @@ from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
 from edgetune_converters.merging.new_biases import NewBiases, with_biases_of
 from edgetune_converters.merging.resized_vocabulary import ResizedVocabulary, with_rows, with_vocabulary_of
+from edgetune_converters.merging.score_head import ScoreHead, ScoreTensor
 from edgetune_converters.merging.soft_prompt_rows import SoftPromptRows, place_rows
 from edgetune_converters.names import ORIGINAL
 from edgetune_converters.quantization import recipes
@@ -60,6 +61,8 @@ class Model:
     """The place of a soft prompt in the vocabulary."""
     new_biases: NewBiases | None = None
     """Where the adapter has biases of layers that have none in the base."""
+    score_head: ScoreHead | None = None
+    """The score head of a reward model."""
 
     @property
     def prefix(self) -> PrefixAdapter | None:
@@ -72,9 +75,11 @@ class Model:
         return not any(tensor.slot == slots.OUTPUT for tensor in self.tensors)
 
     def check_format(self, format_: str) -> None:
-        """Raise AdapterError if an output of this format cannot hold what the adapter adds to the base."""
+        """Raise EdgetuneError if an output of this format cannot hold what the training added to the base."""
         if self.new_biases is not None:
             self.new_biases.check(format_)
+        if self.score_head is not None:
+            self.score_head.check(format_, self.family, self.config)
 
     @property
     def config_json(self) -> Mapping[str, Any]:
@@ -111,6 +116,15 @@ class Model:
         places = {name: index for index, tensor in reversed(list(enumerate(self.tensors))) for name in tensor.sources}
         tensors = base_tensors(self.family, self.checkpoint.tensors, self.tensors, self.bound, self.changes)
         return sorted(tensors, key=lambda tensor: places.get(tensor.source.name, len(places)))
+
+    @cached_property
+    def of_directory(self) -> list[BaseTensor | ScoreTensor]:
+        """The tensors of a safetensors directory: of a reward model, the score head is in place of the output."""
+        tensors = [*self.in_base_order, *self.towers]
+        if self.score_head is None:
+            return [*tensors]
+        heads = {piece.target for item in self.bound if item.slot == slots.OUTPUT for piece in item.pieces}
+        return [*(tensor for tensor in tensors if tensor.part.piece.target not in heads), ScoreTensor(self.score_head)]
 
     @cached_property
     def in_hf_row_order(self) -> list[stream.MergedTensor]:

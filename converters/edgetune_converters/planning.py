@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgetune_converters import formats
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.inputs import TokenizerSource, open_request
+from edgetune_converters.merging.score_head import ScoreTensor
 from edgetune_converters.model import Model
 from edgetune_converters.names import FormatName
 from edgetune_converters.outputs import lora, safetensors
@@ -73,7 +74,8 @@ def plan_onnx(model: Model, type_: str, settings: OnnxSettings | None = None) ->
 
     found = onnx_model.source_tensors(model.tensors)
     decoder = onnx_model.describe_model(model.family, model.config, found)
-    return onnx_model.DecoderGraph.of(decoder, found, onnx_recipe(type_), settings or DEFAULT_SETTINGS).plan
+    head = None if model.score_head is None else model.score_head.weight
+    return onnx_model.DecoderGraph.of(decoder, found, onnx_recipe(type_), settings or DEFAULT_SETTINGS, head).plan
 
 
 def plan_traced(model: Model, type_: str, settings: OnnxSettings | None = None) -> StoragePlan:
@@ -108,8 +110,11 @@ def _plan_gguf(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
 def _plan_safetensors(model: Model, type_: str, request: ExportRequest) -> StoragePlan:
     wanted = safetensors.check_type(type_)
     rows = []
-    for tensor in [*model.in_base_order, *model.towers]:
+    for tensor in model.of_directory:
         kind = safetensors.stored_as(tensor, wanted)
+        if isinstance(tensor, ScoreTensor):
+            rows.append(_row(tensor.name, tensor.shape, "run", kind, "the score head"))
+            continue
         why = "merged" if tensor.part.change else "as in the base"
         rows.append(_row(tensor.name, tensor.shape, tensor.source.dtype.lower(), kind, why))
     return _titled(f"safetensors, {wanted}", rows)

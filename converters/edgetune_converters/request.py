@@ -13,6 +13,7 @@ from edgetune_converters.quantization.overrides import NONE, Overrides
 
 if TYPE_CHECKING:
     from edgetune_converters.adapters.combined import Combination
+    from edgetune_converters.merging.score_head import ScoreHead
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.outputs.traced import Tracer
 
@@ -44,6 +45,8 @@ class ExportRequest:
     """Directory of a PEFT adapter; None exports the base itself."""
     combination: Combination | None = None
     """Several adapters and their weights; `adapter` is then the first of them."""
+    score_head: ScoreHead | None = None
+    """Score head of a reward model; None for a language model."""
     prompt_task: int | None = None
     """Task whose prompt of multitask prompt tuning is exported; None for the only one."""
     tokenizer: Path | None = None
@@ -98,5 +101,6 @@ class ExportRequest:
     def for_trial(self, target: Target) -> ExportRequest:
         """Return the request for a temporary artifact of the same model, which is measured and then deleted."""
         return replace(
-            self, targets=(target,), split_max_size=None, measure_survival=False, metadata={}, write_receipts=False
+            self, targets=(target,), split_max_size=None, measure_survival=False, metadata={}, write_receipts=False,
+            score_head=None,
         )  # fmt: skip

@@ -43,6 +43,7 @@ def export_request(
         targets=tuple(targets),
         adapter=source.adapter,
         combination=_combination(source, config),
+        score_head=source.score_head,
         prompt_task=config.prompt_task,
         tokenizer=source.tokenizer,
         name=source.name,

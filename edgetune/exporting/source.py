@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import ConfigError, RunDirectoryError
+from edgetune.objectives import SCORERS
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.manifest import RunManifest
-from edgetune_converters.gguf import keys
+
+if TYPE_CHECKING:
+    from edgetune_converters.merging.score_head import ScoreHead
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Source:
     """Adapters that are combined with the first."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata that `edgetune verify` and the rendering of the file need."""
+    score_head: ScoreHead | None = None
+    """Score head of a reward model."""
 
     @property
     def bnb_record(self) -> Mapping[str, Any] | None:
@@ -101,22 +106,24 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
         trainings={directory.path: manifest},
         expected_base=manifest.base.files,
         expected_adapter=directory.trained_adapter,
-        metadata={
-            **golden.metadata(directory), **options_metadata(manifest.template_options), **_score_head(directory)
-        },
-    )  # fmt: skip
+        metadata={**golden.metadata(directory), **options_metadata(manifest.template_options)},
+        score_head=_score_head(directory),
+    )
 
 
-def _score_head(run: RunDirectory) -> dict[str, str]:
-    """Return the metadata with the score head of a reward model; none for other runs."""
-    if not run.score_head.is_file():
-        return {}
-    import base64
+def _score_head(run: RunDirectory) -> ScoreHead | None:
+    """Return the score head of a reward model; None for other runs. Raises CheckpointError if the file is missing."""
+    objective = run.manifest.config.get("objective") or {}
+    if objective.get("kind") not in SCORERS:
+        return None
+    from edgetune.data.text_tokenizer import TextTokenizer
+    from edgetune_converters.merging.score_head import ScoreHead
 
-    from safetensors.numpy import load_file
-
-    weight = load_file(run.score_head)["score.weight"].astype("<f4")
-    return {keys.SCORE_HEAD: base64.b64encode(weight.tobytes()).decode()}
+    tokenizer = TextTokenizer.from_directory(run.tokenizer)
+    train = run.manifest.stages.train
+    pad = tokenizer.id_of(train.pad_token) if train else None
+    pad = tokenizer.choose_pad()[0] if pad is None else pad
+    return ScoreHead.read(run.score_head, pad, tokenizer.text_of(pad))
 
 
 def _trainings(runs: Sequence[RunDirectory | None]) -> dict[Path, RunManifest]:

@@ -40,9 +40,12 @@ _ALL: tuple[type[Objective], ...] = (
 OBJECTIVES: dict[str, type[Objective]] = {kind_of(objective): objective for objective in _ALL}
 """The objectives by `objective.kind`; the first is the default."""
 
+SCORERS = frozenset(kind for kind, objective in OBJECTIVES.items() if objective.facts.is_scorer)
+"""Kinds whose trained model gives a score in place of a text."""
+
 if TYPE_CHECKING:
     ObjectiveConfig = Objective
 else:
     ObjectiveConfig = one_of(list(OBJECTIVES.values()))
 
-__all__ = ["OBJECTIVES", "Batching", "Objective", "ObjectiveConfig", "ObjectiveMetric", "Sft"]
+__all__ = ["OBJECTIVES", "SCORERS", "Batching", "Objective", "ObjectiveConfig", "ObjectiveMetric", "Sft"]

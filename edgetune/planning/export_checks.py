@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from edgetune.storage_types import are_given, types_by_format
 if TYPE_CHECKING:
     from edgetune.config import Config, ExportConfig
     from edgetune.planning.base_model import Base
+    from edgetune_converters.merging.score_head import ScoreHead
     from edgetune_converters.onnx.plan import OnnxSettings
     from edgetune_converters.quantization.imatrix import ImportanceMatrix
     from edgetune_converters.quantization.recipes import StoragePlan
@@ -39,7 +41,7 @@ def check_exportable(base: Base, config: Config, chat_template: str) -> None:
 
     options = config.export
     _check_soft_prompt(base, config)
-    request = _request(base, options)
+    request = replace(_request(base, options), score_head=_score_head(base, config))
     check_search(options, request.targets)
     check_if_traced(request, options)
     importance = _read_importance(options)
@@ -78,6 +80,18 @@ def _check_soft_prompt(base: Base, config: Config) -> None:
             f"adapter.kind: {config.adapter.kind} cannot be exported with the base {base.name}: {why}",
             "Set export.formats: [] to train without export, or another adapter.kind",
         )
+
+
+def _score_head(base: Base, config: Config) -> ScoreHead | None:
+    """Return a score head of the right size for a reward model, None for another objective."""
+    if not config.objective.facts.is_scorer:
+        return None
+    import numpy as np
+
+    from edgetune_converters.architectures import completed_config
+    from edgetune_converters.merging.score_head import ScoreHead
+
+    return ScoreHead(np.zeros(completed_config(base.checkpoint.config).hidden, np.float32))
 
 
 def _request(base: Base, options: ExportConfig) -> ExportRequest:

@@ -28,12 +28,12 @@ CONVERTERS: dict[str, set[str]] = {
         *("gguf", "tensors", "tokenizers", "architectures", "reading", "adapters"),
         *("merging", "quantization", "model", "provenance", "onnx"),
     },
-    "request": {"gguf", "adapters", "quantization", "onnx"},
+    "request": {"gguf", "adapters", "merging", "quantization", "onnx"},
     "inputs": {
         *("gguf", "tokenizers", "reading", "adapters", "merging", "quantization", "model", "provenance", "request"),
     },
     "formats": {
-        *("gguf", "tokenizers", "reading", "quantization", "model"),
+        *("gguf", "tokenizers", "reading", "merging", "quantization", "model"),
         *("provenance", "onnx", "outputs", "request", "inputs"),
     },
     "planning": {"gguf", "merging", "quantization", "model", "onnx", "outputs", "request", "inputs", "formats"},
@@ -69,7 +69,7 @@ EDGETUNE: dict[str, set[str]] = {
         *("validation", "evaluation"),
     },
     "exporting": {
-        *("console", "config", "storage_types", "runs", "data", "reference", "runtime"),
+        *("console", "config", "objectives", "storage_types", "runs", "data", "reference", "runtime"),
         *("validation", "sensitivity", "publish", "planning", "training"),
     },
     "commands": {

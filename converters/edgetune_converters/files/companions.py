@@ -14,6 +14,7 @@ from edgetune_converters.errors import TokenizerError
 from edgetune_converters.files.contents import read_json
 
 TEMPLATE_FILE = "chat_template.jinja"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", TEMPLATE_FILE,
@@ -41,6 +42,8 @@ class CompanionFiles(NamedTuple):
     """Files of chat templates: path in the directory -> content. They replace those of the tokenizer."""
     notes: tuple[str, ...] = ()
     """Remarks on files that were rebuilt from a GGUF file."""
+    pad_token: str | None = None
+    """Replaces the padding token in tokenizer_config.json."""
 
 
 def check_tokenizer(directory: Path) -> None:
@@ -63,6 +66,19 @@ def copy_tokenizer(companions: CompanionFiles, directory: Path) -> None:
     for name, content in companions.templates.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
+    if companions.pad_token is not None:
+        _set_pad_token(directory, companions.pad_token)
+
+
+def _set_pad_token(directory: Path, token: str) -> None:
+    """Name the padding token in a copied tokenizer, where it names another one or none."""
+    for name in (_TOKENIZER_CONFIG, "special_tokens_map.json"):
+        path = directory / name
+        stated = read_json(path) if path.is_file() else {}
+        found = stated.get("pad_token")
+        before = found.get("content") if isinstance(found, Mapping) else found
+        if before != token and (found is not None or name == _TOKENIZER_CONFIG):
+            write_json(path, {**stated, "pad_token": token})
 
 
 def tokenizer_file(directory: Path, name: str) -> bytes | None:
@@ -89,7 +105,7 @@ def tokenizer_notes(directory: Path, config: Mapping[str, Any]) -> list[str]:
     found = {key: json.loads(text[slice(*span)]) for key, span in _limit_spans(text).items()}
     does = [_LIMITS[key](value) for key, value in sorted(found.items(), reverse=True)]
     notes = [f"{path.name} {' and '.join(does)}: left out of the copy, so that texts stay whole"] if does else []
-    stated = directory / "tokenizer_config.json"
+    stated = directory / _TOKENIZER_CONFIG
     limit = read_json(stated).get("model_max_length") if stated.is_file() else None
     inner = config.get("text_config")
     context = {**(inner if isinstance(inner, dict) else {}), **config}.get("max_position_embeddings")

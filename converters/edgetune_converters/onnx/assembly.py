@@ -6,20 +6,27 @@ import numpy as np
 from onnx import TensorProto
 
 from edgetune_converters.architectures.decoder import Block, Experts, FeedForward, Order
+from edgetune_converters.onnx.layout import ExternalArray
 from edgetune_converters.onnx.operators import BATCH, PAST, SEQUENCE, TOTAL, Operators
 
+SCORE = "score"
+"""Output of a reward model's graph, f32 [batch, 1]: the score at the last token of each row that its mask shows."""
 WHOLE = np.array([0, 2**62], np.int64)  # default of `logits_range`: the logits of all positions
 
 
-def assemble(operators: Operators) -> None:
-    """Append a complete decoder to the graph of `operators`."""
+def assemble(operators: Operators, score_head: ExternalArray | None = None) -> None:
+    """Append a complete decoder to the graph of `operators`, and the score of each row where there is a head for it."""
     decoder = operators.decoder
-    _inputs(operators)
+    _inputs(operators, has_score=score_head is not None)
     stream = _Stream(operators, _embedded(operators))
     for layer, block in enumerate(decoder.blocks):
         _block(operators, stream, block, layer)
     operators.graph.at("head")
-    _head(operators, stream.normed("model.norm"))
+    hidden = stream.normed("model.norm")
+    _head(operators, hidden)
+    if score_head is not None:
+        operators.graph.at("score")
+        _score(operators, hidden, score_head)
 
 
 class _Stream:
@@ -55,7 +62,7 @@ class _Stream:
         return normed
 
 
-def _inputs(operators: Operators) -> None:
+def _inputs(operators: Operators, *, has_score: bool) -> None:
     """Declare inputs and outputs as onnxruntime-genai does; `logits_range` has a default and may be ignored."""
     graph, decoder = operators.graph, operators.decoder
     graph.input("input_ids", TensorProto.INT64, [BATCH, SEQUENCE])
@@ -70,6 +77,8 @@ def _inputs(operators: Operators) -> None:
         heads, width = block.attention.kv_heads, block.attention.head_dim
         for which in ("key", "value"):
             graph.output(f"present.{layer}.{which}", TensorProto.FLOAT, [BATCH, heads, TOTAL, width])
+    if has_score:
+        graph.output(SCORE, TensorProto.FLOAT, [BATCH, 1])
 
 
 def _embedded(operators: Operators) -> str:
@@ -153,3 +162,16 @@ def _head(operators: Operators, hidden: str) -> None:
     matrix = "lm_head.weight" if operators.has("lm_head.weight") else "model.embed_tokens.weight"
     logits = operators.head(operators.scaled(positions, decoder.logit_scale), matrix)
     graph.named(operators.capped(logits, decoder.logit_cap), "logits")
+
+
+def _score(operators: Operators, hidden: str, head: ExternalArray) -> None:
+    """Append the product of the head with the hidden state of the last token that the mask of a row shows.
+
+    The mask covers the past too: its last place, less the tokens of the past, is an index into those of this call.
+    """
+    graph = operators.graph
+    each = graph.one("Squeeze", graph.one("MatMul", hidden, graph.external(head)), graph.integers(2))
+    shown = graph.one("Cast", "attention_mask", to=TensorProto.INT32)  # ONNX Runtime has no ArgMax of int64
+    last = graph.one("ArgMax", shown, axis=1, keepdims=1, select_last_index=1)
+    past = graph.one("Sub", operators.size_of("attention_mask"), operators.size_of("input_ids"))
+    graph.named(graph.one("GatherElements", each, graph.one("Sub", last, past), axis=1), SCORE)

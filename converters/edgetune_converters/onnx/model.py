@@ -24,6 +24,7 @@ from edgetune_converters.quantization.recipes import PlannedTensor
 from edgetune_converters.tensors import F32
 
 DATA_FILE = "model.onnx.data"
+SCORE_WEIGHT = "score.weight"
 _TABLE_BYTES = 4 * 1024 * 1024
 
 
@@ -61,15 +62,23 @@ class DecoderGraph:
     placed: tuple[WeightLayout, ...]
     tables: dict[str, tuple[ExternalArray, ExternalArray]]
     settings: OnnxSettings
+    score_head: F32 | None = None
+    """[hidden size] of a reward model."""
 
     @classmethod
     def of(
-        cls, decoder: DecoderSpec, sources: Sequence[SourceTensor], types: OnnxRecipe, settings: OnnxSettings
+        cls,
+        decoder: DecoderSpec,
+        sources: Sequence[SourceTensor],
+        types: OnnxRecipe,
+        settings: OnnxSettings,
+        score_head: F32 | None = None,
     ) -> DecoderGraph:
-        """Choose the storage of each weight and lay out the file: weights first, then the rotary tables."""
-        chosen = plan(types, sources, _table_rows(decoder), settings)
+        """Choose the storage of each weight and lay out the file: weights, rotary tables, then the score head."""
+        rows = [*_table_rows(decoder), *([] if score_head is None else [_score_row(score_head)])]
+        chosen = plan(types, sources, rows, settings)
         placed = tuple(layout.lay_out(chosen.chosen))
-        return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings)
+        return cls(decoder, chosen, placed, _tables(decoder, _end(placed)), settings, score_head)
 
     @property
     def size(self) -> int:
@@ -79,11 +88,25 @@ class DecoderGraph:
     @property
     def arrays(self) -> list[ExternalArray]:
         """All arrays of the file of weights in file order."""
+        head = self._score_array
+        return self._arrays_of_decoder + ([] if head is None else [head])
+
+    @property
+    def _arrays_of_decoder(self) -> list[ExternalArray]:
         weights = [array for item in self.placed for array in item.arrays]
         return weights + [array for pair in self.tables.values() for array in pair]
 
+    @property
+    def _score_array(self) -> ExternalArray | None:
+        """The score head behind all others, f32 [hidden size, 1]."""
+        if self.score_head is None:
+            return None
+        end = max(array.offset + array.spec.bytes for array in self._arrays_of_decoder)
+        spec = ArraySpec("", TensorProto.FLOAT, (len(self.score_head), 1), self.score_head.nbytes)
+        return ExternalArray(SCORE_WEIGHT, spec, layout.align_to_page(end))
+
     def table_rows(self) -> Iterator[tuple[ExternalArray, int, F32]]:
-        """Yield the rotary tables a few rows at a time: array, first row, values."""
+        """Yield the rotary tables and the score head a few rows at a time: array, first row, values."""
         for name, arrays in self.tables.items():
             rotation = self.decoder.rotations[name]
             rows, width = arrays[0].spec.shape
@@ -91,11 +114,14 @@ class DecoderGraph:
             for first in range(0, rows, step):
                 for array, values in zip(arrays, rotation.tables(first, min(first + step, rows)), strict=True):
                     yield array, first, values
+        if self.score_head is not None and self._score_array is not None:
+            yield self._score_array, 0, self.score_head[:, None]
 
     def proto(self, producer_version: str) -> ModelProto:
         """Build the graph, without the weights."""
         graph = Graph(DATA_FILE)
-        assemble(self._operators(graph, self.decoder, {item.weight.name: item for item in self.placed}, self.tables))
+        weights = {item.weight.name: item for item in self.placed}
+        assemble(self._operators(graph, self.decoder, weights, self.tables), self._score_array)
         return graph.model(producer_version)
 
     @property
@@ -110,6 +136,11 @@ class DecoderGraph:
 
 def _end(placed: Sequence[WeightLayout]) -> int:
     return max(array.offset + array.spec.bytes for item in placed for array in item.arrays)
+
+
+def _score_row(head: F32) -> PlannedTensor:
+    why = "the score head stays in f32"
+    return PlannedTensor(SCORE_WEIGHT, (len(head), 1), "run", "f32", "f32", why, head.nbytes)
 
 
 def _table_shape(decoder: DecoderSpec, name: str) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from edgetune_converters.files.companions import (
 from edgetune_converters.files.hashed_file import HashedFile
 from edgetune_converters.gguf import keys
 from edgetune_converters.merging.base_layout import BaseTensor
+from edgetune_converters.merging.score_head import ScoreTensor
 from edgetune_converters.merging.stream import RowBlock
 from edgetune_converters.outputs.base import OutputSummary, StreamedOutput, StreamTensor
 from edgetune_converters.outputs.staging import DirectoryKind, DirectoryOutput
@@ -85,7 +86,12 @@ class SafetensorsOutput(DirectoryOutput, StreamedOutput):
     """The directory. The type "base" keeps the type of each tensor."""
 
     def __init__(
-        self, path: Path, type_name: str, tensors: Sequence[BaseTensor], companions: CompanionFiles, shard: int | None
+        self,
+        path: Path,
+        type_name: str,
+        tensors: Sequence[BaseTensor | ScoreTensor],
+        companions: CompanionFiles,
+        shard: int | None,
     ) -> None:
         """Plan the shards, of at most `shard` bytes each. Raises TokenizerError when there is no tokenizer to copy."""
         super().__init__(path, SAFETENSORS_MODEL)
@@ -212,8 +218,10 @@ def _not_copied(base: Path, directory: Path) -> list[str]:
     ]
 
 
-def stored_as(tensor: BaseTensor, type_name: str) -> str:
-    """Return the storage type of a tensor in a directory of the type `type_name`."""
+def stored_as(tensor: BaseTensor | ScoreTensor, type_name: str) -> str:
+    """Return the storage type of a tensor in a directory of the type `type_name`; a score head stays in f32."""
+    if isinstance(tensor, ScoreTensor):
+        return "f32"
     return _OF_BASE.get(tensor.source.dtype, "bf16") if type_name == BASE_TYPE else type_name
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -45,3 +46,12 @@ def logits(
         done += count
     whole: NDArray[np.float32] = np.concatenate(found)
     return whole
+
+
+def onnx_weight(folder: Path, name: str) -> NDArray[np.float32]:
+    """A weight of the graph in f32, read from the file beside it."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    stored = (folder / place["location"]).read_bytes()[int(place["offset"]) :][: int(place["length"])]
+    return np.frombuffer(stored, "<f4").reshape(tensor.dims)
