@@ -60,6 +60,7 @@ EDGETUNE: dict[str, set[str]] = {
     "validation": {"console", "config", "data", "runs", "reference", "runtime"},
     "planning": {"console", "config", "methods", "objectives", "storage_types", "runs", "data", "validation"},
     "evaluation": {"console", "data", "runs", "runtime", "validation"},
+    "serving": {"console", "data", "runs", "runtime"},
     "sensitivity": {"console", "runs", "reference", "runtime", "validation"},
     "publish": {"data", "runs", "validation", "evaluation"},
     "report": {"runs", "validation", "evaluation"},
@@ -75,7 +76,7 @@ EDGETUNE: dict[str, set[str]] = {
     "commands": {
         *("console", "config", "storage_types", "runs", "data", "reference", "runtime", "generation", "chatting"),
         *("validation", "planning", "evaluation", "sensitivity", "publish", "report", "inspect", "training"),
-        "exporting",
+        *("exporting", "serving"),
     },
     "cli": {"console", "commands"},
     "__main__": {"cli"},

@@ -1,0 +1,1 @@
+"""The dialects of the server, one file each: request fields, and replies."""

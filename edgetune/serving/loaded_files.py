@@ -1,0 +1,306 @@
+"""The files that are served: loaded on demand within a memory limit, loaded again when they are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgetune import console
+from edgetune.errors import ConfigError, EdgetuneError
+from edgetune.runtime.artifacts import artifact_format
+from edgetune.runtime.engine import Engine
+from edgetune.runtime.interface import Runtime
+from edgetune.runtime.loading import load, require_file
+from edgetune.serving.api_errors import ApiError, bad_request
+
+Identity = tuple[tuple[str, int, int, int], ...]
+"""(name, inode, size, time of change) of each file."""
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How files are loaded.
+
+    Attributes:
+        threads: Threads that evaluate a model; None: as the runtime chooses.
+        context: Tokens that a prompt and its answer may have together; None: the model's own, at most 4096.
+        slots: Requests of a model that are decoded together.
+        queue: Requests of a model that may wait.
+        max_memory: Bytes that loaded files may have together; None: no limit.
+        load_seconds: How long a request waits for its model.
+        is_exact: Whether prompts are evaluated without a cache of earlier ones.
+    """
+
+    threads: int | None = None
+    context: int | None = None
+    slots: int = 4
+    queue: int = 64
+    max_memory: int | None = None
+    load_seconds: float = 120.0
+    is_exact: bool = False
+
+
+@dataclass(frozen=True)
+class ServedFile:
+    """A file that requests can name."""
+
+    name: str
+    path: Path
+    format: str
+
+    def identity(self) -> Identity:
+        """Return what changes when the file is replaced. Raises OSError."""
+        paths = [self.path]
+        if self.path.is_dir():
+            paths = sorted(path for path in self.path.iterdir() if path.is_file())
+        found = [(path.name, path.stat()) for path in paths]
+        return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+    def size(self) -> int:
+        """Return its bytes on disk; 0 if it is not there."""
+        try:
+            return size_of(self.path)
+        except OSError:
+            return 0
+
+    def digest(self) -> str:
+        """Return a SHA-256 of name and identity, which is the same until the file is replaced; nothing is read."""
+        try:
+            identity = self.identity()
+        except OSError:
+            identity = ()
+        return hashlib.sha256(repr((self.name, identity)).encode()).hexdigest()
+
+    @property
+    def modified(self) -> float:
+        """When it was changed, in seconds since 1970."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(each.stat().st_size for each in path.iterdir() if each.is_file())
+    return path.stat().st_size
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A file in memory, with its engine."""
+
+    file: ServedFile
+    runtime: Runtime
+    engine: Engine
+    identity: Identity
+    size: int
+    loaded: float = field(default_factory=time.time)
+    used: float = field(default_factory=time.monotonic)
+    users: int = 0
+    """Requests that are being answered with it."""
+    is_replaced: bool = False
+    """Whether the file on disk is another one by now: closed when its last request has been answered."""
+
+    def close(self) -> None:
+        """End the engine and free the model."""
+        self.engine.close()
+        self.runtime.close()
+
+
+def served_files(arguments: Sequence[str]) -> dict[str, ServedFile]:
+    """Return the files of FILE or NAME=FILE arguments, by name.
+
+    Raises:
+        ConfigError: Two files have one name.
+        RuntimeProblem: There is no such file.
+    """
+    found: dict[str, ServedFile] = {}
+    for argument in arguments:
+        name, path = _name_and_path(argument)
+        require_file(path)
+        form = artifact_format(path)
+        if form is None:
+            load(path).close()  # raises the sentence for a directory that is no model
+        if name in found:
+            raise ConfigError(
+                f"{found[name].path} and {path} would both be called {name}", f"Give one another name: NAME={path}"
+            )
+        found[name] = ServedFile(name, path, form or "onnx")
+    return found
+
+
+def _name_and_path(argument: str) -> tuple[str, Path]:
+    name, separator, rest = argument.partition("=")
+    if separator and name and not Path(argument).exists():
+        return name, Path(rest)
+    path = Path(argument)
+    resolved = path.resolve()
+    if resolved.name == "model.onnx":
+        return resolved.parent.name, path
+    return resolved.stem if resolved.suffix in (".gguf", ".onnx") else resolved.name, path
+
+
+class ModelPool:
+    """Loads files when requests name them, and frees the least recently used ones when memory is short."""
+
+    def __init__(
+        self, files: Mapping[str, ServedFile], settings: LoadSettings,
+        open_model: Callable[[ServedFile, LoadSettings], tuple[Runtime, Engine]] | None = None,
+    ) -> None:  # fmt: skip
+        """Serve `files`; nothing is loaded yet. Raises ConfigError for a file that alone exceeds the memory limit."""
+        self.files, self.settings = dict(files), settings
+        self._open = open_model or _open_model
+        self._models: dict[str, LoadedModel] = {}
+        self._replaced: list[LoadedModel] = []
+        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._reserved = 0
+        self._changed = asyncio.Condition()
+        self._unusable: dict[str, Identity] = {}
+        """Replaced files that cannot be loaded, so that each is tried once."""
+        self.loads = 0
+        for file in files.values():
+            if settings.max_memory is not None and file.size() > settings.max_memory:
+                raise ConfigError(
+                    f"{file.path} has {file.size()} bytes, and --max-memory permits {settings.max_memory}",
+                    "Raise --max-memory, or leave the file out",
+                )
+
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory."""
+        return list(self._models.values())
+
+    def find(self, name: str | None) -> ServedFile:
+        """Return the file that a request names.
+
+        Raises:
+            ApiError: There is none of this name, or no name and several files.
+        """
+        if name is None:
+            if len(self.files) == 1:
+                return next(iter(self.files.values()))
+            raise bad_request(f"the field model is missing; this server has {', '.join(self.files)}", "model")
+        file = self.files.get(name) or self.files.get(name.removesuffix(":latest"))
+        if file is None:
+            raise ApiError(
+                404, f"there is no model {name!r}; this server has {', '.join(self.files)}", "model", "model_not_found"
+            )
+        return file
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
+        """Lend the model of a request, loaded if it is not."""
+        file = self.find(name)
+        try:
+            async with asyncio.timeout(self.settings.load_seconds):
+                model = await self._acquire(file)
+        except TimeoutError:
+            raise ApiError(503, f"the model {file.name} could not be loaded in time: memory is in use") from None
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            model.used = time.monotonic()
+            await self._released(model)
+
+    async def _acquire(self, file: ServedFile) -> LoadedModel:
+        while True:
+            model = self._models.get(file.name)
+            if model is None or self._is_outdated(model):
+                model = await self._load_once(file)
+            if self._models.get(file.name) is model:  # not freed for another file meanwhile
+                model.users += 1
+                return model
+
+    def _is_outdated(self, model: LoadedModel) -> bool:
+        try:
+            identity = model.file.identity()
+        except OSError:
+            return False  # removed: what is loaded is still served
+        return identity not in (model.identity, self._unusable.get(model.file.name))
+
+    async def _load_once(self, file: ServedFile) -> LoadedModel:
+        """Load a file, or wait for another request that is loading it."""
+        task = self._loading.get(file.name)
+        if task is None:
+            task = self._loading[file.name] = asyncio.create_task(self._load(file))
+            task.add_done_callback(lambda _: self._loading.pop(file.name, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, file: ServedFile) -> LoadedModel:
+        identity: Identity = ()
+        try:
+            identity, size = file.identity(), file.size()
+            await self._make_room(size)
+            try:
+                runtime, engine = await asyncio.to_thread(self._open, file, self.settings)
+            finally:
+                self._reserved -= size
+        except (EdgetuneError, OSError) as problem:
+            earlier = self._models.get(file.name)
+            if earlier is None:
+                raise ApiError(503, f"the model {file.name} cannot be loaded: {problem}", "model") from None
+            console.warn(f"{file.path} was replaced, but cannot be loaded: {problem}; the earlier file is still served")
+            self._unusable[file.name] = identity
+            return earlier
+        self.loads += 1
+        earlier = self._models.get(file.name)
+        model = self._models[file.name] = LoadedModel(file, runtime, engine, identity, size)
+        if earlier is not None:
+            console.note(f"{file.path} was replaced, and has been loaded again")
+            earlier.is_replaced = True
+            self._replaced.append(earlier)
+            await self._released(earlier)
+        return model
+
+    async def _make_room(self, size: int) -> None:
+        """Reserve memory; free models that nobody uses, and wait for others."""
+        limit = self.settings.max_memory
+        async with self._changed:
+            while limit is not None and self._used_memory() + size > limit:
+                idle = [model for model in self._models.values() if not model.users]
+                if not idle:
+                    await self._changed.wait()
+                    continue
+                oldest = min(idle, key=lambda model: model.used)
+                del self._models[oldest.file.name]
+                await asyncio.to_thread(oldest.close)
+            self._reserved += size
+
+    def _used_memory(self) -> int:
+        return self._reserved + sum(model.size for model in (*self._models.values(), *self._replaced))
+
+    async def _released(self, model: LoadedModel) -> None:
+        if model.is_replaced and not model.users and model in self._replaced:
+            self._replaced.remove(model)
+            await asyncio.to_thread(model.close)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def cut(self) -> None:
+        """End all answers; the models stay until the requests have read the end."""
+        models = [*self._models.values(), *self._replaced]
+        await asyncio.gather(*(asyncio.to_thread(model.engine.close) for model in models))
+
+    async def close(self) -> None:
+        """Free all models, when no request is being answered."""
+        models = [*self._models.values(), *self._replaced]
+        self._models.clear()
+        self._replaced.clear()
+        await asyncio.gather(*(asyncio.to_thread(model.close) for model in models))
+
+
+def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engine]:
+    runtime = load(file.path, threads=settings.threads, context=settings.context, clip=True)
+    try:
+        return runtime, Engine(runtime, slots=settings.slots, queue=settings.queue)
+    except BaseException:
+        runtime.close()
+        raise

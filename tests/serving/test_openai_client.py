@@ -1,0 +1,32 @@
+"""The `openai` client against a running server."""
+
+from __future__ import annotations
+
+import pytest
+from openai import OpenAI
+
+from tests.serving.conftest import Running
+
+ASK = [{"role": "user", "content": "dim the lights"}]
+
+
+@pytest.fixture
+def client(live: Running) -> OpenAI:
+    return OpenAI(base_url=live.v1, api_key="none", max_retries=0)
+
+
+def test_a_chat_is_answered(client: OpenAI, model: str) -> None:
+    reply = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0)
+    assert reply.choices[0].message.content
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens <= 8
+
+
+def test_a_stream_gives_the_text_of_the_whole_reply(client: OpenAI, model: str) -> None:
+    whole = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0)
+    stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0, stream=True)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert all(chunk.usage is None for chunk in chunks)
