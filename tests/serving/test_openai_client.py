@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from openai import OpenAI
 
@@ -11,11 +13,11 @@ ASK = [{"role": "user", "content": "dim the lights"}]
 
 
 @pytest.fixture
-def client(live: Running) -> OpenAI:
+def client(live: Running) -> Any:
     return OpenAI(base_url=live.v1, api_key="none", max_retries=0)
 
 
-def test_a_chat_is_answered(client: OpenAI, model: str) -> None:
+def test_a_chat_is_answered(client: Any, model: str) -> None:
     reply = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0)
     assert reply.choices[0].message.content
     assert reply.choices[0].finish_reason in ("stop", "length")
@@ -23,7 +25,7 @@ def test_a_chat_is_answered(client: OpenAI, model: str) -> None:
     assert reply.usage.completion_tokens <= 8
 
 
-def test_a_stream_gives_the_text_of_the_whole_reply(client: OpenAI, model: str) -> None:
+def test_a_stream_gives_the_text_of_the_whole_reply(client: Any, model: str) -> None:
     whole = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0)
     stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0, stream=True)
     chunks = list(stream)

@@ -136,7 +136,7 @@ async def messages(call: Call[MessagesRequest]) -> Any:
     conversation = _conversation(fields, model.runtime.chat_template)
     prompt_tokens, deltas = await call.answer(model, conversation, decoding)
     call.reply_headers["request-id"] = new_id("req_")
-    head = {
+    head: dict[str, Any] = {
         "id": new_id("msg_"), "type": "message", "role": "assistant", "model": model.file.name, "content": [],
         "stop_reason": None, "stop_sequence": None,
         "usage": {
