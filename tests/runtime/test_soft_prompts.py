@@ -49,7 +49,8 @@ def test_scores_and_answers_are_those_of_peft(form: str, rows: int, tmp_path: Pa
     adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
     with load(write(base, adapter, form, tmp_path), threads=1) as runtime:
         assert (runtime.vocabulary_size, runtime.trained_context) == (rows, 256 - soft_prompts.COUNT)
-        for found, ids in zip(scores(runtime, [IDS, *PROMPTS]), [IDS, *PROMPTS], strict=True):
+        texts = [IDS, *PROMPTS, IDS[20:37]]  # two of nearly the same length, which may share a pass
+        for found, ids in zip(scores(runtime, texts), texts, strict=True):
             wanted = soft_prompts.logits(base, adapter, ids)[:-1]
             # the cache of llama.cpp is f16: about 1e-5 in models with such large logits
             assert tiny.divergence(wanted, found)[0] < (1e-4 if form == "gguf" else 1e-9)

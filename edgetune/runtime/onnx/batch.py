@@ -263,7 +263,9 @@ class PaddedScoring:
 
     def groups(self, requests: Sequence[ScoreRequest]) -> list[list[ScoreRequest]]:
         """Group texts of similar length whose padding and unwanted logits are within the bounds."""
-        if not self._interface.takes_batch:
+        # GroupQueryAttention continues a cache with several tokens of one row at a time alone
+        continues = bool(self._prefix) and self._interface.is_shared
+        if continues or not self._interface.takes_batch:
             return [[request] for request in requests]
         groups: list[list[ScoreRequest]] = []
         for request in sorted(requests, key=lambda request: len(request.ids)):
