@@ -115,7 +115,7 @@ def _models_of_run(
     for file in files:
         if file.name in models:
             raise ConfigError(f"two of the files are called {file.name}", "Rename one, or evaluate it separately")
-        models[file.name] = file_opener(file, threads)
+        models[file.name] = file_opener(file, threads, run)
     return models
 
 

@@ -15,7 +15,9 @@ from edgetune.errors import ConfigError
 from edgetune.evaluation import tasks as task_loading
 from edgetune.evaluation.models import EvaluatedModel, FileModel
 from edgetune.evaluation.results import EvaluationResults, EvaluationSettings
+from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.loading import load, require_file
+from edgetune.validation.provenance import mismatches
 
 LONGEST_CONTEXT = 4096
 """Default limit of the context: a model for 128k tokens would take gigabytes of cache for prompts of some hundred."""
@@ -43,13 +45,19 @@ class EvaluationRequest:
     """Name -> how it is opened. The first one determines the prompts of all."""
 
 
-def file_opener(path: Path, threads: int | None) -> OpenModel:
-    """Return the function that opens an exported file. Raises RuntimeProblem if it does not exist."""
+def file_opener(path: Path, threads: int | None, run: RunDirectory | None = None) -> OpenModel:
+    """Return the function that opens an exported file, with a warning if it was not made from `run`.
+
+    Raises:
+        RuntimeProblem: The file does not exist.
+    """
     require_file(path)
 
     @contextmanager
     def open_file(context: int | None) -> Iterator[EvaluatedModel]:
         with load(path, threads=threads, context=context) as runtime:
+            for mismatch in mismatches(runtime.metadata, run) if run else ():
+                console.warn(f"{path.name}: {mismatch}")
             yield FileModel(runtime)
 
     return open_file
@@ -68,6 +76,7 @@ def evaluate_models(request: EvaluationRequest, run_name: str = "") -> Evaluatio
     loaded = task_loading.load_tasks(request.tasks, request.include_paths)
     for name in task_loading.set_num_fewshot(list(loaded["tasks"].values()), request.num_fewshot):
         console.warn(f"the task {name} states that it takes no examples, so --num-fewshot does not apply to it")
+    task_loading.refuse_missing_examples(list(loaded["tasks"].values()))
     settings: PromptSettings | None = None
     scores = []
     for name, open_model in request.models.items():
@@ -75,6 +84,11 @@ def evaluate_models(request: EvaluationRequest, run_name: str = "") -> Evaluatio
             if settings is None:
                 template = _template(model) if request.apply_chat_template else None
                 settings = PromptSettings(model.context, model.prefix_token, template)
+            if settings.context > model.trained_context:
+                console.warn(
+                    f"{name}: --context is {settings.context} tokens, and the model was made for "
+                    f"{model.trained_context}"
+                )
             with console.count_progress(f"evaluate {name}", announce=True) as progress:
                 scores.append(harness.run_model(model, loaded, settings, request.limit, progress))
     assert settings is not None

@@ -60,7 +60,7 @@ def run_model(
             harness_model, dict(loaded), limit=limit, bootstrap_iters=_RESAMPLES, log_samples=True,
             apply_chat_template=settings.chat_template is not None, fewshot_as_multiturn=True,
         )  # fmt: skip
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # both are the harness's words for what a task cannot do
         raise ConfigError(
             f"the tasks cannot be evaluated: {' '.join(str(error).split())}", "Choose other tasks with --tasks"
         ) from None

@@ -31,6 +31,8 @@ class EvaluatedModel(Protocol):
     name: str
     context: int
     """Tokens that a prompt and its answer may have together."""
+    trained_context: int
+    """Tokens that the model was made for, without its virtual tokens."""
     prefix_token: int
     """The token before a text that has no context: BOS, or EOS where there is no BOS."""
     chat_template: ChatTemplate | None
@@ -54,7 +56,7 @@ class FileModel:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.name = runtime.path.name
-        self.context = runtime.context
+        self.context, self.trained_context = runtime.context, runtime.trained_context
         self.prefix_token = find_prefix_token(runtime)
         self.chat_template = runtime.chat_template
 

@@ -198,3 +198,20 @@ def set_num_fewshot(tasks: Sequence[Any], count: int | None) -> list[str]:
         elif count is not None or stated is None:
             task.set_config(key="num_fewshot", value=count or 0)
     return kept
+
+
+def refuse_missing_examples(tasks: Sequence[Any]) -> None:
+    """Raise ConfigError for a task that has fewer documents to take examples from than each of its prompts needs."""
+    for task in tasks:
+        count, sampler = task.get_config("num_fewshot") or 0, getattr(task, "sampler", None)
+        if not count or sampler is None:
+            continue
+        found = len(sampler.df)
+        # a document is no example of itself
+        spare = found - (task.fewshot_cfg.split == task.get_config("test_split"))
+        if count > spare:
+            raise ConfigError(
+                f"the task {task.task_name} has {found} documents to take examples from, too few for {count} examples "
+                "in each prompt",
+                f"Set --num-fewshot to {spare} or less" if spare > 0 else "Leave out --num-fewshot",
+            )

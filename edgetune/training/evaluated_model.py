@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgetune.config import parse_config
 from edgetune.data.chat import ChatTemplate
 from edgetune.data.text_tokenizer import TextTokenizer
-from edgetune.errors import RunDirectoryError
+from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.evaluation.evaluate import LONGEST_CONTEXT
 from edgetune.evaluation.models import PromptToAnswer, cut
 from edgetune.evaluation.results import TRAINED
@@ -42,18 +42,25 @@ def open_trained(
 
     Raises:
         RunDirectoryError: The base is not the one that the run was trained on.
+        ConfigError: The base has no positions for such a context.
     """
     stored = run.manifest.config
     config = parse_config({**stored, "base": str(base or run.base_directory())}, str(run.manifest_file))
     with environment.silence_libraries():
         found = find_base(config)
         check_base(run, found)
+        taken = config.adapter.virtual_tokens
+        if context and found.context and found.context.is_fixed and context + taken > found.context.tokens:
+            raise ConfigError(
+                f"--context is {context}, and the base has {found.context.tokens} positions",
+                f"Set --context to {found.context.tokens - taken} or less",
+            )
         model = adapters.load_adapter(load_model(found, config, run.base), run.adapter)
         generate.prepare_for_capture(model)
         _, products = generate.capture_precision(model, config)
         tokenizer = TextTokenizer.from_directory(run.tokenizer, found.rows)
         with torch.inference_mode(), products():
-            yield TrainedModel(model, tokenizer, run, context, batch_size)
+            yield TrainedModel(model, tokenizer, run, context, batch_size, taken)
 
 
 class TrainedModel:
@@ -62,11 +69,12 @@ class TrainedModel:
     name = TRAINED
 
     def __init__(
-        self, model: Any, tokenizer: TextTokenizer, run: RunDirectory, context: int | None, batch_size: int | None
-    ) -> None:
+        self, model: Any, tokenizer: TextTokenizer, run: RunDirectory, context: int | None, batch_size: int | None,
+        virtual_tokens: int,
+    ) -> None:  # fmt: skip
         self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
-        own = longest_context(model.get_base_model().config.get_text_config())
-        self.context = context or min(own, LONGEST_CONTEXT)
+        self.trained_context = longest_context(model.get_base_model().config.get_text_config()) - virtual_tokens
+        self.context = context or min(self.trained_context, LONGEST_CONTEXT)
         manifest = run.manifest
         template = ChatTemplate.find(run.tokenizer)
         self.chat_template = template and template.with_options(manifest.template_options).at(manifest.rendered_at)

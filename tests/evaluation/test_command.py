@@ -16,6 +16,7 @@ from edgetune.evaluation.results import EvaluationResults, read_evaluations
 from edgetune.runs.directory import RunDirectory
 from tests.cli_runner import Result, edgetune, sentence
 from tests.evaluation.conftest import TASKS
+from tests.training import runs
 
 ALL = "lamp_choice,lamp_text,lamp_answer"
 
@@ -268,3 +269,44 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     assert exported.returncode == 0, exported.stderr.decode()
     said = sentence(evaluate(tmp_path / "bare-f32.gguf", "lamp_choice", "--apply-chat-template"))
     assert "bare-f32.gguf has no chat template" in said
+
+
+def test_more_examples_than_documents_are_refused_before_a_model_is_opened(file: Path) -> None:
+    said = sentence(evaluate(file, "lamp_choice", "--num-fewshot", "500"))
+    assert "the task lamp_choice has 8 documents to take examples from, too few for 500 examples" in said
+    assert "Set --num-fewshot to 8 or less" in said
+
+
+def test_a_context_beyond_that_of_the_model_is_warned_of(file: Path) -> None:
+    result = evaluate(file, "lamp_choice", "--context", "300", "--limit", "2")
+    assert result.returncode == 0
+    assert "lamp-f32.gguf: --context is 300 tokens, and the model was made for 256" in result.stderr.decode()
+
+
+def test_a_file_of_another_run_is_warned_of(run: RunDirectory, file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other-f32.gguf"
+    exported = edgetune("merge-export", "--base", run.base_directory(), "-q", "f32", "-o", other)
+    assert exported.returncode == 0, exported.stderr.decode()
+    result = evaluate(run.path, "lamp_choice", "--artifact", other, "--artifact", file, "--limit", "2")
+    assert result.returncode == 0
+    warnings = [line for line in result.stderr.decode().splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "other-f32.gguf: the file was not made with this run's adapter" in warnings[0]
+
+
+def test_a_soft_prompt_takes_its_place_in_the_context(base: Path, tmp_path: Path) -> None:
+    settings = runs.settings(base, tmp_path, max_steps=1) | {
+        "name": "soft", "adapter": {"kind": "prompt-tuning", "tokens": 20}, "export": {"types": ["f32"]},
+    }  # fmt: skip
+    run = tmp_path / "run"
+    for command in (
+        ("train", runs.write_config(tmp_path / "config.yaml", settings), "-o", run),
+        ("merge-export", run, "--format", "onnx"),
+    ):
+        result = edgetune(*command)
+        assert result.returncode == 0, result.stderr.decode()
+    result = evaluate(run, "lamp_choice,lamp_answer", "--json", tmp_path / "e.json")
+    assert result.returncode == 0, result.stderr.decode()
+    found = EvaluationResults.read(tmp_path / "e.json")
+    assert found.models == ["trained", "soft-f32-onnx"]
+    assert found.settings.context == 256 - 20
