@@ -70,7 +70,7 @@ EDGETUNE: dict[str, set[str]] = {
         *("validation", "evaluation"),
     },
     "exporting": {
-        *("console", "config", "objectives", "storage_types", "runs", "data", "reference", "runtime"),
+        *("console", "config", "methods", "objectives", "storage_types", "runs", "data", "reference", "runtime"),
         *("validation", "sensitivity", "publish", "planning", "training"),
     },
     "commands": {
