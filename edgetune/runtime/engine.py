@@ -23,11 +23,19 @@ from edgetune.runtime.interface import Runtime
 from edgetune.runtime.slots import ChosenToken, Slots, SlotTask, TokenFilter
 from edgetune.runtime.stop_strings import StopStrings
 from edgetune.runtime.ticket import Ticket
-from edgetune.runtime.token_scores import ScoreCollector, TokenScores
+from edgetune.runtime.token_scores import ScoreCollector, ScoredTokens
 
 __all__ = [
-    "Engine", "EngineClosed", "EngineStatus", "GenerationRequest", "Grammar", "QueueFull", "Ticket", "TokenEvent",
-    "TokenScores", "Usage",
+    "Engine",
+    "EngineClosed",
+    "EngineStatus",
+    "GenerationRequest",
+    "Grammar",
+    "QueueFull",
+    "ScoredTokens",
+    "Ticket",
+    "TokenEvent",
+    "Usage",
 ]  # fmt: skip
 
 _SLOTS = 4
@@ -144,7 +152,7 @@ class Engine:
 
     def submit_score(
         self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0
-    ) -> Future[TokenScores]:
+    ) -> Future[ScoredTokens]:
         """Queue a text to be scored; the result is that of `score`. Cancel the future to drop it."""
         text = np.asarray(ids, np.int32)
         wanted = np.arange(1, len(text)) if positions is None else np.asarray(positions, np.int64)
@@ -160,7 +168,7 @@ class Engine:
             self._changed.notify_all()
         return job.future
 
-    def score(self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0) -> TokenScores:
+    def score(self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0) -> ScoredTokens:
         """Return the log-probabilities of tokens in a text.
 
         The text is evaluated alone, in batches of a fixed shape and without a cache of earlier texts: the result does
@@ -383,7 +391,7 @@ class _ScoreJob:
     """A text that is scored block by block."""
 
     def __init__(self, ids: NDArray[np.int32], positions: NDArray[np.int64], top: int) -> None:
-        self.future: Future[TokenScores] = Future()
+        self.future: Future[ScoredTokens] = Future()
         self._ids, self._positions = ids, positions
         self._collector = ScoreCollector(ids[positions], top)
         self._blocks: Iterator[NDArray[np.float32]] | None = None

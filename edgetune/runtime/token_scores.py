@@ -11,7 +11,7 @@ from edgetune.runtime.slots import log_probabilities
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class ScoredTokens:
     """The log-probabilities of m tokens of a text, natural logarithms.
 
     Attributes:
@@ -32,7 +32,7 @@ class ScoreCollector:
 
     def __init__(self, tokens: NDArray[np.int32], top: int) -> None:
         self._tokens, self._top = tokens, top
-        self._scores = TokenScores(
+        self._scores = ScoredTokens(
             np.empty(len(tokens)), np.empty((len(tokens), top), np.int32), np.empty((len(tokens), top)),
             np.empty(len(tokens), np.bool_),
         )  # fmt: skip
@@ -48,6 +48,6 @@ class ScoreCollector:
                 self._scores.top_ids[place, rank], self._scores.top_logprobs[place, rank] = id_, logprob
             self._count += 1
 
-    def result(self) -> TokenScores:
+    def result(self) -> ScoredTokens:
         """Return the scores of all tokens."""
         return self._scores

@@ -33,7 +33,7 @@ _BILLING = "x-anthropic-billing-header:"
 """Claude Code's first system block, which changes with each request and would spoil the cache of the prompt."""
 
 
-class Block(Fields):
+class ContentBlock(Fields):
     """A block of a message's content."""
 
     type: str
@@ -45,7 +45,7 @@ class Block(Fields):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | list[ContentBlock] | None = None
     is_error: bool | None = None
     cache_control: Any = None
     citations: Any = None
@@ -55,7 +55,7 @@ class AnthropicMessage(Fields):
     """A message."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | list[ContentBlock]
 
 
 class AnthropicTool(Fields):
@@ -106,7 +106,7 @@ class CountRequest(SamplingFields):
 
     model: str | None = None
     messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
-    system: str | list[Block] | None = None
+    system: str | list[ContentBlock] | None = None
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
@@ -179,7 +179,7 @@ def _conversation(fields: CountRequest, template: Any) -> Conversation:
     )
 
 
-def _system(system: str | list[Block] | None) -> Iterator[dict[str, Any]]:
+def _system(system: str | list[ContentBlock] | None) -> Iterator[dict[str, Any]]:
     parts = list(text_parts(system, "system"))
     text = "\n\n".join(part for part in parts if not part.startswith(_BILLING))
     if text:
@@ -226,7 +226,7 @@ def _required(value: str | None, name: str) -> str:
     return value
 
 
-def _call(block: Block, place: str) -> dict[str, Any]:
+def _call(block: ContentBlock, place: str) -> dict[str, Any]:
     function = {"name": _required(block.name, f"{place}.name"), "arguments": json.dumps(block.input or {})}
     return {"id": block.id or "", "type": "function", "function": function}
 

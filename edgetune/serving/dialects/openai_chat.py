@@ -30,7 +30,7 @@ from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
 
 
-class Part(Fields):
+class ContentPart(Fields):
     """A part of a message's content."""
 
     type: str
@@ -56,7 +56,7 @@ class ChatMessage(Fields):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[CallField] | None = None
     tool_call_id: str | None = None

@@ -18,7 +18,7 @@ from edgetune.runtime.batching import Finish
 from edgetune.runtime.engine import Ticket
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.text import Utf8Stream
-from edgetune.runtime.token_scores import TokenScores
+from edgetune.runtime.token_scores import ScoredTokens
 from edgetune.serving.answers import finish_reason, problem_error, read_events, submit, usage_of
 from edgetune.serving.api_errors import ApiError, bad_request, from_problem, openai_error
 from edgetune.serving.calls import Call, RouteSpec, new_id
@@ -241,7 +241,7 @@ class _Batch:
             prompt.text + text, "stop" if is_stop else "length", TokenUsage(len(prompt.ids), 0, 1), table
         )  # fmt: skip
 
-    async def _score(self, ids: list[int]) -> TokenScores:
+    async def _score(self, ids: list[int]) -> ScoredTokens:
         while True:
             try:
                 future = self.model.engine.submit_score(ids, top=max(1, self.fields.logprobs or 0))
@@ -254,7 +254,7 @@ class _Batch:
                     raise error from None
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _table(self, prompt: _Prompt, ids: Sequence[int], scores: TokenScores) -> dict[str, Any]:
+    def _table(self, prompt: _Prompt, ids: Sequence[int], scores: ScoredTokens) -> dict[str, Any]:
         runtime, most = self.model.runtime, self.fields.logprobs or 0
         table = _Table(0)
         table.add_first(runtime.token_bytes(ids[0], special=True), is_in_text=prompt.bos_length == 0)
