@@ -288,6 +288,23 @@ class Runtime(ABC):
         for index, (ids, positions) in enumerate(texts):
             yield from ((index, block) for block in self.score(ids, positions))
 
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the embedding of a text: the mean of the last hidden states [n_embd] of its tokens, not normalized.
+
+        Unlike the other methods it may be called while an `Engine` uses the runtime, from any thread.
+
+        Args:
+            ids: Token ids of the text.
+
+        Raises:
+            RuntimeProblem: The text is empty or too long, or the file does not give its hidden states.
+        """
+        raise RuntimeProblem(
+            f"{self.path} gives no hidden states, only logits", "Use a GGUF file of the model for embeddings"
+        )
+
     # -- the file ------------------------------------------------------------------------------------------------------
 
     def bind_input(self, name: str, buffer: NDArray[Any]) -> None:

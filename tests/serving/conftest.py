@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from edgetune.serving.calls import Server, ServerSettings
 from edgetune.serving.loaded_files import LoadSettings, ModelPool, served_files
@@ -18,7 +19,7 @@ from tests.runtime import models
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.base(tmp_path_factory.mktemp("served") / "hf")
+    return models.base(tmp_path_factory.mktemp("served") / "hf", max_position_embeddings=1024)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +78,13 @@ def model(request: pytest.FixtureRequest) -> str:
     """The same model in both formats."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def client(live: Running) -> Iterator[Any]:
+    """OpenAI's client."""
+    with OpenAI(base_url=live.v1, api_key="none", max_retries=0) as opened:
+        yield opened
 
 
 def is_free(port: int) -> bool:

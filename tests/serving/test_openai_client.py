@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from openai import OpenAI
-
-from tests.serving.conftest import Running
-
 ASK = [{"role": "user", "content": "dim the lights"}]
-
-
-@pytest.fixture
-def client(live: Running) -> Any:
-    return OpenAI(base_url=live.v1, api_key="none", max_retries=0)
 
 
 def test_a_chat_is_answered(client: Any, model: str) -> None:

@@ -7,7 +7,7 @@ them, and prints. Here logits stay in llama.cpp's own buffer, bounded by `_OUTPU
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
+from edgetune.runtime.llama.embeddings import LlamaEmbedder
 from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
@@ -48,6 +49,7 @@ class LlamaRuntime(Runtime):
 
     _model: Any = None
     _context: LlamaContext | None = None
+    _embedder: LlamaEmbedder | None = None
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
         """Open the file. Raises ArtifactError if it is damaged, RuntimeProblem if llama.cpp cannot run it."""
@@ -146,6 +148,19 @@ class LlamaRuntime(Runtime):
                 yield context.logits(count)
 
     @override
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        self._open()
+        text = np.asarray(ids, np.int32)
+        if not len(text):
+            raise RuntimeProblem("the text is empty", "Give some text")
+        self.check_ids(text)
+        if self._prefix is not None:
+            raise RuntimeProblem(f"{self.path} has a prefix before every text, which embeddings do not take in")
+        if self._embedder is None:
+            self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
+        return self._embedder.embed(text.tolist())
+
+    @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
         return prefill(self._open(), prompt)
 
@@ -171,8 +186,10 @@ class LlamaRuntime(Runtime):
 
     @override
     def close(self) -> None:
-        context, model = self._context, self._model
-        self._context = self._model = None
+        context, model, embedder = self._context, self._model, self._embedder
+        self._context = self._model = self._embedder = None
+        if embedder is not None:
+            embedder.close()
         if context is not None:
             context.close()
         if model is not None:
