@@ -124,6 +124,7 @@ test-c: $(VENV)/.ready
 	$(C_TESTS) -B build/test-c
 	$(BIN)/cmake --build build/test-c
 	build/test-c/test_kernels $(LIBGGML)
+	build/test-c/test_llama
 	build/test-c/test_bits $(LIBGGML) > build/test-c/bits.txt || { cat build/test-c/bits.txt; exit 1; }
 
 # The NEON kernels, built with Debian's cross compiler and run under qemu-user. They must give the same bits as the kernels

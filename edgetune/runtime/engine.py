@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import Finish
 from edgetune.runtime.generation_request import GenerationRequest, Grammar, TokenEvent, Usage
-from edgetune.runtime.grammar import GrammarCompiler
+from edgetune.runtime.grammar import GrammarCompiler, GrammarFilter, GrammarProblem
 from edgetune.runtime.interface import Runtime
-from edgetune.runtime.slots import ChosenToken, Slots, SlotTask, TokenFilter
+from edgetune.runtime.slots import ChosenToken, Slots, SlotTask
 from edgetune.runtime.stop_strings import StopStrings
 from edgetune.runtime.ticket import Ticket
 from edgetune.runtime.token_scores import ScoreCollector, ScoredTokens
@@ -81,13 +81,15 @@ class Engine:
     model may be called meanwhile. Closing the engine does not close the runtime.
     """
 
-    def __init__(self, runtime: Runtime, *, slots: int = _SLOTS, queue: int = _QUEUE) -> None:
+    def __init__(self, runtime: Runtime, *, slots: int = _SLOTS, queue: int = _QUEUE, is_exact: bool = False) -> None:
         """Start the decoding thread.
 
         Args:
             runtime: The model.
             slots: Requests that are decoded together; fewer if memory has no room for them.
             queue: Requests that may wait for a slot.
+            is_exact: Whether each request is evaluated alone and from its start, without a cache of earlier ones: its
+                result is then that of `Runtime.generate` to the last bit, and does not depend on the others. Slower.
 
         Raises:
             RuntimeProblem: There is no memory for the slots.
@@ -95,7 +97,7 @@ class Engine:
         if slots < 1 or queue < 1:
             raise RuntimeProblem(f"an engine of {slots} slots with a queue of {queue}", "Give at least 1 of each")
         self._runtime, self._queue = runtime, queue
-        self._slots: Slots = runtime.make_slots(slots)
+        self._slots: Slots = runtime.make_slots(slots, is_exact=is_exact)
         self._grammars = GrammarCompiler(runtime)
         self._changed = threading.Condition()
         self._waiting: deque[_Row] = deque()
@@ -147,8 +149,8 @@ class Engine:
         filter_ = self._grammars.compile(request.grammar) if request.grammar else None
         stops = request.stop_tokens | (frozenset() if request.ignore_eos else runtime.stop_tokens)
         ticket = Ticket(request, self._note_cancelled)
-        task = SlotTask(ids, request.sampling, request.logprobs, filter_)
-        return _Row(ticket, task, stops, StopStrings(request.stop), runtime.context)
+        task = SlotTask(ids, request.sampling, request.logprobs, filter_.mask() if filter_ else None)
+        return _Row(ticket, task, filter_, stops, StopStrings(request.stop), runtime.context)
 
     def submit_score(
         self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0
@@ -197,8 +199,8 @@ class Engine:
     def _note_cancelled(self) -> None:
         with self._changed:
             self._has_cancelled = True
+            self._slots.interrupt()
             self._changed.notify_all()
-        self._slots.interrupt()
 
     @property
     def status(self) -> EngineStatus:
@@ -218,8 +220,8 @@ class Engine:
         self._thread.join(deadline)
         with self._changed:
             self._must_stop = True
+            self._slots.interrupt()
             self._changed.notify_all()
-        self._slots.interrupt()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -235,11 +237,14 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._admit()
-                self._score_block()
+                if self._waiting:
+                    self._admit()
+                if self._scores:
+                    self._score_block()
                 if self._rows:
                     for chosen in self._slots.turn():
-                        self._advance(self._rows[chosen.slot], chosen)
+                        if row := self._rows.get(chosen.slot):  # several tokens may come at once, the last one early
+                            self._advance(row, chosen)
         except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are awaited
             self._failure = error
         self._end_all()
@@ -247,9 +252,13 @@ class Engine:
 
     def _wait(self) -> bool:
         """Wait for something to do; return whether there is any."""
+        if self._rows and not (self._has_cancelled or self._waiting or self._scores or self._must_stop):
+            return True
         with self._changed:
             self._changed.wait_for(lambda: self._rows or self._waiting or self._scores or self._is_closing)
             has_cancelled, self._has_cancelled = self._has_cancelled, False
+            if has_cancelled:
+                self._slots.resume()
             if self._must_stop or not (self._rows or self._waiting or self._scores):
                 return False
         if has_cancelled:
@@ -281,6 +290,9 @@ class Engine:
             except RuntimeProblem as error:
                 row.ticket.fail(error)
                 continue
+            except BaseException as error:
+                row.ticket.fail(error)
+                raise
             row.cached = cached
             self._rows[row.slot] = row
 
@@ -305,22 +317,32 @@ class Engine:
 
     def _advance(self, row: _Row, chosen: ChosenToken) -> None:
         """Hand on a token of a request, or end it."""
-        finish, stop, events = row.take(chosen)
+        try:
+            finish, stop, events = row.take(chosen)
+            if row.filter and finish is None:
+                self._slots.set_mask(row.slot, row.filter.mask())
+        except GrammarProblem as error:
+            self._free(row)
+            row.ticket.fail(error)
+            return
         if finish is not None:
             self._end(row, events, finish, stop)
         elif events:
-            row.ticket.deliver(events, row.usage())
+            row.ticket.deliver(events)
 
-    def _end(self, row: _Row, events: Sequence[TokenEvent], finish: Finish, stop: str | int | None = None) -> None:
+    def _free(self, row: _Row) -> None:
         if row.slot >= 0:
             with self._changed:
                 del self._rows[row.slot]
             self._slots.stop(row.slot)
+
+    def _end(self, row: _Row, events: Sequence[TokenEvent], finish: Finish, stop: str | int | None = None) -> None:
+        self._free(row)
         usage = row.usage()
         new = usage.prompt_tokens - usage.cached_tokens if row.slot >= 0 else 0
         for index, count in enumerate((1, new, usage.cached_tokens, usage.generated_tokens)):
             self._ended[index] += count
-        row.ticket.deliver(events, usage, finish, stop)
+        row.ticket.end(events, finish, stop)
 
     def _end_all(self) -> None:
         with self._changed:
@@ -333,7 +355,7 @@ class Engine:
             if self._failure is not None:
                 row.ticket.fail(self._failure)
             else:
-                row.ticket.deliver([], row.usage(), Finish.CANCEL)
+                row.ticket.end([], Finish.CANCEL)
         for job in scores:
             with suppress(InvalidStateError):
                 job.future.set_exception(self._failure or EngineClosed("the engine has been closed"))
@@ -343,18 +365,21 @@ class _Row:
     """A request in the engine."""
 
     def __init__(
-        self, ticket: Ticket, task: SlotTask, stop_tokens: frozenset[int], stops: StopStrings, context: int
+        self,
+        ticket: Ticket,
+        task: SlotTask,
+        filter_: GrammarFilter | None,
+        stop_tokens: frozenset[int],
+        stops: StopStrings,
+        context: int,
     ) -> None:
-        self.ticket, self.task, self.stop_tokens = ticket, task, stop_tokens
+        self.ticket, self.task, self.filter, self.stop_tokens = ticket, task, filter_, stop_tokens
         self.remaining = ticket.request.max_tokens
         self.slot = -1
         self.cached = self.generated = 0
         self._stops, self._room = stops, context - len(task.ids)
         self._submitted = self._began = self._first = self._last = time.perf_counter()
-
-    @property
-    def filter(self) -> TokenFilter | None:
-        return self.task.filter
+        ticket.measure_by(self.usage)
 
     def begin(self) -> None:
         self._began = self._first = self._last = time.perf_counter()
@@ -365,6 +390,8 @@ class _Row:
         if not self.generated:
             self._first = self._last
         self.generated += 1
+        if self.filter:
+            self.filter.accept(chosen.token)
         if chosen.token in self.stop_tokens:
             return Finish.STOP, chosen.token, self._stops.finish()
         self.remaining -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from edgetune.runtime.sampling import Sampling
 
@@ -56,8 +56,7 @@ class GenerationRequest:
     grammar: Grammar | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """A token of an answer.
 
     Attributes:

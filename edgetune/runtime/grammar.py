@@ -100,7 +100,11 @@ def _first_line(text: str) -> str:
 
 
 class GrammarFilter:
-    """Which tokens may come next in one answer; see `TokenFilter`."""
+    """Which tokens may come next in one answer.
+
+    Attributes:
+        is_complete: Whether nothing may follow any more.
+    """
 
     def __init__(self, matcher: Any, vocabulary_size: int, stop_tokens: frozenset[int]) -> None:
         self._matcher = matcher
@@ -109,7 +113,13 @@ class GrammarFilter:
         self.is_complete = False
 
     def mask(self) -> NDArray[np.uint32]:
-        """Return a bit for each token; the array is used again by the next call."""
+        """Return a bit for each token, 1 if it may come next, the lowest of each word first [ceil(V / 32)].
+
+        The array is used again by the next call.
+
+        Raises:
+            GrammarProblem: No token may.
+        """
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         if not self._bits.any():

@@ -234,13 +234,19 @@ class Runtime(ABC):
     def _single_sequence(self) -> SequenceBatch:
         return SingleSequence(self._prefill, self._step)
 
-    def make_slots(self, count: int) -> Slots:
+    def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
         """Return at most `count` places for the sequences of an `Engine`, each of `context` tokens.
+
+        Args:
+            count: Sequences that are evaluated together.
+            is_exact: Whether each sequence is evaluated alone and from its start, so that its result is that of
+                `generate` to the last bit.
 
         Raises:
             RuntimeProblem: There is no memory for them.
         """
-        return BatchSlots(self._make_batch(count, self.context), self.sampler_vocabulary, self.token_bytes)
+        batch = self._single_sequence() if is_exact else self._make_batch(count, self.context)
+        return BatchSlots(batch, self.sampler_vocabulary, self.token_bytes)
 
     def _make_batch(self, count: int, length: int) -> SequenceBatch:
         """Return room for at most `count` sequences of `length` tokens."""

@@ -208,7 +208,6 @@ _SAMPLERS: dict[str, tuple[Callable[[Sampling], bool], _Make]] = {
         lambda lib, s, v: lib.llama_sampler_init_dist(_seed(s)),
     ),
 }
-_BEFORE_TOP_K = ("logit_bias", "penalties", "dry")
 
 
 def build_chain(sampling: Sampling, vocabulary: SamplerVocabulary) -> tuple[Any, list[str]]:
@@ -219,6 +218,11 @@ def build_chain(sampling: Sampling, vocabulary: SamplerVocabulary) -> tuple[Any,
     for name in names:
         lib.llama_sampler_chain_add(chain, _SAMPLERS[name][1](lib, sampling, vocabulary))  # the chain owns it
     return chain, names
+
+
+def first_top_k(sampling: Sampling, names: Sequence[str]) -> int:
+    """Return k if top-k is the first sampler of a chain, which then needs only the most likely tokens; else 0."""
+    return sampling.top_k if names[:1] == ["top_k"] else 0
 
 
 def penalized_tokens(sampling: Sampling, vocabulary: SamplerVocabulary) -> int:
@@ -247,7 +251,7 @@ class Sampler:
             if sampling.has_dry and vocabulary.pointer is None:
                 self._breakers = _Breakers(sampling.dry_breakers, vocabulary)
             self._chain, self._names = build_chain(sampling, vocabulary)
-            self._top_k = 0 if set(self._names) & set(_BEFORE_TOP_K) else sampling.top_k
+            self._top_k = first_top_k(sampling, self._names)
 
     def accept_prompt(self, ids: Sequence[int]) -> None:
         """Note the tokens of the prompt, which penalties and DRY count."""
@@ -264,11 +268,10 @@ class Sampler:
             logits: Logits [V].
             mask: Whether each token is permitted [V]; None permits all. At least one must be.
         """
-        if mask is not None:
-            logits = np.where(mask, logits, np.float32(-np.inf))
         if self._chain is None:
-            return int(logits.argmax())
-        candidates = self._candidates(logits)
+            return int((logits if mask is None else np.where(mask, logits, np.float32(-np.inf))).argmax())
+        ids = _preselect(logits, self._top_k) if mask is None else np.flatnonzero(mask)
+        candidates = self._candidates(logits, ids)
         self._library.llama_sampler_apply(self._chain, candidates)
         chosen = int(candidates.data[candidates.selected].id)
         self._accept(chosen)
@@ -282,9 +285,8 @@ class Sampler:
             seen = self._breakers.replace(token) if name == "dry" else token
             self._library.llama_sampler_accept(self._library.llama_sampler_chain_get(self._chain, index), seen)
 
-    def _candidates(self, logits: NDArray[np.float32]) -> Any:
-        """Return the llama_token_data_array of all tokens that top_k may keep."""
-        ids = _preselect(logits, self._top_k)
+    def _candidates(self, logits: NDArray[np.float32], ids: NDArray[np.int64]) -> Any:
+        """Return the llama_token_data_array of the tokens `ids`."""
         if len(self._array) < len(ids):
             self._array = np.zeros(len(ids), _CANDIDATE)
         array = self._array[: len(ids)]

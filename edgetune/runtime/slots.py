@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,6 @@ from edgetune.runtime.sampling import Sampler, SamplerVocabulary, Sampling
 F32 = NDArray[np.float32]
 
 
-class TokenFilter(Protocol):
-    """Which tokens may come next, as a grammar states it."""
-
-    is_complete: bool
-    """Whether nothing may follow any more."""
-
-    def mask(self) -> NDArray[np.uint32]:
-        """Return a bit for each token, the lowest first [ceil(V / 32)]: 1 if the token may come next."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """Note the token that was chosen."""
-        ...
-
-
 @dataclass(frozen=True)
 class SlotTask:
     """A sequence that a slot continues.
@@ -41,13 +26,14 @@ class SlotTask:
         ids: Prompt [n], checked.
         sampling: How tokens are chosen.
         logprobs: As in `GenerationRequest`.
-        filter: Which tokens may come next; None permits all.
+        mask: A bit for each token that may come first, the lowest of each word first u32 [ceil(V / 32)]; None permits
+            all.
     """
 
     ids: NDArray[np.int32]
     sampling: Sampling
     logprobs: int | None
-    filter: TokenFilter | None
+    mask: NDArray[np.uint32] | None = None
 
 
 class ChosenToken(NamedTuple):
@@ -81,6 +67,10 @@ class Slots(ABC):
     def turn(self) -> list[ChosenToken]:
         """Evaluate one batch, and return the next token of each sequence that has one: none in the midst of prompts."""
 
+    @abstractmethod
+    def set_mask(self, slot: int, mask: NDArray[np.uint32]) -> None:
+        """State which tokens may come next in a slot whose task has a mask."""
+
     @property
     def has_prompts(self) -> bool:
         """Whether prompts, or parts of them, have not been evaluated yet."""
@@ -91,7 +81,11 @@ class Slots(ABC):
         """Free a slot."""
 
     def interrupt(self) -> None:
-        """Let the turn in progress return early, without tokens. Any thread may call this."""
+        """Let the turn in progress return early, without tokens, if it takes long. Any thread may call this."""
+        return
+
+    def resume(self) -> None:
+        """Let turns go on after `interrupt`."""
         return
 
     @abstractmethod
@@ -144,17 +138,16 @@ class BatchSlots(Slots):
         return [self._choose(row, logits) for row, logits in zip(self._active, rows, strict=True)]
 
     def _choose(self, row: _Row, logits: F32) -> ChosenToken:
-        mask = None
-        if row.task.filter:
-            mask = unpack_mask(row.task.filter.mask(), len(logits))
-        row.token = row.sampler.choose(logits, mask)
-        if row.task.filter:
-            row.task.filter.accept(row.token)
+        row.token = row.sampler.choose(logits, None if row.mask is None else unpack_mask(row.mask, len(logits)))
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if row.task.logprobs is not None:
             logprob, top = log_probabilities(logits, row.token, row.task.logprobs)
         return ChosenToken(row.slot, row.token, self._token_bytes(row.token), logprob, top)
+
+    @override
+    def set_mask(self, slot: int, mask: NDArray[np.uint32]) -> None:
+        next(row for row in self._active if row.slot == slot).mask = mask
 
     @override
     def stop(self, slot: int) -> None:
@@ -181,10 +174,11 @@ class BatchSlots(Slots):
 class _Row:
     """A sequence in a slot."""
 
-    __slots__ = ("sampler", "slot", "task", "token")
+    __slots__ = ("mask", "sampler", "slot", "task", "token")
 
     def __init__(self, slot: int, task: SlotTask, sampler: Sampler) -> None:
         self.slot, self.task, self.sampler = slot, task, sampler
+        self.mask = task.mask
         self.token = -1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.generation_request import TokenEvent
@@ -63,7 +62,7 @@ class StopStrings:
             end = at + len(event.bytes_)
             if end > count:
                 if is_last and at < count:
-                    shown.append(replace(event, bytes_=event.bytes_[: count - at]))
+                    shown.append(event._replace(bytes_=event.bytes_[: count - at]))
                 break
             shown.append(event)
             at = end

@@ -32,7 +32,7 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
         self._changed = threading.Condition()
         self._events: deque[TokenEvent] = deque()
         self._sleepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._usage = Usage(len(request.ids))
+        self._measure_usage: Callable[[], Usage] = lambda: Usage(len(request.ids))
         self._finish: Finish | None = None
         self._stop: str | int | None = None
         self._error: BaseException | None = None
@@ -51,7 +51,7 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
     @property
     def usage(self) -> Usage:
         """What the answer has cost so far."""
-        return self._usage
+        return self._measure_usage()
 
     @property
     def is_done(self) -> bool:
@@ -105,6 +105,8 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
 
     def __next__(self) -> TokenEvent:
         """Wait for the next token."""
+        with suppress(IndexError):
+            return self._events.popleft()
         with self._changed:
             self._changed.wait_for(lambda: self._events or self.is_done)
             if self._events:
@@ -132,16 +134,22 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
 
     # -- for the engine ------------------------------------------------------------------------------------------------
 
-    def deliver(
-        self, events: Sequence[TokenEvent], usage: Usage, finish: Finish | None = None, stop: str | int | None = None
-    ) -> None:
-        """Hand tokens to the reader, and last why the answer ended."""
+    def measure_by(self, usage: Callable[[], Usage]) -> None:
+        """State what counts the cost of the answer."""
+        self._measure_usage = usage
+
+    def deliver(self, events: Sequence[TokenEvent]) -> None:
+        """Hand tokens to the reader."""
         with self._changed:
             self._events.extend(events)
-            self._usage = usage
+            self._wake_readers()
+
+    def end(self, events: Sequence[TokenEvent], finish: Finish, stop: str | int | None = None) -> None:
+        """Hand the last tokens to the reader, and why the answer ended."""
+        with self._changed:
+            self._events.extend(events)
             self._stop, self._finish = stop, finish
-            if events or finish is not None:
-                self._wake_readers()
+            self._wake_readers()
 
     def fail(self, error: BaseException) -> None:
         """End the answer with an error, unless it has ended."""
@@ -152,10 +160,11 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
 
     def _wake_readers(self) -> None:
         self._changed.notify_all()
-        for loop, future in self._sleepers:
-            with suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(_set_done, future)
-        self._sleepers.clear()
+        if self._sleepers:
+            for loop, future in self._sleepers:
+                with suppress(RuntimeError):  # the loop has been closed
+                    loop.call_soon_threadsafe(_set_done, future)
+            self._sleepers.clear()
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

@@ -8,9 +8,10 @@ nor libggml; the library is opened by the first function that needs it.
 
 from __future__ import annotations
 
-from . import bitsandbytes, gguf_blocks, logits, lora, onnx_blocks, processor, results
+from . import bitsandbytes, gguf_blocks, llama_slots, logits, lora, onnx_blocks, processor, results
 from .bitsandbytes import *  # noqa: F403 - each module's __all__ is its part of the public API
 from .gguf_blocks import *  # noqa: F403
+from .llama_slots import *  # noqa: F403
 from .logits import *  # noqa: F403
 from .lora import *  # noqa: F403
 from .onnx_blocks import *  # noqa: F403
@@ -20,6 +21,7 @@ from .results import *  # noqa: F403
 __all__: list[str] = []
 __all__ += bitsandbytes.__all__
 __all__ += gguf_blocks.__all__
+__all__ += llama_slots.__all__
 __all__ += logits.__all__
 __all__ += lora.__all__
 __all__ += onnx_blocks.__all__

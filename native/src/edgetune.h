@@ -314,4 +314,87 @@ struct et_outcome et_dequantize_4bit(const struct et_dequantize_4bit_job *job, i
 struct et_outcome et_roundtrip_4bit(const struct et_roundtrip_4bit_job *job, int threads);
 struct et_outcome et_dequantize_int8(const struct et_dequantize_int8_job *job, int threads);
 
+/* ---- llama_bridge.c, llama_slots.c
+ * ------------------------------------------------------------------------------------------------ */
+
+/* Opens libllama. False: `message` is the error. Once a library is open, further calls do nothing. */
+bool et_llama_open(const char *path, char *message, size_t message_size);
+
+/* Sequences of a context of llama.cpp that are continued together; one thread calls all functions but
+ * et_llama_interrupt. */
+struct et_llama_slots;
+
+struct et_llama_config {
+    void *context;       /* llama_context of n_slots sequences, which the caller frees after the slots */
+    const void *vocab;   /* llama_vocab */
+    volatile char *stop; /* the byte that the abort callback of the context reads */
+    int32_t n_slots;
+    int32_t room;    /* tokens of a prompt and its answer */
+    int32_t offset;  /* tokens in the cache of each sequence before its text */
+    int32_t n_batch; /* tokens of a batch */
+    int32_t piece;   /* tokens of prompts in a batch with running answers */
+    int64_t v;       /* logits of a row */
+    bool is_exact;   /* each batch has one sequence, whose result then does not depend on the others */
+};
+
+/* How a slot continues its sequence. */
+struct et_llama_task {
+    const int32_t *ids; /* [n] the prompt */
+    int32_t n;
+    int32_t kept;   /* tokens of the prompt that the cache of the slot has: at most et_llama_match, below n */
+    void *chain;    /* llama_sampler, which the caller frees after et_llama_stop; NULL takes the most likely token */
+    int32_t top_k;  /* of the chain's first sampler, if that is top-k; else 0 */
+    int32_t likely; /* tokens in et_llama_chosen.likely; -1: no log-probabilities */
+    int32_t draft;  /* tokens that are guessed from the sequence and verified together; only for chain NULL */
+};
+
+struct et_llama_likely {
+    int32_t token;
+    double logprob;
+};
+
+enum { ET_LLAMA_PIECE = 256 };
+
+struct et_llama_chosen {
+    int32_t slot, token;
+    int32_t piece_size; /* bytes of the token; if it is negative, minus the bytes that there is no room for */
+    char piece[ET_LLAMA_PIECE];
+    double logprob;
+    int32_t n_likely;
+    struct et_llama_likely *likely; /* valid until the next turn */
+};
+
+struct et_llama_turn {
+    int32_t status; /* of llama_decode; 0 also where there was nothing to do */
+    int32_t count;
+    const struct et_llama_chosen *chosen; /* [count] valid until the next turn */
+};
+
+struct et_llama_slots *et_llama_new(const struct et_llama_config *config);
+void et_llama_free(struct et_llama_slots *slots);
+
+/* How many tokens of a prompt the cache of a slot begins with. */
+int32_t et_llama_match(const struct et_llama_slots *slots, int32_t slot, const int32_t *ids, int32_t n);
+
+bool et_llama_is_running(const struct et_llama_slots *slots, int32_t slot);
+bool et_llama_has_prompts(const struct et_llama_slots *slots);
+
+/* Begins with a task in a free slot; returns how many tokens of its prompt were kept, or -1 without memory. */
+int32_t et_llama_start(struct et_llama_slots *slots, int32_t slot, const struct et_llama_task *task);
+
+/* Copies the sequence of a slot into another one that is free. False without memory. */
+bool et_llama_copy(struct et_llama_slots *slots, int32_t from, int32_t to);
+
+/* Permits only tokens with a bit in mask[(v + 31) / 32] for the next token of a slot; NULL permits all again. */
+void et_llama_mask(struct et_llama_slots *slots, int32_t slot, const uint32_t *mask);
+
+/* Evaluates one batch: a token of each running answer, and pieces of prompts. */
+struct et_llama_turn et_llama_turn(struct et_llama_slots *slots);
+
+/* Frees a slot. Its cache stays, for a prompt that begins alike. */
+void et_llama_stop(struct et_llama_slots *slots, int32_t slot);
+
+/* Ends the batch that is being evaluated, if it has part of a prompt. Any thread may call it. */
+void et_llama_interrupt(struct et_llama_slots *slots);
+
 #endif

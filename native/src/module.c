@@ -134,8 +134,8 @@ static PyMethodDef cpu_methods[] = {
 /* --- the module
  * ---------------------------------------------------------------------------------------------------- */
 
-static PyMethodDef *const METHODS[] = {cpu_methods,       et_gguf_methods, et_lora_methods,
-                                       et_logits_methods, et_onnx_methods, et_bnb_methods};
+static PyMethodDef *const METHODS[] = {cpu_methods,     et_gguf_methods, et_lora_methods, et_logits_methods,
+                                       et_onnx_methods, et_bnb_methods,  et_llama_methods};
 
 /* An EDGETUNE_ISA that this CPU does not have stops the import: other kernels would falsify what it is set for. */
 static int execute(PyObject *module) {

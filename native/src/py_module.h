@@ -51,6 +51,7 @@ PyObject *et_result_of(struct et_outcome outcome);
 #define ET_METHODS_END {NULL, NULL, 0, NULL}
 
 /* The functions of each py_*.c. */
-extern PyMethodDef et_gguf_methods[], et_lora_methods[], et_logits_methods[], et_onnx_methods[], et_bnb_methods[];
+extern PyMethodDef et_gguf_methods[], et_lora_methods[], et_logits_methods[], et_onnx_methods[], et_bnb_methods[],
+    et_llama_methods[];
 
 #endif

@@ -13,6 +13,8 @@ from tests.native.backends import COMPILED, native
 
 KERNELS = {name: inspect.signature(function) for name, function in vars(Kernels).items() if not name.startswith("_")}
 FOR_TESTS = {"use_isa"}
+LLAMA = {name for name in vars(native) if name.startswith("llama_")}
+"""The loop over libllama, which is no kernel: tests/native/test_llama_slots.py."""
 
 
 def parameters(function: Any) -> list[str]:
@@ -20,7 +22,7 @@ def parameters(function: Any) -> list[str]:
 
 
 def test_the_extension_has_exactly_these_functions() -> None:
-    assert {name for name in vars(native) if not name.startswith("_")} == {*KERNELS, *FOR_TESTS}
+    assert {name for name in vars(native) if not name.startswith("_")} == {*KERNELS, *FOR_TESTS, *LLAMA}
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -40,8 +40,8 @@ class LlamaContext:
 
     Positions are those of a text: the prefix, if there is one, comes before position 0.
 
-    Each sequence has its own cache (`kv_unified` off). In a shared one, the order of the sums in a sequence's
-    attention, and with f16 their result, would depend on the other sequences.
+    Unless `is_unified` is set, each sequence has its own cache. In a shared one, the order of the sums in a sequence's
+    attention, and with f16 their result, depends on the other sequences.
     """
 
     _batch: Any = None
@@ -49,7 +49,7 @@ class LlamaContext:
 
     def __init__(
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
-        sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0,
+        sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0, is_unified: bool = False,
     ) -> None:  # fmt: skip
         """Create the context.
 
@@ -63,6 +63,7 @@ class LlamaContext:
             sequences: Sequences at a time.
             prefix: What stands before every text.
             hidden_rows: Rows of the vocabulary behind `vocabulary_size`, whose logits are not returned.
+            is_unified: Whether the sequences share one cache.
 
         Raises:
             RuntimeProblem: llama.cpp cannot allocate it.
@@ -78,7 +79,7 @@ class LlamaContext:
         parameters.n_batch = parameters.n_ubatch = BATCH
         parameters.n_outputs_max = outputs
         parameters.n_seq_max = sequences
-        parameters.kv_unified = False
+        parameters.kv_unified = is_unified
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)
         parameters.abort_callback_data = self._flag.data
@@ -100,6 +101,25 @@ class LlamaContext:
         np.ctypeslib.as_array(batch.n_seq_id, (BATCH,))[:] = 1
         for i in range(BATCH):
             batch.seq_id[i][0] = 0
+
+    @property
+    def address(self) -> int:
+        """The address of the llama_context."""
+        return int(self._context)
+
+    @property
+    def stop_address(self) -> int:
+        """The address of the byte that ends a call when it is not 0."""
+        return self._interrupts.data
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the prefix."""
+        return self._offset
+
+    def resume(self) -> None:
+        """Clear the byte that ends a call."""
+        self._interrupts.clear()
 
     def begin(self, sequence: int = 0) -> None:
         """Drop the keys and values of a sequence and put the prefix into its cache."""

@@ -26,10 +26,12 @@ from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up
 from edgetune.runtime.llama.embeddings import LlamaEmbedder
 from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
+from edgetune.runtime.llama.slots import EngineSlots
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.sampling import SamplerVocabulary
+from edgetune.runtime.slots import Slots
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
@@ -103,10 +105,11 @@ class LlamaRuntime(Runtime):
         self._context = self._make_context(context, self._outputs)
         self.context: int = context  # not rounded up to 256, as llama.cpp does
 
-    def _make_context(self, cells: int, outputs: int, sequences: int = 1) -> LlamaContext:
+    def _make_context(self, cells: int, outputs: int, sequences: int = 1, *, is_unified: bool = False) -> LlamaContext:
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
             outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self._hidden_rows,
+            is_unified=is_unified,
         )  # fmt: skip
 
     @override
@@ -167,6 +170,14 @@ class LlamaRuntime(Runtime):
     @override
     def _step(self, token: int, position: int) -> NDArray[np.float32]:
         return self._open().step(token, position)
+
+    @override
+    def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
+        if not edgetune_native.has_llama_slots():
+            return super().make_slots(count, is_exact=is_exact)
+        self._open()
+        context = self._make_context(self.context, count, count, is_unified=False)
+        return EngineSlots(context, self.sampler_vocabulary, count, is_exact=is_exact)
 
     @override
     def _make_batch(self, count: int, length: int) -> SequenceBatch:

@@ -1,0 +1,282 @@
+/* Runs the loop of llama_slots.c under sanitizers, over functions that stand for libllama: a sequence is continued by a
+ * rule, and the stand-in checks that its cache has exactly the tokens that the loop believes it has. Random requests
+ * come, are stopped, interrupted and masked; each answer must be what the rule gives for its prompt alone.
+ *
+ *   test_llama
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "edgetune.h"
+#include "llama_bridge.h"
+
+enum { SLOTS = 5, ROOM = 90, V = 200, BATCH = 64, OFFSET = 3, CELLS = ROOM + OFFSET + 32 };
+
+static int failures = 0;
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            failures++;                                                                                                \
+        }                                                                                                              \
+    } while (0)
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) { /* xorshift64* */
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return (uint32_t)((state * 0x2545F4914F6CDD1DULL) >> 32);
+}
+
+static int32_t below(int32_t bound) { return (int32_t)(random_bits() % (uint32_t)bound); }
+
+/* --- the stand-in for libllama: its context has the tokens of each sequence */
+
+static struct {
+    int32_t tokens[SLOTS][CELLS], n[SLOTS];
+    float *logits[BATCH]; /* [V] of exact size, so that reads beyond are found */
+    bool can_cut, aborts;
+    int applied, accepted;
+} model;
+
+/* The token that follows a sequence: few of them, so that there is something to guess. */
+static int32_t next_token(const int32_t *tokens, int32_t n) {
+    uint32_t hash = (uint32_t)(n > 1 ? tokens[n - 2] : 100 + OFFSET - 1) * 31u + (uint32_t)tokens[n - 1];
+    return (int32_t)(hash * 2654435761u >> 7) % 7 + 20;
+}
+
+static int32_t stand_in_decode(void *context, struct et_llama_batch batch) {
+    (void)context;
+    if (model.aborts)
+        batch.n_tokens = batch.n_tokens / 2; /* what has been evaluated stays in the memory */
+    for (int32_t i = 0; i < batch.n_tokens; i++) {
+        int32_t sequence = batch.seq_id[i][0];
+        CHECK(batch.n_seq_id[i] == 1 && sequence >= 0 && sequence < SLOTS && batch.embd == NULL);
+        CHECK(batch.pos[i] == model.n[sequence] && batch.pos[i] < CELLS);
+        CHECK(batch.token[i] >= 0 && batch.token[i] < V);
+        model.tokens[sequence][model.n[sequence]++] = batch.token[i];
+        if (!batch.logits[i])
+            continue;
+        model.logits[i] = realloc(model.logits[i], V * sizeof(float));
+        for (int32_t id = 0; id < V; id++)
+            model.logits[i][id] = (float)(id % 5) - 4;
+        model.logits[i][next_token(model.tokens[sequence], model.n[sequence])] = 9;
+    }
+    return model.aborts ? ET_LLAMA_ABORTED : ET_LLAMA_OK;
+}
+
+static float *stand_in_get_logits_ith(void *context, int32_t index) {
+    (void)context;
+    return model.logits[index];
+}
+
+static void *stand_in_get_memory(const void *context) { return (void *)(uintptr_t)context; }
+
+static bool stand_in_memory_seq_rm(void *memory, int32_t sequence, int32_t begin, int32_t end) {
+    (void)memory;
+    CHECK(end == -1);
+    if (begin > 0 && begin < model.n[sequence] && !model.can_cut)
+        return false;
+    int32_t first = begin < 0 ? 0 : begin;
+    if (first < model.n[sequence])
+        model.n[sequence] = first;
+    return true;
+}
+
+static int32_t stand_in_memory_seq_pos_min(void *memory, int32_t sequence) {
+    (void)memory;
+    return model.n[sequence] ? 0 : -1;
+}
+
+static size_t stand_in_state_seq_get_size(void *context, int32_t sequence) {
+    (void)context;
+    return (size_t)model.n[sequence] * sizeof(int32_t);
+}
+
+static size_t stand_in_state_seq_get_data(void *context, uint8_t *out, size_t size, int32_t sequence) {
+    memcpy(out, model.tokens[sequence], size);
+    return stand_in_state_seq_get_size(context, sequence);
+}
+
+static size_t stand_in_state_seq_set_data(void *context, const uint8_t *from, size_t size, int32_t sequence) {
+    (void)context;
+    memcpy(model.tokens[sequence], from, size);
+    model.n[sequence] = (int32_t)(size / sizeof(int32_t));
+    return size;
+}
+
+/* A chain that takes the smallest logit, to be told from the most likely token. */
+static void stand_in_sampler_apply(void *chain, struct et_llama_candidates *from) {
+    (void)chain;
+    from->selected = 0;
+    for (size_t i = 1; i < from->size; i++)
+        if (from->data[i].logit < from->data[from->selected].logit)
+            from->selected = (int64_t)i;
+    model.applied++;
+}
+
+static void stand_in_sampler_accept(void *chain, int32_t token) {
+    (void)chain;
+    CHECK(token >= 0 && token < V);
+    model.accepted++;
+}
+
+static int32_t stand_in_token_to_piece(const void *vocab, int32_t token, char *out, int32_t size, int32_t lstrip,
+                                       bool special) {
+    (void)vocab, (void)lstrip;
+    CHECK(!special);
+    if (token == 21)
+        return -1000;
+    return snprintf(out, (size_t)size, "%d ", token);
+}
+
+static void install(void) {
+#define ET_LLAMA_INSTALL(returned, name, parameters) et_llama.name = stand_in_##name;
+    ET_LLAMA_FUNCTIONS(ET_LLAMA_INSTALL, void, void *, void, void, struct et_llama_batch, struct et_llama_candidates)
+#undef ET_LLAMA_INSTALL
+}
+
+/* --- random requests */
+
+struct answer {
+    int32_t tokens[ROOM + 2], n_prompt, n, limit;
+    bool is_running;
+};
+
+static void put_prefix(int32_t slot) {
+    model.n[slot] = 0;
+    for (int32_t i = 0; i < OFFSET; i++)
+        model.tokens[slot][model.n[slot]++] = 100 + i;
+}
+
+static void begin(struct et_llama_slots *slots, int32_t slot, struct answer *answer, const struct answer *other) {
+    answer->n_prompt = answer->n = 1 + below(ROOM - 1);
+    for (int32_t i = 0; i < answer->n; i++)
+        answer->tokens[i] = i < other->n && below(50) ? other->tokens[i] : below(V);
+    answer->limit = 1 + below(40);
+    int32_t *ids = malloc((size_t)answer->n * sizeof *ids); /* of exact size */
+    memcpy(ids, answer->tokens, (size_t)answer->n * sizeof *ids);
+    int32_t kept = et_llama_match(slots, slot, ids, answer->n);
+    kept = kept < answer->n ? kept : answer->n - 1;
+    struct et_llama_task task = {.ids = ids, .n = answer->n, .kept = kept, .likely = below(5) - 1, .draft = below(9)};
+    int32_t found = et_llama_start(slots, slot, &task);
+    if (found < -1) {
+        put_prefix(slot);
+        task.kept = 0;
+        found = et_llama_start(slots, slot, &task);
+    }
+    CHECK(found >= 0 && found <= kept && et_llama_is_running(slots, slot));
+    answer->is_running = true;
+    free(ids);
+}
+
+static void check_chosen(const struct et_llama_chosen *chosen, struct answer *answer) {
+    CHECK(chosen->token == next_token(answer->tokens, answer->n));
+    CHECK(chosen->token == 21 ? chosen->piece_size == -1000
+                              : chosen->piece_size == 3 && atoi(chosen->piece) == chosen->token);
+    if (chosen->n_likely >= 0)
+        CHECK(chosen->logprob < 0 && chosen->logprob > -0.1);
+    if (chosen->n_likely > 0)
+        CHECK(chosen->likely[0].token == chosen->token && chosen->likely[0].logprob == chosen->logprob);
+    for (int32_t i = 1; i < chosen->n_likely; i++)
+        CHECK(chosen->likely[i].logprob <= chosen->likely[i - 1].logprob);
+    answer->tokens[answer->n++] = chosen->token;
+}
+
+/* False: a prefix is lost, with which an engine gives up. */
+static bool take_turn(struct et_llama_slots *slots, struct answer *answers) {
+    model.aborts = below(10) == 0;
+    struct et_llama_turn turn = et_llama_turn(slots);
+    if (turn.status != ET_LLAMA_OK) {
+        CHECK(turn.count == 0 && (turn.status == ET_LLAMA_ABORTED || !model.can_cut));
+        return turn.status == ET_LLAMA_ABORTED;
+    }
+    for (int32_t i = 0; i < turn.count; i++) {
+        struct answer *answer = &answers[turn.chosen[i].slot];
+        if (!answer->is_running)
+            continue; /* it ended in the midst of a draft */
+        check_chosen(&turn.chosen[i], answer);
+        if (answer->n > ROOM || answer->n - answer->n_prompt >= answer->limit) {
+            answer->is_running = false;
+            et_llama_stop(slots, turn.chosen[i].slot);
+        }
+    }
+    return true;
+}
+
+static void test_requests(bool is_exact, bool can_cut, int rounds) {
+    memset(model.n, 0, sizeof model.n);
+    model.can_cut = can_cut;
+    char stop = 0;
+    struct et_llama_config config = {.context = &model,
+                                     .vocab = NULL,
+                                     .stop = &stop,
+                                     .n_slots = SLOTS,
+                                     .room = ROOM,
+                                     .offset = OFFSET,
+                                     .n_batch = BATCH,
+                                     .piece = 20,
+                                     .v = V,
+                                     .is_exact = is_exact};
+    struct et_llama_slots *slots = et_llama_new(&config);
+    struct answer answers[SLOTS] = {0};
+    for (int32_t slot = 0; slot < SLOTS; slot++)
+        put_prefix(slot);
+    for (int round = 0; round < rounds; round++) {
+        int32_t slot = below(SLOTS), other = below(SLOTS);
+        if (answers[slot].is_running && below(40) == 0) {
+            et_llama_stop(slots, slot);
+            answers[slot].is_running = false;
+        } else if (!answers[slot].is_running) {
+            if (slot != other && below(3) == 0)
+                CHECK(et_llama_copy(slots, other, slot) || model.n[other] == 0);
+            begin(slots, slot, &answers[slot], &answers[other]);
+        }
+        et_llama_interrupt(slots);
+        CHECK(stop == 0); /* nothing is being evaluated */
+        if (!take_turn(slots, answers))
+            break;
+    }
+    et_llama_free(slots);
+}
+
+static void test_masks_and_chains(void) {
+    memset(model.n, 0, sizeof model.n);
+    model.can_cut = true, model.aborts = false;
+    char stop = 0;
+    struct et_llama_config config = {
+        .context = &model, .stop = &stop, .n_slots = 2, .room = ROOM, .n_batch = BATCH, .piece = 20, .v = V};
+    struct et_llama_slots *slots = et_llama_new(&config);
+    int32_t ids[] = {1, 2, 3};
+    int chain;
+    struct et_llama_task greedy = {.ids = ids, .n = 3, .likely = -1}, sampled = greedy;
+    sampled.chain = &chain, sampled.top_k = 2;
+    CHECK(et_llama_start(slots, 0, &greedy) == 0 && et_llama_start(slots, 1, &sampled) == 0);
+    uint32_t mask[(V + 31) / 32] = {0};
+    mask[V / 32] = 1u << (V - 1) % 32; /* the last token */
+    et_llama_mask(slots, 0, mask);
+    struct et_llama_turn turn = et_llama_turn(slots);
+    CHECK(turn.count == 2 && turn.chosen[0].token == V - 1 && turn.chosen[1].token != next_token(ids, 3));
+    CHECK(model.applied == 1 && model.accepted == 1);
+    et_llama_mask(slots, 0, NULL);
+    et_llama_mask(slots, 1, mask);
+    int32_t longer[] = {1, 2, 3, V - 1};
+    turn = et_llama_turn(slots);
+    CHECK(turn.count == 2 && turn.chosen[0].token == next_token(longer, 4) && turn.chosen[1].token == V - 1);
+    CHECK(!et_llama_has_prompts(slots));
+    et_llama_free(slots);
+}
+
+int main(void) {
+    install();
+    for (int i = 0; i < 40; i++)
+        test_requests(i % 4 == 1, i % 5 != 2, 2000);
+    test_masks_and_chains();
+    for (int i = 0; i < BATCH; i++)
+        free(model.logits[i]);
+    printf("test_llama: %d failures\n", failures);
+    return failures != 0;
+}
