@@ -12,6 +12,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.runtime.batching import Finish
 from edgetune.runtime.engine import Engine, EngineClosed, QueueFull, Ticket
 from edgetune.runtime.generation_request import GenerationRequest, TokenEvent
+from edgetune.runtime.grammar import GrammarProblem
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.text import Utf8Stream
 from edgetune.serving.api_errors import ApiError, from_problem
@@ -75,7 +76,7 @@ def submit(
     except EdgetuneError as problem:
         for ticket in tickets:
             ticket.cancel()
-        raise problem_error(problem) from None
+        raise problem_error(problem, prepared.grammar_field if isinstance(problem, GrammarProblem) else None) from None
     return tickets
 
 
@@ -155,9 +156,9 @@ class AnswerStream:
             async for event in events:
                 for delta in self._take(event):
                     yield delta
-                if self._stops.found is not None:
+                if self._is_over:
                     break
-        reason = "stop" if self._stops.found is not None else finish_reason(self._ticket)
+        reason = "stop" if self._is_over else finish_reason(self._ticket)
         for delta in self._finish(is_cut=reason != "stop"):
             yield delta
         if self._prepared.validator is not None and reason == "stop":
@@ -167,6 +168,11 @@ class AnswerStream:
         if self._has_called:
             reason = "tool_calls"
         yield End(reason, usage_of(self._ticket), self._stops.found)  # type: ignore[arg-type]
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the answer ends here, whatever the model goes on to write."""
+        return self._stops.found is not None or (self._has_called and self._prepared.has_one_call)
 
     def _take(self, event: TokenEvent) -> Iterator[Delta]:
         name = b"" if event.bytes_ else self._runtime.token_bytes(event.token, special=True)
@@ -201,6 +207,8 @@ class AnswerStream:
             yield from self._shown(each)
 
     def _shown(self, each: str | ToolCall) -> Iterator[Delta]:
+        if self._has_called and self._prepared.has_one_call:
+            return
         if isinstance(each, ToolCall):
             self._has_called = True
             yield each

@@ -37,7 +37,9 @@ class PreparedAnswer:
         frame: What the template writes around the answer.
         toolbox: The tools that may be called; None: the answer is text alone.
         forced: Syntax of the call that the prompt has begun already.
+        has_one_call: Whether the answer ends with its first call.
         grammar: What the answer must match.
+        grammar_field: Name of the request field with its schema.
         validator: Schema of the answer, by which it is checked at its end.
     """
 
@@ -45,7 +47,9 @@ class PreparedAnswer:
     frame: AnswerFrame = NO_FRAME
     toolbox: Toolbox | None = None
     forced: Syntax | None = None
+    has_one_call: bool = False
     grammar: Grammar | None = None
+    grammar_field: str | None = None
     validator: Validator | None = None
 
 
@@ -80,7 +84,16 @@ def prepare(runtime: Runtime, conversation: Conversation) -> PreparedAnswer:
         ids = runtime.tokenize(rendering.text)
     except EdgetuneError as problem:
         raise from_problem(problem, "messages") from None
-    return PreparedAnswer(ids, rendering.frame, toolbox, rendering.forced, grammar, validator)
+    return PreparedAnswer(
+        ids,
+        rendering.frame,
+        toolbox,
+        rendering.forced,
+        not conversation.parallel_tool_calls,
+        grammar,
+        "tools" if conversation.schema is None else conversation.schema_field,
+        validator,
+    )
 
 
 class _Rendering:

@@ -212,9 +212,8 @@ class ToolCallReader:
             self._pending = self._pending[at + len(self._syntax.begin) :]
             return
         kept = max(overlap(self._pending, syntax.begin) for syntax in SYNTAXES)
-        if not self._pending.strip():
-            kept = len(self._pending)  # space before a call is none of the answer's
-        text, self._pending = self._pending[: len(self._pending) - kept], self._pending[len(self._pending) - kept :]
+        text = self._pending[: len(self._pending) - kept].rstrip()  # space before a call is none of the answer's
+        self._pending = self._pending[len(text) :]
         yield from self._emit(text)
 
     def _inside(self) -> Iterator[str | ToolCall]:

@@ -49,11 +49,12 @@ class Running:
 
 
 @contextmanager
-def running(*files: str | Path, settings: ServerSettings | None = None, **load: Any) -> Iterator[Running]:
+def running(
+    *files: str | Path, settings: ServerSettings | None = None, open_model: Any = None, **load: Any
+) -> Iterator[Running]:
     """Serve files on a free port until the end of the context."""
-    server = Server(
-        ModelPool(served_files([*map(str, files)]), LoadSettings(threads=1, **load)), settings or ServerSettings()
-    )
+    pool = ModelPool(served_files([*map(str, files)]), LoadSettings(threads=1, **load), open_model)
+    server = Server(pool, settings or ServerSettings())
     listening = bind(ListenSettings(port=0))
     uvicorn = make_uvicorn(server, shutdown_seconds=1.0)
     thread = threading.Thread(target=lambda: asyncio.run(uvicorn.serve(sockets=[listening])), daemon=True)
@@ -80,10 +81,15 @@ def model(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def openai_client(server: Running) -> Any:
+    """Return OpenAI's client of a server; without its types, which a test breaks on purpose."""
+    return OpenAI(base_url=server.v1, api_key="none", max_retries=0)
+
+
 @pytest.fixture
 def client(live: Running) -> Iterator[Any]:
     """OpenAI's client."""
-    with OpenAI(base_url=live.v1, api_key="none", max_retries=0) as opened:
+    with openai_client(live) as opened:
         yield opened
 
 
