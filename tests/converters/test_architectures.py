@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,24 +117,23 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "change", "message"), REFUSED)
 def test_settings_that_cannot_be_exported_are_refused(
-    name: str, change: dict[str, Any], message: str, bases: dict[str, Path], tmp_path: Path
+    name: str, change: dict[str, Any], message: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    if name not in bases:
-        bases[name] = family_models.base(name, tmp_path / "base")
-    path = bases[name] / "config.json"
+    base = bases(name)
+    path = base / "config.json"
     before = path.read_text("utf-8")
     path.write_text(json.dumps({**json.loads(before), **change}), "utf-8")
     try:
         with pytest.raises(ArchitectureError, match=message):
-            export(bases[name], {"f32": tmp_path / "model.gguf"})
+            export(base, {"f32": tmp_path / "model.gguf"})
     finally:
         path.write_text(before, "utf-8")
     assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.fixture(scope="module")
-def bases() -> dict[str, Path]:
-    return {}
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return cache(lambda name: family_models.base(name, tmp_path_factory.mktemp("bases") / name))
 
 
 def test_a_head_of_its_own_is_refused_where_llama_cpp_has_none(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ def test_a_batch_that_groups_do_not_fit_is_refused() -> None:
     ("options", "message"),
     [
         ({"objective": {"kind": "dpo"}, "adapter": {"init": "pissa"}}, "pissa takes values out of the base"),
-        ({"objective": {"kind": "reward"}, "export": {"formats": ["gguf", "onnx"]}}, "onnx has no place for the score"),
+        (
+            {"objective": {"kind": "reward"}, "export": {"formats": ["gguf", "gguf-lora"]}},
+            "gguf-lora has no place for the",
+        ),
         ({"objective": {"kind": "reward"}, "adapter": {"kind": "full"}}, "beside the adapter, and adapter.kind: full"),
         ({"objective": {"kind": "rloo"}, "adapter": {"kind": "full"}}, "PEFT alone, which .* full is not"),
     ],
