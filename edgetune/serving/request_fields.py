@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgetune.serving.api_errors import ApiError, bad_request
 
 _LONGEST_VALUE = 60
-_FIELD_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+_FIELD_NAME = re.compile(r"[a-z_][a-z0-9_]*|\d{1,10}")
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"})
 
 
