@@ -15,7 +15,7 @@ from edgetune.runtime.generation_request import GenerationRequest, TokenEvent
 from edgetune.runtime.grammar import GrammarProblem
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.text import Utf8Stream
-from edgetune.serving.api_errors import ApiError, from_problem
+from edgetune.serving.api_errors import ENGINE_CLOSED, ApiError, from_problem
 from edgetune.serving.conversation import (
     Decoding,
     Delta,
@@ -37,7 +37,7 @@ def problem_error(problem: Exception, field: str | None = None) -> ApiError:
     if isinstance(problem, QueueFull):
         return ApiError(429, f"the server is busy: {problem.message}", code="queue_full")
     if isinstance(problem, EngineClosed):
-        return ApiError(503, "the model is being closed; try again")
+        return ApiError(503, "the model has been closed; try again", code=ENGINE_CLOSED)
     if isinstance(problem, EdgetuneError):
         return from_problem(problem, field)
     return ApiError(500, f"the model failed: {problem}")

@@ -10,6 +10,8 @@ from edgetune.errors import ConfigError, DataError, EdgetuneError, RuntimeProble
 
 RETRY_SECONDS = 1
 """After which a client may try again when the server is full."""
+ENGINE_CLOSED = "engine_closed"
+"""Code of a request whose engine was ended by an error, or closed."""
 
 
 class ApiError(Exception):

@@ -16,7 +16,7 @@ from edgetune.runtime.artifacts import artifact_format
 from edgetune.runtime.engine import Engine
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.loading import load, require_file
-from edgetune.serving.api_errors import ApiError, bad_request
+from edgetune.serving.api_errors import ENGINE_CLOSED, ApiError, bad_request
 
 Identity = tuple[tuple[str, int, int, int], ...]
 """(name, inode, size, time of change) of each file."""
@@ -105,6 +105,8 @@ class LoadedModel:
     used: float = field(default_factory=time.monotonic)
     users: int = 0
     """Requests that are being answered with it."""
+    is_broken: bool = False
+    """Whether its engine was ended by an error: the next request loads the file again."""
     is_replaced: bool = False
     """Whether the file on disk is another one by now: closed when its last request has been answered."""
 
@@ -205,6 +207,9 @@ class ModelPool:
             raise ApiError(503, f"the model {file.name} could not be loaded in time: memory is in use") from None
         try:
             yield model
+        except ApiError as error:
+            model.is_broken = model.is_broken or error.code == ENGINE_CLOSED
+            raise
         finally:
             model.users -= 1
             model.used = time.monotonic()
@@ -223,8 +228,8 @@ class ModelPool:
         try:
             identity = model.file.identity()
         except OSError:
-            return False  # removed: what is loaded is still served
-        return identity not in (model.identity, self._unusable.get(model.file.name))
+            return model.is_broken  # removed: what is loaded is still served
+        return model.is_broken or identity not in (model.identity, self._unusable.get(model.file.name))
 
     async def _load_once(self, file: ServedFile) -> LoadedModel:
         """Load a file, or wait for another request that is loading it."""
@@ -254,7 +259,7 @@ class ModelPool:
         earlier = self._models.get(file.name)
         model = self._models[file.name] = LoadedModel(file, runtime, engine, identity, size)
         if earlier is not None:
-            console.note(f"{file.path} was replaced, and has been loaded again")
+            console.note(f"{file.path} was replaced, or its engine failed; it has been loaded again")
             earlier.is_replaced = True
             self._replaced.append(earlier)
             await self._released(earlier)
@@ -300,7 +305,7 @@ class ModelPool:
 def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engine]:
     runtime = load(file.path, threads=settings.threads, context=settings.context, clip=True)
     try:
-        return runtime, Engine(runtime, slots=settings.slots, queue=settings.queue)
+        return runtime, Engine(runtime, slots=settings.slots, queue=settings.queue, is_exact=settings.is_exact)
     except BaseException:
         runtime.close()
         raise

@@ -30,7 +30,8 @@ class ScriptedEngine:
         events = [TokenEvent(20, piece, -0.5 if request.logprobs is not None else None) for piece in shown]
         is_cut = len(pieces) > request.max_tokens
         usage = Usage(len(request.ids), 0, len(shown))
-        ticket.deliver(events, usage, Finish.LENGTH if is_cut else Finish.STOP, None)
+        ticket.measure_by(lambda: usage)
+        ticket.end(events, Finish.LENGTH if is_cut else Finish.STOP)
         return ticket
 
     @property

@@ -17,7 +17,7 @@ from edgetune.serving.calls import ServerSettings
 from edgetune.serving.security import AccessRules
 from tests.serving.conftest import Running, running
 
-ASK = {"messages": [{"role": "user", "content": "dim the lights"}]}
+ASK = {"messages": [{"role": "user", "content": "dim the lights"}], "temperature": 0}
 PAGE = "https://page.example"
 
 
@@ -108,7 +108,7 @@ def post(client: httpx.AsyncClient, url: str, **more: Any) -> Any:
 
 
 def test_more_requests_than_the_queue_holds_get_429_and_a_time_to_retry(endless: Path) -> None:
-    async def ask(url: str) -> list[httpx.Response]:
+    async def ask(url: str) -> Any:
         async with httpx.AsyncClient(timeout=60) as client:
             return await asyncio.gather(*(post(client, url, max_tokens=60) for _ in range(12)))
 
@@ -121,7 +121,7 @@ def test_more_requests_than_the_queue_holds_get_429_and_a_time_to_retry(endless:
 
 
 def test_more_requests_than_the_server_answers_get_503(endless: Path) -> None:
-    async def ask(url: str) -> list[httpx.Response]:
+    async def ask(url: str) -> Any:
         async with httpx.AsyncClient(timeout=60) as client:
             return await asyncio.gather(*(post(client, url, max_tokens=60) for _ in range(8)))
 

@@ -23,7 +23,7 @@ from tests.serving.conftest import Running, is_free, running
 from tests.serving.test_access import wait_until_idle
 
 ASK = {"messages": [{"role": "user", "content": "dim the lights"}]}
-LONG = {**ASK, "max_tokens": 230, "stream": True}
+LONG = {**ASK, "max_tokens": 230, "stream": True, "temperature": 0}
 
 
 @contextmanager
