@@ -302,6 +302,10 @@ class GateConfig(Section):
     """Smallest share of the trained model's greedy answers that the artifact repeats exactly, from the start."""
     long_kld_max: Annotated[float, Field(ge=0)] | None = None
     """Largest mean KL divergence on rows as long as the original context or longer. Default: `mean_kld_max`."""
+    score_difference_max: Annotated[float, Field(ge=0)] | None = None
+    """Of a reward model: largest mean absolute difference of a score from the trained model's, on held-out pairs."""
+    pair_flips_max: Ratio | None = None
+    """Of a reward model: largest share of the held-out pairs that it ranks in another order than the trained model."""
 
 
 class Config(Section):

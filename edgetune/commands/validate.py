@@ -68,10 +68,10 @@ def command(
     """Measure each FILE against the reference of RUN, token by token, and check the thresholds.
 
     Thresholds: mean_kld_max, same_top_min, perplexity_ratio_max, recovery_min, task_drop_max, agreement_min,
-    long_kld_max. A threshold that --gate does not set is taken from `gate:` in the run's configuration. The exit code
-    is 3 if a threshold is missed; one that is set and was not measured (as with --no-task) gives a warning. Files that
-    are not runnable (receipts, validations, Modelfiles, cards, adapters) are skipped if there is a model among the
-    FILEs.
+    long_kld_max; of a reward model score_difference_max, pair_flips_max. A threshold that --gate does not set is taken
+    from `gate:` in the run's configuration. The exit code is 3 if a threshold is missed; one that is set and was not
+    measured (as with --no-task) gives a warning. Files that are not runnable (receipts, validations, Modelfiles, cards,
+    adapters) are skipped if there is a model among the FILEs.
 
     \b
     Examples:
@@ -85,7 +85,6 @@ def command(
     if not files:
         raise click.UsageError("Missing argument 'FILE...'.")
     from edgetune.validation import gate, table
-    from edgetune.validation.scores import compare_scores
     from edgetune.validation.validate import validate_run
 
     directory = RunDirectory.open(run)
@@ -97,8 +96,6 @@ def command(
     console.stdout().print(table.format_table(results))
     for rung in results.files:
         _print_more(rung, statistics)
-        if rung.path is not None and (compared := compare_scores(directory, rung.path, threads)):
-            click.echo(f"{rung.name}: {compared.describe()}")
     for line in gate.unmeasured_warnings(results.unmeasured):
         console.warn(line)
     gate.raise_on(results.misses)

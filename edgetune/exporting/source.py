@@ -83,8 +83,26 @@ def find_source(
         tokenizer=runs[0].tokenizer if runs and runs[0] and runs[0].tokenizer.is_dir() else None,
         default_folder=Path.cwd(),
         trainings=_trainings(runs),
+        score_head=_score_head_beside(adapters, _trainings(runs)),
         further_adapters=tuple(further_adapters),
     )
+
+
+def _score_head_beside(adapters: Sequence[Path], trainings: Mapping[Path, RunManifest]) -> ScoreHead | None:
+    """Return the score head of the run or checkpoint in which an adapter lies; None for one of a language model.
+
+    Raises:
+        ConfigError: Several adapters are combined, and one is of a reward model.
+    """
+    found = {path: _score_head(RunDirectory(path), manifest, adapters[0]) for path, manifest in trainings.items()}
+    heads = {path: head for path, head in found.items() if head is not None}
+    if heads and len(adapters) > 1:
+        path = next(iter(heads))
+        raise ConfigError(
+            f"{path} is the run of a reward model, whose score head fits its own adapter alone",
+            f"Export it alone: `edgetune merge-export {path}`",
+        )
+    return next(iter(heads.values()), None)
 
 
 def _source_of_run(run: Path, base: Path | None) -> Source:
@@ -107,23 +125,29 @@ def _source_of_run(run: Path, base: Path | None) -> Source:
         expected_base=manifest.base.files,
         expected_adapter=directory.trained_adapter,
         metadata={**golden.metadata(directory), **options_metadata(manifest.template_options)},
-        score_head=_score_head(directory),
+        score_head=_score_head(directory, manifest),
     )
 
 
-def _score_head(run: RunDirectory) -> ScoreHead | None:
-    """Return the score head of a reward model; None for other runs. Raises CheckpointError if the file is missing."""
-    objective = run.manifest.config.get("objective") or {}
+def _score_head(run: RunDirectory, manifest: RunManifest, adapter: Path | None = None) -> ScoreHead | None:
+    """Return the score head of a reward model, that beside an adapter first; None for other runs.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    objective = manifest.config.get("objective") or {}
     if objective.get("kind") not in SCORERS:
         return None
     from edgetune.data.text_tokenizer import TextTokenizer
     from edgetune_converters.merging.score_head import ScoreHead
 
     tokenizer = TextTokenizer.from_directory(run.tokenizer)
-    train = run.manifest.stages.train
+    train = manifest.stages.train
     pad = tokenizer.id_of(train.pad_token) if train else None
     pad = tokenizer.choose_pad()[0] if pad is None else pad
-    return ScoreHead.read(run.score_head, pad, tokenizer.text_of(pad))
+    of_checkpoint = adapter / run.score_head.name if adapter else None
+    path = of_checkpoint if of_checkpoint and of_checkpoint.is_file() else run.score_head
+    return ScoreHead.read(path, pad, tokenizer.text_of(pad))
 
 
 def _trainings(runs: Sequence[RunDirectory | None]) -> dict[Path, RunManifest]:

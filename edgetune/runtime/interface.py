@@ -64,6 +64,7 @@ class Runtime(ABC):
         template_names: Names of the file's chat templates.
         bos_token: Token that starts a text, or None.
         stop_tokens: Tokens at which generation ends.
+        is_reward_model: Whether the file has a score head (`reward_scores`).
     """
 
     format: ClassVar[str]
@@ -79,6 +80,7 @@ class Runtime(ABC):
     template_names: tuple[str, ...] = ()
     bos_token: int | None
     stop_tokens: frozenset[int]
+    is_reward_model: bool = False
 
     # -- text and tokens -----------------------------------------------------------------------------------------------
 
@@ -310,6 +312,25 @@ class Runtime(ABC):
         raise RuntimeProblem(
             f"{self.path} gives no hidden states, only logits", "Use a GGUF file of the model for embeddings"
         )
+
+    def reward_scores(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the score f32 [rows] that a reward model gives to each row of token ids, at its last token.
+
+        Raises:
+            RuntimeProblem: The file is no reward model, or a row is empty, too long or outside the vocabulary.
+        """
+        if not self.is_reward_model:
+            raise RuntimeProblem(f"{self.path} is no reward model: it has no score head", "Export the run of one")
+        texts = [np.asarray(row, np.int32) for row in rows]
+        for text in texts:
+            if not len(text):
+                raise RuntimeProblem("a row to score is empty", "Give token ids, as tokenize_chat returns them")
+            self.check_ids(text)
+        return np.array(self._reward_scores(texts), np.float32)
+
+    def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
+        """Return the score of each checked row."""
+        raise NotImplementedError
 
     # -- the file ------------------------------------------------------------------------------------------------------
 

@@ -22,9 +22,9 @@ from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
+from edgetune.reference.reward_scores import RewardScores
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
-from edgetune.runs.json_format import write_json
 from edgetune.runs.status import RunStatus
 from edgetune.training import environment
 from edgetune.training.resume import (
@@ -199,7 +199,7 @@ def _store_scores(run: RunDirectory, prepared: PreparedRun, model: Any) -> None:
     _, precision = generate.capture_precision(model, prepared.config)
     with torch.inference_mode(), precision():
         pairs = score_pairs(prepared, model, run.score_head, prepared.config.reference.rows)
-    write_json(run.scores_file, {"pairs": pairs})
+    RewardScores(pairs=pairs).write(run.scores_file)
 
 
 @contextmanager

@@ -52,6 +52,16 @@ def _long_kld(_: Sequence[Rung], rung: Rung) -> float | None:
     return max((row.kld for row in rung.long_rows), default=None)
 
 
+def _score_difference(_: Sequence[Rung], rung: Rung) -> float | None:
+    return rung.scores.mean_difference if rung.scores else None
+
+
+def _pair_flips(_: Sequence[Rung], rung: Rung) -> float | None:
+    return rung.scores.flips if rung.scores else None
+
+
+_NO_SCORES = "there are no scores: the run trained no reward model, or the file has no score head"
+
 THRESHOLDS: Mapping[str, Threshold] = {
     "mean_kld_max": Threshold("mean KLD", lambda _, rung: rung.figures.kld.value, True, "Mean KLD"),
     "same_top_min": Threshold(
@@ -72,6 +82,12 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "long_kld_max": Threshold(
         "mean KLD of a long row", _long_kld, True, "KLD, long rows",
         reason="no long row was scored (--rows leaves them out; `edgetune reference RUN --long` adds them)",
+    ),
+    "score_difference_max": Threshold(
+        "mean difference of the scores", _score_difference, True, "Score difference", reason=_NO_SCORES
+    ),
+    "pair_flips_max": Threshold(
+        "share of pairs in another order", _pair_flips, True, "Pairs flipped", is_share=True, reason=_NO_SCORES
     ),
 }  # fmt: skip
 """One row for each field of GateConfig; the report shows the same rows."""

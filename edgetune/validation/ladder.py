@@ -14,6 +14,7 @@ from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RunDirectoryError
 from edgetune.reference import merged
 from edgetune.reference.codecs import F64
+from edgetune.reference.reward_scores import RewardScores
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
@@ -22,6 +23,7 @@ from edgetune.validation import contract, greedy, metrics, provenance, scoring, 
 from edgetune.validation.detail import measure_detail
 from edgetune.validation.metrics import TokenScores
 from edgetune.validation.results import BASE, FILE, MERGED, TRAINED, LongRow, Rung
+from edgetune.validation.scores import NO_HEAD, compare_scores, measure_scores
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -46,6 +48,8 @@ class Ladder:
     run: RunDirectory
     reference: Reference
     rows: ScoredRows
+    scores: RewardScores | None
+    """The scores of a reward model on held-out pairs."""
     rungs: list[Rung]
     """base, trained, the merged models that were captured, then the files in the order given."""
 
@@ -71,9 +75,12 @@ def measure_ladder(run: RunDirectory, files: Sequence[Path], options: Options, b
     rows = reference.main_rows if options.rows is None else reference.main_rows.first(options.rows)
     if not len(rows.positions):
         raise RunDirectoryError(f"the first {len(rows)} rows have no scored token", "Ask for more with --rows")
-    ladder = Ladder(
-        run, reference, rows, [*_captured_rungs(reference, rows, options), *_merged_rungs(reference, rows, options)]
-    )
+    stored = RewardScores.of_run(run)
+    scores = None if stored is None else stored.first(options.rows)
+    captured = _captured_rungs(reference, rows, options)
+    if scores is not None:
+        captured[-1].scores = compare_scores(scores.scores, scores.scores)
+    ladder = Ladder(run, reference, rows, scores, [*captured, *_merged_rungs(reference, rows, options)])
     for file in files:
         ladder.rungs.append(measure_file(ladder, file, options, bar))
     return ladder
@@ -122,7 +129,8 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
     """Measure one exported file: contract, divergences, greedy answers, task score."""
     reference = ladder.reference
     rows = reference.rows if options.rows is None else ladder.rows
-    longest = int(max(len(ids) for ids, _, _ in rows))
+    pairs = ladder.scores.rows if ladder.scores else []
+    longest = max([*(len(ids) for ids, _, _ in rows), *map(len, pairs)])
     max_tokens = int(ladder.run.manifest.config["reference"]["max_new_tokens"])
     with load(file, threads=options.threads, context=_context(reference, longest, max_tokens), clip=True) as runtime:
         runtime.verify()
@@ -138,18 +146,23 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
         if reference.task and options.with_task:
             with bar(f"{file.name}: task") as progress:
                 score = task.run_task(runtime, reference.task, max_tokens, progress)
+        reward_scores = None
+        if ladder.scores is not None and runtime.is_reward_model:
+            with bar(f"{file.name}: pairs") as progress:
+                reward_scores = measure_scores(runtime, ladder.scores, progress)
         metadata = runtime.metadata
         return Rung(
             name=file.name,
             figures=metrics.figures(scores, reference),
             task=score,
+            scores=reward_scores,
             file=file.name,
             path=file,
             size=runtime.size,
             contract=agreed.with_difference("stop", fault),
             is_quantized=runtime.is_quantized,
             notes=provenance.unsigned(metadata),
-            mismatches=provenance.mismatches(metadata, ladder.run),
+            mismatches=[*provenance.mismatches(metadata, ladder.run), *_missing_head(ladder, runtime)],
             detail=measure_detail(runtime, reference, ladder.rows, scores),
             merge_base=provenance.merge_base(metadata),
             is_onnx=runtime.format == "onnx",
@@ -157,6 +170,10 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
             long_rows=_long_rows(reference, all_scores) if options.rows is None else [],
             row_kld=_row_means(ladder.rows, scores.kld),
         )
+
+
+def _missing_head(ladder: Ladder, runtime: Runtime) -> list[str]:
+    return [NO_HEAD] if ladder.scores is not None and not runtime.is_reward_model else []
 
 
 def _stop_ids(run: RunDirectory) -> frozenset[int]:

@@ -137,6 +137,13 @@ def _alternative(outcome: Outcome) -> str:
 # -- what a recovery means ---------------------------------------------------------------------------------------------
 
 
+def _is_scorer(outcome: Outcome) -> str:
+    return (
+        "it is a reward model, which is not trained to predict these rows: recovery, perplexity and task say nothing "
+        "of it; judge the file by its scores, and by mean KLD"
+    )
+
+
 def _no_gain(outcome: Outcome) -> str:
     before, after = (_number(outcome.of_kind(kind).figures.cross_entropy) for kind in (BASE, TRAINED))
     return (
@@ -177,6 +184,7 @@ _Case = tuple[Callable[[Outcome], bool], Callable[[Outcome], str]]
 _MEANINGS: tuple[tuple[_Case, ...], ...] = (
     ((_differs, _other_base), (_mostly_base, _base_share)),
     (
+        (lambda outcome: outcome.of_kind(TRAINED).scores is not None, _is_scorer),
         (lambda outcome: outcome.of_kind(TRAINED).figures.recovery is None, _no_gain),
         (lambda outcome: outcome.gain.value < CERTAIN * outcome.gain.error, _uncertain_gain),
         (lambda outcome: outcome.recovery < 0, _worse_than_base),

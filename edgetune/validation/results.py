@@ -126,6 +126,24 @@ class Agreement(DocumentSection):
     """Answers that are equal to the end."""
 
 
+class ScoreFigures(DocumentSection):
+    """Scores of a reward model on held-out pairs, beside those of the trained model."""
+
+    pairs: int = 0
+    mean_difference: Number = math.nan
+    """Mean absolute difference of a score, over both answers of all pairs."""
+    max_difference: Number = math.nan
+    correlation: Number = math.nan
+    """Pearson's; NaN for constant scores."""
+    accuracy: Number = math.nan
+    """Share of the pairs whose chosen answer has the higher score."""
+    trained_accuracy: Number = math.nan
+    flips: Number = math.nan
+    """Share of the pairs whose order is another one than the trained model's."""
+    trained_spread: Number = math.nan
+    """Standard deviation of the trained model's scores."""
+
+
 class LongRow(DocumentSection):
     """A row that tests a long context."""
 
@@ -227,6 +245,8 @@ class Rung(DocumentSection):
     figures: Figures
     task: TaskScore | None = None
     """Of every rung but the merged ones."""
+    scores: ScoreFigures | None = None
+    """Of the trained model and the files, if it is a reward model."""
     kind: str = FILE
     file: str | None = None
     """The name of the file; the results may be read on another machine, so its directory is not stored."""

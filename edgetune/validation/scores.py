@@ -1,61 +1,82 @@
-"""The scores of a reward model's file beside those of the trained model, on held-out pairs."""
+"""The scores of a reward model's file beside those of the trained model, on both answers of held-out pairs."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgetune.errors import RunDirectoryError
-from edgetune.runs.directory import RunDirectory
-from edgetune.runtime.llama.scores import has_score_head, score_rows
+from edgetune.console import Progress
+from edgetune.errors import RuntimeProblem
+from edgetune.reference.reward_scores import RewardScores
+from edgetune.runtime import Runtime
+from edgetune.validation.numbers import share, short
+from edgetune.validation.results import ScoreFigures
 
-SIDES = ("chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class ScoreComparison:
-    """Scores of a file and of the trained model."""
-
-    pairs: int
-    largest_difference: float
-    """Of a score from that of the trained model."""
-    spread: float
-    """Standard deviation of the trained model's scores."""
-    accuracy: float
-    """Share of pairs whose chosen answer has the higher score in the file."""
-    trained_accuracy: float
-    agreement: float
-    """Share of pairs that both rank alike."""
-
-    def describe(self) -> str:
-        """Return the figures as a line."""
-        return (
-            f"scores of {self.pairs} pairs: accuracy {self.accuracy:.1%} (trained {self.trained_accuracy:.1%}), "
-            f"{self.agreement:.1%} ranked alike, largest difference {self.largest_difference:.3g} "
-            f"(trained scores vary by {self.spread:.3g})"
-        )
+_ROWS_AT_A_TIME = 16
+NO_HEAD = "the file has no score head, and the run trained a reward model: export the run again"
 
 
-def compare_scores(run: RunDirectory, file: Path, threads: int | None = None) -> ScoreComparison | None:
-    """Return the comparison on the stored pairs of a run; None if the run or the file is no reward model.
+def measure_scores(runtime: Runtime, stored: RewardScores, progress: Progress) -> ScoreFigures:
+    """Score both answers of every pair with a file, and compare the scores with those of the trained model.
 
     Raises:
-        RunDirectoryError: The stored scores are damaged.
+        RuntimeProblem: A score is not a finite number.
     """
-    if not run.scores_file.is_file() or not has_score_head(file):
-        return None
-    try:
-        pairs = json.loads(run.scores_file.read_text(encoding="utf-8"))["pairs"]
-        rows = [pair[f"{side}_ids"] for side in SIDES for pair in pairs]
-        trained = np.array([pair[side] for side in SIDES for pair in pairs])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{run.scores_file} is damaged: {error}", "Capture the run again") from None
-    found = score_rows(file, rows, threads)
-    ranked, expected = ((scores[: len(pairs)] > scores[len(pairs) :]) for scores in (found, trained))
-    return ScoreComparison(
-        len(pairs), float(np.abs(found - trained).max()), float(trained.std()), float(ranked.mean()),
-        float(expected.mean()), float((ranked == expected).mean()),
-    )  # fmt: skip
+    rows, found = stored.rows, list[float]()
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        found += runtime.reward_scores(rows[start : start + _ROWS_AT_A_TIME]).tolist()
+        progress(len(found), len(rows))
+    if not np.isfinite(found).all():
+        number = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise RuntimeProblem(
+            f"the score that {runtime.path} gives to pair {number % len(stored.pairs) + 1} is not a finite number",
+            "Its weights are damaged or out of range: export again, with another storage type if the error remains",
+        )
+    return compare_scores(found, stored.scores)
+
+
+def compare_scores(found: Sequence[float], trained: Sequence[float]) -> ScoreFigures:
+    """Compare scores: those of the chosen answers of all pairs, then those of the rejected ones."""
+    ours, theirs = np.array(found, np.float64), np.array(trained, np.float64)
+    pairs = len(ours) // 2
+    ranked, expected = _is_chosen_higher(ours), _is_chosen_higher(theirs)
+    difference = np.abs(ours - theirs)
+    return ScoreFigures(
+        pairs=pairs,
+        mean_difference=float(difference.mean()) if pairs else math.nan,
+        max_difference=float(difference.max()) if pairs else math.nan,
+        correlation=_correlation(ours, theirs),
+        accuracy=float(ranked.mean()) if pairs else math.nan,
+        trained_accuracy=float(expected.mean()) if pairs else math.nan,
+        flips=float((ranked != expected).mean()) if pairs else math.nan,
+        trained_spread=float(theirs.std()) if pairs else math.nan,
+    )
+
+
+def _is_chosen_higher(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    pairs = len(scores) // 2
+    return np.asarray(scores[:pairs] > scores[pairs:])
+
+
+def _correlation(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Return Pearson's correlation; NaN where one of both is constant."""
+    if len(ours) < 2 or not ours.std() or not theirs.std():
+        return math.nan
+    return float(np.corrcoef(ours, theirs)[0, 1])
+
+
+def describe_scores(figures: ScoreFigures) -> str:
+    """Return the figures as a line for the terminal."""
+
+    def plain(value: float) -> str:
+        return short(value, plain=True)
+
+    return (
+        f"scores of {figures.pairs} pairs: accuracy {share(figures.accuracy, plain=True)} (trained "
+        f"{share(figures.trained_accuracy, plain=True)}), order flipped in {share(figures.flips, plain=True)}, "
+        f"difference {plain(figures.mean_difference)} on average and {plain(figures.max_difference)} at most "
+        f"(trained scores vary by {plain(figures.trained_spread)}), correlation {plain(figures.correlation)}"
+    )

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgetune.validation.numbers import NOTHING, share, short, with_error
 from edgetune.validation.results import TRAINED, Contract, Rung, TensorCosts, ValidationResults
+from edgetune.validation.scores import describe_scores
 
 _NAME_WIDTH = 24
 
@@ -51,6 +52,7 @@ def _remarks(results: ValidationResults) -> Iterator[str]:
     if trained.figures.recovery is None and not any(rung.meaning for rung in results.files):
         yield "recovery is not defined: training gained nothing on these rows"
     yield from (f"{_name(rung)}: {_contract(rung.contract)}" for rung in results.files if rung.contract)
+    yield from (f"{_name(rung)}: {describe_scores(rung.scores)}" for rung in results.files if rung.scores)
     yield from (f"{_name(rung)}: {note}" for rung in results.files for note in rung.notes)
     yield from _meanings(results)
     for rung in results.files:

@@ -167,11 +167,13 @@ def _head(operators: Operators, hidden: str) -> None:
 def _score(operators: Operators, hidden: str, head: ExternalArray) -> None:
     """Append the product of the head with the hidden state of the last token that the mask of a row shows.
 
-    The mask covers the past too: its last place, less the tokens of the past, is an index into those of this call.
+    The mask covers the past too: its last place, less the tokens of the past, is an index into those of this call. In a
+    step of rows of different lengths, the past of a shorter row is shorter: it has but one token, the first.
     """
     graph = operators.graph
     each = graph.one("Squeeze", graph.one("MatMul", hidden, graph.external(head)), graph.integers(2))
     shown = graph.one("Cast", "attention_mask", to=TensorProto.INT32)  # ONNX Runtime has no ArgMax of int64
     last = graph.one("ArgMax", shown, axis=1, keepdims=1, select_last_index=1)
     past = graph.one("Sub", operators.size_of("attention_mask"), operators.size_of("input_ids"))
-    graph.named(graph.one("GatherElements", each, graph.one("Sub", last, past), axis=1), SCORE)
+    place = graph.one("Max", graph.one("Sub", last, past), graph.constant(np.array(0, np.int64)))
+    graph.named(graph.one("GatherElements", each, place, axis=1), SCORE)

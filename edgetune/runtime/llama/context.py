@@ -16,6 +16,7 @@ from edgetune.runtime.llama_library import collecting_errors, library
 
 BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
+_NO_POOLING = 0  # llama.h: the hidden state of each token
 _CELLS = 256
 F32 = NDArray[np.float32]
 
@@ -50,6 +51,7 @@ class LlamaContext:
     def __init__(
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
         sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0, is_unified: bool = False,
+        for_states: bool = False,
     ) -> None:  # fmt: skip
         """Create the context.
 
@@ -64,6 +66,7 @@ class LlamaContext:
             prefix: What stands before every text.
             hidden_rows: Rows of the vocabulary behind `vocabulary_size`, whose logits are not returned.
             is_unified: Whether the sequences share one cache.
+            for_states: Compute hidden states (`last_state`) in place of logits.
 
         Raises:
             RuntimeProblem: llama.cpp cannot allocate it.
@@ -81,6 +84,8 @@ class LlamaContext:
         parameters.n_seq_max = sequences
         parameters.kv_unified = is_unified
         parameters.n_threads = parameters.n_threads_batch = threads
+        if for_states:
+            parameters.embeddings, parameters.pooling_type = True, _NO_POOLING
         parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)
         parameters.abort_callback_data = self._flag.data
         with collecting_errors() as errors:
@@ -206,6 +211,11 @@ class LlamaContext:
         pointer = self._library.llama_get_logits(self._context)
         whole = np.ctypeslib.as_array(pointer, (count, self._vocabulary_size + self._hidden_rows))
         return np.ascontiguousarray(whole[:, : self._vocabulary_size]) if self._hidden_rows else whole
+
+    def last_state(self, width: int) -> F32:
+        """Return the hidden state [width] of the last token of the last call, behind the final norm."""
+        pointer = self._library.llama_get_embeddings_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (width,)).copy()
 
     @property
     def _interrupts(self) -> InterruptFlag:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up
 from edgetune.runtime.llama.embeddings import LlamaEmbedder
 from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
+from edgetune.runtime.llama.score_head import read_score_head, score_row
 from edgetune.runtime.llama.slots import EngineSlots
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
@@ -82,6 +84,8 @@ class LlamaRuntime(Runtime):
                 texts = b"".join(self._vocabulary.token_bytes(int(id_), special=True) for id_ in soft.ids)
                 self.chat_template = soft.plain_template(self.chat_template, texts.decode())
             self.template_names = _template_names(self.metadata)
+            self._score_head = read_score_head(file.metadata, self._library.llama_model_n_embd(self._model), path)
+            self.is_reward_model = self._score_head is not None
             self._normalization = Normalization.from_metadata(self.metadata)
             self._start(context or min(self.trained_context, _DEFAULT_CONTEXT))
         except BaseException:
@@ -105,11 +109,13 @@ class LlamaRuntime(Runtime):
         self._context = self._make_context(context, self._outputs)
         self.context: int = context  # not rounded up to 256, as llama.cpp does
 
-    def _make_context(self, cells: int, outputs: int, sequences: int = 1, *, is_unified: bool = False) -> LlamaContext:
+    def _make_context(
+        self, cells: int, outputs: int, sequences: int = 1, *, is_unified: bool = False, for_states: bool = False
+    ) -> LlamaContext:
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
             outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self._hidden_rows,
-            is_unified=is_unified,
+            is_unified=is_unified, for_states=for_states,
         )  # fmt: skip
 
     @override
@@ -162,6 +168,14 @@ class LlamaRuntime(Runtime):
         if self._embedder is None:
             self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
         return self._embedder.embed(text.tolist())
+
+    @override
+    def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
+        head = self._score_head
+        assert head is not None
+        self._open()
+        with closing(self._make_context(max(map(len, rows), default=1), BATCH, for_states=True)) as context:
+            return [score_row(context, head, row) for row in rows]
 
     @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:

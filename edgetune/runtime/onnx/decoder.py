@@ -46,6 +46,10 @@ class Decoder:
         self._cache: _Cache = cache(self._binding, interface.caches, context)
         if interface.range and self._range is not None:
             bind_input(self._binding, interface.range, (2,), self._range)
+        self.score = np.zeros((1, 1), np.float32)
+        """The score at the last token of the last call, of a reward model."""
+        if interface.score:
+            bind_output(self._binding, interface.score, (1, 1), self.score)
 
     def set_prefix(self, prefix: list[NDArray[Any]]) -> None:
         """Put keys and values [heads, length, head_size] of each cache tensor before every text from now on."""

@@ -26,6 +26,8 @@ _OUTPUTS = {
     "key": ("present_key_names", "present.%d.key"),
     "value": ("present_value_names", "present.%d.value"),
 }
+SCORE = "score"
+"""Output of edgetune's own graphs of reward models: the score at the last token of each row, [batch, 1]."""
 LOGITS_RANGE = "logits_range"
 """Input of edgetune's own graphs: (first, end) of the tokens of a call whose logits are computed."""
 
@@ -68,6 +70,8 @@ class GraphInterface:
     is_shared: bool
     """Whether the attention appends to the past in place, so that past and present are one buffer."""
     vocabulary_size: int
+    score: ValueInfo | None
+    """Of a reward model."""
     takes_batch: bool
     """Whether several sequences of different lengths can be evaluated in one pass without affecting each other."""
 
@@ -108,7 +112,9 @@ class _InterfaceReader:
         if width is None:
             raise self._problem(f"has logits of the shape {list(logits.shape)}, not [batch, sequence, vocabulary]")
         takes_batch = mask is not None and self._takes_batch([ids, mask, logits, *(cache.past for cache in caches)])
-        return GraphInterface(ids, mask, positions, range_, logits, caches, self._is_shared(caches), width, takes_batch)
+        score = self._output(SCORE, (np.float32,)) if SCORE in self._outputs else None
+        is_shared = self._is_shared(caches)
+        return GraphInterface(ids, mask, positions, range_, logits, caches, is_shared, width, score, takes_batch)
 
     def _caches(self) -> tuple[CacheTensor, ...]:
         found = []

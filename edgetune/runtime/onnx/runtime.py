@@ -81,6 +81,7 @@ class OnnxRuntime(Runtime):
         self._decoder = Decoder(
             session, self._interface, self.context + before, batch, self._outputs, self.vocabulary_size
         )
+        self.is_reward_model = self._interface.score is not None
         self._prefix: Past = []
         if soft:
             self._put_before_texts(soft.ids)
@@ -141,6 +142,14 @@ class OnnxRuntime(Runtime):
             yield from padded.score(group)
         except Exception as error:  # noqa: BLE001 - its exceptions have no other common base
             raise self._failure(0, error) from None
+
+    @override
+    def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
+        found = []
+        for row in rows:
+            self._prefill(row)
+            found.append(float(self._open().score[0, 0]))
+        return found
 
     @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:

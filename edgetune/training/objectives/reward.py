@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from trl import RewardConfig, RewardTrainer
 
 from edgetune.planning.prepare import PreparedRun
+from edgetune.reference.reward_scores import ScoredPair
 from edgetune.training.objectives.arguments import WarmupShare
 from edgetune.training.objectives.inputs import EncodedRowsTrainer, TrainerInputs
 from edgetune.training.objectives.preference import SIDES, ConcatenatedCollator, to_pair_table
@@ -117,7 +118,7 @@ def build_reward(inputs: TrainerInputs) -> RewardModelTrainer:
     return trainer
 
 
-def score_pairs(prepared: PreparedRun, model: Any, head_file: Path, count: int) -> list[dict[str, Any]]:
+def score_pairs(prepared: PreparedRun, model: Any, head_file: Path, count: int) -> list[ScoredPair]:
     """Return token ids and scores of the first held-out pairs under the trained model."""
     weight = load_file(head_file)[WEIGHT].to(model.device)
     scorer = Scorer(model, lambda hidden: torch.nn.functional.linear(hidden, weight))
@@ -129,5 +130,5 @@ def score_pairs(prepared: PreparedRun, model: Any, head_file: Path, count: int) 
             given = torch.tensor([ids], device=model.device)
             score = scorer(given, torch.ones_like(given)).logits
             entry |= {f"{side}_ids": ids, side: float(score)}
-        rows.append(entry)
+        rows.append(ScoredPair(**entry))
     return rows
