@@ -102,6 +102,7 @@ def validation_facts(artifact: Path) -> Facts:
         return {}
     return {
         "passed": results.passed,
+        "thresholds set": sum(limit is not None for limit in results.gate.values()),
         "mean KLD": rung.figures.kld.value,
         "same top": rung.figures.same_top.value,
         "recovery": rung.figures.recovery,

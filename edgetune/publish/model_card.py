@@ -18,8 +18,9 @@ import edgetune
 from edgetune.errors import RunDirectoryError
 from edgetune.evaluation.results import TRAINED, EvaluationResults, find_evaluations
 from edgetune.evaluation.table import describe_settings, has_differences, score_rows, signed
+from edgetune.objectives import SCORERS
 from edgetune.runs.manifest import RunManifest
-from edgetune.validation.numbers import with_error
+from edgetune.validation.numbers import share, short, with_error
 from edgetune.validation.results import Mean, Rung, ValidationResults, results_path
 from edgetune_converters.files import atomic
 from edgetune_converters.provenance.receipts import Receipt, receipt_path
@@ -34,6 +35,12 @@ _RUN = {
     "gguf-lora": "llama-cli -m BASE.gguf --lora {file}",
     "onnx": 'edgetune run {file} -p "..."',
 }
+_SCORE = {
+    "gguf": "python -c 'import edgetune; print(edgetune.load(\"{file}\").reward_scores([[...]]))'",
+    "safetensors": '# AutoModelForSequenceClassification.from_pretrained("./{file}")',
+    "onnx": "python -c 'import edgetune; print(edgetune.load(\"{file}\").reward_scores([[...]]))'",
+}
+"""Of a reward model, in place of _RUN; the rows are token ids."""
 _TOLD = ("the prefix of ", "the chat template begins with the soft tokens")
 """Beginnings of the notes of a receipt that say what other programs lack."""
 _TRAINING = (
@@ -75,7 +82,7 @@ def format_card(name: str, receipts: Sequence[Receipt], base: Path | None, manif
         f"# {name}",
         _introduction(receipts, base, manifest),
         _files(receipts),
-        _how_to_run(receipts),
+        _how_to_run(receipts, manifest),
         _training(manifest),
         _measurements(receipts),
         _benchmarks(receipts),
@@ -101,7 +108,7 @@ def _front_matter(receipts: Sequence[Receipt], base: Path | None, manifest: RunM
         "license_link": own.get("license_link"),
         "language": own.get("language"),
         "library_name": _LIBRARY[formats[0]],
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if _is_scorer(manifest) else "text-generation",
         "tags": tags,
     }
     known = {key: value for key, value in entries.items() if value is not None}
@@ -156,8 +163,13 @@ def _files(receipts: Sequence[Receipt]) -> str:
     return "## Files\n\n" + _table(("file", "format", "type", "size", "bits per weight"), rows)
 
 
-def _how_to_run(receipts: Sequence[Receipt]) -> str:
-    commands = [_RUN[receipt.format].format(file=Path(receipt.artifact).name) for receipt in receipts]
+def _is_scorer(manifest: RunManifest) -> bool:
+    return (manifest.config.get("objective") or {}).get("kind") in SCORERS
+
+
+def _how_to_run(receipts: Sequence[Receipt], manifest: RunManifest) -> str:
+    lines = _RUN | (_SCORE if _is_scorer(manifest) else {})
+    commands = [lines[receipt.format].format(file=Path(receipt.artifact).name) for receipt in receipts]
     notes = dict.fromkeys(note for receipt in receipts for note in receipt.notes if note.startswith(_TOLD))
     told = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
     return "## How to run it\n\n```\n" + "\n".join(commands) + "\n```" + told
@@ -208,7 +220,25 @@ def _measurements(receipts: Sequence[Receipt]) -> str:
         return ""
     rows = [(f"`{name}`", *(_figure(rung, key) for _, key in _FIGURES)) for name, rung in rungs.items()]
     text = "Against the model as it was trained, on held-out rows (KLD in nats per token):"
-    return f"## What was measured\n\n{text}\n\n" + _table(("", *(title for title, _ in _FIGURES)), rows)
+    table = _table(("", *(title for title, _ in _FIGURES)), rows)
+    return "\n\n".join(["## What was measured", *_reward_scores(rungs), text, table])
+
+
+def _reward_scores(rungs: Mapping[str, Rung]) -> list[str]:
+    """Return the scores of a reward model as a table with its heading; [] for a language model."""
+    scored = {name: rung.scores for name, rung in rungs.items() if rung.scores}
+    if not scored:
+        return []
+    pairs = max(scores.pairs for scores in scored.values())
+    rows = [
+        (f"`{name}`", share(scores.accuracy, plain=True), share(scores.flips, plain=True),
+         short(scores.mean_difference, plain=True), short(scores.max_difference, plain=True),
+         short(scores.correlation, 5, plain=True))
+        for name, scores in scored.items()
+    ]  # fmt: skip
+    titles = ("", "pair accuracy", "pairs in another order", "mean difference", "largest difference", "correlation")
+    return [f"Scores of both answers of {pairs} held-out pairs, beside those of the model as it was trained:",
+            _table(titles, rows)]  # fmt: skip
 
 
 def _benchmarks(receipts: Sequence[Receipt]) -> str:

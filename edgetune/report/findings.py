@@ -6,16 +6,44 @@ from collections.abc import Sequence
 
 from edgetune.report.gather import FileReport, ReportData
 from edgetune.report.survival import TensorSurvival
-from edgetune.validation.numbers import number, share, short, size
-from edgetune.validation.results import Rung
+from edgetune.validation.numbers import number, plural, share, short, size
+from edgetune.validation.results import TRAINED, Rung, ScoreFigures
 
 _INTACT, _LOST = 0.95, 0.5
+
+
+Scored = tuple[str, str | None, ScoreFigures]
+"""Name of a model, the state of its file (None for the trained model), and its scores."""
+
+
+def scored(data: ReportData) -> list[Scored]:
+    """Return the scores of a reward model and its files; [] for a language model."""
+    trained = data.rung(TRAINED)
+    rows: list[Scored] = [] if trained is None or trained.scores is None else [(TRAINED, None, trained.scores)]
+    return [*rows, *((file.short, file.state, file.rung.scores) for file in data.files if file.rung.scores)]
+
+
+def scores(file: FileReport) -> str:
+    """Return how the scores of a file differ from those of the trained model."""
+    found = file.rung.scores
+    if found is None:
+        return ""
+    flipped = round(found.flips * found.pairs) if number(found.flips) is not None else 0
+    order = f"{plural(flipped, 'pair has', 'pairs have')} another order" if flipped else "every pair has the same order"
+    part = number(found.mean_difference / found.trained_spread) if found.trained_spread else None
+    relative = f", {share(part)} of the spread of the trained scores" if part is not None else ""
+    return (
+        f"Of {plural(found.pairs, 'held-out pair')}, {file.short} ranks {share(found.accuracy)} as labelled, the "
+        f"trained model {share(found.trained_accuracy)}; {order}. A score differs by {short(found.mean_difference)} "
+        f"on average{relative}."
+    )
 
 
 def ladder(data: ReportData, chosen: FileReport) -> str:
     """Return how much of the training gain survives, the stage that adds most divergence, and what the figures mean."""
     said = (sentence[0].upper() + sentence[1:] for sentence in chosen.rung.meaning)
-    return " ".join([_gain(data, chosen), *(f"{sentence}." for sentence in said)])
+    gain = [] if chosen.rung.scores else [_gain(data, chosen)]
+    return " ".join([*gain, *(f"{sentence}." for sentence in said)])
 
 
 def _gain(data: ReportData, chosen: FileReport) -> str:
@@ -82,7 +110,9 @@ def sizes(files: Sequence[FileReport]) -> str:
     parts = []
     if passing:
         smallest = min(passing, key=lambda file: file.size or 0)
-        parts.append(f"{smallest.short} is the smallest file that passes the gate ({size(smallest.size)}).")
+        parts.append(f"{smallest.short} is the smallest file that meets every threshold ({size(smallest.size)}).")
+    elif any(file.state == "unjudged" for file in files):
+        parts.append("No threshold is set that could choose a file: see gate: in the configuration.")
     elif any(file.state == "none" for file in files):
         parts.append("No file passes the gate: thresholds that are set were not measured.")
     else:

@@ -45,8 +45,10 @@ class FileReport:
 
     @property
     def state(self) -> str:
-        """pass, fail, or none: no threshold is missed, but one was not measured."""
-        return "fail" if self.misses else "none" if self.unmeasured else "pass"
+        """pass, fail, none (no threshold is missed, but one was not measured) or unjudged (no threshold is set)."""
+        if self.misses or self.unmeasured:
+            return "fail" if self.misses else "none"
+        return "pass" if self.validation.is_judged else "unjudged"
 
     @property
     def kld(self) -> float | None:

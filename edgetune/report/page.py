@@ -59,6 +59,8 @@ def render(data: ReportData) -> str:
         views=[_view(file, data) for file in data.files],
         chosen=data.files[judged.chosen],
         run_facts=facts.run_facts(data.manifest),
+        scored=findings.scored(data),
+        scores_finding=findings.scores(data.files[judged.chosen]),
         version=edgetune.__version__,
     )  # fmt: skip
 

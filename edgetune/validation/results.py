@@ -336,12 +336,17 @@ class ValidationResults(Document):
     run: str = ""
     reference: ReferenceFacts = ReferenceFacts()
     passed: bool | None = None
-    """None if a threshold was not measured and none is missed."""
+    """None if a threshold was not measured and none is missed. True says little where no threshold is set (`gate`)."""
     gate: dict[str, OptionalNumber] = Field(default_factory=dict)
     """The thresholds; None for one that is not set."""
     misses: list[Miss] = Field(default_factory=list)
     unmeasured: list[Unmeasured] = Field(default_factory=list)
     rungs: list[Rung]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a threshold is set: without one, only contract and origin are checked."""
+        return any(limit is not None and math.isfinite(limit) for limit in self.gate.values())
 
     @property
     def files(self) -> list[Rung]:

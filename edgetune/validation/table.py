@@ -34,7 +34,7 @@ def format_table(results: ValidationResults) -> RenderableType:
         grid.add_column(title, justify="right", no_wrap=True)
     missed = {miss.rung for miss in results.misses}
     for rung in results.rungs:
-        style = "red" if rung.name in missed else "green" if rung.file else "dim"
+        style = "red" if rung.name in missed else "dim" if not rung.file else "green" if results.is_judged else ""
         grid.add_row(Text(_name(rung), style=style), *(cell(rung) for _, cell in columns))
     return Group(grid, *(Text(line, style="dim") for line in ["", *_remarks(results)]))
 
@@ -55,6 +55,8 @@ def _remarks(results: ValidationResults) -> Iterator[str]:
     yield from (f"{_name(rung)}: {describe_scores(rung.scores)}" for rung in results.files if rung.scores)
     yield from (f"{_name(rung)}: {note}" for rung in results.files for note in rung.notes)
     yield from _meanings(results)
+    if not results.is_judged:
+        yield "no threshold is set: only contract and origin were checked (--gate KEY=VALUE sets one)"
     for rung in results.files:
         if rung.task and rung.task.first_miss:
             prompt, got = (_shorten(rung.task.first_miss[key]) for key in ("prompt", "got"))

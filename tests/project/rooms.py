@@ -62,8 +62,8 @@ EDGETUNE: dict[str, set[str]] = {
     "evaluation": {"console", "data", "runs", "runtime", "validation"},
     "serving": {"console", "data", "runs", "runtime"},
     "sensitivity": {"console", "runs", "reference", "runtime", "validation"},
-    "publish": {"data", "runs", "validation", "evaluation"},
-    "report": {"runs", "validation", "evaluation"},
+    "publish": {"objectives", "data", "runs", "validation", "evaluation"},
+    "report": {"objectives", "runs", "validation", "evaluation"},
     "inspect": {"data", "runs", "reference", "runtime", "validation"},
     "training": {
         *("console", "config", "methods", "objectives", "runs", "data", "reference", "planning", "runtime"),

@@ -13,7 +13,7 @@ from edgetune.report import curves, findings, gate_table, survival, verdict
 from edgetune.report.gather import FileReport, ReportData, short_names
 from edgetune.runs.manifest import RunManifest
 from edgetune.validation import numbers
-from edgetune.validation.results import Miss, ValidationResults
+from edgetune.validation.results import Miss, ScoreFigures, ValidationResults
 from edgetune_converters.provenance.receipts import Receipt
 from tests.report.factories import Content
 
@@ -105,7 +105,12 @@ def test_names_are_shortened_to_where_they_differ(names: list[str], shorts: list
 
 
 def test_the_smallest_file_that_passes_is_chosen() -> None:
-    files = [measured("big", 900, 0.001), measured("middle", 500, 0.02), measured("small", 100, 0.4, misses=1)]
+    limit = {"mean_kld_max": 0.05}
+    files = [
+        measured("big", 900, 0.001, gate=limit),
+        measured("middle", 500, 0.02, gate=limit),
+        measured("small", 100, 0.4, gate=limit, misses=1),
+    ]
     judged = verdict.judge(material(*files))
     assert (judged.state, judged.word, judged.chosen) == ("mixed", "1 of 3 files fails the gate", 1)
     assert judged.headline.startswith("middle (")
@@ -126,8 +131,46 @@ def test_a_gate_that_was_not_measured_is_not_said_to_be_passed() -> None:
     assert gate_table.cell(file, gate_table.columns([file])[2]) == gate_table.GateCell("none", "not measured")
 
 
-def test_a_gate_without_thresholds_is_not_praised() -> None:
-    assert "No threshold is set" in verdict.judge(material(measured("one", 9, 0.5))).next_step
+def test_a_gate_without_thresholds_is_no_verdict() -> None:
+    files = [measured("one", 9, 0.5), measured("two", 8, 0.6)]
+    judged = verdict.judge(material(*files))
+    assert (judged.state, judged.word) == ("unjudged", "No threshold is set")
+    assert judged.headline == (
+        f"two (0.00800{SPACE}kB) keeps 90.0{SPACE}% of the training gain, and has the trained model's top token at "
+        f"99.0{SPACE}% of the tokens."
+    )
+    assert judged.next_step.startswith("Only contract and origin were checked.")
+    assert findings.sizes(files).startswith("No threshold is set that could choose a file")
+    judged = verdict.judge(material(measured("one", 9, 0.5), measured("two", 8, 0.6, gate={"mean_kld_max": 1.0})))
+    assert (judged.state, judged.word) == ("mixed", "1 of 2 files has no threshold to meet")
+
+
+def test_a_file_that_passes_a_generous_gate_is_not_said_to_match_the_trained_model() -> None:
+    judged = verdict.judge(material(measured("one", 9, 0.5, gate={"recovery_min": 0.1})))
+    assert (judged.state, judged.headline) == ("passed", "one meets every threshold.")
+    judged = verdict.judge(material(measured("one", 9, 0.5, gate={"mean_kld_max": 0.1}, misses=1)))
+    assert judged.headline == "one fails the gate."
+
+
+SCORES = {
+    "pairs": 20, "mean_difference": 0.02, "max_difference": 0.3, "correlation": 0.999, "accuracy": 0.85,
+    "trained_accuracy": 0.9, "flips": 0.05, "trained_spread": 2.0,
+}  # fmt: skip
+
+
+def test_a_reward_model_is_described_by_its_scores() -> None:
+    file = measured("one", 9, 0.5)
+    file.rung.scores = ScoreFigures.model_validate(SCORES)
+    judged = verdict.judge(material(file))
+    assert judged.headline == (
+        f"one ranks 85.0{SPACE}% of the pairs as labelled (90.0{SPACE}% as trained), and 5.0{SPACE}% in another order "
+        "than the trained model."
+    )
+    assert [tile.title for tile in judged.tiles[:3]] == ["Pair accuracy", "Pairs in another order", "Score difference"]
+    assert findings.scores(file) == (
+        f"Of 20 held-out pairs, one ranks 85.0{SPACE}% as labelled, the trained model 90.0{SPACE}%; 1 pair has another "
+        f"order. A score differs by 0.0200 on average, 1.0{SPACE}% of the spread of the trained scores."
+    )
 
 
 def test_how_far_from_the_limit() -> None:

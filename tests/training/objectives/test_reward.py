@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ from edgetune.errors import ConfigError, RunDirectoryError, RuntimeProblem
 from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import export_request
 from edgetune.exporting.source import find_source
+from edgetune.publish.model_card import format_card
 from edgetune.reference.reward_scores import RewardScores
+from edgetune.report.gather import gather
+from edgetune.report.page import render
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.training.run import train
 from edgetune.validation.results import ValidationResults
 from edgetune.validation.scores import NO_HEAD
 from edgetune_converters import exporting
+from edgetune_converters.provenance.receipts import Receipt
 from edgetune_converters.request import Target
 from tests.training.objectives import encoded
 
@@ -192,3 +197,20 @@ def test_the_adapter_of_a_run_brings_its_head_and_is_not_combined(run: RunDirect
     assert find_source(None, base, checkpoint).score_head is not None
     with pytest.raises(ConfigError, match="is the run of a reward model, whose score head fits its own adapter alone"):
         find_source(None, base, run.adapter, [tmp_path])
+
+
+def test_report_and_model_card_show_the_scores(run: RunDirectory, files: dict[str, Path]) -> None:
+    file = files["gguf q8_0"]
+    assert cli.run(["validate", str(run.path), str(file), "--no-task"]) == 0
+    page = render(gather(run, [file]))
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "Scores of the reward model Of 8 held-out pairs, run-q8_0 ranks 100.0" in text
+    assert "every pair has the same order" in text
+    assert "of the training gain survives" not in text.split("Glossary")[0]
+    receipt = Receipt.read(file)
+    card = format_card("judge", [receipt], Path(run.manifest.config["base"]), run.manifest)
+    assert "pipeline_tag: text-classification" in card
+    assert "Scores of both answers of 8 held-out pairs" in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| `run-q8_0.gguf` | 100.0% | 0.0% | 0.00"))
+    assert row.count("|") == 7
+    assert "reward_scores" in card
