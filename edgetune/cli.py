@@ -19,6 +19,7 @@ COMMANDS = {
     "preview": "Show rendered rows and the tokens that are trained on.",
     "merge-export": "Merge an adapter into its base and write GGUF, ONNX or safetensors.",
     "run": "Answer a prompt with an exported file, on the CPU.",
+    "chat": "Chat with an exported file in the terminal.",
     "serve": "Answer clients of OpenAI, Anthropic and Ollama with exported files, on the CPU.",
     "reference": "Recapture the reference outputs (other rows, full vocabulary, merged model).",
     "validate": "Measure exported files against the trained model; check thresholds.",

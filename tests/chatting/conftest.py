@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetune.chatting.session import ChatSession
+from edgetune.runtime import Runtime, Sampling, load
+from tests.runtime import models
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.base(tmp_path_factory.mktemp("base") / "hf")
+
+
+@pytest.fixture(scope="session")
+def file(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.gguf(base, tmp_path_factory.mktemp("gguf") / "tiny-f32.gguf")
+
+
+@pytest.fixture(scope="session")
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.onnx(base, tmp_path_factory.mktemp("onnx") / "tiny-f32")
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("endless")
+    return models.gguf(models.endless(directory / "hf"), directory / "endless.gguf")
+
+
+@pytest.fixture(scope="session", params=["gguf", "onnx"])
+def artifact(request: pytest.FixtureRequest, file: Path, folder: Path) -> Path:
+    return file if request.param == "gguf" else folder
+
+
+@pytest.fixture(scope="session")
+def opened(artifact: Path) -> Iterator[Runtime]:
+    with load(artifact) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def session(opened: Runtime) -> ChatSession:
+    return ChatSession(opened, Sampling(), max_tokens=8)
