@@ -46,10 +46,10 @@ def run_chat(session: ChatSession, messages: Iterable[str], screen: Screen) -> b
 
 
 def _write(session: ChatSession, answer: Answer, screen: Screen) -> None:
-    written = screen.write_answer(answer, show_thinking=session.show_thinking)
+    try:
+        written = screen.write_answer(answer, show_thinking=session.show_thinking)
+    finally:  # also where the reader of a pipe has gone
+        session.stop()
     if written.text or not written.is_stopped:
         session.keep(written.text, written.thought)
-    runtime = session.runtime
-    screen.report(
-        answer, written, context=runtime.context, threads=runtime.threads, show_thinking=session.show_thinking
-    )
+    screen.report(answer.finish, written, session)

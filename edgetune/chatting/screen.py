@@ -7,8 +7,10 @@ import sys
 from typing import NamedTuple
 
 from edgetune import console
+from edgetune.chatting.session import ChatSession
 from edgetune.generation.printing import describe_speed, emit
-from edgetune.runtime import Answer, Finish
+from edgetune.runtime import Answer, Finish, Timing
+from edgetune.runtime.engine import Usage
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
@@ -70,25 +72,38 @@ class Screen:
         else:
             console.note(text)
 
-    def report(self, answer: Answer, written: Written, *, context: int, threads: int, show_thinking: bool) -> None:
+    def report(self, finish: Finish | None, written: Written, session: ChatSession) -> None:
         """Say how an answer ended, if not by itself, and how fast it was."""
+        context = session.runtime.context
         if written.is_stopped:
             console.note("stopped; the answer is kept as far as it was written" if written.text else "stopped")
-        elif answer.finish is Finish.CONTEXT:
+        elif finish is Finish.CONTEXT:
             console.warn(
                 f"the answer was cut off: the context of {context} tokens is full. Remove messages with /undo or "
                 "/reset, or start with a larger --context"
             )
-        elif answer.finish is Finish.LENGTH:
+        elif finish is Finish.LENGTH:
             console.note("the answer was cut off at max_tokens; /set max_tokens changes it")
-        elif not written.text and written.thought.strip() and not show_thinking:
+        elif not written.text and written.thought.strip() and not session.show_thinking:
             console.warn("the answer has only reasoning; /set thinking show shows it")
         elif not written.text:
             console.note("the answer is empty")
-        if self._has_speed and answer.timing.tokens:
-            used = answer.timing.prompt_tokens + answer.timing.tokens
-            text = f"{describe_speed(answer.timing, threads)}; {used} of {context} tokens of the context"
+        if self._has_speed and session.usage.generated_tokens:
+            used = session.usage.prompt_tokens + session.usage.generated_tokens
+            text = (
+                f"{describe_usage(session.usage, session.runtime.threads)}; {used} of {context} tokens of the context"
+            )
             console.stderr().print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def describe_usage(usage: Usage, threads: int) -> str:
+    """Return tokens and rates of prompt and answer; the rate of the prompt counts what was not in the cache."""
+    new = usage.prompt_tokens - usage.cached_tokens
+    timing = Timing(new, usage.generated_tokens, usage.prompt_seconds, usage.decode_seconds)
+    rates = describe_speed(timing, threads)
+    if not usage.cached_tokens:
+        return rates
+    return f"prompt {usage.cached_tokens} tokens in the cache and" + rates.removeprefix("prompt")
 
 
 def is_terminal() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from edgetune.data.objective_readers import DistillationReader
 from edgetune.data.problems import RowProblem
 from edgetune.data.row_files import RowFile
 from edgetune.errors import ConfigError, DataError, RuntimeProblem
-from edgetune.runtime import Answer, NoChatTemplate, Runtime, Sampling
+from edgetune.runtime import Answer, Finish, Generation, NoChatTemplate, Runtime, Sampling
+from edgetune.runtime.engine import Engine, GenerationRequest, Ticket, Usage
 from edgetune_converters.files import atomic
 
 _FORMATS_HINT = "docs/data.md lists the formats of conversations"
@@ -24,7 +25,8 @@ _FORMATS_HINT = "docs/data.md lists the formats of conversations"
 class ChatSession:
     """A conversation with a model. A question enters it together with its answer, by `keep`."""
 
-    runtime: Runtime
+    engine: Engine
+    """It keeps keys and values of the conversation, so that only what is new is evaluated."""
     sampling: Sampling
     max_tokens: int | None = None
     """Maximum number of tokens of an answer; None: until it ends or the context is full."""
@@ -37,6 +39,7 @@ class ChatSession:
     """JSON schemas of the tools of a loaded conversation."""
     own_file: Path | None = None
     """The file that was saved or wholly loaded last, which may be overwritten."""
+    _ticket: Ticket | None = None
     _pending: list[Message] = field(default_factory=list)
     _repeated: int = 0
 
@@ -51,6 +54,11 @@ class ChatSession:
         template.check_options(self.template_options)
         if self.system is not None:
             self.check_system(self.system)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The model."""
+        return self.engine.runtime
 
     def ask(self, text: str) -> Answer:
         """Begin the answer to a message of the user.
@@ -77,13 +85,21 @@ class ChatSession:
         sampling = self.sampling
         if sampling.seed is not None and self._repeated:
             sampling = replace(sampling, seed=(sampling.seed + self._repeated) % (2**32 - 1))
-        return self.runtime.chat(
-            [*self._system_messages, *messages],
-            sampling=sampling,
-            max_tokens=self.max_tokens or self.runtime.context,
-            tools=self.tools,
-            template_options=self.template_options,
-        )
+        conversation = [*self._system_messages, *messages]
+        ids = self.runtime.tokenize_chat(conversation, tools=self.tools, template_options=self.template_options)
+        frame = self.runtime.answer_frame(conversation, tools=self.tools, template_options=self.template_options)
+        self._ticket = self.engine.submit(GenerationRequest(ids, sampling, self.max_tokens or self.runtime.context))
+        return Answer(ids, Generation(_events(self._ticket)), self.runtime.token_bytes, frame)
+
+    def stop(self) -> None:
+        """End the answer, if it has not ended."""
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    @property
+    def usage(self) -> Usage:
+        """What the last answer has cost."""
+        return self._ticket.usage if self._ticket is not None else Usage(0)
 
     def keep(self, text: str, thought: str = "") -> None:
         """Add the message that was asked last and its answer, or the part of it before it was stopped."""
@@ -162,6 +178,14 @@ class ChatSession:
         unread = [*row.unread, *others]
         self.own_file = None if unread else path.resolve()
         return unread
+
+
+def _events(ticket: Ticket) -> Iterator[tuple[int, int | Finish]]:
+    """Yield the tokens of an answer, and why it ended."""
+    for event in ticket:
+        yield 0, event.token
+    assert ticket.finish is not None
+    yield 0, ticket.finish
 
 
 def read_conversation(path: Path) -> ChatRow:

@@ -13,8 +13,8 @@ import click
 
 from edgetune.chatting.session import ChatSession
 from edgetune.errors import ConfigError
-from edgetune.generation.options import SAMPLING_OPTIONS, parse_template_option
-from edgetune.runtime import Answer
+from edgetune.generation.options import EXCLUDED_BY_MIROSTAT, SAMPLING_OPTIONS, parse_template_option
+from edgetune.runtime import Answer, Sampling
 
 Reply = str | Answer | None
 """A text to show, an answer to write, or nothing."""
@@ -145,8 +145,13 @@ def _sampling_setting(name: str) -> Setting:
 
     def write(session: ChatSession, text: str) -> None:
         empty = option.default is None and text in ("none", "off")
-        change: dict[str, Any] = {name: None if empty else _convert(name, option.type, text)}
-        session.sampling = replace(session.sampling, **change)
+        default = getattr(Sampling(), name)
+        change: dict[str, Any] = {name: default if empty else _convert(name, option.type, text)}
+        if name == "mirostat" and change[name]:
+            change |= {each: getattr(Sampling(), each) for each in EXCLUDED_BY_MIROSTAT}
+        sampling = replace(session.sampling, **change)
+        sampling.check(session.runtime.vocabulary_size)
+        session.sampling = sampling
 
     return Setting(lambda session: getattr(session.sampling, name), write, option.help)
 

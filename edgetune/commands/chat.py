@@ -68,13 +68,14 @@ def command(
     from edgetune.chatting.session import ChatSession
     from edgetune.generation import printing
     from edgetune.runtime import load
+    from edgetune.runtime.engine import Engine
 
     variables = dict(map(parse_template_option, template_options))
     on_terminal = is_terminal()
     show = thinking == "show" if thinking else on_terminal
-    with load(file, threads=threads, context=context) as runtime:
+    with load(file, threads=threads, context=context) as runtime, Engine(runtime, slots=1) as engine:
         printing.warn_of_context(runtime)
-        session = ChatSession(runtime, sampling, max_tokens, variables, show, system)
+        session = ChatSession(engine, sampling, max_tokens, variables, show, system)
         for key in session.load(conversation) if conversation else ():
             console.warn(f"{conversation}: {key} is not read")
         if system is not None:

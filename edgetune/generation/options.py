@@ -29,18 +29,77 @@ class SamplingOption(NamedTuple):
     help: str
 
 
+class _JsonValue(click.ParamType[Any]):
+    """A value of one type, given as JSON."""
+
+    def __init__(self, name: str, convert: Callable[[Any], Any], example: str) -> None:
+        self.name, self._convert, self._example = name, convert, example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of a text; another value as it is."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._convert(json.loads(value))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self.fail(f"{value!r} is not such JSON as {self._example}", param, ctx)
+
+
+def _biases(value: dict[str, Any]) -> dict[int, float]:
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
+def _texts(value: list[Any]) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError
+    return tuple(value)
+
+
+_PROBABILITY = click.FloatRange(0, 1)
+_FROM_0 = click.FloatRange(min=0)
+_LAST = click.IntRange(min=-1)
+
 SAMPLING_OPTIONS: Mapping[str, SamplingOption] = {
-    "temperature": SamplingOption(click.FloatRange(min=0), 0.0, "Sampling temperature; 0 = greedy."),
+    "temperature": SamplingOption(_FROM_0, 0.0, "Sampling temperature; 0 = greedy."),
     "top_k": SamplingOption(click.IntRange(min=0), 40, "Keep the K most likely tokens; 0 = all."),
     "top_p": SamplingOption(
         click.FloatRange(0, 1, min_open=True), 0.95, "Nucleus sampling: cumulative probability to keep."
     ),
-    "min_p": SamplingOption(
-        click.FloatRange(0, 1), 0.05, "Minimum probability relative to the most likely token."
-    ),
+    "min_p": SamplingOption(_PROBABILITY, 0.05, "Minimum probability relative to the most likely token."),
     "seed": SamplingOption(click.IntRange(0, 2**32 - 2), None, "Seed of the sampler."),
+    "typical_p": SamplingOption(_PROBABILITY, 1.0, "Locally typical sampling; 1 = off."),
+    "repeat_penalty": SamplingOption(
+        click.FloatRange(min=0, min_open=True), 1.0, "Divides the logits of recent tokens; 1 = off."
+    ),
+    "presence_penalty": SamplingOption(click.FLOAT, 0.0, "Subtracted from the logits of recent tokens; 0 = off."),
+    "frequency_penalty": SamplingOption(
+        click.FLOAT, 0.0, "Subtracted from the logits of recent tokens for each time that they occur; 0 = off."
+    ),
+    "repeat_last_n": SamplingOption(_LAST, 64, "Recent tokens that the penalties count; -1 = all."),
+    "dry_multiplier": SamplingOption(_FROM_0, 0.0, "Strength of DRY, which penalizes repeated sequences; 0 = off."),
+    "dry_base": SamplingOption(_FROM_0, 1.75, "Base of the penalty of DRY."),
+    "dry_allowed_length": SamplingOption(click.IntRange(min=0), 2, "Length of repetitions that DRY permits."),
+    "dry_last_n": SamplingOption(_LAST, -1, "Recent tokens in which DRY looks for repetitions; -1 = all."),
+    "dry_breakers": SamplingOption(
+        _JsonValue("JSON", _texts, '["\\n", "."]'), None, "Strings over which DRY sees no repetition, as a JSON list."
+    ),
+    "xtc_probability": SamplingOption(
+        _PROBABILITY, 0.0, "Probability of XTC, which excludes the most likely tokens but one; 0 = off."
+    ),
+    "xtc_threshold": SamplingOption(_PROBABILITY, 0.1, "Probability above which XTC excludes a token."),
+    "mirostat": SamplingOption(
+        click.IntRange(0, 2), 0, "Mirostat 1 or 2, in place of top-k, top-p, min-p, typical-p and XTC; 0 = off."
+    ),
+    "mirostat_tau": SamplingOption(_FROM_0, 5.0, "Surprise in bits that Mirostat aims at."),
+    "mirostat_eta": SamplingOption(_FROM_0, 0.1, "Learning rate of Mirostat."),
+    "logit_bias": SamplingOption(
+        _JsonValue("JSON", _biases, '{"15": -1.5}'), None, "Token ids and what is added to their logits, as JSON."
+    ),
 }  # fmt: skip
-"""Field of `Sampling` -> its option. The defaults are those of the commands; those of `Sampling` keep all tokens."""
+"""Field of `Sampling` -> its option. The defaults are those of the commands; those of `Sampling` keep all tokens.
+
+None is that of `Sampling`.
+"""
 
 EXCLUDED_BY_MIROSTAT = ("top_k", "top_p", "min_p")
 """Options whose defaults do not apply with Mirostat, which takes their place."""
@@ -70,7 +129,7 @@ def make_sampling(values: Mapping[str, Any], given: Sequence[str]) -> Sampling:
     """Return the sampling with these values of SAMPLING_OPTIONS; `given` are the names that the user chose."""
     from edgetune.runtime import Sampling
 
-    chosen = dict(values)
+    chosen = {name: value for name, value in values.items() if value is not None}
     if chosen.get("mirostat"):
         for name in EXCLUDED_BY_MIROSTAT:
             if name not in given:

@@ -7,6 +7,7 @@ import pytest
 
 from edgetune.chatting.session import ChatSession
 from edgetune.runtime import Runtime, Sampling, load
+from edgetune.runtime.engine import Engine
 from tests.runtime import models
 
 
@@ -37,11 +38,18 @@ def artifact(request: pytest.FixtureRequest, file: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def opened(artifact: Path) -> Iterator[Runtime]:
+def engine(artifact: Path) -> Iterator[Engine]:
+    with load(artifact) as runtime, Engine(runtime, slots=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def alone(artifact: Path) -> Iterator[Runtime]:
+    """The model without a cache of earlier requests."""
     with load(artifact) as runtime:
         yield runtime
 
 
 @pytest.fixture
-def session(opened: Runtime) -> ChatSession:
-    return ChatSession(opened, Sampling(), max_tokens=8)
+def session(engine: Engine) -> ChatSession:
+    return ChatSession(engine, Sampling(), max_tokens=8)

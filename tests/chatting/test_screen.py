@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from edgetune.chatting.screen import Screen
+from edgetune.chatting.screen import Screen, describe_usage
 from edgetune.data.answer_frame import AnswerFrame
 from edgetune.runtime import Answer, Finish, Generation
+from edgetune.runtime.engine import Usage
+from tests.cli_runner import forget_consoles
 
 FRAME = AnswerFrame(opening="<think>", closing="</think>")
 
@@ -85,12 +89,19 @@ def test_a_stopped_answer_is_returned_as_far_as_it_came(capfdbinary: pytest.Capt
 def test_how_an_answer_ended_is_said(
     text: str, finish: Finish | type[KeyboardInterrupt], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.cli_runner import forget_consoles
-
     forget_consoles()
     screen = Screen(is_terminal=False)
     found = answer(text, finish)
     result = screen.write_answer(found, show_thinking=False)
-    screen.report(found, result, context=64, threads=1, show_thinking=False)
+    runtime = SimpleNamespace(context=64, threads=1)
+    session: Any = SimpleNamespace(runtime=runtime, show_thinking=False, usage=Usage(1))
+    screen.report(found.finish, result, session)
     assert said in capfd.readouterr().err.replace("\n", " ")
     forget_consoles()
+
+
+def test_the_speed_of_a_prompt_counts_what_was_evaluated() -> None:
+    usage = Usage(30, 20, 5, 0.0, 0.5, 0.4)
+    assert describe_usage(usage, 2) == (
+        "prompt 20 tokens in the cache and 10 tokens, 20 tokens/s; answer 5 tokens, 10.0 tokens/s (2 threads)"
+    )

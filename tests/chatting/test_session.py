@@ -12,7 +12,9 @@ from edgetune.chatting.session import ChatSession
 from edgetune.chatting.slash_commands import COMMANDS, SETTINGS, EndChat, run_command
 from edgetune.data.formats import to_chat_row
 from edgetune.errors import ConfigError, DataError, EdgetuneError, RuntimeProblem
+from edgetune.generation.options import sampling_defaults
 from edgetune.runtime import Answer, NoChatTemplate, Runtime, Sampling, load
+from edgetune.runtime.engine import Engine
 
 
 def say(session: ChatSession, text: str) -> str:
@@ -28,17 +30,26 @@ def command(session: ChatSession, line: str) -> str:
     return reply
 
 
-def expected(session: ChatSession, messages: list[dict[str, str]]) -> str:
-    return session.runtime.chat(messages, max_tokens=8).text()
+def expected(alone: Runtime, messages: list[dict[str, str]]) -> str:
+    return alone.chat(messages, max_tokens=8).text()
 
 
-def test_each_answer_is_that_of_the_whole_conversation(session: ChatSession) -> None:
+def test_each_answer_is_that_of_the_whole_conversation(session: ChatSession, alone: Runtime) -> None:
     session.system = "Be brief."
     first, second = say(session, "dim the lights"), say(session, "and the radio")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "dim the lights"}]
-    assert first == expected(session, messages)
+    assert first == expected(alone, messages)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "and the radio"}]
-    assert second == expected(session, messages)
+    assert second == expected(alone, messages)
+
+
+def test_what_was_evaluated_before_is_taken_from_the_cache(engine: Engine) -> None:
+    session = ChatSession(engine, Sampling(), max_tokens=8)
+    say(session, "dim the lights of the bedroom")
+    say(session, "and the radio")
+    if engine.runtime.format == "gguf":
+        assert session.usage.cached_tokens > 10
+    assert session.usage.prompt_tokens > session.usage.cached_tokens
 
 
 def test_undo_removes_one_exchange_and_reset_all(session: ChatSession) -> None:
@@ -53,7 +64,7 @@ def test_undo_removes_one_exchange_and_reset_all(session: ChatSession) -> None:
         run_command(session, "/undo")
 
 
-def test_regen_replaces_the_answer_and_takes_the_next_seed(session: ChatSession) -> None:
+def test_regen_replaces_the_answer_and_takes_the_next_seed(session: ChatSession, alone: Runtime) -> None:
     session.sampling = Sampling(temperature=5, seed=7)
     first = say(session, "one")
     again = run_command(session, "/regen")
@@ -63,7 +74,7 @@ def test_regen_replaces_the_answer_and_takes_the_next_seed(session: ChatSession)
     assert text != first
     assert [message["role"] for message in session.messages] == ["user", "assistant"]
     question = [{"role": "user", "content": "one"}]
-    assert text == session.runtime.chat(question, sampling=Sampling(temperature=5, seed=8), max_tokens=8).text()
+    assert text == alone.chat(question, sampling=Sampling(temperature=5, seed=8), max_tokens=8).text()
     session.reset()
     with pytest.raises(ConfigError, match="no message to answer again"):
         run_command(session, "/regen")
@@ -84,7 +95,7 @@ def test_a_saved_conversation_is_a_row_that_load_and_training_read(session: Chat
     assert command(session, f"/save {path}") == f"saved 2 messages to {path}"
     row = to_chat_row(json.loads(path.read_text(encoding="utf-8")))
     assert [message["role"] for message in row.messages] == ["system", "user", "assistant"]
-    other = ChatSession(session.runtime, Sampling(), 8)
+    other = ChatSession(session.engine, Sampling(), 8)
     assert command(other, f"/load {path}") == f"loaded 2 messages from {path}"
     assert (other.system, other.messages) == ("Be brief.", session.messages)
     say(session, "more")
@@ -93,7 +104,7 @@ def test_a_saved_conversation_is_a_row_that_load_and_training_read(session: Chat
     command(other, f"/save {path}")  # its own file
     assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 5
     with pytest.raises(ConfigError, match="exists"):
-        run_command(ChatSession(session.runtime, Sampling(), 8, messages=session.messages), f"/save {path}")
+        run_command(ChatSession(session.engine, Sampling(), 8, messages=session.messages), f"/save {path}")
 
 
 def test_load_reads_other_formats_and_a_question_without_answer(session: ChatSession, tmp_path: Path) -> None:
@@ -141,7 +152,8 @@ def test_system_is_shown_set_and_removed(session: ChatSession) -> None:
     assert session.system is None
 
 
-def test_a_system_message_that_the_template_leaves_out_is_refused(session: ChatSession, opened: Runtime) -> None:
+def test_a_system_message_that_the_template_leaves_out_is_refused(session: ChatSession, engine: Engine) -> None:
+    opened = engine.runtime
     assert opened.chat_template is not None
     source = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
     whole = opened.chat_template
@@ -150,7 +162,7 @@ def test_a_system_message_that_the_template_leaves_out_is_refused(session: ChatS
         with pytest.raises(ConfigError, match="leaves out system messages"):
             run_command(session, "/system Be brief.")
         with pytest.raises(ConfigError, match="leaves out system messages"):
-            ChatSession(opened, Sampling(), system="Be brief.")
+            ChatSession(engine, Sampling(), system="Be brief.")
     finally:
         opened.chat_template = whole
 
@@ -167,6 +179,15 @@ def test_settings_reach_the_sampler_and_are_checked(session: ChatSession) -> Non
     assert not session.show_thinking
     listed = command(session, "/set")
     assert all(name in listed for name in SETTINGS)
+
+
+def test_mirostat_switches_off_the_filters_that_it_replaces(session: ChatSession) -> None:
+    session.sampling = replace(sampling_defaults(), temperature=1.0)
+    assert command(session, "/set mirostat 2") == "mirostat is 2"
+    assert session.sampling == Sampling(temperature=1.0, mirostat=2)
+    with pytest.raises(EdgetuneError, match="mirostat takes the place of top_k"):
+        run_command(session, "/set top_k 5")
+    assert session.sampling.top_k == 0
 
 
 @pytest.mark.parametrize(
@@ -215,5 +236,5 @@ def test_reasoning_is_kept_for_the_template(session: ChatSession) -> None:
 def test_a_file_without_a_template_cannot_chat(file: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.gguf"
     bare.write_bytes(file.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templote"))
-    with load(bare) as runtime, pytest.raises(NoChatTemplate, match="cannot chat"):
-        ChatSession(runtime, Sampling())
+    with load(bare) as runtime, Engine(runtime, slots=1) as engine, pytest.raises(NoChatTemplate, match="cannot chat"):
+        ChatSession(engine, Sampling())
