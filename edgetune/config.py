@@ -190,6 +190,11 @@ class TrainingConfig(Section):
     logging_steps: Annotated[int, Field(ge=1)] = 5
     """Write metrics every N steps."""
 
+    @property
+    def batching(self) -> Batching:
+        """The rows of an optimizer step."""
+        return Batching(self.batch_size, self.gradient_accumulation)
+
 
 class ReferenceConfig(Section):
     """The stored outputs of base and trained model, against which exported files are validated."""
@@ -368,9 +373,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
-        batching = Batching(self.training.batch_size, self.training.gradient_accumulation)
         kind = self.objective.kind
-        found = list(self.objective.contradictions(batching))
+        found = list(self.objective.contradictions(self.training.batching))
         if self.objective.facts.is_scorer and "gguf-lora" in self.export.formats:
             found.append(
                 "export.formats: gguf-lora has no place for the score head of a reward model; choose gguf, onnx or "

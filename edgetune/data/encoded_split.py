@@ -69,6 +69,11 @@ class EncodedSplit:
         return next((count for count in kinds if count), len(self.chats))
 
     @property
+    def examples(self) -> int:
+        """Number of what an epoch passes over: pairs, labelled answers, prompts or rows."""
+        return len(self.pairs) or len(self.labelled) or len(self.prompts) or len(self.rows)
+
+    @property
     def tokens(self) -> int:
         """Number of tokens."""
         return self.rows.tokens

@@ -135,6 +135,15 @@ def format_blank(encoding: EncodedSplit) -> list[str]:
     ]
 
 
+def one_sided_labels(encoding: EncodedSplit) -> list[str]:
+    """Return the warning about labelled answers that are all desirable, or all undesirable; [] for others."""
+    count, good = len(encoding.labelled), encoding.labelled.desirable if encoding.labelled else 0
+    if not count or 0 < good < count:
+        return []
+    kind, other = ("desirable", "undesirable") if good else ("undesirable", "desirable")
+    return [f"all {count} answers that are trained on are {kind}: KTO learns from both kinds; give {other} ones too"]
+
+
 def format_unused(usage: KeyUsage) -> list[str]:
     """Return the block that names the keys of rows that training does not see; [] if there are none."""
     lines = usage.describe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,11 @@ class Objective(Section):
     def contradictions(self, batching: Batching) -> Iterator[str]:
         """Yield what cannot be trained with these options together, a sentence each."""
         yield from ()
+
+    def steps_per_epoch(self, items: int, batching: Batching) -> int:
+        """Return the optimizer steps of a pass over so many rows, pairs or prompts, as the trainer counts them."""
+        batches = math.ceil(items / batching.batch_size)
+        return max(1, math.ceil(batches / batching.gradient_accumulation))
 
     def with_paths(self, resolve: Callable[[str], str]) -> Self:
         """Return the objective with absolute paths: `resolve` makes one that is relative to the configuration so."""

@@ -63,6 +63,14 @@ class Online(Objective):
         if not any(reward.weight for reward in self.rewards):
             yield f"objective.rewards have no weight: {', '.join(names)}"
 
+    def prompts_per_step(self, batching: Batching) -> int:
+        """Return the prompts whose answers make one optimizer step."""
+        return batching.batch_size * batching.gradient_accumulation // self.num_generations
+
+    def steps_per_epoch(self, items: int, batching: Batching) -> int:
+        """Return the steps of a pass over so many prompts; those that fill no step are left out of it."""
+        return items // self.prompts_per_step(batching)
+
     def with_paths(self, resolve: Callable[[str], str]) -> Self:
         """Return the objective with absolute paths of reward functions."""
 

@@ -24,6 +24,7 @@ from edgetune.data.preview import (
     format_split,
     format_totals,
     format_unused,
+    one_sided_labels,
 )
 from edgetune.data.problems import RowProblems
 from edgetune.data.text_tokenizer import TextTokenizer
@@ -36,7 +37,7 @@ from edgetune.planning.disk import dequantized_bytes
 from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.optimizers import check_optimizer
-from edgetune.planning.rewards import check_generation
+from edgetune.planning.rewards import check_generation, leftover_prompts
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
@@ -107,8 +108,8 @@ class PreparedRun:
         training = self.config.training
         if training.max_steps is not None:
             return training.max_steps
-        batches = math.ceil(len(self.train.rows) / training.batch_size)
-        return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation)))
+        epoch = self.config.objective.steps_per_epoch(self.train.examples, training.batching)
+        return math.ceil(training.epochs * epoch)
 
     @property
     def duplicated_held_out(self) -> int:
@@ -156,7 +157,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
         test.used = fitting_tasks(config, context, test.used, problems)
         greedy = fitting_prompts(config, context, greedy)
     problems.raise_if_any()
-    check_generation(config.objective, context, [*train.prompts, *validation.prompts])
+    check_generation(config, context, train.prompts, validation.prompts)
     if config.reference.long and not context:
         raise ConfigError("reference.long: the base does not state its context length", "Set reference.long: false")
     if context:
@@ -200,6 +201,8 @@ def print_overview(prepared: PreparedRun) -> None:
         console.note(format_moment(prepared.rendered_at))
     for warning in _warnings(prepared):
         console.warn(warning)
+    if left := leftover_prompts(config, len(prepared.train.prompts)):
+        console.note(left)
     for line in format_split(prepared.train) or format_split(prepared.validation):
         console.note(line)
 
@@ -227,7 +230,12 @@ def _warnings(prepared: PreparedRun) -> Iterator[str]:
             f"{prepared.duplicated_held_out} of {len(held_out)} held-out rows are trained on too: evaluation loss and "
             "gates look better than they are; give data.validation other rows, or remove the duplicates from data.train"
         )
-    yield from (*format_blank(prepared.train), *prepared.written.describe())
+    yield from (*format_blank(prepared.train), *prepared.written.describe(), *one_sided_labels(prepared.train))
+    if prepared.validation.labelled and not prepared.validation.labelled.desirable:
+        yield (
+            "no held-out answer is desirable, so reference and ladder measure undesirable ones, which training should "
+            "make less likely; give data.validation rows with desirable answers, or raise data.validation_fraction"
+        )
     doubt = caution(len(prepared.reference_rows), sum(len(row.scored) for row in prepared.reference_rows))
     if doubt:
         yield f"{doubt}; give data.validation more rows, or raise data.validation_fraction or reference.rows"

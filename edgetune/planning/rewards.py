@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgetune.config import Config, TrainingConfig
 from edgetune.data.objective_rows import EncodedPrompt
 from edgetune.errors import ConfigError, DataError
-from edgetune.objectives import Objective
 from edgetune.objectives.online import Online
 from edgetune.objectives.rewards import RewardConfig
 from edgetune.planning.base_model import ContextLimit
@@ -81,7 +81,7 @@ class Reward:
             raise ConfigError(f"objective.rewards: there is no file {file}", "Give FILE.py:FUNCTION")
         try:
             found = runpy.run_path(file).get(name)
-        except Exception as error:  # noqa: BLE001 - a function of the user may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a file of the user may raise anything
             raise ConfigError(
                 f"objective.rewards: {file} cannot be run: {type(error).__name__}: {error}", "Correct the file"
             ) from None
@@ -96,27 +96,51 @@ class Reward:
             value = self._function(answer, {**prompt.columns, "messages": prompt.messages})
         except ConfigError:
             raise
-        except Exception as error:  # noqa: BLE001 - a function of the user may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a function of the user may raise anything
             raise DataError(
                 f"{where}, raises {type(error).__name__}: {error}",
                 "Correct the function; it is called as FUNCTION(answer, row) with the columns of the row",
             ) from None
-        is_number = isinstance(value, int | float) or hasattr(value, "__float__")
-        if not is_number or not math.isfinite(float(value)):
-            raise DataError(f"{where}, returns {value!r}, which is no finite number", "Return a number, such as 0 or 1")
-        return float(value)
+        number = _as_number(value)
+        if number is None:
+            raise DataError(
+                f"{where}, returns {_shortened(value)}, which is no finite number", "Return a number, such as 0 or 1"
+            )
+        return number
 
 
-def check_generation(objective: Objective, context: ContextLimit | None, prompts: Sequence[EncodedPrompt]) -> None:
-    """Check what an objective generates during training: rewards on the rows, and prompts against the context.
+def _as_number(value: Any) -> float | None:
+    """Return a number of Python, NumPy or torch as a float; None for anything else, NaN and infinities."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - what the user returns may raise anything, such as an array of two numbers
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shortened(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def check_generation(
+    config: Config, context: ContextLimit | None, train: Sequence[EncodedPrompt], held_out: Sequence[EncodedPrompt]
+) -> None:
+    """Check what an objective generates during training: rewards on the rows, and prompts against step and context.
 
     Raises:
-        DataError: A reward cannot be computed, or a prompt and its answer pass the context of the base.
+        DataError: A reward cannot be computed, a prompt and its answer pass the context of the base, or the prompts do
+            not fill one step.
         ConfigError: A function of the user is not there.
     """
+    objective = config.objective
     if not isinstance(objective, Online):
         return
+    prompts = [*train, *held_out]
     try_rewards(make_rewards(objective.rewards), prompts)
+    _check_prompts_of_a_step(objective, config.training, len(train))
     limit = context.tokens - objective.max_completion_length if context else None
     longest = max(prompts, key=lambda prompt: len(prompt.prompt_ids), default=None)
     if limit is not None and longest is not None and len(longest.prompt_ids) > limit:
@@ -126,6 +150,31 @@ def check_generation(objective: Objective, context: ContextLimit | None, prompts
             "base was made for",
             "Lower objective.max_completion_length, or shorten the row",
         )
+
+
+def _check_prompts_of_a_step(objective: Online, training: TrainingConfig, count: int) -> None:
+    needed = objective.prompts_per_step(training.batching)
+    if count < needed:
+        raise DataError(
+            f"{count} prompt{'' if count == 1 else 's'} to train on cannot fill a step of {needed}: "
+            f"training.batch_size {training.batch_size} times training.gradient_accumulation "
+            f"{training.gradient_accumulation} over objective.num_generations {objective.num_generations}",
+            "Give more prompts, or lower training.batch_size or training.gradient_accumulation",
+        )
+
+
+def leftover_prompts(config: Config, count: int) -> str | None:
+    """Return the note about prompts that fill no whole step, which each pass leaves out; None if there are none."""
+    if not isinstance(config.objective, Online):
+        return None
+    needed = config.objective.prompts_per_step(config.training.batching)
+    left = count % needed
+    if not left:
+        return None
+    return (
+        f"{left} of {count} prompts fill no whole step of {needed}, so each pass over the prompts leaves out {left}, "
+        "drawn anew"
+    )
 
 
 def make_rewards(configs: Sequence[RewardConfig]) -> list[Reward]:

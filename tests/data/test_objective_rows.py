@@ -17,7 +17,7 @@ from edgetune.data.chat_rows import ChatRow, Columns, Label, Pair, PlainText
 from edgetune.data.dataset import hold_out, read_splits
 from edgetune.data.encoded_split import EncodedSplit
 from edgetune.data.objective_readers import READERS, reader_for
-from edgetune.data.preview import format_totals, preview_rows
+from edgetune.data.preview import format_totals, one_sided_labels, preview_rows
 from edgetune.data.problems import RowProblem, RowProblems
 from edgetune.data.row_encoder import RowEncoder
 from edgetune.data.row_kinds import KINDS, kinds_of
@@ -255,6 +255,27 @@ def test_the_last_answer_is_the_one_that_a_label_rates(tmp_path: Path) -> None:
 def test_answers_are_measured_where_none_is_desirable(tmp_path: Path) -> None:
     encoding = encode(tmp_path, [LABELS[1][0]], objective="kto")
     assert (len(encoding.rows), encoding.labelled.desirable, encoding.items) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([True, True], "all 2 answers that are trained on are desirable"),
+        ([False], "all 1 answers that are trained on are undesirable"),
+        ([True, False], ""),
+    ],
+)
+def test_labels_of_one_kind_alone_are_told(tmp_path: Path, labels: list[bool], said: str) -> None:
+    rows = [{"prompt": f"q {n}", "completion": "a", "label": label} for n, label in enumerate(labels)]
+    lines = one_sided_labels(encode(tmp_path, rows, objective="kto"))
+    assert bool(lines) == bool(said)
+    assert said in "".join(lines)
+
+
+def test_an_epoch_passes_over_answers_of_both_labels(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {n}", "completion": "a", "label": n == 0} for n in range(5)]
+    encoding = encode(tmp_path, rows, objective="kto")
+    assert (len(encoding.rows), encoding.examples) == (1, 5)
 
 
 @pytest.mark.parametrize("value", [2, "maybe", [True], 0.5])

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from edgetune.config import load_config, parse_config
+from edgetune.config import Config, load_config, parse_config
 from edgetune.data.objective_rows import EncodedPrompt
 from edgetune.errors import ConfigError, DataError
 from edgetune.objectives.online import Online
 from edgetune.objectives.rewards import RewardConfig
-from edgetune.planning.rewards import Reward, make_rewards, try_rewards
+from edgetune.planning.rewards import Reward, check_generation, leftover_prompts, make_rewards, try_rewards
 
 MINIMAL = {"base": "b", "data": {"train": "t.jsonl"}}
 
@@ -59,6 +59,10 @@ def test_a_function_of_the_user_gets_the_answer_and_the_row(tmp_path: Path) -> N
         ("return 'good'", r"with the answer 'red', returns 'good', which is no finite number"),
         ("return None", "returns None"),
         ("return float('nan')", "returns nan"),
+        ("return [0.5, 0.5]", r"returns \[0.5, 0.5\], which is no finite number"),
+        ("import numpy; return numpy.zeros(2)", r"returns array\(\[0., 0.\]\), which is no finite number"),
+        ("return 10**400", r"returns 10+ \.\.\., which is no finite number"),
+        ("raise SystemExit(0)", "raises SystemExit: 0"),
         ("return row['size']", r"train.jsonl, line 3, with the answer 'red', raises KeyError: 'size'"),
     ],
 )
@@ -85,6 +89,9 @@ def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rewards.py"
     file.write_text("other = 1\n")
     with pytest.raises(ConfigError, match="has no function 'score'"):
+        reward({"python": f"{file}:score"}).score("", row())
+    file.write_text("import sys\nsys.exit()\n")
+    with pytest.raises(ConfigError, match="cannot be run: SystemExit"):
         reward({"python": f"{file}:score"}).score("", row())
     file.write_text("def score(:\n")
     with pytest.raises(ConfigError, match="cannot be run: SyntaxError"):
@@ -144,3 +151,27 @@ def test_methods_and_formats_that_an_objective_cannot_have_are_refused(options: 
     with pytest.raises(ConfigError, match=message):
         parse_config({**MINIMAL, "quantization": {"bits": 16}, **options})
     parse_config({**MINIMAL, "quantization": {"bits": 16}, **options, "objective": {"kind": "sft"}})
+
+
+def online(**training: int) -> Config:
+    objective = {"kind": "grpo", "num_generations": 4}
+    return parse_config(MINIMAL | {"objective": objective, "training": {"batch_size": 8, **training}})
+
+
+def test_prompts_that_fill_no_step_are_an_error_and_leftover_ones_are_told() -> None:
+    prompts = [row(answer="red") for _ in range(7)]
+    check_generation(online(), None, prompts, prompts)
+    assert leftover_prompts(online(), 6) is None
+    assert "1 of 7 prompts fill no whole step of 2, so each pass over the prompts leaves out 1" in str(
+        leftover_prompts(online(), 7)
+    )
+    with pytest.raises(DataError, match=r"7 prompts to train on cannot fill a step of 8: training.batch_size 8 times"):
+        check_generation(online(gradient_accumulation=4), None, prompts, prompts)
+
+
+@pytest.mark.parametrize(("prompts", "accumulation", "steps"), [(7, 1, 3), (8, 2, 2), (3, 1, 1)])
+def test_the_steps_of_an_epoch_are_those_of_whole_groups_of_answers(
+    prompts: int, accumulation: int, steps: int
+) -> None:
+    config = online(gradient_accumulation=accumulation)
+    assert config.objective.steps_per_epoch(prompts, config.training.batching) == steps
