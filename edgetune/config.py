@@ -351,54 +351,56 @@ class Config(Section):
         return name
 
     @model_validator(mode="after")
-    def _nf4_was_trained(self) -> Self:
-        if self.export.merge_base == NF4 and self.quantization.bits != 4:
-            raise ValueError(
+    def _sections_fit(self) -> Self:
+        if found := [*self._contradictions_of_method(), *self._contradictions_of_objective()]:
+            raise Contradictions(found)
+        return self
+
+    def _contradictions_of_method(self) -> Iterator[str]:
+        export, training = self.export, self.training
+        if export.merge_base == NF4 and self.quantization.bits != 4:
+            yield (
                 f"export.merge_base is nf4, but quantization.bits: {self.quantization.bits} trains no 4-bit base to "
                 "merge into"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _method_fits_the_rest(self) -> Self:
-        export, training = self.export, self.training
         around = Surroundings(
             self.quantization.bits, tuple(export.formats), export.merge_base,
             training.gradient_checkpointing, self.objective.kind, export.lora_rank,
         )  # fmt: skip
-        problems = list(self.adapter.conflicts(around))
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        yield from self.adapter.conflicts(around)
 
-    @model_validator(mode="after")
-    def _objective_fits(self) -> Self:
+    def _contradictions_of_objective(self) -> Iterator[str]:
         kind = self.objective.kind
-        found = list(self.objective.contradictions(self.training.batching))
+        yield from self.objective.contradictions(self.training.batching)
         if self.objective.facts.is_scorer and "gguf-lora" in self.export.formats:
-            found.append(
+            yield (
                 "export.formats: gguf-lora has no place for the score head of a reward model; choose gguf, onnx or "
                 "safetensors"
             )
         if self.objective.facts.is_scorer and self.adapter.kind == "full":
-            found.append(
+            yield (
                 "objective.kind: reward stores its score head beside the adapter, and adapter.kind: full has none; "
                 "choose another adapter.kind"
             )
         generates = self.objective.facts.generates and self.objective.compares_with_base
         if generates and self.adapter.facts.peft_type is None:
-            found.append(
+            yield (
                 f"objective.kind: {kind} computes its KL divergence from the base with adapters of PEFT alone, which "
                 f"adapter.kind: {self.adapter.kind} is not; set objective.beta: 0"
             )
         if self.objective.compares_with_base and isinstance(self.adapter, Lora) and self.adapter.moves_base:
-            found.append(
+            yield (
                 f"objective.kind: {kind} compares the model with the base, and adapter.init: "
                 f"{self.adapter.init} takes values out of the base; choose another adapter.init"
             )
-        if found:
-            raise ValueError("; ".join(found))
-        return self
+
+
+class Contradictions(ValueError):
+    """Options of several sections that exclude one another, a sentence each."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = tuple(sentences)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -426,7 +428,9 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
     try:
         return model.model_validate(dict(raw))
     except ValidationError as error:
-        problems = [(_describe(problem), _override_of(problem, overrides)) for problem in error.errors()]
+        problems = [
+            (text, _override_of(problem, overrides)) for problem in error.errors() for text in _describe_all(problem)
+        ]
         problems = list(dict.fromkeys(problems))
         blamed = [f"--set {override}: {text}" if override else text for text, override in problems]
         if len(problems) == 1 and not problems[0][1]:
@@ -453,6 +457,11 @@ def _warn_of_renamed_keys(export: Any, source: str) -> None:
     for old, new in RENAMED_EXPORT_KEYS.items():
         if isinstance(export, dict) and old in export:
             console.warn(f"{source}: export.{old} is now called export.{new}")
+
+
+def _describe_all(problem: Any) -> tuple[str, ...]:
+    cause = problem.get("ctx", {}).get("error")
+    return cause.sentences if isinstance(cause, Contradictions) else (_describe(problem),)
 
 
 def _describe(problem: Any) -> str:

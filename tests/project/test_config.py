@@ -228,3 +228,23 @@ def test_a_configuration_as_run_json_stores_it_is_read_again(kind: str) -> None:
     fitting = {"quantization": {"bits": 16}, "export": {"formats": []}, "training": {"gradient_checkpointing": False}}
     config = parse_config({**MINIMAL, "adapter": {"kind": kind}, **fitting})
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_all_contradictions_between_sections_are_named_at_once() -> None:
+    options = MINIMAL | {
+        "adapter": {"kind": "lora", "use_dora": True, "init": "pissa"},
+        "objective": {"kind": "grpo", "num_generations": 3, "beta": 0.1},
+        "quantization": {"bits": 8},
+        "export": {"formats": ["gguf-lora"], "merge_base": "nf4"},
+    }
+    with pytest.raises(ConfigError) as raised:
+        parse_config(options, "c.yaml")
+    first, *problems = raised.value.message.splitlines()
+    assert first == "6 problems in c.yaml:"
+    beginnings = (
+        "export.merge_base is nf4", "export.formats: LoRA is not exported as gguf-lora exactly",
+        "adapter.use_dora cannot be trained with quantization.bits: 8", "adapter.init: pissa moves the base",
+        "training.batch_size times training.gradient_accumulation is 8", "objective.kind: grpo compares the model",
+    )  # fmt: skip
+    for problem, beginning in zip(problems, beginnings, strict=True):
+        assert problem.startswith(f"  - {beginning}"), problem
