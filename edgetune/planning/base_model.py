@@ -107,6 +107,13 @@ class ContextLimit:
     tokens: int
     is_fixed: bool
     """Whether the model cannot compute at all beyond them: it has an embedding, or a fixed bias, for each position."""
+    virtual: int = 0
+    """Virtual tokens before every text, which are no part of `tokens`."""
+
+    def __str__(self) -> str:
+        if not self.virtual:
+            return str(self.tokens)
+        return f"{self.tokens + self.virtual}, of which adapter.tokens takes {self.virtual}"
 
 
 @dataclass(frozen=True)

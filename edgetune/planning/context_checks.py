@@ -22,7 +22,7 @@ def without_virtual_tokens(config: Config, context: ContextLimit) -> ContextLimi
             f"adapter.tokens is {taken}, and the base was made for {context.tokens} tokens: no text would fit",
             f"Set adapter.tokens to less than {context.tokens}",
         )
-    return replace(context, tokens=context.tokens - taken)
+    return replace(context, tokens=context.tokens - taken, virtual=taken)
 
 
 def check_rows(config: Config, context: ContextLimit, train: EncodedSplit, validation: EncodedSplit) -> None:
@@ -32,15 +32,16 @@ def check_rows(config: Config, context: ContextLimit, train: EncodedSplit, valid
     held_out = max((len(row.input_ids) for row in validation.rows[: config.reference.rows]), default=0)
     if held_out > limit:
         raise DataError(
-            f"a held-out row has {held_out} tokens, and the base was made for {limit}: validate refuses such rows", hint
+            f"a held-out row has {held_out} tokens, and the base was made for {context}: validate refuses such rows",
+            hint,
         )
     longest = max(train.longest, validation.longest)
     if longest <= limit:
         return
     if context.is_fixed:
-        raise DataError(f"a row has {longest} tokens, and the base has {limit} positions", hint)
+        raise DataError(f"a row has {longest} tokens, and the base has {context} positions", hint)
     count = sum(len(row.input_ids) > limit for rows in train.trained_rows for row in rows)
-    console.warn(f"{count} training rows are longer than the {limit} tokens that the base was made for")
+    console.warn(f"{count} training rows are longer than the context of the base ({context})")
 
 
 def fitting_tasks(
@@ -55,7 +56,7 @@ def fitting_tasks(
     for task in tasks:
         count = len(task.prompt.ids)
         if count >= limit:
-            problems.add(task.row.place, f"the prompt has {count} tokens, and the base was made for {limit}")
+            problems.add(task.row.place, f"the prompt has {count} tokens, and the base was made for {context}")
         elif count + room > limit:
             problems.add(
                 task.row.place,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from edgetune import console
 from edgetune.config import Config, load_config
-from edgetune.errors import ConfigError
+from edgetune.errors import ConfigError, DataError
 from edgetune.exporting.run import export_run
 from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference
@@ -127,6 +127,8 @@ def test_a_soft_prompt_longer_than_the_context_is_refused(base: Path, tmp_path: 
     path = config(base, tmp_path / "rows", "prompt-tuning")
     with pytest.raises(ConfigError, match=r"adapter.tokens is 256, and the base was made for 256 tokens"):
         prepare_run(load_config(path, ["adapter.tokens=256"]))
+    with pytest.raises(DataError, match=r"the base was made for 256, of which adapter.tokens takes 250"):
+        prepare_run(load_config(path, ["adapter.tokens=250"]))
     prepare_run(load_config(path, ["adapter.tokens=128"]))
 
 
