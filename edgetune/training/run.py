@@ -113,7 +113,8 @@ def dry_run(
     prepared = prepare_run(config, run.manifest.rendered_at if resume and run.manifest_file.is_file() else None)
     needed, _ = _check_before_loading(run, prepared)
     if existing:
-        console.warn(f"{existing.message}; {existing.hint[:1].lower()}{existing.hint[1:]}")
+        hint = existing.hint or ""
+        console.warn(f"{existing.message}; {hint[:1].lower()}{hint[1:]}")
     console.note(f"{run.path} will take about {needed / 2**20:.0f} MiB; nothing was written")
 
 
