@@ -146,7 +146,7 @@ def combinations(method: Method) -> str:
     if not isinstance(method, LayerMethod) or refusal(method, 16, "safetensors"):
         return "–"
     is_pair = method.facts.peft_type == "LORA" and method.no_low_rank is None
-    return "sum, TIES, DARE, magnitude" if is_pair else "sum"
+    return "sum, SVD, TIES, DARE, magnitude" if is_pair else "sum"
 
 
 def methods_table() -> str:

@@ -264,12 +264,15 @@ class ExportConfig(Section):
     adapter_weights: list[float] = []
     """Weight of an adapter, once for each `--adapter`, in the same order."""
     combine: CombineName = "linear"
-    """How several adapters become one: `linear` adds their changes, of any kind; `ties`, `dare-linear`, `dare-ties` and
-    `magnitude-prune` combine A and B of LoRA as PEFT does."""
+    """How several adapters become one, as in PEFT: `linear` adds their changes, of any kind, `cat` those of LoRA;
+    `ties`, `dare-linear`, `dare-ties` and `magnitude-prune` combine A and B of LoRA; `svd` lowers the rank of the sum,
+    and `ties-svd`, `dare-linear-svd`, `dare-ties-svd` and `magnitude-prune-svd` combine the products of B and A."""
     density: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the values of A and B that `combine` keeps; not for `linear`."""
+    """Share of the values that `combine` keeps; not for `linear`, `cat` and `svd`."""
     combine_seed: Annotated[int, Field(ge=0)] | None = None
-    """Seed of what `dare-linear` and `dare-ties` keep; 0 by default."""
+    """Seed of what `dare-linear`, `dare-ties` and their `-svd` keep; 0 by default."""
+    combine_rank: Annotated[int, Field(ge=1)] | None = None
+    """Rank of the pairs that `svd` and `...-svd` make; the largest rank of the combined adapters by default."""
     prompt_task: int | None = None
     """Task whose prompt is exported from an adapter of multitask prompt tuning, from 0 on; not needed for one task."""
 

@@ -12,8 +12,13 @@ from typing import Final, Literal, get_args
 FormatName = Literal["gguf", "safetensors", "gguf-lora", "onnx"]
 MergeBaseName = Literal["original", "nf4"]
 MergeBaseOption = Literal[MergeBaseName, "auto"]
-CombineName = Literal["linear", "ties", "dare-linear", "dare-ties", "magnitude-prune"]
-"""How several adapters become one change: `linear` adds their changes; the others prune A and B of LoRA first."""
+CombineName = Literal[
+    "linear", "cat", "svd",
+    "ties", "dare-linear", "dare-ties", "magnitude-prune",
+    "ties-svd", "dare-linear-svd", "dare-ties-svd", "magnitude-prune-svd",
+]  # fmt: skip
+"""How several adapters become one change: `linear` adds their changes, of any kind, and `cat` those of LoRA. The others
+prune A and B of LoRA first, or the products of A and B (`-svd`); with `svd` the sum gets a lower rank."""
 
 ORIGINAL: Final = "original"
 NF4: Final = "nf4"

@@ -35,6 +35,7 @@ _FLAGS: Mapping[str, _Flag] = {
     "lora_rank": _Flag(metavar="N"),
     "lora_max_error": _Flag(metavar="NUMBER"),
     "density": _Flag(metavar="SHARE"),
+    "combine_rank": _Flag(metavar="N"),
     "split_max_size": _Flag(metavar="SIZE"),
     "max_shard_size": _Flag(metavar="SIZE"),
     "prompt_task": _Flag(metavar="NUMBER"),

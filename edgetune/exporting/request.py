@@ -10,6 +10,7 @@ from edgetune import console
 from edgetune.errors import ConfigError
 from edgetune.exporting.options import flag_name
 from edgetune.planning.export_checks import byte_count
+from edgetune_converters.adapters.combine_methods import COMBINE_METHODS, CombineMethod
 from edgetune_converters.names import AUTO, ORIGINAL
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _combination(source: Source, config: ExportConfig) -> Combination | None:
     """Return how the adapters of the source are combined; None for one without a weight. Raises ConfigError."""
     paths = () if source.adapter is None else (source.adapter, *source.further_adapters)
     weights = tuple(config.adapter_weights)
-    pruning, random = config.combine != "linear", config.combine.startswith("dare")
+    method = COMBINE_METHODS[config.combine]
     combined = len(paths) > 1 or bool(weights)
     checks = {
         "there is no adapter to weight: give --adapter for each --adapter-weight": weights and not paths,
@@ -80,16 +81,19 @@ def _combination(source: Source, config: ExportConfig) -> Combination | None:
             source.run is not None and weights
         ),
         f"--combine {config.combine} combines several adapters: give two at least with --adapter": (
-            pruning and len(paths) < 2
+            config.combine != "linear" and len(paths) < 2
         ),
-        f"--combine {config.combine} prunes A and B: give --density, the share that is kept, such as 0.5": (
-            pruning and config.density is None
+        f"--combine {config.combine} prunes values: give --density, the share that is kept, such as 0.5": (
+            method.prunes and config.density is None
         ),
-        "--density is for ties, dare-linear, dare-ties and magnitude-prune: leave it out, or give --combine": (
-            config.density is not None and not pruning
+        f"--density is for {_names(lambda each: each.prunes)}: leave it out, or give one of them with --combine": (
+            config.density is not None and not method.prunes
         ),
-        "--combine-seed is for dare-linear and dare-ties: leave it out": (
-            config.combine_seed is not None and not random
+        f"--combine-seed is for {_names(lambda each: each.at_random)}: leave it out": (
+            config.combine_seed is not None and not method.at_random
+        ),
+        f"--combine-rank is for {_names(lambda each: each.lowers_rank)}: leave it out": (
+            config.combine_rank is not None and not method.lowers_rank
         ),
     }  # fmt: skip
     problems = [text for text, wrong in checks.items() if wrong]
@@ -99,7 +103,13 @@ def _combination(source: Source, config: ExportConfig) -> Combination | None:
         return None
     from edgetune_converters.adapters.combined import Combination
 
-    return Combination(paths, weights, config.combine, config.density or 1.0, config.combine_seed or 0)
+    density, seed = config.density or 1.0, config.combine_seed or 0
+    return Combination(paths, weights, config.combine, density, seed, config.combine_rank)
+
+
+def _names(wanted: Callable[[CombineMethod], bool]) -> str:
+    *names, last = [name for name, method in COMBINE_METHODS.items() if wanted(method)]
+    return f"{', '.join(names)} and {last}"
 
 
 _COMBINE_HINT = "For example: --adapter a --adapter b --adapter-weight 0.7 --adapter-weight 0.3"

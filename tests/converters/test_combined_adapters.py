@@ -18,6 +18,7 @@ from edgetune.exporting.run import prepare_export
 from edgetune.exporting.source import find_source
 from edgetune.validation.provenance import mismatches
 from edgetune_converters.adapters.combined import Combination, rescaled, weighted_sum, without_smallest
+from edgetune_converters.adapters.low_rank import best_factors
 from edgetune_converters.adapters.torch_random import kept_at_random
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.gguf import keys
@@ -66,8 +67,12 @@ def folded(base: Path, combination: Combination) -> dict[str, Any]:
 
 @_between_libraries()
 def combined_by_peft(base: Path, adapters: Sequence[Path], weights: Sequence[float], kind: str, **options: Any) -> Any:
-    """The tensors that PEFT merges of a weighted adapter."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    """The tensors that PEFT merges of a weighted adapter.
+
+    Singular vectors are those of float64: float32 mixes those of near singular values by its rounding over the distance.
+    """
+    dtype = torch.float64 if kind.endswith("svd") else torch.float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     wrapped = peft.PeftModel.from_pretrained(model, adapters[0], adapter_name="a0")
     for number, path in enumerate(adapters[1:], 1):
         wrapped.load_adapter(path, adapter_name=f"a{number}")
@@ -82,6 +87,14 @@ def combined_by_peft(base: Path, adapters: Sequence[Path], weights: Sequence[flo
     ("method", "kind", "options"),
     [
         ("linear", "cat", {}),
+        ("cat", "cat", {}),
+        ("svd", "svd", {}),
+        ("svd", "svd", {"rank": 2}),
+        ("ties-svd", "ties_svd", {"density": 0.4}),
+        ("ties-svd", "ties_svd", {"density": 0.4, "rank": 9}),
+        ("magnitude-prune-svd", "magnitude_prune_svd", {"density": 0.3, "rank": 3}),
+        ("dare-linear-svd", "dare_linear_svd", {"density": 1.0}),
+        ("dare-ties-svd", "dare_ties_svd", {"density": 1.0, "rank": 5}),
         ("ties", "ties", {"density": 0.4}),
         ("magnitude-prune", "magnitude_prune", {"density": 0.3}),
         ("dare-linear", "dare_linear", {"density": 1.0}),
@@ -91,7 +104,8 @@ def combined_by_peft(base: Path, adapters: Sequence[Path], weights: Sequence[flo
 def test_pairs_are_combined_as_peft_combines_them(
     method: Any, kind: str, options: Mapping[str, Any], weights: tuple[float, float], base: Path, pair: list[Path]
 ) -> None:
-    theirs = combined_by_peft(base, pair, weights, kind, **options)
+    renamed = {"svd_rank" if name == "rank" else name: value for name, value in options.items()}
+    theirs = combined_by_peft(base, pair, weights, kind, **renamed)
     ours = folded(base, Combination(tuple(pair), weights, method, **options))
     for name, values in ours.items():
         assert np.allclose(values, theirs[name].numpy(), rtol=1e-5, atol=2e-6), name
@@ -152,8 +166,43 @@ def test_what_cannot_be_pruned_is_named(base: Path, pair: list[Path], tmp_path: 
     with pytest.raises(AdapterError, match=r"(?s)ties cannot combine.*the ranks 4, 5 differ"):
         folded(base, Combination((pair[0], tmp_path / "wide"), (1, 1), "ties", 0.5))
     adapter(base, tmp_path / "hira", Method("HiraConfig", {"r": 3, "init_weights": False}))
-    with pytest.raises(AdapterError, match="not changed by a pair A, B of LoRA alone"):
-        folded(base, Combination((pair[0], tmp_path / "hira"), (1, 1), "ties", 0.5))
+    for method in ("ties", "cat", "svd", "ties-svd"):
+        with pytest.raises(AdapterError, match="not changed by a pair A, B of LoRA alone"):
+            folded(base, Combination((pair[0], tmp_path / "hira"), (1, 1), method, 0.5))
+
+
+def test_products_of_different_ranks_are_combined_to_the_largest(base: Path, pair: list[Path], tmp_path: Path) -> None:
+    """PEFT too takes the largest rank where none is given."""
+    adapters = (pair[0], tiny.adapter(base, tmp_path / "wide", seed=7, r=7))
+    for method, options in (("svd", {}), ("ties-svd", {"density": 0.6})):
+        theirs = combined_by_peft(base, adapters, (0.8, 0.5), method.replace("-", "_"), **options)
+        for name, values in folded(base, Combination(adapters, (0.8, 0.5), method, **options)).items():
+            assert np.allclose(values, theirs[name].numpy(), rtol=1e-5, atol=2e-6), name
+
+
+def test_products_of_adapters_keep_what_dare_draws(base: Path, pair: list[Path]) -> None:
+    """The rank is whole, so that singular values leave out nothing: kept values are scaled, the others are zero."""
+    before = {name: tensor.numpy() for name, tensor in _state(base).items()}
+    whole = folded(base, Combination((pair[0],) * 2, (1.0, 0.0), "svd"))
+    drawn = folded(base, Combination((pair[0],) * 2, (1.0, 0.0), "dare-linear-svd", 0.5, 3, rank=10_000))
+    changed = [name for name in whole if not np.array_equal(whole[name], before[name])]
+    assert len(changed) >= 4
+    for name in changed:
+        kept = np.abs(drawn[name] - before[name]) > 1e-6
+        assert 0.4 < kept.mean() < 0.6
+        wanted = np.where(kept, before[name] + 2 * (whole[name] - before[name]), before[name])
+        assert np.allclose(drawn[name], wanted, atol=5e-6), name
+
+
+@given(shape=st.tuples(st.integers(1, 12), st.integers(1, 12)), rank=st.integers(1, 14), seed=st.integers(0, 2**32 - 1))
+def test_the_best_factors_are_those_of_the_largest_singular_values(
+    shape: tuple[int, int], rank: int, seed: int
+) -> None:
+    matrix = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    left, right = best_factors(matrix, rank)
+    u, values, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    assert np.allclose(left @ right, (u[:, :rank] * values[:rank]) @ v[:rank], atol=1e-5)
+    assert left.shape[1] == right.shape[0] == min(rank, *shape)
 
 
 def test_receipt_and_metadata_name_all_adapters(base: Path, pair: list[Path], tmp_path: Path) -> None:
@@ -182,12 +231,15 @@ def test_receipt_and_metadata_name_all_adapters(base: Path, pair: list[Path], tm
         (2, {"adapter_weights": [1.0]}, "2 adapters and 1 weights were given"),
         (0, {"adapter_weights": [1.0]}, "there is no adapter to weight"),
         (1, {"combine": "ties", "density": 0.5}, "--combine ties combines several adapters"),
-        (2, {"adapter_weights": [1, 1], "combine": "ties"}, "--combine ties prunes A and B: give --density"),
+        (1, {"adapter_weights": [1], "combine": "cat"}, "--combine cat combines several adapters"),
+        (2, {"adapter_weights": [1, 1], "combine": "ties"}, "--combine ties prunes values: give --density"),
+        (2, {"adapter_weights": [1, 1], "combine": "svd", "density": 0.5}, "--density is for ties"),
+        (2, {"adapter_weights": [1, 1], "combine_rank": 4}, "--combine-rank is for svd, ties-svd, dare-linear-svd"),
         (2, {"adapter_weights": [1, 1], "density": 0.5}, "--density is for ties"),
         (
             2,
             {"adapter_weights": [1, 1], "combine": "ties", "density": 0.5, "combine_seed": 4},
-            "--combine-seed is for dare-linear and dare-ties",
+            "--combine-seed is for dare-linear, dare-ties, dare-linear-svd and dare-ties-svd",
         ),
     ],
 )

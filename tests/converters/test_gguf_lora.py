@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgetune.exporting.run import prepare_export
 from edgetune.exporting.source import find_source
+from edgetune_converters.adapters.low_rank import low_rank, of_product
 from edgetune_converters.errors import AdapterError
-from edgetune_converters.outputs.low_rank import low_rank, of_product
 from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import family_models, runtime, tiny
 from tests.converters.peft_methods import METHODS, Method, adapter, merged_by_peft

@@ -50,6 +50,7 @@ _NUMBERS: dict[str, tuple[str, object]] = {
     "adapter_weights": ("0.7", [0.7]),
     "density": ("0.5", 0.5),
     "combine_seed": ("3", 3),
+    "combine_rank": ("3", 3),
 }
 
 

@@ -1,8 +1,9 @@
-"""Several adapters as one: their weighted sum, or TIES, DARE and magnitude pruning of A and B of LoRA.
+"""Several adapters as one: their weighted sum, or TIES, DARE and magnitude pruning of LoRA.
 
-`linear` adds the changes of adapters of any kind; for LoRA that is PEFT's `cat`. The others combine all A and all B of
-a module apart, each weighted by the root of weight * scale, as PEFT does. Source: PEFT, tuners/lora/model.py
-(add_weighted_adapter), utils/merge_utils.py.
+`linear` adds the changes of adapters of any kind, `cat` those of LoRA, which PEFT stores as longer A and B. `ties` and
+the like combine all A and all B of a module apart, each weighted by the root of weight * scale; `ties-svd` and the
+like combine the products of B and A, of which singular values make a pair of a given rank. Source: PEFT,
+tuners/lora/model.py (add_weighted_adapter), utils/merge_utils.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,22 +23,17 @@ from numpy.typing import NDArray
 from edgetune_converters.adapters.adapter import Adapter
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change, Transform
+from edgetune_converters.adapters.combine_methods import COMBINE_METHODS, CombineMethod
 from edgetune_converters.adapters.lora import PairFactors
 from edgetune_converters.adapters.lora_variants import PLAIN
-from edgetune_converters.adapters.products import product
+from edgetune_converters.adapters.low_rank import best_factors, of_product
+from edgetune_converters.adapters.once import Once
+from edgetune_converters.adapters.products import matrix_product, product
 from edgetune_converters.adapters.state_dict import AdapterTensors
 from edgetune_converters.adapters.torch_random import kept_at_random
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.names import CombineName
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
-
-# method -> whether it draws what is kept, and whether the signs of the majority win
-_PRUNING: Mapping[CombineName, tuple[bool, bool]] = {
-    "ties": (False, True),
-    "dare-linear": (True, False),
-    "dare-ties": (True, True),
-    "magnitude-prune": (False, False),
-}
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,11 @@ class Combination:
     weights: tuple[float, ...]
     method: CombineName = "linear"
     density: float = 1.0
-    """Share of the values of A and B that is kept; without effect for `linear`."""
+    """Share of the values that is kept; without effect where nothing is pruned."""
     seed: int = 0
     """Of what DARE draws."""
+    rank: int | None = None
+    """Of the pairs that singular values make; None: the largest of the combined pairs."""
 
 
 class CombinedAdapter(Adapter):
@@ -87,10 +85,13 @@ class CombinedAdapter(Adapter):
                 {"name": label, "weight": weight} for label, weight in zip(self.labels, made.weights, strict=True)
             ],
         }
-        if made.method != "linear":
+        method = COMBINE_METHODS[made.method]
+        if method.prunes:
             found["density"] = made.density
-        if _PRUNING.get(made.method, (False, False))[0]:
+        if method.at_random:
             found["seed"] = made.seed
+        if method.lowers_rank:
+            found["rank"] = made.rank
         return found
 
     def tensors(self, base: BaseTargets) -> AdapterTensors:
@@ -105,20 +106,18 @@ class CombinedAdapter(Adapter):
         ]
         combined: dict[str, Change] = {}
         problems: list[str] = []
+        method = COMBINE_METHODS[self.combination.method]
         for target in dict.fromkeys(name for changes in of_parts for name in changes):
             found = [(index, changes[target]) for index, changes in enumerate(of_parts) if target in changes]
-            if self.combination.method == "linear":
-                weighted = [(self.combination.weights[index], change) for index, change in found]
-                combined[target] = _sum_of(weighted)
+            if why := _why_not_combined([change for _, change in found], method):
+                problems.append(f"{target}: {why}")
                 continue
-            why = _why_not_pruned([change for _, change in found])
-            problems += [f"{target}: {why}"] if why else []
-            if not why:
-                combined[target] = Change(
-                    self.file,
-                    factors=partial(self._pruned, target, found),
-                    names=[name for _, change in found for name in change.names],
-                )
+            if not method.prunes and not method.lowers_rank:
+                combined[target] = _sum_of([(self.combination.weights[index], change) for index, change in found])
+                continue
+            make = partial(self._of_products if method.lowers_rank else self._pruned, target, found)
+            names = [name for _, change in found for name in change.names]
+            combined[target] = Change(self.file, factors=Once(make), names=names)
         if problems:
             raise AdapterError.of_many(
                 f"changes that {self.combination.method} cannot combine",
@@ -142,12 +141,23 @@ class CombinedAdapter(Adapter):
         left, right = (a.T, b.T) if pairs[0][1].transposed else (b, a)
         return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
+    def _of_products(self, target: str, found: Sequence[tuple[int, Change]]) -> tuple[F32, F32]:
+        """Return the pair that is nearest to the combination of all products."""
+        pairs = [change.factors() for _, change in found if change.factors is not None]
+        rank = self.combination.rank or max(right.shape[0] for _, right in pairs)
+        weights = [self.combination.weights[index] for index, _ in found]
+        if not COMBINE_METHODS[self.combination.method].prunes:
+            left, right = joined([(weight, *pair) for weight, pair in zip(weights, pairs, strict=True)])
+            return (left, right) if right.shape[0] <= rank else of_product(left, right, rank)[:2]
+        products = [matrix_product(left, right) for left, right in pairs]
+        return best_factors(self._combined(products, weights, [f"{target} {index}" for index, _ in found]), rank)
+
     def _combined(self, values: Sequence[F32], weights: Sequence[float], labels: Sequence[str]) -> F32:
         made = self.combination
-        random, by_majority = _PRUNING[made.method]
-        prune = partial(dropped_at_random, seed=made.seed) if random else without_smallest
+        method = COMBINE_METHODS[made.method]
+        prune = partial(dropped_at_random, seed=made.seed) if method.at_random else without_smallest
         kept = [prune(each, made.density, label=label) for each, label in zip(values, labels, strict=True)]
-        return weighted_sum(np.stack(kept), np.array(weights, np.float32), by_majority=by_majority)
+        return weighted_sum(np.stack(kept), np.array(weights, np.float32), by_majority=method.by_majority)
 
 
 def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -191,7 +201,11 @@ def _is_product(change: Change) -> bool:
 
 
 def _joined(weighted: Sequence[tuple[float, Change]]) -> tuple[F32, F32]:
-    pairs = [(weight, *change.factors()) for weight, change in weighted if change.factors is not None]
+    return joined([(weight, *change.factors()) for weight, change in weighted if change.factors is not None])
+
+
+def joined(pairs: Sequence[tuple[float, F32, F32]]) -> tuple[F32, F32]:
+    """Return one pair whose product is the weighted sum of the products of pairs (weight, left, right)."""
     left = np.concatenate([left * np.float32(weight) for weight, left, _ in pairs], axis=-1)
     return np.ascontiguousarray(left), np.concatenate([right for _, _, right in pairs], axis=-2)
 
@@ -214,12 +228,18 @@ def _reader(change: Change, base: Read, trained: Read) -> Read:
 # -- pruned pairs ------------------------------------------------------------------------------------------------------
 
 
-def _why_not_pruned(changes: Sequence[Change]) -> str | None:
+def _why_not_combined(changes: Sequence[Change], method: CombineMethod) -> str | None:
+    if not method.pairs_alone:
+        return None
     pairs = [change.factors for change in changes if isinstance(change.factors, PairFactors)]
-    if len(pairs) < len(changes) or any(change.replacement or change.token_rows for change in changes):
+    if len(pairs) < len(changes) or not all(_is_product(change) for change in changes):
         return "it is not changed by a pair A, B of LoRA alone"
+    if not method.prunes and not method.lowers_rank:
+        return None
     if any(pair.experts is not None for pair in pairs):
         return "its pairs are those of all experts"
+    if method.lowers_rank:
+        return None
     if any(pair.initial is not None or pair.spelled is not PLAIN for pair in pairs):
         return "its pair is of a variant of LoRA"
     ranks = [pair.a.shape[0] for pair in pairs]

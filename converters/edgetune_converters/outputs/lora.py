@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgetune_converters.adapters.change import Change
+from edgetune_converters.adapters.low_rank import LowRank, low_rank, of_product
 from edgetune_converters.architectures import BoundTensor, Piece, slots
 from edgetune_converters.architectures.operations import View
 from edgetune_converters.errors import AdapterError, RecipeError
@@ -29,7 +30,6 @@ from edgetune_converters.merging.expanded_blocks import BLOCKS
 from edgetune_converters.model import Model
 from edgetune_converters.outputs.base import OutputSummary
 from edgetune_converters.outputs.gguf import StagedGguf
-from edgetune_converters.outputs.low_rank import LowRank, low_rank, of_product
 from edgetune_converters.provenance.hashing import InputHashes
 from edgetune_converters.quantization.encode import encode_rows
 from edgetune_converters.reading.checkpoint import Checkpoint

@@ -61,5 +61,19 @@ def of_product(left: F32, right: F32, rank: int) -> LowRank:
     )
 
 
+def best_factors(matrix: F32, rank: int) -> tuple[F32, F32]:
+    """Return left [n, r] and right [r, k], the product of at most this rank that is nearest to a matrix [n, k].
+
+    The singular vectors of the shorter side are the eigenvectors of a square matrix of that size: exact, and slower for
+    large matrices than `low_rank`.
+    """
+    n, k = matrix.shape
+    wide = matrix.astype(np.float64)
+    square = wide.T @ wide if k <= n else wide @ wide.T
+    vectors = np.linalg.eigh(square)[1][:, ::-1][:, :rank]  # eigenvalues rise
+    left, right = (wide @ vectors, vectors.T) if k <= n else (vectors, vectors.T @ wide)
+    return np.ascontiguousarray(left.astype(np.float32)), np.ascontiguousarray(right.astype(np.float32))
+
+
 def _start(rows: int, columns: int) -> F32:
     return np.random.default_rng(0).standard_normal((rows, columns), np.float32)
