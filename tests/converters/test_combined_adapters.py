@@ -69,7 +69,7 @@ def folded(base: Path, combination: Combination) -> dict[str, Any]:
 def combined_by_peft(base: Path, adapters: Sequence[Path], weights: Sequence[float], kind: str, **options: Any) -> Any:
     """The tensors that PEFT merges of a weighted adapter.
 
-    Singular vectors are those of float64: float32 mixes those of near singular values by its rounding over the distance.
+    Singular vectors are those of float64: float32 mixes those whose singular values are near each other.
     """
     dtype = torch.float64 if kind.endswith("svd") else torch.float32
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
