@@ -25,6 +25,7 @@ from edgetune_converters.gguf import keys
 from edgetune_converters.gguf.reader import read
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
+from edgetune_converters.names import CombineName
 from edgetune_converters.provenance.receipts import Receipt, combined_hash
 from tests.converters import family_models, tiny
 from tests.converters.peft_methods import METHODS, Method, adapter, merged_by_peft
@@ -166,7 +167,8 @@ def test_what_cannot_be_pruned_is_named(base: Path, pair: list[Path], tmp_path: 
     with pytest.raises(AdapterError, match=r"(?s)ties cannot combine.*the ranks 4, 5 differ"):
         folded(base, Combination((pair[0], tmp_path / "wide"), (1, 1), "ties", 0.5))
     adapter(base, tmp_path / "hira", Method("HiraConfig", {"r": 3, "init_weights": False}))
-    for method in ("ties", "cat", "svd", "ties-svd"):
+    methods: tuple[CombineName, ...] = ("ties", "cat", "svd", "ties-svd")
+    for method in methods:
         with pytest.raises(AdapterError, match="not changed by a pair A, B of LoRA alone"):
             folded(base, Combination((pair[0], tmp_path / "hira"), (1, 1), method, 0.5))
 
@@ -174,9 +176,12 @@ def test_what_cannot_be_pruned_is_named(base: Path, pair: list[Path], tmp_path: 
 def test_products_of_different_ranks_are_combined_to_the_largest(base: Path, pair: list[Path], tmp_path: Path) -> None:
     """PEFT too takes the largest rank where none is given."""
     adapters = (pair[0], tiny.adapter(base, tmp_path / "wide", seed=7, r=7))
-    for method, options in (("svd", {}), ("ties-svd", {"density": 0.6})):
-        theirs = combined_by_peft(base, adapters, (0.8, 0.5), method.replace("-", "_"), **options)
-        for name, values in folded(base, Combination(adapters, (0.8, 0.5), method, **options)).items():
+    for made, kind, density in (
+        (Combination(adapters, (0.8, 0.5), "svd"), "svd", None),
+        (Combination(adapters, (0.8, 0.5), "ties-svd", 0.6), "ties_svd", 0.6),
+    ):
+        theirs = combined_by_peft(base, adapters, made.weights, kind, density=density)
+        for name, values in folded(base, made).items():
             assert np.allclose(values, theirs[name].numpy(), rtol=1e-5, atol=2e-6), name
 
 
