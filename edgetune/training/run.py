@@ -149,6 +149,7 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
                 )
             formats = prepared.config.export.formats
             adapted = adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers, formats)
+            adapters.check_head(adapted, prepared.config.objective)
             if "gguf-lora" in formats:
                 adapters.check_lora_places(adapted, prepared.base.layers)
     return needed, follows

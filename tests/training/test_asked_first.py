@@ -63,9 +63,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "q_porj fit no linear layer"),
     "a pattern without a layer": ({"adapter": {"target_modules": "nothing"}}, "'nothing' fits no layer"),
-    "the output matrix": ({"adapter": {"target_modules": ["q_proj", "lm_head"]}}, "LoRA cannot adapt lm_head"),
+    "a start from a tied output matrix": (
+        {"adapter": {"init": "pissa", "target_modules": ["q_proj", "lm_head"]}, "quantization": {"bits": 16}},
+        "adapter.init: pissa takes its first values out of the output matrix, which is the embedding too",
+    ),
+    "a tied output matrix in gguf-lora": (
+        {"adapter": {"target_modules": ["lm_head"]}, "export": {"formats": ["gguf-lora"], "types": ["f16"]}},
+        "gguf-lora has no place for the change of lm_head.weight: it is tied to the embedding",
+    ),
     "the embedding": (
-        {"adapter": {"kind": "gralora", "target_modules": ["embed_tokens"]}}, "GraLoRA cannot adapt model.embed_tokens",
+        {"adapter": {"kind": "gralora", "target_modules": ["embed_tokens"]}},
+        "GraLoRA cannot adapt model.embed_tokens, which lora, hira, oft can",
     ),
     "a tied embedding in gguf-lora": (
         {"adapter": {"target_modules": ["embed_tokens"]}, "export": {"formats": ["gguf-lora"], "types": ["f16"]}},

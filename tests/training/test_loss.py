@@ -164,7 +164,6 @@ _LAYERS = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
     ("targets", "problem", "hint"),
     [
         (["q_proj", "query_key_value"], "query_key_value fit no linear layer", _LAYERS),
-        (["lm_head"], "LoRA cannot adapt lm_head", r"adapter\.modules_to_save"),
         ([], "nothing cannot be adapted", _LAYERS),
         (".*attention_xyz", "fits no layer", _LAYERS),
     ],

@@ -37,8 +37,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora with LoftQ": {"kind": "lora", "init": "loftq"},
     "lora with head": {"kind": "lora", "modules_to_save": ["lm_head"], "target_modules": "attention"},
     "lora with embedding": {"kind": "lora", "target_modules": ["q_proj", "embed_tokens"]},
+    "lora on the head": {"kind": "lora", "target_modules": ["q_proj", "lm_head"]},
+    "lora with DoRA on both ends": {"kind": "lora", "use_dora": True, "target_modules": ["embed_tokens", "lm_head"]},
+    "oft on the head": {"kind": "oft", "target_modules": ["v_proj", "lm_head"]},
+    "hira with embedding": {"kind": "hira", "target_modules": ["q_proj", "embed_tokens"]},
 }
-FAST = ("adalora", "oft", "ia3")
+FAST = ("adalora", "oft", "ia3", "lora on the head")
 EXPORTED = [name for name in VARIANTS if name not in METHODS or "gguf" not in METHODS[name].facts.not_as]
 NAMES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in EXPORTED]
 
@@ -67,8 +71,8 @@ def write_config(base: Path, folder: Path, name: str) -> Path:
 
 def why_not(method: Method, format_: str) -> str | None:
     """Why a format is refused, or none of its exact files."""
-    if format_ == "gguf-lora" and "embed_tokens" in getattr(method, "target_modules", []):
-        return "the output matrix of this base is tied to it"
+    if format_ == "gguf-lora" and {"embed_tokens", "lm_head"} & set(getattr(method, "target_modules", [])):
+        return "the embedding of this base is its output matrix"
     return method.why_not_as(format_) or (method.no_low_rank if format_ == "gguf-lora" else None)
 
 

@@ -146,6 +146,9 @@ def _new_token_rows(
     return new
 
 
+_PAIRS = ("LORA", "ADALORA")
+
+
 def _new_rows(
     adapter: Adapter, base: BaseTargets, ends: Mapping[str, Piece], replaced: Mapping[str, TensorInfo]
 ) -> int | None:
@@ -154,6 +157,8 @@ def _new_rows(
         before = ends[target].source.shape
         if info.shape[1:] == before[1:] and info.shape[0] != before[0]:
             return info.shape[0]
+    if adapter.config.peft_type not in _PAIRS:  # factors of other kinds do not show the rows of the matrix
+        return None
     for module, roles in adapter.tensors(base).modules.items():
         piece = ends.get(base.renamed(f"{module}.weight"))
         pair = roles.get("embedding_A"), roles.get("B")

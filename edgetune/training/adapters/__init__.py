@@ -3,9 +3,11 @@
 from edgetune.training.adapters.attach import (
     add_adapter,
     cast_trainable_to_float32,
+    check_head,
     check_lora_places,
     count_trainable,
     fingerprint_trainable,
+    has_adapted_head,
     load_adapter,
 )
 from edgetune.training.adapters.learning_rates import set_optimizer
@@ -19,10 +21,12 @@ __all__ = [
     "StartSources",
     "add_adapter",
     "cast_trainable_to_float32",
+    "check_head",
     "check_lora_places",
     "convert_stored",
     "count_trainable",
     "fingerprint_trainable",
+    "has_adapted_head",
     "has_rounded_layers",
     "linear_layer_names",
     "load_adapter",

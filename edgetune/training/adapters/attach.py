@@ -16,6 +16,7 @@ from edgetune.errors import ConfigError
 from edgetune.methods import Lora, Method, TrainableTokens
 from edgetune.methods.base import LayerMethod
 from edgetune.methods.selective import SelectiveMethod
+from edgetune.objectives import Objective
 from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters import starts
 from edgetune.training.adapters.choices import add_selective, load_selective
@@ -114,14 +115,33 @@ def check_lora_places(model: Any, layers: ExportableLayers) -> None:
     base = model.get_base_model()
     if getattr(base.config, "tie_word_embeddings", False):
         embedding = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
-        tied = "the output matrix is tied to it, and llama.cpp would not change both"
-        refused += [(name, tied) for name in adapted if name == f"{embedding}.weight"]
+        head = next((name for name, module in base.named_modules() if module is base.get_output_embeddings()), None)
+        ends = {
+            f"{embedding}.weight": "the output matrix is tied to it, and llama.cpp would not change both",
+            f"{head}.weight": "it is tied to the embedding, and a file of the base has no output matrix of its own",
+        }
+        refused += [(name, ends[name]) for name in adapted if name in ends]
     if refused:
         name, why = refused[0]
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ConfigError(
             f"export.formats: gguf-lora has no place for the change of {name}{more}: {why}",
             "Leave out gguf-lora, or name other layers in adapter.target_modules",
+        )
+
+
+def has_adapted_head(model: Any) -> bool:
+    """Whether an adapter of PEFT changes the output matrix."""
+    return isinstance(model, PeftModel) and isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer)
+
+
+def check_head(model: Any, objective: Objective) -> None:
+    """Raise ConfigError for an adapted output matrix that the objective does not use."""
+    if objective.facts.is_scorer and has_adapted_head(model):
+        raise ConfigError(
+            f"adapter.target_modules names the output matrix, and objective.kind: {objective.kind} trains a score head "
+            "in its place",
+            "Leave it out of adapter.target_modules",
         )
 
 

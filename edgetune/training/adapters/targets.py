@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from edgetune.errors import ConfigError
+from edgetune.methods import Lora
 from edgetune.methods.base import ALL_LINEAR, SLOTS_OF_PRESET, LayerMethod
 from edgetune.planning.base_model import ExportableLayers
 from edgetune.training.adapters.linear_layers import MATRICES, linear_layer_names, linear_layers
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _WITH_EMBEDDINGS = (*MATRICES, torch.nn.Embedding)
+_OF_EMBEDDINGS = ("lora", "hira", "oft")
+"""The kinds whose adapters PEFT attaches to an embedding."""
 Targets = str | list[str]
 
 
@@ -130,7 +133,7 @@ def _check_names(model: Any, method: LayerMethod, stated: Sequence[str], exclude
 
 
 def _check_outer_layers(model: Any, method: LayerMethod, names: Sequence[str]) -> None:
-    """Raise ConfigError if the head is adapted, the embedding by another method than LoRA, or a bias that is absent."""
+    """Raise ConfigError if a method cannot adapt the embedding or the head, or a bias is absent."""
     modules = dict(model.named_modules())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     without_bias = [name for name in names if method.kind == "beft" and getattr(modules[name], "bias", None) is None]
@@ -139,12 +142,20 @@ def _check_outer_layers(model: Any, method: LayerMethod, names: Sequence[str]) -
             f"adapter.kind: beft changes biases, and {without_bias[0]} of the base has none",
             "Use adapter.kind: bitfit, which adds biases that files can hold",
         )
+    if head is not None and head in (modules[name] for name in names):
+        _check_head(method, is_tied=head.weight is embedding.weight)
     for name in names:
-        is_head = modules[name] is head
-        if not is_head and not (modules[name] is embedding and method.kind != "lora"):
-            continue
-        why = "the trainers of TRL read its weight" if is_head else "LoRA alone can"
+        if modules[name] is embedding and method.kind not in _OF_EMBEDDINGS:
+            others = ", ".join(_OF_EMBEDDINGS)
+            raise ConfigError(
+                f"adapter.target_modules: {method.facts.title} cannot adapt {name}, which {others} can",
+                "Name it in adapter.modules_to_save, which trains it in full",
+            )
+
+
+def _check_head(method: LayerMethod, *, is_tied: bool) -> None:
+    if is_tied and isinstance(method, Lora) and method.moves_base:
         raise ConfigError(
-            f"adapter.target_modules: {method.facts.title} cannot adapt {name}: {why}",
-            "Name it in adapter.modules_to_save, which trains it in full",
+            f"adapter.init: {method.init} takes its first values out of the output matrix, which is the embedding too",
+            "Leave the output matrix out of adapter.target_modules, or choose another adapter.init",
         )

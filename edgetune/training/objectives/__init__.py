@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers.trainer_callback import PrinterCallback
 
-from edgetune.training.adapters import cast_trainable_to_float32
+from edgetune.training.adapters import cast_trainable_to_float32, has_adapted_head
 from edgetune.training.adapters.virtual_tokens import keep_parameters_in_checkpoints
+from edgetune.training.objectives.adapted_head import build_with_adapted_head
 from edgetune.training.objectives.inputs import TrainerInputs
 
 _BUILDERS = {
@@ -35,7 +36,10 @@ def build_trainer(inputs: TrainerInputs) -> Any:
     """Build the trainer of the configured objective, which writes its checkpoints to `inputs.directory`."""
     module, _, function = _BUILDERS[inputs.prepared.config.objective.kind].partition(".")
     build: Callable[[TrainerInputs], Any] = getattr(import_module(f"{__name__}.{module}"), function)
-    trainer = build(inputs)
+    if has_adapted_head(inputs.model):
+        trainer = build_with_adapted_head(lambda: build(inputs), inputs.model)
+    else:
+        trainer = build(inputs)
     trainer.remove_callback(PrinterCallback)  # writes every log to standard output
     cast_trainable_to_float32(trainer.model)
     keep_parameters_in_checkpoints(trainer)
