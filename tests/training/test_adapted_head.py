@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from edgetune.errors import ConfigError
 from edgetune.exporting.run import prepare_export
 from edgetune.exporting.source import find_source
-from edgetune.methods import METHODS, Lora
+from edgetune.methods import Lora
 from edgetune.objectives import OBJECTIVES
 from edgetune.reference.store import summary
 from edgetune.training import adapters
@@ -25,7 +25,7 @@ from tests.training.test_adapters import IDS, KINDS, SHAPE, adapted, logits
 
 SCORING = ("sft", "dpo", "kto", "grpo", "rloo")
 """Objectives whose trainers multiply by the output matrix themselves."""
-ONLINE = {"num_generations": 4, "max_completion_length": 6, "rewards": [{"regex": "[a-z]"}]}
+ONLINE = {"num_generations": 4, "max_completion_length": 6, "rewards": [{"regex": "[aeiou]"}]}
 OPTIONS: dict[str, dict[str, Any]] = {"grpo": ONLINE, "rloo": ONLINE}
 FAST = ("lora", "oft", "gralora", "osf")
 
@@ -163,4 +163,4 @@ def test_only_kinds_with_layers_for_embeddings_adapt_one(bases: dict[bool, Path]
         if kind in ("lora", "hira", "oft", "beft"):
             continue
         with pytest.raises(ConfigError, match=r"cannot adapt model\.embed_tokens, which lora, hira, oft can"):
-            adapters.add_adapter(load(bases[True]), METHODS[kind](kind=kind, target_modules=["embed_tokens"]))
+            adapters.add_adapter(load(bases[True]), kinds.method_of(kind, target_modules=["embed_tokens"]))
