@@ -192,7 +192,7 @@ def _task(rung: Rung | None) -> float | None:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 _HEAD = (
-    *("method", "seeds", "parameters", "task", "held-out loss", "MB", "s"),
+    *("method", "bits", "seeds", "parameters", "task", "held-out loss", "MB", "s"),
     *(f"{what} {type_}" for type_ in TYPES for what in ("KLD", "recovery", "task")),
 )
 
@@ -208,10 +208,12 @@ def format_table(cells: Sequence[Mapping[str, Any]], budget: Budget) -> str:
 
 
 def _rows(by_method: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[Sequence[str]]:
+    known = variants()
     for name, cells in by_method.items():
+        bits = str(known[name].bits) if name in known else "–"
         good = [cell for cell in cells if "error" not in cell]
         if not good:
-            yield [name, "0", f"failed: {cells[0]['error'].splitlines()[0][:80]}", *[""] * (len(_HEAD) - 3)]
+            yield [name, bits, "0", f"failed: {_cause(cells[0]['error'])}", *[""] * (len(_HEAD) - 4)]
             continue
         files = [
             _shown([cell["files"][type_][key] for cell in good], form)
@@ -220,6 +222,7 @@ def _rows(by_method: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[Sequence
         ]
         yield [
             name,
+            bits,
             str(len(good)),
             f"{good[0]['parameters']:,}",
             _shown([cell["task"] for cell in good], "{:.1%}"),
@@ -228,6 +231,11 @@ def _rows(by_method: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[Sequence
             f"{statistics.median(cell['seconds'] for cell in good):.0f}",
             *files,
         ]
+
+
+def _cause(stderr: str) -> str:
+    lines = stderr.splitlines()
+    return next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "no message")
 
 
 def _shown(values: Sequence[float | None], form: str) -> str:
