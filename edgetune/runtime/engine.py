@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import Finish
-from edgetune.runtime.generation_request import GenerationRequest, Grammar, TokenEvent, Usage
+from edgetune.runtime.generation_request import MAX_LOOKUP, GenerationRequest, Grammar, TokenEvent, Usage
 from edgetune.runtime.grammar import GrammarCompiler, GrammarFilter, GrammarProblem
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.slots import ChosenToken, Slots, SlotTask
@@ -102,6 +103,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[_Row] = deque()
         self._scores: deque[_ScoreJob] = deque()
+        self._work: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._rows: dict[int, _Row] = {}
         """Slot -> its request. Only the decoding thread changes it."""
         self._is_closing = self._must_stop = self._has_cancelled = False
@@ -129,6 +131,7 @@ class Engine:
         row = self._check(request)
         with self._changed:
             self._require_room()
+            self._runtime.find_adapters(request.adapters)  # which may have been unloaded meanwhile
             self._waiting.append(row)
             self._changed.notify_all()
         return row.ticket
@@ -149,11 +152,21 @@ class Engine:
         filter_ = self._grammars.compile(request.grammar) if request.grammar else None
         stops = request.stop_tokens | (frozenset() if request.ignore_eos else runtime.stop_tokens)
         ticket = Ticket(request, self._note_cancelled)
-        task = SlotTask(ids, request.sampling, request.logprobs, filter_.mask() if filter_ else None)
+        if not 0 <= request.lookup <= MAX_LOOKUP:
+            raise RuntimeProblem(f"lookup is {request.lookup}", f"Give a number from 0 to {MAX_LOOKUP}")
+        task = SlotTask(
+            ids, request.sampling, request.logprobs, filter_.mask() if filter_ else None,
+            runtime.find_adapters(request.adapters), request.lookup,
+        )  # fmt: skip
         return _Row(ticket, task, filter_, stops, StopStrings(request.stop), runtime.context)
 
     def submit_score(
-        self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        top: int = 0,
+        adapters: Sequence[tuple[str, float]] = (),
     ) -> Future[ScoredTokens]:
         """Queue a text to be scored; the result is that of `score`. Cancel the future to drop it."""
         text = np.asarray(ids, np.int32)
@@ -163,14 +176,22 @@ class Engine:
         if not 0 <= top <= min(MAX_LOGPROBS, self._runtime.vocabulary_size):
             raise RuntimeProblem(f"top is {top}", f"Give a number from 0 to {MAX_LOGPROBS}")
         self._runtime.check_ids(text)
-        job = _ScoreJob(text, wanted, top)
+        job = _ScoreJob(text, wanted, top, adapters)
         with self._changed:
             self._require_room()
+            self._runtime.find_adapters(adapters)
             self._scores.append(job)
             self._changed.notify_all()
         return job.future
 
-    def score(self, ids: Sequence[int], positions: Sequence[int] | None = None, *, top: int = 0) -> ScoredTokens:
+    def score(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        top: int = 0,
+        adapters: Sequence[tuple[str, float]] = (),
+    ) -> ScoredTokens:
         """Return the log-probabilities of tokens in a text.
 
         The text is evaluated alone, in batches of a fixed shape and without a cache of earlier texts: the result does
@@ -180,19 +201,63 @@ class Engine:
             ids: Token ids [n].
             positions: Increasing positions p, 1 <= p < n, of the tokens to score; None takes all.
             top: How many of the most likely tokens are returned for each position.
+            adapters: As in `GenerationRequest`.
 
         Raises:
             QueueFull: Too many requests wait.
             EngineClosed: The engine has been closed.
             RuntimeProblem: The text is too long or has ids outside the vocabulary.
         """
-        return self.submit_score(ids, positions, top=top).result()
+        return self.submit_score(ids, positions, top=top, adapters=adapters).result()
 
-    def _require_room(self) -> None:
+    # -- adapters ------------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, path: Path, name: str | None = None) -> str:
+        """Load a GGUF LoRA adapter between two turns; return its name, for `GenerationRequest.adapters`.
+
+        Args:
+            path: The adapter.
+            name: Its name; None takes that of the file.
+
+        Raises:
+            EngineClosed: The engine has been closed.
+            RuntimeProblem: It is not an adapter of this model, or the name is taken.
+        """
+        chosen = path.stem if name is None else name
+        self._between_turns(lambda: self._runtime.load_adapter(path, chosen))
+        return chosen
+
+    def unload_adapter(self, name: str) -> None:
+        """Free an adapter. Raises RuntimeProblem for an unknown name, and while requests use it."""
+        self._between_turns(lambda: self._unload(name))
+
+    def _unload(self, name: str) -> None:
+        with self._changed:  # no request that uses it is submitted meanwhile
+            ((adapter, _),) = self._runtime.find_adapters(((name, 1.0),))
+            used = [pair for row in (*self._rows.values(), *self._waiting) for pair in row.task.adapters]
+            used += [pair for job in self._scores for pair in self._runtime.find_adapters(job.adapters)]
+            if any(each is adapter for each, _ in used):
+                raise RuntimeProblem(f"requests use adapter {name!r}", "Wait for them, or cancel them")
+            self._slots.forget_adapter(adapter)
+            self._runtime.unload_adapter(name)
+
+    def _between_turns(self, work: Callable[[], None]) -> None:
+        """Do something in the decoding thread."""
+        done: Future[None] = Future()
+        with self._changed:
+            self._require_open()
+            self._work.append((work, done))
+            self._changed.notify_all()
+        done.result()
+
+    def _require_open(self) -> None:
         if self._failure is not None:
             raise EngineClosed(f"the engine was ended by an error: {self._failure}", "Start it again")
         if self._is_closing:
             raise EngineClosed("the engine has been closed")
+
+    def _require_room(self) -> None:
+        self._require_open()
         if len(self._waiting) + len(self._scores) >= self._queue:
             raise QueueFull(f"{self._queue} requests are waiting", "Try again later")
 
@@ -252,14 +317,22 @@ class Engine:
 
     def _wait(self) -> bool:
         """Wait for something to do; return whether there is any."""
-        if self._rows and not (self._has_cancelled or self._waiting or self._scores or self._must_stop):
+        if self._rows and not (self._has_cancelled or self._waiting or self._scores or self._work or self._must_stop):
             return True
         with self._changed:
-            self._changed.wait_for(lambda: self._rows or self._waiting or self._scores or self._is_closing)
+            self._changed.wait_for(
+                lambda: self._rows or self._waiting or self._scores or self._work or self._is_closing
+            )
+            work = list(self._work)
+            self._work.clear()
             has_cancelled, self._has_cancelled = self._has_cancelled, False
             if has_cancelled:
                 self._slots.resume()
-            if self._must_stop or not (self._rows or self._waiting or self._scores):
+        for each, done in work:
+            _complete(done, each)
+        with self._changed:
+            is_idle = not (self._rows or self._waiting or self._scores)
+            if self._must_stop or (is_idle and self._is_closing):
                 return False
         if has_cancelled:
             self._drop_cancelled()
@@ -348,17 +421,30 @@ class Engine:
         with self._changed:
             self._is_closing = True
             rows, scores = [*self._rows.values(), *self._waiting], list(self._scores)
+            work = list(self._work)
             self._rows.clear()
             self._waiting.clear()
             self._scores.clear()
+            self._work.clear()
         for row in rows:
             if self._failure is not None:
                 row.ticket.fail(self._failure)
             else:
                 row.ticket.end([], Finish.CANCEL)
-        for job in scores:
+        futures: list[Future[Any]] = [*(job.future for job in scores), *(done for _, done in work)]
+        for future in futures:
             with suppress(InvalidStateError):
-                job.future.set_exception(self._failure or EngineClosed("the engine has been closed"))
+                future.set_exception(self._failure or EngineClosed("the engine has been closed"))
+
+
+def _complete(future: Future[None], work: Callable[[], None]) -> None:
+    """Do something and give a future its result."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+        future.set_exception(error)
+    else:
+        future.set_result(None)
 
 
 class _Row:
@@ -376,7 +462,7 @@ class _Row:
         self.ticket, self.task, self.filter, self.stop_tokens = ticket, task, filter_, stop_tokens
         self.remaining = ticket.request.max_tokens
         self.slot = -1
-        self.cached = self.generated = 0
+        self.cached = self.generated = self.guessed = 0
         self._stops, self._room = stops, context - len(task.ids)
         self._submitted = self._began = self._first = self._last = time.perf_counter()
         ticket.measure_by(self.usage)
@@ -390,12 +476,13 @@ class _Row:
         if not self.generated:
             self._first = self._last
         self.generated += 1
+        self.guessed += chosen.was_guessed
         if self.filter:
             self.filter.accept(chosen.token)
         if chosen.token in self.stop_tokens:
             return Finish.STOP, chosen.token, self._stops.finish()
         self.remaining -= 1
-        shown, stop = self._stops.feed(TokenEvent(*chosen[1:]))
+        shown, stop = self._stops.feed(TokenEvent(*chosen[1:5]))
         if stop is not None:
             return Finish.STOP, stop, shown
         finish = None
@@ -410,14 +497,21 @@ class _Row:
     def usage(self) -> Usage:
         return Usage(
             len(self.task.ids), self.cached, self.generated, self._began - self._submitted, self._first - self._began,
-            self._last - self._first,
+            self._last - self._first, self.guessed,
         )  # fmt: skip
 
 
 class _ScoreJob:
     """A text that is scored block by block."""
 
-    def __init__(self, ids: NDArray[np.int32], positions: NDArray[np.int64], top: int) -> None:
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int64],
+        top: int,
+        adapters: Sequence[tuple[str, float]],
+    ) -> None:
+        self.adapters = tuple(adapters)
         self.future: Future[ScoredTokens] = Future()
         self._ids, self._positions = ids, positions
         self._collector = ScoreCollector(ids[positions], top)
@@ -430,6 +524,7 @@ class _ScoreJob:
     def advance(self, runtime: Runtime) -> bool:
         """Score one block; return whether that was the last, with which the future has its result."""
         if self._blocks is None:
+            runtime.use_adapters(self.adapters)
             self._blocks = runtime.score(self._ids, self._positions)
         block = next(self._blocks, None)
         if block is not None:

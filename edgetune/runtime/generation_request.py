@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Self
 from edgetune.runtime.sampling import Sampling
 
 _GREEDY = Sampling()
+MAX_LOOKUP = 15
 GrammarKind = Literal["gbnf", "lark", "regex", "json_schema"]
 
 
@@ -44,6 +45,10 @@ class GenerationRequest:
         logprobs: How many of the most likely tokens are returned with each token, with their log-probabilities; 0
             returns that of the token alone, None computes none.
         grammar: What the answer must match.
+        adapters: Names of loaded adapters, each with the weight that multiplies its change; see `Engine.load_adapter`.
+        lookup: Speculation by prompt lookup: tokens that are guessed at a time from what followed the same tokens
+            before, and verified in one pass, at most 15; 0 guesses none. 3 and 7 suit the kernels. The answer is that
+            without it. Guesses are made for GGUF files, where the most likely token is taken and no grammar is given.
     """
 
     ids: Sequence[int]
@@ -54,6 +59,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
+    lookup: int = 0
 
 
 class TokenEvent(NamedTuple):
@@ -85,6 +92,7 @@ class Usage:
         queued_seconds: Time until the engine began with the request.
         prompt_seconds: Time from then until the first token.
         decode_seconds: Time for all further tokens.
+        guessed_tokens: Generated tokens that were guessed right (`GenerationRequest.lookup`).
     """
 
     prompt_tokens: int
@@ -93,6 +101,7 @@ class Usage:
     queued_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
+    guessed_tokens: int = 0
 
     @property
     def seconds(self) -> float:

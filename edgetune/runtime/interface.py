@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from edgetune.runtime.batching import (
     decode,
 )
 from edgetune.runtime.sampling import SamplerVocabulary, Sampling
-from edgetune.runtime.slots import BatchSlots, Slots
+from edgetune.runtime.slots import BatchSlots, LoadedAdapter, Slots
 from edgetune.runtime.text import Answer, Generation, Utf8Stream
 
 GREEDY = Sampling()
@@ -235,6 +236,47 @@ class Runtime(ABC):
 
     def _single_sequence(self) -> SequenceBatch:
         return SingleSequence(self._prefill, self._step)
+
+    @property
+    def adapters(self) -> Mapping[str, LoadedAdapter]:
+        """Adapters that have been loaded, by name."""
+        return {}
+
+    def load_adapter(self, path: Path, name: str) -> None:
+        """Load a GGUF adapter under a name, for `GenerationRequest.adapters` and `use_adapters`.
+
+        Raises:
+            RuntimeProblem: It is not an adapter of this model, the name is taken, or the runtime takes none.
+        """
+        raise RuntimeProblem(f"{self.path} takes no adapters", "Give a GGUF file")
+
+    def unload_adapter(self, name: str) -> None:
+        """Free an adapter that nothing uses. Raises RuntimeProblem for an unknown name."""
+        self.find_adapters(((name, 1.0),))
+
+    def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        """Add the weighted changes of loaded adapters to the model in `generate` and `score` from now on.
+
+        Raises:
+            RuntimeProblem: A name is unknown, or a weight is not a number.
+        """
+        self.find_adapters(adapters)
+
+    def find_adapters(self, adapters: Sequence[tuple[str, float]]) -> tuple[tuple[LoadedAdapter, float], ...]:
+        """Return loaded adapters with their weights, without those of weight 0. Raises RuntimeProblem as above."""
+        known = self.adapters
+        for name, weight in adapters:
+            if name not in known:
+                have = f"loaded are {', '.join(known)}" if known else "none is loaded"
+                raise RuntimeProblem(f"there is no adapter {name!r}; {have}", "Load it, or give another name")
+            if not math.isfinite(weight):
+                raise RuntimeProblem(
+                    f"the weight of adapter {name!r} is {weight}", "Give a number, 1 for the whole change"
+                )
+        names = [name for name, _ in adapters]
+        if len(set(names)) < len(names):
+            raise RuntimeProblem(f"an adapter is named twice: {', '.join(names)}", "Name each once")
+        return tuple((known[name], float(weight)) for name, weight in adapters if weight)
 
     def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
         """Return at most `count` places for the sequences of an `Engine`, each of `context` tokens.

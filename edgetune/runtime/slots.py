@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,19 @@ from edgetune.runtime.batching import SequenceBatch
 from edgetune.runtime.sampling import Sampler, SamplerVocabulary, Sampling
 
 F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An adapter that has been loaded on a model; each loading is another one.
+
+    Attributes:
+        path: Its file.
+        pointer: The runtime's own handle.
+    """
+
+    path: Path
+    pointer: Any
 
 
 @dataclass(frozen=True)
@@ -28,12 +42,16 @@ class SlotTask:
         logprobs: As in `GenerationRequest`.
         mask: A bit for each token that may come first, the lowest of each word first u32 [ceil(V / 32)]; None permits
             all.
+        adapters: Adapters, each with the weight that multiplies its change.
+        lookup: As in `GenerationRequest`.
     """
 
     ids: NDArray[np.int32]
     sampling: Sampling
     logprobs: int | None
     mask: NDArray[np.uint32] | None = None
+    adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
+    lookup: int = 0
 
 
 class ChosenToken(NamedTuple):
@@ -44,6 +62,7 @@ class ChosenToken(NamedTuple):
     bytes_: bytes
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    was_guessed: bool = False
 
 
 class Slots(ABC):
@@ -79,6 +98,10 @@ class Slots(ABC):
     @abstractmethod
     def stop(self, slot: int) -> None:
         """Free a slot."""
+
+    def forget_adapter(self, adapter: LoadedAdapter) -> None:
+        """Forget an adapter that is about to be freed; no task uses it."""
+        return
 
     def interrupt(self) -> None:
         """Let the turn in progress return early, without tokens, if it takes long. Any thread may call this."""

@@ -19,8 +19,11 @@ __all__ = ["LlamaSlots", "has_llama_slots"]
 _NAMES = {"darwin": "libllama.dylib", "win32": "llama.dll"}
 _LOST_PREFIX = -1000  # llama_slots.c
 
-Chosen = tuple[int, int, bytes | None, float | None, tuple[tuple[int, float], ...]]
-"""(slot, token, its bytes, its log-probability, the most likely tokens with theirs). Bytes are None above 256."""
+Chosen = tuple[int, int, bytes | None, float | None, tuple[tuple[int, float], ...], bool]
+"""(slot, token, its bytes, its log-probability, the most likely tokens with theirs, whether it was guessed).
+
+Bytes are None if there are more than 256.
+"""
 
 
 class PrefixLostError(Exception):
@@ -77,8 +80,9 @@ class LlamaSlots:
         return int(self._native.llama_match(self._slots, slot, ids, len(ids)))
 
     def start(
-        self, slot: int, ids: NDArray[np.int32], *, kept: int, chain: int, top_k: int, likely: int, draft: int
-    ) -> int:
+        self, slot: int, ids: NDArray[np.int32], *, kept: int, chain: int, top_k: int, likely: int, draft: int,
+        group: int,
+    ) -> int:  # fmt: skip
         """Begin with a prompt in a free slot; return how many of its tokens the cache had.
 
         Args:
@@ -89,11 +93,14 @@ class LlamaSlots:
             top_k: k of the chain's first sampler, if that is top-k; else 0.
             likely: Tokens whose log-probabilities come with each token; -1: none, not even its own.
             draft: Tokens that are guessed from the sequence and verified together; only without a chain.
+            group: Only sequences of the same group are evaluated together.
 
         Raises:
             PrefixLostError: Put the prefix into the cache again, then start again.
         """
-        found = int(self._native.llama_start(self._slots, slot, ids, len(ids), kept, chain, top_k, likely, draft))
+        found = int(
+            self._native.llama_start(self._slots, slot, ids, len(ids), kept, chain, top_k, likely, draft, group)
+        )
         if found == _LOST_PREFIX:
             raise PrefixLostError
         return found
@@ -106,9 +113,9 @@ class LlamaSlots:
         """Permit only tokens with a bit in `bits` [ceil(V / 32)] for the next token; None permits all."""
         self._native.llama_mask(self._slots, slot, bits)
 
-    def turn(self) -> tuple[int, list[Chosen]]:
-        """Evaluate one batch; return the status of llama_decode (0 OK, 2 interrupted) and the tokens chosen."""
-        status, chosen = self._native.llama_turn(self._slots)
+    def turn(self, group: int) -> tuple[int, list[Chosen]]:
+        """Evaluate one batch of a group; return the status of llama_decode (0 OK, 2 interrupted) and the tokens."""
+        status, chosen = self._native.llama_turn(self._slots, group)
         return status, chosen
 
     def stop(self, slot: int) -> None:

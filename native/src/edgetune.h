@@ -346,6 +346,7 @@ struct et_llama_task {
     int32_t top_k;  /* of the chain's first sampler, if that is top-k; else 0 */
     int32_t likely; /* tokens in et_llama_chosen.likely; -1: no log-probabilities */
     int32_t draft;  /* tokens that are guessed from the sequence and verified together; only for chain NULL */
+    int32_t group;  /* only sequences of the same group are evaluated together */
 };
 
 struct et_llama_likely {
@@ -360,6 +361,7 @@ struct et_llama_chosen {
     int32_t piece_size; /* bytes of the token; if it is negative, minus the bytes that there is no room for */
     char piece[ET_LLAMA_PIECE];
     double logprob;
+    bool was_guessed;
     int32_t n_likely;
     struct et_llama_likely *likely; /* valid until the next turn */
 };
@@ -388,8 +390,8 @@ bool et_llama_copy(struct et_llama_slots *slots, int32_t from, int32_t to);
 /* Permits only tokens with a bit in mask[(v + 31) / 32] for the next token of a slot; NULL permits all again. */
 void et_llama_mask(struct et_llama_slots *slots, int32_t slot, const uint32_t *mask);
 
-/* Evaluates one batch: a token of each running answer, and pieces of prompts. */
-struct et_llama_turn et_llama_turn(struct et_llama_slots *slots);
+/* Evaluates one batch: a token of each running answer of a group, and pieces of its prompts. */
+struct et_llama_turn et_llama_turn(struct et_llama_slots *slots, int32_t group);
 
 /* Frees a slot. Its cache stays, for a prompt that begins alike. */
 void et_llama_stop(struct et_llama_slots *slots, int32_t slot);

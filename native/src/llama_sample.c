@@ -13,14 +13,14 @@ static __attribute__((noinline)) float largest(const float *values, int64_t coun
     float lanes[LANES];
     for (int lane = 0; lane < LANES; lane++)
         lanes[lane] = -INFINITY;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
+    int64_t whole = count - count % LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
         for (int lane = 0; lane < LANES; lane++)
             lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
     float best = -INFINITY;
     for (int lane = 0; lane < LANES; lane++)
         best = lanes[lane] > best ? lanes[lane] : best;
-    for (; i < count; i++)
+    for (int64_t i = whole; i < count; i++)
         best = values[i] > best ? values[i] : best;
     return best;
 }

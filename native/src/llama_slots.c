@@ -16,15 +16,18 @@ enum {
     LONG_BATCH = 16,     /* tokens of prompts: ending a shorter batch early saves nothing */
     LONGEST_MATCH = 4,   /* last tokens whose earlier occurrence gives a draft, and fewer down to: */
     SHORTEST_MATCH = 2,
+    PATIENCE = 8, /* tokens that are guessed before it counts how many of them were right */
+    PAUSE = 32,   /* tokens without a guess after too many wrong ones */
 };
 
 struct slot {
     bool running;
-    int32_t *tokens;   /* [room + 2 + MAX_DRAFT] prompt and answer */
-    int32_t n_tokens;  /* those that are certain; a draft comes after them */
-    int32_t n_past;    /* those in the cache */
-    int32_t take;      /* of the batch */
-    int32_t n_draft;   /* of these, guessed ones */
+    int32_t *tokens;  /* [room + 2 + MAX_DRAFT] prompt and answer */
+    int32_t n_tokens; /* those that are certain; a draft comes after them */
+    int32_t n_past;   /* those in the cache */
+    int32_t take;     /* of the batch */
+    int32_t n_draft;  /* of these, guessed ones */
+    int32_t guessed, guessed_right, pause;
     int32_t first_row; /* index in the batch of the first token with logits */
     int64_t order;     /* of admission */
     struct et_llama_task task;
@@ -166,6 +169,7 @@ int32_t et_llama_start(struct et_llama_slots *s, int32_t slot, const struct et_l
     if (!has_prefix)
         return LOST_PREFIX;
     own->has_mask = false;
+    own->guessed = own->guessed_right = own->pause = 0;
     own->order = s->admissions++;
     own->running = true;
     return own->n_past;
@@ -208,6 +212,10 @@ static int32_t pending(const struct slot *own) { return own->n_tokens - own->n_p
 static int32_t guess(struct et_llama_slots *s, struct slot *own, int32_t most) {
     int32_t n = own->n_tokens, room = s->config.room - n;
     most = most < room ? most : room;
+    if (own->pause > 0) {
+        own->pause--;
+        return 0;
+    }
     for (int32_t length = LONGEST_MATCH; most > 0 && length >= SHORTEST_MATCH; length--)
         for (int32_t start = n - length - 1; start >= 0; start--) {
             if (memcmp(own->tokens + start, own->tokens + n - length, (size_t)length * sizeof *own->tokens) != 0)
@@ -221,11 +229,13 @@ static int32_t guess(struct et_llama_slots *s, struct slot *own, int32_t most) {
 
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
+static bool is_due(const struct slot *own, int32_t group) { return own->running && own->task.group == group; }
+
 /* Takes one sequence, the next one in turn. */
-static void take_one(struct et_llama_slots *s) {
+static void take_one(struct et_llama_slots *s, int32_t group) {
     for (int32_t i = 1; i <= s->config.n_slots; i++) {
         int32_t slot = (s->last_served + i) % s->config.n_slots;
-        if (s->slots[slot].running) {
+        if (is_due(&s->slots[slot], group)) {
             s->slots[slot].take = smaller(pending(&s->slots[slot]), s->config.n_batch);
             s->last_served = slot;
             return;
@@ -233,31 +243,31 @@ static void take_one(struct et_llama_slots *s) {
     }
 }
 
-static struct slot *oldest_prompt(struct et_llama_slots *s) {
+static struct slot *oldest_prompt(struct et_llama_slots *s, int32_t group) {
     struct slot *found = NULL;
     for (int32_t i = 0; i < s->config.n_slots; i++) {
         struct slot *own = &s->slots[i];
-        if (own->running && !own->take && pending(own) > 1 && (!found || own->order < found->order))
+        if (is_due(own, group) && !own->take && pending(own) > 1 && (!found || own->order < found->order))
             found = own;
     }
     return found;
 }
 
 /* Decides how many tokens of each sequence the batch has: first those of running answers, then prompts by age. */
-static void take(struct et_llama_slots *s) {
+static void take(struct et_llama_slots *s, int32_t group) {
     for (int32_t i = 0; i < s->config.n_slots; i++)
         s->slots[i].take = s->slots[i].n_draft = 0;
     if (s->config.is_exact) {
-        take_one(s);
+        take_one(s, group);
         return;
     }
     int32_t used = 0;
     for (int32_t i = 0; i < s->config.n_slots; i++)
-        used += s->slots[i].running && pending(&s->slots[i]) == 1;
+        used += is_due(&s->slots[i], group) && pending(&s->slots[i]) == 1;
     int32_t budget = s->config.n_batch - used;
     for (int32_t i = 0; i < s->config.n_slots; i++) {
         struct slot *own = &s->slots[i];
-        if (!own->running || pending(own) != 1)
+        if (!is_due(own, group) || pending(own) != 1)
             continue;
         own->n_draft = own->has_mask || own->task.chain ? 0 : guess(s, own, smaller(own->task.draft, budget));
         own->take = 1 + own->n_draft;
@@ -265,7 +275,7 @@ static void take(struct et_llama_slots *s) {
     }
     if (used)
         budget = smaller(budget, s->config.piece);
-    for (struct slot *own; budget > 0 && (own = oldest_prompt(s));) {
+    for (struct slot *own; budget > 0 && (own = oldest_prompt(s, group));) {
         own->take = smaller(pending(own), budget);
         if (own->take < pending(own) && own->take > ROWS)
             own->take -= own->take % ROWS;
@@ -306,6 +316,7 @@ static void emit(struct et_llama_slots *s, int32_t slot, int32_t token, const fl
     chosen->token = token;
     chosen->piece_size =
         et_llama.token_to_piece(s->config.vocab, token, chosen->piece, (int32_t)sizeof chosen->piece, 0, false);
+    chosen->was_guessed = number < own->n_draft && own->tokens[own->n_tokens] == token;
     chosen->n_likely = own->task.likely;
     if (own->task.likely < 0)
         return;
@@ -329,19 +340,24 @@ static bool advance(struct et_llama_slots *s, int32_t slot) {
         int32_t token =
             et_llama_choose(&s->scratch, logits, own->task.chain, own->has_mask ? own->mask : NULL, own->task.top_k);
         emit(s, slot, token, logits, number);
-        bool was_right = number < drafted && own->tokens[own->n_tokens] == token;
         own->tokens[own->n_tokens++] = token;
-        if (!was_right)
+        if (!s->chosen[s->n_chosen - 1].was_guessed)
             break;
+        own->guessed_right++;
     }
     own->n_past = own->n_tokens - 1;
+    own->guessed += drafted;
+    if (own->guessed >= PATIENCE) {
+        own->pause = own->guessed_right * 4 < own->guessed ? PAUSE : 0;
+        own->guessed = own->guessed_right = 0;
+    }
     return drafted == 0 || cut(s, slot);
 }
 
-struct et_llama_turn et_llama_turn(struct et_llama_slots *s) {
+struct et_llama_turn et_llama_turn(struct et_llama_slots *s, int32_t group) {
     s->n_chosen = 0;
     struct et_llama_turn turn = {.status = ET_LLAMA_OK, .count = 0, .chosen = s->chosen};
-    take(s);
+    take(s, group);
     int32_t of_prompts = fill(s);
     if (s->batch.n_tokens == 0)
         return turn;

@@ -111,15 +111,20 @@ static PyObject *py_llama_start(PyObject *self, PyObject *args) {
     PyObject *capsule, *ids, *result = NULL;
     unsigned long long chain;
     long long n;
-    int slot, kept, top_k, likely, draft;
-    if (!PyArg_ParseTuple(args, "OiOLiKiii", &capsule, &slot, &ids, &n, &kept, &chain, &top_k, &likely, &draft))
+    int slot, kept, top_k, likely, draft, group;
+    if (!PyArg_ParseTuple(args, "OiOLiKiiii", &capsule, &slot, &ids, &n, &kept, &chain, &top_k, &likely, &draft,
+                          &group))
         return NULL;
     struct holder *holder = held_slots(capsule, slot);
     if (!holder)
         return NULL;
     struct et_buffers held = {.count = 0};
-    struct et_llama_task task = {
-        .kept = kept, .chain = (void *)(uintptr_t)chain, .top_k = top_k, .likely = likely, .draft = draft};
+    struct et_llama_task task = {.kept = kept,
+                                 .chain = (void *)(uintptr_t)chain,
+                                 .top_k = top_k,
+                                 .likely = likely,
+                                 .draft = draft,
+                                 .group = group};
     if (!et_hold_input(&held, ids, "ids", 1, n, sizeof *task.ids, &task.ids))
         goto done;
     task.n = (int32_t)n;
@@ -180,7 +185,7 @@ static PyObject *likely_tuple(const struct et_llama_chosen *chosen) {
     return tuple;
 }
 
-/* (slot, token, bytes or None, log-probability or None, likely tokens) */
+/* (slot, token, bytes or None, log-probability or None, likely tokens, whether it was guessed) */
 static PyObject *chosen_tuple(const struct et_llama_chosen *chosen) {
     PyObject *bytes =
         chosen->piece_size < 0 ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(chosen->piece, chosen->piece_size);
@@ -190,19 +195,21 @@ static PyObject *chosen_tuple(const struct et_llama_chosen *chosen) {
         Py_XDECREF(bytes), Py_XDECREF(logprob), Py_XDECREF(likely);
         return NULL;
     }
-    return Py_BuildValue("(iiNNN)", chosen->slot, chosen->token, bytes, logprob, likely);
+    return Py_BuildValue("(iiNNNO)", chosen->slot, chosen->token, bytes, logprob, likely,
+                         chosen->was_guessed ? Py_True : Py_False);
 }
 
 static PyObject *py_llama_turn(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *capsule;
-    if (!PyArg_ParseTuple(args, "O", &capsule))
+    int group;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &group))
         return NULL;
     struct holder *holder = held_slots(capsule, 0);
     if (!holder)
         return NULL;
     struct et_llama_turn turn;
-    Py_BEGIN_ALLOW_THREADS turn = et_llama_turn(holder->slots);
+    Py_BEGIN_ALLOW_THREADS turn = et_llama_turn(holder->slots, group);
     Py_END_ALLOW_THREADS PyObject *list = PyList_New(turn.count);
     for (int32_t i = 0; list && i < turn.count; i++) {
         PyObject *row = chosen_tuple(&turn.chosen[i]);
@@ -251,10 +258,10 @@ PyMethodDef et_llama_methods[] = {
     ET_METHOD(llama_new, "context, vocab, stop, n_slots, room, offset, n_batch, piece, v, is_exact"),
     ET_METHOD(llama_close, "slots"),
     ET_METHOD(llama_match, "slots, slot, ids, n"),
-    ET_METHOD(llama_start, "slots, slot, ids, n, kept, chain, top_k, likely, draft"),
+    ET_METHOD(llama_start, "slots, slot, ids, n, kept, chain, top_k, likely, draft, group"),
     ET_METHOD(llama_copy, "slots, source, target"),
     ET_METHOD(llama_mask, "slots, slot, bits"),
-    ET_METHOD(llama_turn, "slots"),
+    ET_METHOD(llama_turn, "slots, group"),
     ET_METHOD(llama_stop, "slots, slot"),
     ET_METHOD(llama_has_prompts, "slots"),
     ET_METHOD(llama_interrupt, "slots"),

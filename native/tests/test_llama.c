@@ -161,7 +161,8 @@ static void begin(struct et_llama_slots *slots, int32_t slot, struct answer *ans
     memcpy(ids, answer->tokens, (size_t)answer->n * sizeof *ids);
     int32_t kept = et_llama_match(slots, slot, ids, answer->n);
     kept = kept < answer->n ? kept : answer->n - 1;
-    struct et_llama_task task = {.ids = ids, .n = answer->n, .kept = kept, .likely = below(5) - 1, .draft = below(9)};
+    struct et_llama_task task = {
+        .ids = ids, .n = answer->n, .kept = kept, .likely = below(5) - 1, .draft = below(9), .group = slot % 2};
     int32_t found = et_llama_start(slots, slot, &task);
     if (found < -1) {
         put_prefix(slot);
@@ -187,15 +188,16 @@ static void check_chosen(const struct et_llama_chosen *chosen, struct answer *an
 }
 
 /* False: a prefix is lost, with which an engine gives up. */
-static bool take_turn(struct et_llama_slots *slots, struct answer *answers) {
+static bool take_turn(struct et_llama_slots *slots, struct answer *answers, int32_t group) {
     model.aborts = below(10) == 0;
-    struct et_llama_turn turn = et_llama_turn(slots);
+    struct et_llama_turn turn = et_llama_turn(slots, group);
     if (turn.status != ET_LLAMA_OK) {
         CHECK(turn.count == 0 && (turn.status == ET_LLAMA_ABORTED || !model.can_cut));
         return turn.status == ET_LLAMA_ABORTED;
     }
     for (int32_t i = 0; i < turn.count; i++) {
         struct answer *answer = &answers[turn.chosen[i].slot];
+        CHECK(turn.chosen[i].slot % 2 == group);
         if (!answer->is_running)
             continue; /* it ended in the midst of a draft */
         check_chosen(&turn.chosen[i], answer);
@@ -237,7 +239,7 @@ static void test_requests(bool is_exact, bool can_cut, int rounds) {
         }
         et_llama_interrupt(slots);
         CHECK(stop == 0); /* nothing is being evaluated */
-        if (!take_turn(slots, answers))
+        if (!take_turn(slots, answers, round / 3 % 2))
             break;
     }
     et_llama_free(slots);
@@ -258,13 +260,13 @@ static void test_masks_and_chains(void) {
     uint32_t mask[(V + 31) / 32] = {0};
     mask[V / 32] = 1u << (V - 1) % 32; /* the last token */
     et_llama_mask(slots, 0, mask);
-    struct et_llama_turn turn = et_llama_turn(slots);
+    struct et_llama_turn turn = et_llama_turn(slots, 0);
     CHECK(turn.count == 2 && turn.chosen[0].token == V - 1 && turn.chosen[1].token != next_token(ids, 3));
     CHECK(model.applied == 1 && model.accepted == 1);
     et_llama_mask(slots, 0, NULL);
     et_llama_mask(slots, 1, mask);
     int32_t longer[] = {1, 2, 3, V - 1};
-    turn = et_llama_turn(slots);
+    turn = et_llama_turn(slots, 0);
     CHECK(turn.count == 2 && turn.chosen[0].token == next_token(longer, 4) && turn.chosen[1].token == V - 1);
     CHECK(!et_llama_has_prompts(slots));
     et_llama_free(slots);

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.interrupts import InterruptFlag
 from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.slots import LoadedAdapter
 
 BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical batch
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
@@ -125,6 +126,13 @@ class LlamaContext:
     def resume(self) -> None:
         """Clear the byte that ends a call."""
         self._interrupts.clear()
+
+    def set_adapters(self, adapters: Sequence[tuple[LoadedAdapter, float]]) -> None:
+        """Add the weighted changes of adapters to the model in all further calls."""
+        count = len(adapters)
+        pointers = (self._library.llama_adapter_lora_p_ctypes * count)(*(each.pointer for each, _ in adapters))
+        weights = (ctypes.c_float * count)(*(weight for _, weight in adapters))
+        self._library.llama_set_adapters_lora(self._context, pointers, count, weights)
 
     def begin(self, sequence: int = 0) -> None:
         """Drop the keys and values of a sequence and put the prefix into its cache."""

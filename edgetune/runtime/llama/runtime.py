@@ -21,7 +21,9 @@ import edgetune_native
 from edgetune.data.chat import ChatTemplate
 from edgetune.errors import RuntimeNotice, RuntimeProblem
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
+from edgetune.runtime.generation_request import MAX_LOOKUP
 from edgetune.runtime.interface import Runtime
+from edgetune.runtime.llama.adapters import load_adapter
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
 from edgetune.runtime.llama.embeddings import LlamaEmbedder
@@ -33,7 +35,7 @@ from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.sampling import SamplerVocabulary
-from edgetune.runtime.slots import Slots
+from edgetune.runtime.slots import LoadedAdapter, Slots
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
@@ -64,6 +66,8 @@ class LlamaRuntime(Runtime):
         self.threads = threads or default_threads(file.size)
         self.metadata: Mapping[str, Any] = file.metadata
         self._library = library()
+        self._adapters: dict[str, LoadedAdapter] = {}
+        self._used_adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
         try:
             self._model = self._load()
             self._vocabulary = LlamaVocabulary(self._library, self._model)
@@ -185,13 +189,40 @@ class LlamaRuntime(Runtime):
     def _step(self, token: int, position: int) -> NDArray[np.float32]:
         return self._open().step(token, position)
 
+    @property
+    @override
+    def adapters(self) -> Mapping[str, LoadedAdapter]:
+        return dict(self._adapters)
+
+    @override
+    def load_adapter(self, path: Path, name: str) -> None:
+        self._open()
+        if name in self._adapters:
+            raise RuntimeProblem(f"an adapter {name!r} is loaded already", "Unload it, or give another name")
+        self._adapters[name] = load_adapter(self._model, path)
+
+    @override
+    def unload_adapter(self, name: str) -> None:
+        ((adapter, _),) = self.find_adapters(((name, 1.0),))
+        if any(used is adapter for used, _ in self._used_adapters):
+            self.use_adapters(())
+        del self._adapters[name]
+        self._library.llama_adapter_lora_free(adapter.pointer)
+
+    @override
+    def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        self._used_adapters = self.find_adapters(adapters)
+        self._open().set_adapters(self._used_adapters)
+
     @override
     def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
         if not edgetune_native.has_llama_slots():
             return super().make_slots(count, is_exact=is_exact)
         self._open()
-        context = self._make_context(self.context, count, count, is_unified=False)
-        return EngineSlots(context, self.sampler_vocabulary, count, is_exact=is_exact)
+        context = self._make_context(self.context, count * (1 + MAX_LOOKUP), count)
+        is_recurrent = self._library.llama_model_is_recurrent(self._model)
+        can_draft = not (is_recurrent or self._library.llama_model_is_hybrid(self._model))
+        return EngineSlots(context, self.sampler_vocabulary, count, is_exact=is_exact, can_draft=can_draft)
 
     @override
     def _make_batch(self, count: int, length: int) -> SequenceBatch:
