@@ -22,6 +22,11 @@ class ObjectiveMetric:
     meaning: str
     """What it says, for the documentation and the report."""
 
+    @property
+    def title(self) -> str:
+        """The name in words, such as "reward margin" or "KL"."""
+        return " ".join("KL" if word == "kl" else word for word in self.name.split("_"))
+
 
 @dataclass(frozen=True)
 class ObjectiveFacts:
@@ -34,7 +39,7 @@ class ObjectiveFacts:
     trainer: str
     """The trainer of TRL."""
     metrics: tuple[ObjectiveMetric, ...] = ()
-    """What is logged beside the loss; the first is shown beside the progress bar."""
+    """What is logged beside the loss; the first three are shown beside the progress bar."""
     is_experimental: bool = False
     """Whether the trainer lies in TRL's experimental part, which changes without notice."""
     needs_reference: bool = False
@@ -43,6 +48,8 @@ class ObjectiveFacts:
     """Whether the model answers prompts during training."""
     is_scorer: bool = False
     """Whether the trained model gives a score in place of a text."""
+    loss_unit: str = ""
+    """Unit of the loss; "" where it is a number without one."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Objective(Section):
         return {}
 
 
+NATS = "nats per token"
 MARGIN = ObjectiveMetric(
     "reward_margin", "rewards/margins", "reward of the chosen answer less that of the rejected one; it should rise"
 )
@@ -96,4 +104,18 @@ ACCURACY = ObjectiveMetric(
 )
 CHOSEN = ObjectiveMetric("chosen_log_prob", "logps/chosen", "log-probability of the chosen answers, in nats")
 REJECTED = ObjectiveMetric("rejected_log_prob", "logps/rejected", "log-probability of the rejected answers, in nats")
-PAIR_METRICS = (MARGIN, ACCURACY, CHOSEN, REJECTED)
+CHOSEN_PER_TOKEN, REJECTED_PER_TOKEN = (
+    ObjectiveMetric(name, source, f"mean log-probability of the {name.partition('_')[0]} answers, in nats per token")
+    for name, source in (("chosen_log_prob", "logps/chosen"), ("rejected_log_prob", "logps/rejected"))
+)
+KL = ObjectiveMetric(
+    "kl",
+    "kl",
+    "mean log-probability of the chosen and the rejected answers less that of the base, in nats per answer; it "
+    "estimates the KL divergence from the base as far as the model would give these answers, and may else be negative",
+)
+KL_OF_EVALUATIONS = ObjectiveMetric(KL.name, KL.source, f"{KL.meaning}; on held-out rows alone")
+"""Of objectives without a reference model: it takes a forward pass of the base."""
+PAIR_METRICS = (MARGIN, ACCURACY, KL, CHOSEN, REJECTED)
+"""Of objectives with a reference model."""
+PAIR_METRICS_PER_TOKEN = (MARGIN, ACCURACY, KL_OF_EVALUATIONS, CHOSEN_PER_TOKEN, REJECTED_PER_TOKEN)

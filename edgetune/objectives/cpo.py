@@ -7,14 +7,27 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.objectives.base import PAIR_METRICS, Batching, Objective, ObjectiveFacts
+from edgetune.objectives.base import (
+    ACCURACY,
+    CHOSEN,
+    KL_OF_EVALUATIONS,
+    MARGIN,
+    REJECTED,
+    Batching,
+    Objective,
+    ObjectiveFacts,
+)
 
 
 class Cpo(Objective):
     """CPO: DPO without a reference model, with the cross-entropy of the chosen answers (arXiv:2401.08417)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
-        "CPO", "arXiv:2401.08417", "trl.experimental.cpo.CPOTrainer", PAIR_METRICS, is_experimental=True
+        "CPO",
+        "arXiv:2401.08417",
+        "trl.experimental.cpo.CPOTrainer",
+        (MARGIN, ACCURACY, KL_OF_EVALUATIONS, CHOSEN, REJECTED),
+        is_experimental=True,
     )
 
     kind: Literal["cpo"] = "cpo"

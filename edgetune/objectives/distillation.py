@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from edgetune.objectives.base import Batching, Objective, ObjectiveFacts, ObjectiveMetric
+from edgetune.objectives.base import NATS, Batching, Objective, ObjectiveFacts, ObjectiveMetric
 
 _LOCAL = {"beta": 0.0, "temperature": 1.0, "sft_weight": 0.0}
 _REMOTE = {"teacher_model": None, "api_key_variable": "OPENAI_API_KEY", "answer_temperature": 0.0, "answer_tokens": 512}
@@ -30,6 +30,7 @@ class Distillation(Objective):
             ),
         ),
         is_experimental=True,
+        loss_unit=NATS,
     )
 
     kind: Literal["distillation"] = "distillation"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.objectives.base import PAIR_METRICS, Objective, ObjectiveFacts, ObjectiveMetric
+from edgetune.objectives.base import PAIR_METRICS_PER_TOKEN, Objective, ObjectiveFacts, ObjectiveMetric
 
 
 class Orpo(Objective):
@@ -18,7 +18,7 @@ class Orpo(Objective):
         "arXiv:2403.07691",
         "trl.experimental.orpo.ORPOTrainer",
         (
-            *PAIR_METRICS,
+            *PAIR_METRICS_PER_TOKEN,
             ObjectiveMetric("log_odds", "log_odds_chosen", "mean log odds ratio of chosen and rejected answers"),
         ),
         is_experimental=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from edgetune.objectives.base import Objective, ObjectiveFacts, ObjectiveMetric
+from edgetune.objectives.base import NATS, Objective, ObjectiveFacts, ObjectiveMetric
 
 
 class Pretrain(Objective):
@@ -19,6 +19,7 @@ class Pretrain(Objective):
                 "token_accuracy", "mean_token_accuracy", "share of the tokens that the model finds most likely"
             ),
         ),
+        loss_unit=NATS,
     )
 
     kind: Literal["pretrain"] = "pretrain"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.objectives.base import PAIR_METRICS, Objective, ObjectiveFacts
+from edgetune.objectives.base import PAIR_METRICS_PER_TOKEN, Objective, ObjectiveFacts
 
 
 class Simpo(Objective):
@@ -14,7 +14,7 @@ class Simpo(Objective):
     without a reference model (arXiv:2405.14734)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
-        "SimPO", "arXiv:2405.14734", "trl.experimental.cpo.CPOTrainer", PAIR_METRICS, is_experimental=True
+        "SimPO", "arXiv:2405.14734", "trl.experimental.cpo.CPOTrainer", PAIR_METRICS_PER_TOKEN, is_experimental=True
     )
 
     kind: Literal["simpo"] = "simpo"

@@ -62,6 +62,7 @@ def chart_data(data: ReportData, curves: Curves, chosen: int) -> dict[str, Any]:
             "held_out": curves.held_out,
             "learning_rate": curves.learning_rate,
             "grad_norm": curves.grad_norm,
+            "figures": [{"training": figure.training, "held_out": figure.held_out} for figure in curves.figures],
         },
     }  # fmt: skip
 

@@ -43,7 +43,7 @@ def write_page(path: Path, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """Return the text of the page."""
-    training = curves(data.log)
+    training = curves(data.log, str((data.manifest.config.get("objective") or {}).get("kind", "sft")))
     judged = verdict.judge(data)
     library = "\n".join(_read("vendor", name) for name in VENDORED)
     own = "(() => {\n'use strict';\n" + "\n".join(_read("scripts", name) for name in SCRIPTS) + "})();"
@@ -95,6 +95,7 @@ def _environment() -> jinja2.Environment:
         name: getattr(numbers, name) for name in ("short", "share", "size", "with_error", "plural", "number")
     } | {
         "signed": table.signed,
+        "begin": lambda text: f"{text[:1].upper()}{text[1:]}",
         "sentence": lambda text: text if not text or text.endswith((".", "?", "!")) else f"{text}.",
     }
     environment.globals |= {

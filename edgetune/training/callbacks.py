@@ -130,7 +130,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             self._write(step, {**self.steps[-1], **self._means(), "tokens_per_second": round(speed, 1)})
             self.seconds += self._window_seconds
             self.tokens, self._window_seconds, self.steps = total, 0.0, []
-        self._progress.update(step, logs["loss"], speed, _describe(self._named(logs), self.metrics[:2]))
+        self._progress.update(step, logs["loss"], speed, _describe(self._named(logs), self.metrics[:_IN_BAR]))
 
     def _figures(self, logs: Mapping[str, float]) -> Log:
         """Return the figures of a step that are written."""
@@ -215,6 +215,8 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             signal.signal(signal.SIGINT, before)
 
 
+_IN_BAR = 3
+"""Figures of the objective that are shown beside the loss."""
 SECONDS_BETWEEN_LINES = 60
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,24 @@ def test_the_costliest_tensors_are_drawn(browser: Any, run: RunDirectory, conten
         assert "blk.*.ffn_down.weight as q4_0 costs most" in opened.page.inner_text("#located")
         assert "4,096 tokens: 0.200" in opened.page.inner_text("#ladder")
         assert "75.0" in opened.page.inner_text("#answers")
+        opened.check_quiet()
+
+
+def test_figures_of_the_objective_are_drawn(browser: Any, run: RunDirectory, content: Content, folder: Path) -> None:
+    made = folder / "dpo"
+    shutil.copytree(run.path, made, ignore=shutil.ignore_patterns("checkpoints"))
+    manifest = json.loads((made / "run.json").read_text())
+    manifest["config"]["objective"] = {"kind": "dpo"}
+    (made / "run.json").write_text(json.dumps(manifest))
+    lines = [{"step": step, "loss": 1 / step, "reward_margin": step - 5.0, "kl": -0.1 * step} for step in range(1, 9)]
+    evaluated = [{"step": step, "eval_loss": 0.5, "eval_reward_margin": 1.0, "eval_kl": -0.3} for step in (4, 8)]
+    (made / "logs/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *evaluated]))
+    with Opened(browser, rendered(RunDirectory(made), content, folder)) as opened:
+        assert opened.marks("figure-chart-0") > 2
+        assert opened.marks("figure-chart-1") > 2
+        text = opened.page.inner_text("#training")
+        assert "Reward margin, reward of the chosen answer less that of the rejected one" in text
+        assert "Loss, nats per token" not in text
         opened.check_quiet()
 
 

@@ -229,6 +229,37 @@ def test_what_the_held_out_loss_says(values: list[float], word: str) -> None:
     assert word in curves.curves(log).finding
 
 
+def test_figures_of_the_objective_are_curves_with_their_meaning() -> None:
+    log: list[dict[str, float]] = [
+        {"step": 1, "loss": 0.7, "reward_margin": 0.1, "kl": -0.2},
+        {"step": 2, "loss": 0.6, "reward_margin": 0.3, "kl": 0.4},
+        {"step": 2, "eval_loss": 0.65, "eval_reward_margin": 0.25, "eval_kl": 0.3},
+    ]
+    found = curves.curves(log, "dpo")
+    assert [figure.name for figure in found.figures] == ["reward margin", "KL"]
+    margin, kl = found.figures
+    assert (margin.training, margin.held_out) == ([(1, 0.1), (2, 0.3)], [(2, 0.25)])
+    assert "estimates the KL divergence from the base" in kl.meaning
+    assert found.held_out_rows == [(2, [0.65, 0.25, 0.3])]
+    assert found.loss_unit == ""
+    assert curves.curves(log, "sft").loss_unit == "nats per token"
+    assert curves.curves(log, "sft").figures == curves.curves(log, "of another version").figures == []
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        ([0.1, 0.9], "of answers to held-out prompts rose from 0.100 to 0.900"),
+        ([0.5, 0.5], "of answers to held-out prompts stayed from 0.500 to 0.500"),
+        ([0.4], "of answers to the prompts of training fell from 1.00 to 0.500"),
+    ],
+)
+def test_what_the_reward_says_of_reinforcement_learning(rewards: list[float], said: str) -> None:
+    log = [{"step": step, "eval_loss": 0.0, "eval_reward": value} for step, value in enumerate(rewards, 1)]
+    log += [{"step": 1, "loss": 0.0, "reward": 1.0}, {"step": 2, "loss": 0.0, "reward": 0.5}]
+    assert said in curves.curves(log, "grpo").finding
+
+
 points = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=900).map(lambda values: list(enumerate(values)))
 
 

@@ -68,6 +68,7 @@ chart('located-chart', locatedChart);
 chart('loss-chart', lossChart);
 chart('rate-chart', rateChart);
 chart('norm-chart', normChart);
+DATA.curves.figures.forEach((figure, index) => chart(`figure-chart-${index}`, (width) => figureChart(width, figure)));
 byId('file')?.addEventListener('change', (event) => showFile(Number(event.target.value)));
 showFile(state.file);
 new ResizeObserver(() => redraw(false)).observe(document.querySelector('main'));

@@ -75,6 +75,8 @@ class BaseAsReference:
     """
 
     reference_keys: ClassVar[tuple[str, str]]
+    reference_log_probs: tuple[torch.Tensor, ...]
+    """Those of the last batch, by `reference_keys`."""
 
     def __init__(self, **keywords: Any) -> None:
         """Make the trainer without a second model, also where PEFT does not know the method that is trained."""
@@ -92,6 +94,7 @@ class BaseAsReference:
         own: Any = self
         with own.accelerator.unwrap_model(own.model).disable_adapter():
             found = own.compute_ref_log_probs(own.model, inputs)
+        self.reference_log_probs = found
         inputs = {**inputs, **dict(zip(self.reference_keys, found, strict=True))}
         return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
 

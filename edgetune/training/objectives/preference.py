@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from edgetune.data.objective_rows import EncodedAnswer, EncodedPair
+from edgetune.methods import Lora
 from edgetune.training.objectives.arguments import WarmupShare
 from edgetune.training.objectives.inputs import BaseAsReference, EncodedRowsTrainer, TrainerInputs, pad_right
 
@@ -21,6 +23,14 @@ class DpoTrainer(BaseAsReference, EncodedRowsTrainer, DPOTrainer):  # type: igno
     """DPOTrainer on encoded pairs."""
 
     reference_keys = ("ref_chosen_logps", "ref_rejected_logps")
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """Compute the loss, and log the log-probability of the answers less that of the base (the figure `kl`)."""
+        found = super()._compute_loss(model, inputs, return_outputs)
+        logged = self._metrics["train" if self.model.training else "eval"]
+        base = sum(float(self.accelerator.gather_for_metrics(each).mean()) for each in self.reference_log_probs)
+        logged["kl"].append((logged["logps/chosen"][-1] + logged["logps/rejected"][-1] - base) / 2)
+        return found
 
 
 class DpoArguments(WarmupShare, DPOConfig):  # type: ignore[misc]
@@ -36,9 +46,38 @@ class OrpoArguments(WarmupShare, ORPOConfig):  # type: ignore[misc]
 
 
 class _TokenizedRow:
-    """Leaves the rows as they are, which ORPO and CPO would tokenize, and counts the tokens, which they do not."""
+    """Leaves the rows as they are, which ORPO and CPO would tokenize, and counts the tokens, which they do not.
+
+    In an evaluation it also asks the base, which is the model with its adapter switched off, for the figure `kl`.
+    """
 
     tokens = 0
+    has_base = True
+    """Whether the model without its adapter is the base: not where a start was taken out of it (PiSSA)."""
+
+    def _is_per_token(self) -> bool:
+        """Whether the trainer's log-probabilities are means over the tokens of an answer."""
+        return True
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Return log-probabilities of both sides [rows] and more; those of the last batch are kept."""
+        found = super().concatenated_forward(model, batch)  # type: ignore[misc]
+        self._log_probs = torch.stack(found[:2]).detach()
+        return found
+
+    def get_batch_loss_metrics(self, model: Any, batch: dict[str, Any], train_eval: str = "train") -> Any:
+        """Return loss and metrics of a batch, in an evaluation with `eval_kl`."""
+        loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)  # type: ignore[misc]
+        if train_eval == "eval" and self.has_base:
+            own: Any = self
+            of_model = self._log_probs
+            with torch.no_grad(), own.accelerator.unwrap_model(own.model).disable_adapter():
+                self.concatenated_forward(model, batch)
+            difference = of_model - self._log_probs
+            if self._is_per_token():
+                difference *= torch.stack([(batch[f"{side}_labels"][:, 1:] != -100).sum(1) for side in SIDES])
+            metrics["eval_kl"] = float(own.accelerator.gather_for_metrics(difference).mean())
+        return loss, metrics
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """Return the row."""
@@ -58,6 +97,9 @@ class _TokenizedRow:
 
 class CpoTrainer(_TokenizedRow, EncodedRowsTrainer, CPOTrainer):  # type: ignore[misc]
     """CPOTrainer on encoded pairs."""
+
+    def _is_per_token(self) -> bool:
+        return self.loss_type in ("ipo", "simpo")
 
 
 class OrpoTrainer(_TokenizedRow, EncodedRowsTrainer, ORPOTrainer):  # type: ignore[misc]
@@ -144,10 +186,13 @@ def build_orpo(inputs: TrainerInputs) -> Any:
 
 def _build_sides(inputs: TrainerInputs, trainer: Any, arguments: Any) -> Any:
     disable_progress_bars()  # of the passes over the rows, which change nothing here
-    return trainer(
+    adapter = inputs.prepared.config.adapter
+    made = trainer(
         args=arguments(**inputs.arguments, max_length=inputs.prepared.config.training.max_length,
                        remove_unused_columns=False),
         data_collator=SidesCollator(inputs.prepared.pad_id),
         **pair_tables(inputs),
         **inputs.keywords(),
     )  # fmt: skip
+    made.has_base = not (isinstance(adapter, Lora) and adapter.moves_base)
+    return made

@@ -168,3 +168,56 @@ def test_the_reference_of_dpo_is_the_base_without_a_second_adapter(base: Path, t
     assert list(trainer.model.peft_config) == ["default"]
     assert trainer.ref_model is None
     assert "add_adapter" not in vars(trainer.model)
+
+
+def _mean_log_ratio(made: tuple[Any, PreparedRun, Any]) -> tuple[float, dict[str, Any]]:
+    """The mean log-probability of both answers of some pairs less that of the base, and their batch."""
+    trainer, prepared, reference = made
+    pairs = prepared.validation.pairs[:4]
+    ratios = [
+        _log_prob(trainer.model, side)[0] - _log_prob(reference, side)[0]
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    ]
+    return sum(ratios) / len(ratios), trainer.data_collator([trainer.eval_dataset[n] for n in range(len(pairs))])
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo"])
+@pytest.mark.parametrize("adapter", [{}, {"kind": "layernorm"}], ids=["lora", "layernorm"])
+def test_the_divergence_from_the_base_is_logged_with_a_reference(
+    kind: str, adapter: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    made = _made(base, tmp_path, {"kind": kind, "beta": BETA}, **adapter)
+    expected, batch = _mean_log_ratio(made)
+    with torch.no_grad():
+        made[0].compute_loss(made[0].model, batch)
+    logged = made[0]._metrics["eval"]
+    assert abs(expected) > 1e-2
+    assert logged["kl"][-1] == pytest.approx(expected, rel=1e-4)
+    # TRL's own rewards are beta times the same differences
+    assert logged["kl"][-1] == pytest.approx(
+        (logged["rewards/chosen"][-1] + logged["rewards/rejected"][-1]) / (2 * BETA), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"kind": "orpo"}, {"kind": "cpo"}, {"kind": "cpo", "loss_type": "ipo"}, {"kind": "simpo"}],
+    ids=["orpo", "cpo", "cpo-ipo", "simpo"],
+)
+def test_the_divergence_from_the_base_is_measured_in_evaluations_without_a_reference(
+    objective: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    made = _made(base, tmp_path, objective)
+    expected, batch = _mean_log_ratio(made)
+    made[0].prediction_step(made[0].model, batch, True)
+    assert made[0]._stored_metrics["eval"]["eval_kl"] == [pytest.approx(expected, rel=1e-4)]
+    made[0].compute_loss(made[0].model, batch)
+    assert "kl" not in made[0]._stored_metrics["train"]
+
+
+def test_a_start_that_was_taken_out_of_the_base_leaves_no_base_to_compare_with(base: Path, tmp_path: Path) -> None:
+    trainer, *_ = _made(base, tmp_path, {"kind": "orpo"}, init="pissa")
+    batch = trainer.data_collator([trainer.eval_dataset[0]])
+    trainer.prediction_step(trainer.model, batch, True)
+    assert "eval_kl" not in trainer._stored_metrics["eval"]
