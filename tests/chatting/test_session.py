@@ -194,7 +194,7 @@ def test_mirostat_switches_off_the_filters_that_it_replaces(session: ChatSession
     ("line", "said", "hint"),
     [
         ("/regn", "no command /regn", "Did you mean /regen"),
-        ("/set temprature 1", "no setting temprature", "Did you mean temperature"),
+        ("/set temperat 1", "no setting temperat", "Did you mean temperature"),
         ("/set temperature hot", "temperature cannot be 'hot'", "not a valid float"),
         ("/set top_k -1", "top_k cannot be '-1'", "x>=0"),
         ("/set thinking maybe", "thinking cannot be 'maybe'", "'show', 'hide'"),
