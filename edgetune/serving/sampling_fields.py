@@ -27,6 +27,7 @@ class SamplingFields(Fields):
     top_p: Probability | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
@@ -57,13 +58,12 @@ class SamplingFields(Fields):
         given = {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
         if "seed" in given:
             given["seed"] = seed_of(given["seed"])
-        bias = getattr(self, "logit_bias", None)
-        if bias:
-            given["logit_bias"] = _token_biases(bias, vocabulary_size)
+        if self.logit_bias:
+            given["logit_bias"] = _token_biases(self.logit_bias, vocabulary_size)
         return replace(default, **given)
 
 
-_NAMES = tuple(SamplingFields.model_fields)
+_NAMES = tuple(name for name in SamplingFields.model_fields if name != "logit_bias")
 
 
 def _token_biases(given: dict[str, float], vocabulary_size: int) -> dict[int, float]:

@@ -40,8 +40,11 @@ def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], s
             started.kill()
 
 
-def open_stream(port: int, body: dict[str, Any]) -> socket.socket:
-    raw = socket.create_connection(("127.0.0.1", port))
+def open_stream(port: int, body: dict[str, Any], buffer: int = 0) -> socket.socket:
+    raw = socket.socket()
+    if buffer:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    raw.connect(("127.0.0.1", port))
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     raw.sendall(head.encode() + content)
@@ -61,15 +64,21 @@ def test_a_client_that_vanishes_frees_its_slot(endless: Path) -> None:
         assert reply.status_code == 200
 
 
-def test_a_client_that_reads_nothing_does_not_hold_up_others(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_reads_nothing_is_given_up_and_does_not_hold_up_others(
+    endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgetune.serving.replies.WRITE_SECONDS", 0.5)
     with running(endless, slots=2) as server:
-        slow = [open_stream(server.port, LONG | {"n": 8, "logprobs": True, "top_logprobs": 20}) for _ in range(4)]
-        reply = httpx.post(server.v1 + "/chat/completions", json={**ASK, "max_tokens": 2}, timeout=60)
-        assert reply.status_code == 200
-        for raw in slow:
-            raw.close()
-        wait_until_idle(server)
+        body = LONG | {"n": 16, "logprobs": True, "top_logprobs": 20}
+        with closing(open_stream(server.port, body, buffer=4096)):
+            reply = httpx.post(server.v1 + "/chat/completions", json={**ASK, "max_tokens": 2}, timeout=60)
+            assert reply.status_code == 200
+            for _ in range(600):
+                if server.server.metrics.disconnects:
+                    break
+                time.sleep(0.05)
+            assert server.server.metrics.disconnects == 1
+            wait_until_idle(server)
 
 
 def test_sigterm_lets_a_stream_end_and_the_server_exits_normally(endless: Path) -> None:

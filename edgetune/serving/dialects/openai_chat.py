@@ -129,7 +129,6 @@ class OpenAiFields(SamplingFields):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: StopField = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: Any = None
 
     @property
