@@ -83,7 +83,8 @@ class Reward:
             found = runpy.run_path(file).get(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a file of the user may raise anything
             raise ConfigError(
-                f"objective.rewards: {file} cannot be run: {type(error).__name__}: {error}", "Correct the file"
+                f"objective.rewards: {file} cannot be run: {type(error).__name__}: {' '.join(str(error).split())}",
+                "Correct the file",
             ) from None
         if not callable(found):
             raise ConfigError(f"objective.rewards: {file} has no function {name!r}", "Give FILE.py:FUNCTION")
@@ -98,7 +99,7 @@ class Reward:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a function of the user may raise anything
             raise DataError(
-                f"{where}, raises {type(error).__name__}: {error}",
+                f"{where}, raises {type(error).__name__}: {' '.join(str(error).split())}",
                 "Correct the function; it is called as FUNCTION(answer, row) with the columns of the row",
             ) from None
         number = _as_number(value)

@@ -63,6 +63,7 @@ def test_a_function_of_the_user_gets_the_answer_and_the_row(tmp_path: Path) -> N
         ("import numpy; return numpy.zeros(2)", r"returns array\(\[0., 0.\]\), which is no finite number"),
         ("return 10**400", r"returns 10+ \.\.\., which is no finite number"),
         ("raise SystemExit(0)", "raises SystemExit: 0"),
+        ("raise ValueError('no\\nunit')", "raises ValueError: no unit"),
         ("return row['size']", r"train.jsonl, line 3, with the answer 'red', raises KeyError: 'size'"),
     ],
 )
