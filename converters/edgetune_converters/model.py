@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,8 @@ def _as_adapters_see_it(
     }
     tied = {head.target: embedding.target} if head and head.source.name == embedding.source.name else {}
     beside = {name: info.shape for name, info in checkpoint.tensors.items() if family.is_beside_text(name)}
+    sources = {piece.target: piece.source for item in bound for piece in item.pieces}
     return BaseTargets(
-        targets(bound), family.canonical_name, stored_transposed(bound), parts, tied, family.is_beside_text, beside
+        targets(bound), family.canonical_name, stored_transposed(bound), parts, tied, family.is_beside_text,
+        beside, lambda target: partial(checkpoint.stored, sources[target]),
     )  # fmt: skip

@@ -113,6 +113,10 @@ class Method(Section):
         """Return the number of parameters that are trained if these linear layers are adapted."""
         return sum(self.trainable_in(rows, columns) for rows, columns in layers.values())
 
+    def count_of_biases(self, layers: Layers) -> int:
+        """Return the number of parameters that are trained in addition if these layers have a bias."""
+        return 0
+
     def count_frozen(self, layers: Layers) -> int:
         """Return the number of values that are stored with the adapter and not trained, such as projections."""
         return 0

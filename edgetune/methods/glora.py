@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import Count, Facts, LayerMethod
+from edgetune.methods.base import Count, Facts, LayerMethod, Layers
 
 
 class GLora(LayerMethod):
@@ -32,6 +32,15 @@ class GLora(LayerMethod):
     """The form of the terms that scale and shift the bias; unused in layers without bias."""
 
     def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the parameters of the terms of the weight; those of the bias are few and depend on the base."""
+        """Return the parameters of the terms of the weight."""
         matrix = {"lora": self.r * (rows + columns), "vector": rows, "constant": 1, "none": 0}
         return 2 * matrix[self.weight_terms]
+
+    def count_of_biases(self, layers: Layers) -> int:
+        """Return the parameters of the terms of the bias."""
+        return sum(self._of_bias(rows, columns) for rows, columns in layers.values())
+
+    def _of_bias(self, rows: int, columns: int) -> int:
+        coupling = {"lora": self.r * (columns + 1), "vector": columns, "none": 0}
+        terms = {"vector": rows, "constant": 1, "none": 0}
+        return coupling[self.coupling] + 2 * terms[self.bias_terms]

@@ -25,7 +25,9 @@ def count_adapter_parameters(checkpoint: Checkpoint, method: Method) -> int:
     """Count the parameters of an adapter on every linear layer: an upper bound if only some are adapted."""
     if isinstance(method, SelectiveMethod):
         return method.count_in({name: info.shape for name, info in checkpoint.tensors.items()})
-    return method.count_trainable(_linear_layers(checkpoint)) + _count_saved_modules(checkpoint, method)
+    layers = _linear_layers(checkpoint)
+    biased = {name: shape for name, shape in layers.items() if f"{name}.bias" in checkpoint.tensors}
+    return method.count_trainable(layers) + method.count_of_biases(biased) + _count_saved_modules(checkpoint, method)
 
 
 def _linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

@@ -92,8 +92,9 @@ KINDS: dict[str, tuple[str, Options]] = {
         },
     ),
     "boft": ("BOFTConfig", lambda data, width: {"boft_block_size": _divisor(data, width)}),
-    # Gram-Schmidt of as many vectors as they have numbers divides by rounding errors
-    "hra": ("HRAConfig", lambda data, width: {"r": min(_rank(data), width // 2), "apply_GS": data.draw(st.booleans())}),
+    # Gram-Schmidt divides by what the vectors before leave over: near nothing for many vectors of few numbers, and PEFT
+    # divides in f32; with a third of the numbers its rounding stays below 3e-7 of a unit vector
+    "hra": ("HRAConfig", lambda data, width: {"r": min(_rank(data), width // 3), "apply_GS": data.draw(st.booleans())}),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from edgetune_converters.adapters.torch_random import first_of_permutation
 from edgetune_converters.errors import AdapterError
 from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
-from edgetune_converters.tensors import ALL, Read, RowIndex
+from edgetune_converters.tensors import ALL, Read
 from tests.profiles import scaled
 
 torch: Any = pytest.importorskip("torch")
@@ -93,6 +93,11 @@ CASES: Mapping[str, Case] = {
     "glora": Case("GloraConfig", {"r": 3, "config_C": "none"}),
     "glora-vector": Case("GloraConfig", {"config_A_B": "vector", "config_C": "none", "config_D_E": "vector"}),
     "glora-constant": Case("GloraConfig", {"config_A_B": "constant", "config_C": "none"}),
+    "glora-coupled": Case("GloraConfig", {"r": 3, "config_D_E": "vector"}),
+    "glora-coupled-vector": Case("GloraConfig", {"config_A_B": "constant", "config_C": "vector"}),
+    "glora-bias-alone": Case(
+        "GloraConfig", {"config_A_B": "none", "config_C": "lora", "config_D_E": "none"}, ("qwen2",)
+    ),
     "supertuning": Case("SupertuningConfig", {"sparsity": 0.9}),
     "supertuning-lora": Case("SupertuningConfig", {"sparsity": 0.9, "r": 3, "lora_alpha": 5.0}),
     "peanut": Case("PeanutConfig", {"r": 4}),
@@ -202,16 +207,17 @@ def adapted_layer(directory: Path, case: Case, shape: tuple[int, int], seed: int
 def read_merged(adapter: Path, before: Mapping[str, NDArray[np.float32]], part: str) -> Read:
     """Return a reader of a tensor with its change."""
     shapes = {f"m.{name}": before[f"m.{name}"].shape for name in ("weight", "bias") if f"m.{name}" in before}
-    change = Adapter(adapter).changes(BaseTargets(shapes))[f"m.{part}"]
+
+    def reader(target: str) -> Read:
+        return lambda rows, columns: np.array(before[target].reshape(len(before[target]), -1)[rows][:, columns])
+
+    change = Adapter(adapter).changes(BaseTargets(shapes, reader=reader))[f"m.{part}"]
     values = before[f"m.{part}"].reshape(len(before[f"m.{part}"]), -1)
     if change.factors is not None:
         left, right = change.factors()
         return lambda rows, columns: (values + left @ right)[rows][:, columns]
     assert change.transform is not None
-
-    def base(rows: RowIndex, columns: RowIndex) -> NDArray[np.float32]:
-        return np.array(values[rows][:, columns])
-
+    base = reader(f"m.{part}")
     return change.transform.apply(base, base)
 
 
@@ -235,7 +241,7 @@ def test_layers_of_any_shape_are_merged_as_by_peft(
     if "n_frequency" in options:
         options["n_frequency"] = rows * columns // 3
     layer = adapted_layer(
-        directory, Case(case.config, options), (rows, columns), seed, dtype, bias=bias or name == "beft"
+        directory, Case(case.config, options), (rows, columns), seed, dtype, bias=bias or name in _OF_BIASES
     )
     random = np.random.default_rng(seed)
     changed = False
@@ -253,6 +259,7 @@ def test_layers_of_any_shape_are_merged_as_by_peft(
     assert changed
 
 
+_OF_BIASES = {"beft", "glora-bias-alone"}
 # kinds whose blocks divide rows and columns
 _DIVIDING = {
     name for name in CASES if name.startswith(("miss-bat", "c3a", "gralora", "vblora", "randlora", "pvera"))

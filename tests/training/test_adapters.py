@@ -168,6 +168,22 @@ def test_trained_parameters_are_counted_without_torch(kind: str, options: dict[s
     assert method.count_trainable(shapes) == adapters.count_trainable(adapters.add_adapter(model, method))
 
 
+@pytest.mark.parametrize("coupling", ["lora", "vector", "none"])
+@pytest.mark.parametrize("bias_terms", ["vector", "constant", "none"])
+def test_terms_of_biases_are_counted(coupling: str, bias_terms: str, folders: dict[bool, Path]) -> None:
+    method = kinds.method_of("glora", r=3, coupling=coupling, bias_terms=bias_terms)
+    model = _load(folders[True], None)
+    linear = {
+        name: (module.weight.shape[0], module.weight.shape[1])
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    biased = {name: shape for name, shape in linear.items() if model.get_submodule(name).bias is not None}
+    assert biased
+    counted = method.count_trainable(linear) + method.count_of_biases(biased)
+    assert counted == adapters.count_trainable(adapters.add_adapter(model, method))
+
+
 @pytest.mark.parametrize("kind", [*KINDS[:2], *[pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:]]])
 def test_a_saved_adapter_gives_the_logits_of_the_trained_model(kind: str, load: Loader, tmp_path: Path) -> None:
     model = adapted(load(None), plain(kind))

@@ -14,7 +14,7 @@ from edgetune_converters.adapters.peft_config import PeftConfig
 from edgetune_converters.adapters.products import is_zero_product, product
 from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.reading.safetensors_file import INTEGERS
-from edgetune_converters.tensors import ALL, F32, TensorInfo
+from edgetune_converters.tensors import ALL, F32, Read, TensorInfo
 
 
 class Misfit(Exception):
@@ -72,6 +72,8 @@ class AdaptedModule:
     file: AdapterWeights
     widest: Callable[[], tuple[int, int] | None] = lambda: None
     """The largest numbers of outputs and of inputs of all modules; None where one is not known."""
+    weight: Callable[[], Read] | None = None
+    """Returns the reader of the weight [outputs, inputs] as the base stores it; None where there is none."""
     used: dict[str, TensorInfo] = field(default_factory=dict)
     """The tensors that the fold asked for: those that it did not are reported as unused."""
 

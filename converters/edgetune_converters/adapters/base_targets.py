@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from edgetune_converters.adapters.expert_factors import ExpertPart
+from edgetune_converters.tensors import Read
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class BaseTargets:
     """The output matrix, where it is the embedding: its target and that of the embedding."""
     beside_text: Callable[[str], bool] = lambda module: False
     """Whether a module belongs to a part of a multimodal model that texts do not pass through."""
-
     shapes_beside_text: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Names and shapes of the tensors of that part, as the checkpoint spells them."""
+    reader: Callable[[str], Read] | None = None
+    """Returns the reader of a target as the base stores it, for a change of one tensor that another determines."""
 
     def shape_beside_text(self, module: str) -> tuple[int, ...] | None:
         """Return the shape of the weight of a module that texts do not pass through; None where it is not known.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
 from edgetune_converters.adapters.base_targets import BaseTargets
-from edgetune_converters.adapters.change import Change, Transform, of_all, on_transposed
+from edgetune_converters.adapters.change import Change, Transform, of_all, on_transposed, transposed
 from edgetune_converters.adapters.expert_factors import ExpertPart, StackCache
 from edgetune_converters.adapters.expert_transforms import ExpertTransforms
 from edgetune_converters.adapters.peft_config import PeftConfig
@@ -20,7 +20,7 @@ from edgetune_converters.adapters.state_dict import AdapterTensors, RoleNames, a
 from edgetune_converters.adapters.token_rows import TokenRows
 from edgetune_converters.adapters.weights import AdapterWeights
 from edgetune_converters.errors import AdapterError
-from edgetune_converters.tensors import F32, TensorInfo
+from edgetune_converters.tensors import F32, Read, TensorInfo
 
 PACKED_SUFFIX = "_blocks"
 """Suffix of parameter names in the published gpt-oss; PEFT and its patterns use the names without it."""
@@ -88,8 +88,9 @@ class Matching:
         rows, columns = shape
         has_bias = self._target(module, "bias") in self._base.shapes
         adapted = AdaptedModule(
-            module, rows, columns, has_bias, roles, self._shared, self._config, self._file, lambda: self._widest
-        )
+            module, rows, columns, has_bias, roles, self._shared, self._config, self._file, lambda: self._widest,
+            self._weight(module, flipped=flipped),
+        )  # fmt: skip
         try:
             folds = list(self._kind.fold(adapted))
         except Misfit as misfit:
@@ -151,6 +152,13 @@ class Matching:
         if len(shapes) < len(found):
             return None
         return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+
+    def _weight(self, module: str, *, flipped: bool) -> Callable[[], Read] | None:
+        reader = self._base.reader
+        if reader is None:
+            return None
+        target = self._target(module, "weight")
+        return lambda: transposed(reader(target)) if flipped else reader(target)
 
     def _target(self, module: str, part: str) -> str:
         """Return the name of the weight or the bias of a module, as the base spells it."""

@@ -14,7 +14,13 @@ from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Mis
 from edgetune_converters.adapters.matching import MERGE_FIRST, Kind
 from edgetune_converters.adapters.once import Once
 from edgetune_converters.adapters.peft_config import PeftConfig
-from edgetune_converters.adapters.products import is_zero_product, matrix_product, product, rows_combined
+from edgetune_converters.adapters.products import (
+    columns_combined,
+    is_zero_product,
+    matrix_product,
+    product,
+    rows_combined,
+)
 from edgetune_converters.adapters.state_dict import RoleNames
 from edgetune_converters.errors import AdapterError, OnlyPeftError
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
@@ -135,14 +141,25 @@ def _glora(module: AdaptedModule) -> Iterator[Fold]:
     scale, shift = (_glora_path(module, name, module.rows, module.columns) for name in "AB")
     from_weight = _glora_path(module, "C", module.columns, 1)
     bias_scale, bias_shift = (_glora_path(module, name, module.rows, 1) for name in "DE")
-    if module.has_bias and from_weight(ALL, ALL).any():
-        raise Misfit(f"{module.name} changes its bias by its weight (config_C), which cannot be merged yet")
     yield _scaled_and_shifted(scale, shift, "weight")
-    if module.has_bias:
+    if not module.has_bias:
+        return
+    if not from_weight(ALL, ALL).any():
         yield _scaled_and_shifted(bias_scale, bias_shift, "bias")
+        return
+    weight = module.weight
+    if weight is None:
+        raise Misfit(f"{module.name} changes its bias by its weight (config_C), which is not there")
+
+    def shifted(rows: RowIndex, columns: RowIndex) -> F32:
+        """The bias E + W C, as a column."""
+        numbers = np.arange(module.rows)[rows] if isinstance(rows, slice) else rows
+        return bias_shift(rows, columns) + columns_combined(weight(), from_weight(ALL, ALL), numbers)[:, columns]
+
+    yield _scaled_and_shifted(bias_scale, shifted, "bias", idle=False)
 
 
-def _scaled_and_shifted(scale: Read, shift: Read, part: str) -> Fold:
+def _scaled_and_shifted(scale: Read, shift: Read, part: str, *, idle: bool | None = None) -> Fold:
     def apply(base: Read, trained: Read) -> Read:
         def read(rows: RowIndex, columns: RowIndex) -> F32:
             own = widened(base(rows, columns))
@@ -154,7 +171,7 @@ def _scaled_and_shifted(scale: Read, shift: Read, part: str) -> Fold:
     return Fold(
         apply,
         part="bias" if part == "bias" else "weight",
-        changes_nothing=lambda: not scale(ALL, ALL).any() and not shift(ALL, ALL).any(),
+        changes_nothing=lambda: not scale(ALL, ALL).any() and not shift(ALL, ALL).any() if idle is None else idle,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 import edgetune_native
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
@@ -42,6 +43,12 @@ def _squared_norm(left: F32, right: F32) -> float:
         return sum(_squared_norm(one, other) for one, other in zip(left, right, strict=True))
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     return max(0.0, float(np.sum((wide_left.T @ wide_left) * (wide_right @ wide_right.T))))
+
+
+def columns_combined(read: Read, right: F32, rows: NDArray[np.intp]) -> F32:
+    """Return W [n, k] @ right [k, r] for some rows of a matrix W, which is read in blocks."""
+    blocks = (rows[first : first + _ROWS] for first in range(0, len(rows), _ROWS))
+    return np.concatenate([matrix_product(widened(read(block, ALL)), right) for block in blocks])
 
 
 def rows_combined(left: F32, read: Read) -> F32:
