@@ -151,12 +151,19 @@ def read_source(
         found.raise_if_any()
     identity = {**opened.identity(), "rows": count}
     if entry is None:
-        return DataSource(name, rows, formats, identity, [*_notes_of(parsed), *opened.notes])
+        return DataSource(name, rows, formats, identity, [*_notes_of(parsed, count, limit), *opened.notes])
     described = {"dataset_info": str(entry.file), "entry": entry.name}
     return DataSource(name, rows, formats, described | identity, [*entry.notes, *opened.notes])
 
 
-def _notes_of(name: SourceName) -> list[str]:
+def _notes_of(name: SourceName, count: int, limit: int | None) -> list[str]:
+    """Return the notes about a name that asks for something else than the `count` rows that were read."""
+    if name.count is not None and limit is not None and count < limit:
+        return [f"#{name.count} asks for more rows than there are: all {count} are used", *_notes_on_folder(name)]
+    return _notes_on_folder(name)
+
+
+def _notes_on_folder(name: SourceName) -> list[str]:
     """Return the note about a folder whose files were all read, though a file in it describes datasets."""
     file = dataset_info.find_file(name.location) if _exists(name.location) else None
     if file is None or not Path(name.location).is_dir():

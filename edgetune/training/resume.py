@@ -26,6 +26,9 @@ _FREE_KEYS = {
     "data": ("on_bad_row", "columns", "roles", "test", "answer", "choices"),
 }
 
+_BY_CONTENT = ("base", "data.train", "data.validation")
+"""Options that name inputs whose contents are compared instead: a checkout may be moved between two starts."""
+
 _EXISTING = {
     RunStatus.FINISHED: ("holds a finished run", "Write elsewhere with -o, or replace the run with --overwrite"),
     RunStatus.UNFINISHED: ("holds an unfinished run", "Resume it with --resume, or start over with --overwrite"),
@@ -135,8 +138,9 @@ def adopt_free_sections(run: RunDirectory, config: Config) -> None:
 def changed_inputs(manifest: RunManifest, prepared: PreparedRun) -> list[str]:
     """List what differs of everything that affects the weights: options, files of the base, training rows."""
     before, now = manifest.base.files, prepared.base.identity["files"]
+    options = changed_options(manifest.config, prepared.config.model_dump(mode="json"))
     return [
-        *changed_options(manifest.config, prepared.config.model_dump(mode="json")),
+        *(name for name in options if name not in _BY_CONTENT),
         *(f"the base's {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)),
         *changed_rows(manifest.data, prepared.data_identity),
         *_changed_files(manifest.data, prepared.data_identity),

@@ -58,6 +58,9 @@ def test_a_number_after_the_name_takes_the_first_rows(tmp_path: Path) -> None:
     name = _file(tmp_path / "a.jsonl", (json.dumps(ROW) + "\n") * 9)
     assert len(read_source(f"{name}#5").rows) == 5
     assert len(read_source(f"{name}#5", limit=2).rows) == 2
+    assert read_source(f"{name}#5").notes == read_source(f"{name}#5000", limit=2).notes == []
+    rows = len(read_source(name).rows)
+    assert read_source(f"{name}#5000").notes == [f"#5000 asks for more rows than there are: all {rows} are used"]
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:

@@ -463,6 +463,18 @@ def test_resume_checks_the_rows(
         file.write_text(before)
 
 
+def test_resume_takes_a_checkout_that_was_moved(
+    finished: RunDirectory, config: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(config.parent, moved / "work", ignore=shutil.ignore_patterns("run*"))
+    shutil.copytree(base, moved / "base")
+    text = config.read_text().replace(str(base), str(moved / "base")).replace(str(config.parent), str(moved / "work"))
+    (moved / "work" / config.name).write_text(text)
+    assert cli.run(["train", str(moved / "work" / config.name), "-o", str(finished.path), "--resume"]) == 0
+    assert "nothing to resume" in " ".join(capfd.readouterr().err.split())
+
+
 def test_resume_goes_by_the_rows_and_not_by_the_bytes_of_the_file(finished: RunDirectory) -> None:
     data = finished.manifest.data
     moved = [{**source, "path": "/elsewhere/train.jsonl"} for source in data["train"]]
