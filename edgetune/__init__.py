@@ -1,7 +1,7 @@
 """edgetune: fine-tune with QLoRA, export to GGUF or ONNX, run on a CPU, and prove that the file is what was trained.
 
-The Python API: `train`, `export`, `validate` and `load`, with the classes that they take and return. Each name is
-imported when it is first used, so `import edgetune` loads neither NumPy nor torch. See docs/python.md.
+The Python API: `train`, `export`, `validate`, `load` and `load_async`, with the classes that they take and return. Each
+name is imported when it is first used, so `import edgetune` loads neither NumPy nor torch. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgetune.exporting.run import export_run as export
     from edgetune.runs.directory import RunDirectory
     from edgetune.runtime import Answer, Runtime, Sampling, load
+    from edgetune.runtime.async_runtime import AsyncAnswer, AsyncRuntime, load_async
+    from edgetune.runtime.engine import GenerationRequest, Grammar
     from edgetune.training.run import train
     from edgetune.validation.results import ValidationResults
     from edgetune.validation.validate import validate_run as validate
@@ -27,10 +29,15 @@ _PUBLIC = {
     "export": "edgetune.exporting.run:export_run",
     "validate": "edgetune.validation.validate:validate_run",
     "load": "edgetune.runtime:load",
+    "load_async": "edgetune.runtime.async_runtime:load_async",
     "load_config": "edgetune.config:load_config",
     "Answer": "edgetune.runtime:Answer",
+    "AsyncAnswer": "edgetune.runtime.async_runtime:AsyncAnswer",
+    "AsyncRuntime": "edgetune.runtime.async_runtime:AsyncRuntime",
     "Config": "edgetune.config:Config",
     "EdgetuneError": "edgetune.errors:EdgetuneError",
+    "GenerationRequest": "edgetune.runtime.engine:GenerationRequest",
+    "Grammar": "edgetune.runtime.engine:Grammar",
     "Receipt": "edgetune_converters.provenance.receipts:Receipt",
     "RunDirectory": "edgetune.runs.directory:RunDirectory",
     "Runtime": "edgetune.runtime:Runtime",
@@ -40,8 +47,9 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Answer", "Config", "EdgetuneError", "Receipt", "RunDirectory", "Runtime", "RuntimeNotice", "Sampling",
-    "ValidationResults", "__version__", "export", "load", "load_config", "train", "validate",
+    "Answer", "AsyncAnswer", "AsyncRuntime", "Config", "EdgetuneError", "GenerationRequest", "Grammar", "Receipt",
+    "RunDirectory", "Runtime", "RuntimeNotice", "Sampling", "ValidationResults", "__version__", "export", "load",
+    "load_async", "load_config", "train", "validate",
 ]  # fmt: skip
 
 

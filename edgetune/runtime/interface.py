@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from edgetune.runtime.text import Answer, Generation, Utf8Stream
 GREEDY = Sampling()
 MAX_TOKENS = 512
 """Default length of an answer."""
+
+Pooling = Literal["mean", "last"]
+"""How the hidden states of tokens become the embedding of a text."""
 
 Scoring = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Token ids [n] of a text, and the increasing positions p (1 <= p < n) of the tokens to score."""
@@ -340,13 +343,14 @@ class Runtime(ABC):
 
     # -- embeddings ----------------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the embedding of a text: the mean of the last hidden states [n_embd] of its tokens, not normalized.
+    def embed(self, ids: Sequence[int], pooling: Pooling = "mean") -> NDArray[np.float32]:
+        """Return the embedding [n_embd] of a text from the last hidden states of its tokens, not normalized.
 
         Unlike the other methods it may be called while an `Engine` uses the runtime, from any thread.
 
         Args:
             ids: Token ids of the text.
+            pooling: "mean" of the hidden states of all tokens, or the "last" one.
 
         Raises:
             RuntimeProblem: The text is empty or too long, or the file does not give its hidden states.

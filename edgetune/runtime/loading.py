@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgetune.errors import RuntimeProblem
-from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.artifacts import artifact_format, is_adapter, is_model, select_models
 from edgetune.runtime.interface import Runtime
 
@@ -70,6 +69,8 @@ def _not_a_model(directory: Path) -> RuntimeProblem:
             f"{directory} is a model directory for transformers, which edgetune does not run",
             f"Export it with `edgetune merge-export --base {directory} -q q8_0`",
         )
+    from edgetune.runs.directory import RunDirectory  # takes as long as opening a small file
+
     candidates = sorted([*RunDirectory(directory).artifacts.glob("*"), *directory.glob("*")])
     models = [each for each in select_models(candidates)[0] if is_model(each)]
     hint = f"Give a file, for instance {models[0]}" if models else "Export a file with `edgetune merge-export`"

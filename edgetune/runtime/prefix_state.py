@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from edgetune.errors import RuntimeProblem
 from edgetune_converters.errors import CheckpointError
 from edgetune_converters.gguf import keys
-from edgetune_converters.merging.prefix_state import path_beside
-from edgetune_converters.reading.safetensors_file import SafetensorsFile
 from edgetune_converters.tensors import ALL
+
+if TYPE_CHECKING:
+    from edgetune_converters.reading.safetensors_file import SafetensorsFile
 
 F32 = NDArray[np.float32]
 _AGAIN = "Export the model again, or copy the file with the model"
@@ -39,6 +40,9 @@ def read_prefix(metadata: Mapping[str, Any], artifact: Path) -> PrefixState | No
     text = metadata.get(keys.PREFIX_STATE)
     if text is None:
         return None
+    from edgetune_converters.merging.prefix_state import path_beside  # takes longer than opening a small file
+    from edgetune_converters.reading.safetensors_file import SafetensorsFile
+
     path = path_beside(artifact)
     try:
         stated = json.loads(text)

@@ -48,6 +48,9 @@ def test_the_samples_that_need_no_run_directory_run(tmp_path: Path, capsys: pyte
     assert names["reply"]
     printed = capsys.readouterr().out
     assert "tokens/s" in printed
+    assert "similarity 0." in printed
+    assert "log-probability -" in printed
+    assert re.search(r"choice (on|off)\n", printed)
     assert "there is no file missing.gguf" in printed
 
 
@@ -77,6 +80,19 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in result.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
     assert loaded == {"edgetune"}
+
+
+@pytest.mark.usefixtures("model")
+def test_opening_a_file_imports_nothing_that_only_export_and_training_need() -> None:
+    code = "import sys, edgetune; edgetune.load('model.gguf').close(); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "edgetune.runtime.llama.runtime" in loaded
+    assert not loaded & {
+        *("torch", "pydantic", "onnx", "onnxruntime", "tokenizers", "transformers", "rich", "click", "asyncio"),
+        *("edgetune.config", "edgetune.runs.manifest", "edgetune_converters.architectures"),
+        *("edgetune_converters.adapters.adapter", "edgetune_converters.reading.checkpoint"),
+    }
 
 
 @pytest.mark.parametrize("name", edgetune.__all__)

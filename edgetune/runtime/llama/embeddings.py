@@ -1,4 +1,4 @@
-"""Embeddings of texts: the mean of llama.cpp's last hidden states."""
+"""Embeddings of texts: the mean of llama.cpp's last hidden states, or the last of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import RuntimeProblem
+from edgetune.runtime.interface import Pooling
 from edgetune.runtime.llama_library import collecting_errors, library
 
 _NO_POOLING = 0  # LLAMA_POOLING_TYPE_NONE
@@ -43,16 +44,18 @@ class LlamaEmbedder:
         if self._context is None:
             raise RuntimeProblem(f"llama.cpp cannot create a context for embeddings: {errors.cause}")
 
-    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the mean of the hidden states [n_embd] of all tokens."""
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
+        """Return the mean of the hidden states [n_embd] of all tokens, or the hidden state of the last one."""
         with self._lock:
             self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
             total = np.zeros(self._size, np.float64)
             for start in range(0, len(ids), _BATCH):
-                total += self._sum(ids[start : start + _BATCH], start)
-        return (total / len(ids)).astype(np.float32)
+                states = self._states(ids[start : start + _BATCH], start)
+                total += states.sum(axis=0)
+        result = states[-1] if pooling == "last" else total / len(ids)
+        return result.astype(np.float32)
 
-    def _sum(self, ids: Sequence[int], start: int) -> NDArray[np.float64]:
+    def _states(self, ids: Sequence[int], start: int) -> NDArray[np.float64]:
         batch = self._library.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
@@ -63,8 +66,7 @@ class LlamaEmbedder:
             if status := self._library.llama_decode(self._context, batch):
                 raise RuntimeProblem(f"llama.cpp cannot evaluate {len(ids)} tokens of {self._path} (status {status})")
             states = np.ctypeslib.as_array(self._library.llama_get_embeddings(self._context), (len(ids), self._size))
-            total: NDArray[np.float64] = states.astype(np.float64).sum(axis=0)
-            return total
+            return states.astype(np.float64)
         finally:
             self._library.llama_batch_free(batch)
 

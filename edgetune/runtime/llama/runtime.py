@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from edgetune.data.chat import ChatTemplate
 from edgetune.errors import RuntimeNotice, RuntimeProblem
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.generation_request import MAX_LOOKUP
-from edgetune.runtime.interface import Runtime
+from edgetune.runtime.interface import Pooling, Runtime
 from edgetune.runtime.llama.adapters import load_adapter
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
@@ -161,8 +161,10 @@ class LlamaRuntime(Runtime):
                 yield context.logits(count)
 
     @override
-    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def embed(self, ids: Sequence[int], pooling: Pooling = "mean") -> NDArray[np.float32]:
         self._open()
+        if pooling not in get_args(Pooling):
+            raise RuntimeProblem(f"pooling is {pooling!r}", f"Give {' or '.join(get_args(Pooling))}")
         text = np.asarray(ids, np.int32)
         if not len(text):
             raise RuntimeProblem("the text is empty", "Give some text")
@@ -171,7 +173,7 @@ class LlamaRuntime(Runtime):
             raise RuntimeProblem(f"{self.path} has a prefix before every text, which embeddings do not take in")
         if self._embedder is None:
             self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
-        return self._embedder.embed(text.tolist())
+        return self._embedder.embed(text.tolist(), pooling)
 
     @override
     def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
