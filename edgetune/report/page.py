@@ -26,6 +26,7 @@ from edgetune.report import chart_data, facts, findings, gate_table, survival, v
 from edgetune.report.curves import curves
 from edgetune.report.gather import FileReport, ReportData
 from edgetune.validation import numbers
+from edgetune.validation.meaning import describe_hidden
 from edgetune_converters.files import atomic
 
 VENDORED = ("d3.min.js", "plot.umd.min.js")
@@ -80,6 +81,7 @@ def _view(file: FileReport, data: ReportData) -> dict[str, Any]:
         "hashes": list(facts.hashes(file)),
         "ladder": findings.ladder(data, file),
         "long_rows": findings.long_rows(file.rung),
+        "hidden": describe_hidden(file.rung.hidden, plain=False) if file.rung.hidden else "",
         "tensor_costs": findings.tensor_costs(file.rung),
     }
 

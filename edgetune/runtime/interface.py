@@ -27,6 +27,7 @@ from edgetune.runtime.batching import (
     completions,
     decode,
 )
+from edgetune.runtime.hidden_mass import HiddenMass
 from edgetune.runtime.sampling import SamplerVocabulary, Sampling
 from edgetune.runtime.slots import BatchSlots, LoadedAdapter, Slots
 from edgetune.runtime.text import Answer, Generation, Utf8Stream
@@ -69,6 +70,7 @@ class Runtime(ABC):
         bos_token: Token that starts a text, or None.
         stop_tokens: Tokens at which generation ends.
         is_reward_model: Whether the file has a score head (`reward_scores`).
+        hidden_rows: Rows that a soft prompt adds to the vocabulary; their logits are left out.
     """
 
     format: ClassVar[str]
@@ -85,6 +87,7 @@ class Runtime(ABC):
     bos_token: int | None
     stop_tokens: frozenset[int]
     is_reward_model: bool = False
+    hidden_rows: int = 0
 
     # -- text and tokens -----------------------------------------------------------------------------------------------
 
@@ -324,17 +327,36 @@ class Runtime(ABC):
             RuntimeProblem: The text does not fit the context or has ids outside the vocabulary.
         """
 
-    def score_batch(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def score_batch(
+        self, texts: Sequence[Scoring], mass: HiddenMass | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (index of the text, block) with the blocks of `score` for several texts.
 
         The blocks of one text are in order; the texts are in any order. A block is valid until the next one.
+
+        Args:
+            texts: The texts.
+            mass: Collects the probability of the hidden rows; the runtime generates nothing until the last block.
 
         Raises:
             RuntimeProblem: As for `score`, before anything is evaluated.
         """
         for ids, positions in texts:
             self.check_ids(ids[: positions[-1]] if len(positions) else ids[:0])
-        yield from self._score_together(texts)
+        if mass is None or not self.hidden_rows:
+            yield from self._score_together(texts)
+            return
+        self._show_hidden_rows(shown=True)
+        try:
+            for index, block in self._score_together(texts):
+                mass.add(block, self.vocabulary_size)
+                yield index, np.ascontiguousarray(block[:, : self.vocabulary_size])
+        finally:
+            self._show_hidden_rows(shown=False)
+
+    def _show_hidden_rows(self, *, shown: bool) -> None:
+        """Return the logits of the hidden rows too, or leave them out again."""
+        raise NotImplementedError
 
     def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Score checked texts, here one after another."""

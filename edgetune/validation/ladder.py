@@ -19,10 +19,11 @@ from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import Runtime, load
+from edgetune.runtime.hidden_mass import HiddenMass
 from edgetune.validation import contract, greedy, metrics, provenance, scoring, task
 from edgetune.validation.detail import measure_detail
 from edgetune.validation.metrics import TokenScores
-from edgetune.validation.results import BASE, FILE, MERGED, TRAINED, LongRow, Rung
+from edgetune.validation.results import BASE, FILE, MERGED, TRAINED, HiddenRows, LongRow, Rung
 from edgetune.validation.scores import NO_HEAD, compare_scores, measure_scores
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
@@ -137,8 +138,9 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
         _check_fits(runtime, longest)
         scoring.check_vocabulary(runtime, reference)
         agreed = contract.check(runtime, reference.contract, ladder.run.tokenizer, ladder.run.manifest.template_options)
+        mass = HiddenMass()
         with bar(f"{file.name}: score") as progress:
-            all_scores = scoring.score(runtime, reference, rows, progress)
+            all_scores = scoring.score(runtime, reference, rows, progress, mass)
         scores = all_scores.first(len(ladder.rows.positions))
         with bar(f"{file.name}: greedy") as progress:
             agreement, fault = greedy.compare_answers(runtime, reference.greedy, _stop_ids(ladder.run), progress)
@@ -156,6 +158,7 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
             figures=metrics.figures(scores, reference),
             task=score,
             scores=reward_scores,
+            hidden=_hidden_rows(runtime, mass),
             file=file.name,
             path=file,
             size=runtime.size,
@@ -170,6 +173,12 @@ def measure_file(ladder: Ladder, file: Path, options: Options, bar: ProgressBar)
             long_rows=_long_rows(reference, all_scores) if options.rows is None else [],
             row_kld=_row_means(ladder.rows, scores.kld),
         )
+
+
+def _hidden_rows(runtime: Runtime, mass: HiddenMass) -> HiddenRows | None:
+    if not runtime.hidden_rows:
+        return None
+    return HiddenRows(rows=runtime.hidden_rows, mean=mass.mean, largest=mass.largest, divergence=mass.divergence)
 
 
 def _missing_head(ladder: Ladder, runtime: Runtime) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgetune.validation.numbers import share, short, with_error
-from edgetune.validation.results import BASE, TRAINED, Mean, Rung
+from edgetune.validation.results import BASE, TRAINED, HiddenRows, Mean, Rung
 from edgetune_converters.names import NF4, ORIGINAL
 
 ABOVE_ONE = 1.05
@@ -70,6 +70,16 @@ def explain(file: Rung, rungs: Sequence[Rung], *, trained_in_4_bits: bool) -> li
     for subject in _MEANINGS:
         found += [sentence(outcome) for applies, sentence in subject if applies(outcome)][:1]
     return found
+
+
+def describe_hidden(hidden: HiddenRows, *, plain: bool) -> str:
+    """Return what the rows of a soft prompt take of the probability, for the page or in plain characters."""
+    mean, largest = (short(value, 2, plain=plain) for value in (hidden.mean, hidden.largest))
+    return (
+        f"the {hidden.rows} rows that the soft prompt adds to the vocabulary take a share of {mean} of the "
+        f"probability on average, {largest} at most; the figures leave them out, as edgetune does when it runs the "
+        f"file, and with them the mean KLD is {short(hidden.divergence, 2, plain=plain)} higher"
+    )
 
 
 # -- what a file on the original base is -------------------------------------------------------------------------------

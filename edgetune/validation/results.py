@@ -144,6 +144,21 @@ class ScoreFigures(DocumentSection):
     """Standard deviation of the trained model's scores."""
 
 
+class HiddenRows(DocumentSection):
+    """The probability that the rows which a soft prompt adds to the vocabulary take at the scored positions.
+
+    The other figures leave these rows out, as training had none; a program other than edgetune does not.
+    """
+
+    rows: int
+    mean: Number = math.nan
+    """Mean share of the probability."""
+    largest: Number = math.nan
+    """Largest share at one position."""
+    divergence: Number = math.nan
+    """How much larger the mean KL divergence is with these rows, in nats per token."""
+
+
 class LongRow(DocumentSection):
     """A row that tests a long context."""
 
@@ -247,6 +262,8 @@ class Rung(DocumentSection):
     """Of every rung but the merged ones."""
     scores: ScoreFigures | None = None
     """Of the trained model and the files, if it is a reward model."""
+    hidden: HiddenRows | None = None
+    """Of a file with a soft prompt that adds rows to the vocabulary."""
     kind: str = FILE
     file: str | None = None
     """The name of the file; the results may be read on another machine, so its directory is not stored."""

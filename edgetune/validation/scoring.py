@@ -13,15 +13,18 @@ from edgetune.reference.codecs import StoredComparison
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.reference.store import Reference
 from edgetune.runtime import Runtime, RuntimeProblem
+from edgetune.runtime.hidden_mass import HiddenMass
 from edgetune.validation.metrics import TokenScores
 
 _PIECE_BYTES = 2 << 20
 
 
-def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Progress) -> TokenScores:
+def score(
+    runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Progress, mass: HiddenMass | None = None
+) -> TokenScores:
     """Compare `runtime` with the reference at the scored tokens of `rows`, the reference's first rows.
 
-    One block of logits is in memory at a time.
+    One block of logits is in memory at a time. `mass` collects the probability of the rows that a soft prompt adds.
 
     Raises:
         RunDirectoryError: The reference is of another vocabulary.
@@ -32,7 +35,7 @@ def score(runtime: Runtime, reference: Reference, rows: ScoredRows, progress: Pr
     places = [where.start for _, _, where in each]
     found: dict[int, StoredComparison] = {}
     done = 0
-    for row, block in runtime.score_batch([(ids, positions) for ids, positions, _ in each]):
+    for row, block in runtime.score_batch([(ids, positions) for ids, positions, _ in each], mass):
         for logits in in_cache([block]):
             check_finite(runtime, logits, places[row])
             found[places[row]] = reference.compare(places[row], logits, threads=1)

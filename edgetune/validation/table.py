@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgetune.validation.meaning import describe_hidden
 from edgetune.validation.numbers import NOTHING, share, short, with_error
 from edgetune.validation.results import TRAINED, Contract, Rung, TensorCosts, ValidationResults
 from edgetune.validation.scores import describe_scores
@@ -53,6 +54,7 @@ def _remarks(results: ValidationResults) -> Iterator[str]:
         yield "recovery is not defined: training gained nothing on these rows"
     yield from (f"{_name(rung)}: {_contract(rung.contract)}" for rung in results.files if rung.contract)
     yield from (f"{_name(rung)}: {describe_scores(rung.scores)}" for rung in results.files if rung.scores)
+    yield from (f"{_name(rung)}: {describe_hidden(rung.hidden, plain=True)}" for rung in results.files if rung.hidden)
     yield from (f"{_name(rung)}: {note}" for rung in results.files for note in rung.notes)
     yield from _meanings(results)
     if not results.is_judged:

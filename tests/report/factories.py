@@ -135,6 +135,7 @@ def all_measured(content: Content) -> None:
         each["lost"] = {"stage": "quantize", "kld": 0.3, "hint": "Export a finer type."}
         each["agreement"] = {"rows": 3, "mean": 0.75, "whole": 2}
         each["long_rows"] = [{"tokens": 4096, "kld": 0.2, "same_top": 0.9}]
+        each["hidden"] = {"rows": 20, "mean": 0.0002, "largest": 0.031, "divergence": 0.00021}
 
 
 def captured_rungs(content: Content) -> None:

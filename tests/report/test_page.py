@@ -123,6 +123,17 @@ def test_the_page_has_what_was_measured(run: RunDirectory, content: Content, fol
     assert data["kld_limit"] == 0.05
 
 
+def test_the_probability_of_a_soft_prompts_rows_is_on_the_page(
+    run: RunDirectory, content: Content, folder: Path
+) -> None:
+    VARIATIONS["all_measured"](content)
+    page = rendered(run, content, folder).read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert (
+        page.count("The 20 rows that the soft prompt adds to the vocabulary take a share of 0.00020 of the probability")
+        == 3
+    )
+
+
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_variations_are_whole_pages(run: RunDirectory, content: Content, folder: Path, name: str) -> None:
     VARIATIONS[name](content)

@@ -13,9 +13,12 @@ from tokenizers import Tokenizer
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime import Runtime, Sampling, load
+from edgetune.runtime.hidden_mass import HiddenMass
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune_converters.onnx.plan import OnnxSettings
+from tests.converters import runtime as stock
 from tests.converters import soft_prompts, tiny, vocabularies
+from tests.converters.onnx import session
 from tests.export_requests import export
 
 IDS = tiny.random_ids(40, 503)
@@ -58,6 +61,35 @@ def test_scores_and_answers_are_those_of_peft(form: str, rows: int, tmp_path: Pa
         assert [list(runtime.generate(prompt, max_tokens=10)) for prompt in PROMPTS] == wanted_tokens
         together = runtime.generate_batch(PROMPTS, Sampling(), [10] * len(PROMPTS))
         assert [completion.tokens for completion in together] == wanted_tokens
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_probability_of_the_added_rows_is_that_of_the_plain_library(form: str, tmp_path: Path) -> None:
+    base = tiny.base("llama-tied", tmp_path / "base", vocab_size=503, head_dim=32)
+    adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
+    path = write(base, adapter, form, tmp_path)
+    mass = HiddenMass()
+    with load(path, threads=1) as runtime:
+        assert runtime.hidden_rows == soft_prompts.COUNT
+        plain = scores(runtime, [IDS, *PROMPTS])
+        texts = [(np.asarray(ids, np.int32), np.arange(1, len(ids))) for ids in (IDS, *PROMPTS)]
+        found: list[list[Any]] = [[] for _ in texts]
+        for index, block in runtime.score_batch(texts, mass):
+            found[index].append(np.array(block))
+        for blocks, wanted in zip(found, plain, strict=True):
+            assert np.array_equal(np.concatenate(blocks), wanted)  # the logits are the same
+        assert scores(runtime, [IDS])[0].shape[1] == runtime.vocabulary_size  # and the rows are hidden again
+        soft = list(range(503, 503 + soft_prompts.COUNT))
+    given = [[*soft, *ids[:-1]] for ids in (IDS, *PROMPTS)]
+    logits = [stock.logits(path, ids) if form == "gguf" else session.logits(path, ids) for ids in given]
+    behind = np.concatenate([each[soft_prompts.COUNT :] for each in logits]).astype(np.float64)
+    weights = np.exp(behind - behind.max(1, keepdims=True))
+    shares = weights[:, 503:].sum(1) / weights.sum(1)
+    assert mass.positions == len(shares)
+    assert mass.mean == pytest.approx(shares.mean(), rel=1e-3)
+    assert mass.largest == pytest.approx(shares.max(), rel=1e-3)
+    assert mass.divergence == pytest.approx(-np.log1p(-shares).mean(), rel=1e-3)
+    assert 0 < mass.largest <= soft_prompts.COUNT / 503  # each row has the mean logit: at most 1 / V
 
 
 @pytest.mark.parametrize("form", ["gguf", "onnx"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rich
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import edgetune
 from edgetune import console
 from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, DataError
@@ -24,6 +27,8 @@ from edgetune.training import checkpoints
 from edgetune.training.adapters.virtual_tokens import PARAMETERS_FILE
 from edgetune.training.run import train
 from edgetune.validation import ladder
+from edgetune.validation.results import ValidationResults
+from edgetune.validation.table import format_table
 from tests.converters import family_models
 from tests.training import runs
 
@@ -78,6 +83,38 @@ def test_a_run_is_exported_validated_and_answers(base: Path, name: str, tmp_path
     assert rung.task.same_as_trained == rung.task.rows
     with load(receipt.artifact, threads=1) as runtime:
         assert runtime.vocabulary_size == reference.vocab_size
+        assert runtime.hidden_rows == 0  # the soft prompt has unused rows of the base, and a prefix none
+    assert rung.hidden is None
+
+
+def test_the_probability_of_added_rows_is_in_the_results(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = without_unused_rows(base, tmp_path / "full")
+    run = train(config(full, tmp_path / "rows", "prompt-tuning"), tmp_path / "run")
+    (receipt,) = export_run(run)
+    found = edgetune.validate(run, [receipt.artifact])
+    (rung,) = found.files
+    assert rung.figures.kld.value < 1e-4  # the figures leave the rows out
+    hidden, vocabulary = rung.hidden, Reference.open(run.reference).vocab_size
+    assert hidden is not None
+    assert hidden.rows == TOKENS
+    assert 0 < hidden.mean <= hidden.largest <= TOKENS / vocabulary
+    assert hidden.divergence == pytest.approx(hidden.mean, rel=TOKENS / vocabulary)  # -log(1 - x) of a small x
+    assert ValidationResults.model_validate_json(found.model_dump_json()).files[0].hidden == hidden
+    capsys.readouterr()
+    rich.print(format_table(found))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"the {TOKENS} rows that the soft prompt adds to the vocabulary take a share of" in printed
+
+
+def without_unused_rows(base: Path, directory: Path) -> Path:
+    """The base with as many rows of the vocabulary as its tokenizer has tokens."""
+    shutil.copytree(base, directory)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(base)), mean_resizing=False)
+    model.save_pretrained(directory)
+    return directory
 
 
 RESUMED = ("prompt-tuning", "p-tuning-lstm", "multitask-prompt-tuning", "prefix-tuning-projected", "adaption-prompt")

@@ -74,6 +74,8 @@ class LlamaContext:
         """
         self._library, self._path, self._vocabulary_size = library(), path, vocabulary_size
         self._hidden_rows, self._prefix = hidden_rows, prefix
+        self.shows_hidden_rows = False
+        """Whether `logits` returns those of the hidden rows too."""
         self._offset = prefix.length if prefix else 0
         cells += self._offset
         self._has_several = sequences > 1
@@ -215,10 +217,11 @@ class LlamaContext:
         return self.logits(count)
 
     def logits(self, count: int) -> F32:
-        """Return the logits [count, V] of the last call, a view of llama.cpp's buffer."""
+        """Return the logits [count, V] of the last call, a view of llama.cpp's buffer where no row is hidden."""
         pointer = self._library.llama_get_logits(self._context)
         whole = np.ctypeslib.as_array(pointer, (count, self._vocabulary_size + self._hidden_rows))
-        return np.ascontiguousarray(whole[:, : self._vocabulary_size]) if self._hidden_rows else whole
+        is_cut = self._hidden_rows and not self.shows_hidden_rows
+        return np.ascontiguousarray(whole[:, : self._vocabulary_size]) if is_cut else whole
 
     def last_state(self, width: int) -> F32:
         """Return the hidden state [width] of the last token of the last call, behind the final norm."""

@@ -78,8 +78,8 @@ class LlamaRuntime(Runtime):
                 self._prefix = EvaluatedPrefix(soft.ids)
             self.trained_context: int = self._library.llama_model_n_ctx_train(self._model)
             self.trained_context -= self._prefix.length if self._prefix else 0
-            self._hidden_rows = soft.added if soft else 0
-            self.vocabulary_size = self._vocabulary.size - self._hidden_rows
+            self.hidden_rows = soft.added if soft else 0
+            self.vocabulary_size = self._vocabulary.size - self.hidden_rows
             self.bos_token = self._vocabulary.bos
             self.stop_tokens = self._vocabulary.stop_tokens | _carried_stops(file.metadata)
             self.chat_template = ChatTemplate.from_gguf(self.metadata)
@@ -118,7 +118,7 @@ class LlamaRuntime(Runtime):
     ) -> LlamaContext:
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
-            outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self._hidden_rows,
+            outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self.hidden_rows,
             is_unified=is_unified, for_states=for_states,
         )  # fmt: skip
 
@@ -174,6 +174,10 @@ class LlamaRuntime(Runtime):
         if self._embedder is None:
             self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
         return self._embedder.embed(text.tolist(), pooling)
+
+    @override
+    def _show_hidden_rows(self, *, shown: bool) -> None:
+        self._open().shows_hidden_rows = shown
 
     @override
     def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:

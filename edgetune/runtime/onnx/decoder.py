@@ -29,7 +29,8 @@ class Decoder:
         self, session: Any, interface: GraphInterface, context: int, batch: int, rows: int, vocabulary_size: int
     ) -> None:
         """Allocate the buffers; of each row of logits, `vocabulary_size` are returned."""
-        self._vocabulary_size = vocabulary_size
+        self.width = vocabulary_size
+        """How many logits of each row are returned."""
         self._prefix: list[NDArray[Any]] = []
         self._offset = 0
         self._session, self._interface = session, interface
@@ -120,7 +121,7 @@ class Decoder:
 
     def _as_floats(self, rows: int) -> NDArray[np.float32]:
         logits = self._logits[:rows].astype(np.float32, copy=False)
-        return visible(logits, self._vocabulary_size)
+        return visible(logits, self.width)
 
 
 def visible(logits: NDArray[np.float32], size: int) -> NDArray[np.float32]:

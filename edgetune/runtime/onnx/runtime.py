@@ -61,7 +61,8 @@ class OnnxRuntime(Runtime):
         before = soft.count if soft else state.length if state else 0  # tokens of the cache before every text
         self.trained_context = _trained_context(folder) - before
         self.context = _context(folder, self.trained_context, context, clip)
-        self.vocabulary_size = rows - (soft.added if soft else 0)
+        self.hidden_rows = soft.added if soft else 0
+        self.vocabulary_size = rows - self.hidden_rows
         self._vocabulary = OnnxVocabulary(folder.directory, rows)
         self.bos_token = self._vocabulary.bos
         self.stop_tokens = self._vocabulary.stop_tokens | folder.stop_ids
@@ -126,7 +127,7 @@ class OnnxRuntime(Runtime):
     @override
     def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         requests = [ScoreRequest.at(index, *text) for index, text in enumerate(texts) if len(text[1])]
-        padded = PaddedScoring(self._session, self._interface, self._outputs, self.vocabulary_size, self._prefix)
+        padded = PaddedScoring(self._session, self._interface, self._outputs, self._open().width, self._prefix)
         for group in padded.groups(requests):
             if len(group) == 1:
                 index = group[0].index
@@ -142,6 +143,10 @@ class OnnxRuntime(Runtime):
             yield from padded.score(group)
         except Exception as error:  # noqa: BLE001 - its exceptions have no other common base
             raise self._failure(0, error) from None
+
+    @override
+    def _show_hidden_rows(self, *, shown: bool) -> None:
+        self._open().width = self.vocabulary_size + self.hidden_rows * shown
 
     @override
     def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
