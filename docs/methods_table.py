@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -176,23 +176,36 @@ def methods_table() -> str:
 
 
 def reasons_table() -> str:
-    """Return the table of what is refused, and why."""
+    """Return the table of what is refused, and why, of every kind and of the variants."""
     lines = ["| method | not | because |", "| --- | --- | --- |"]
-    for kind, method in METHODS.items():
-        facts = method.facts
-        bits: dict[str, list[str]] = {}
-        for number, reason in facts.not_on.items():
-            bits.setdefault(reason, []).append(f"{number} bits")
-        for reason, numbers in bits.items():
-            lines.append(f"| `{kind}` | {', '.join(numbers)} | {reason} |")
-        formats: dict[str, list[str]] = {}
-        for format_, reason in facts.not_as.items():
-            formats.setdefault(reason, []).append(format_)
-        for reason, names in formats.items():
-            lines.append(f"| `{kind}` | {', '.join(names)} | {reason} |")
-        if facts.no_low_rank:
-            lines.append(f"| `{kind}` | gguf-lora without `export.lora_rank` | {facts.no_low_rank} |")
+    stated: set[str] = set()
+    for title, _, method in methods():
+        name = f"`{method.kind}`" if method.kind not in stated else title
+        stated.add(method.kind)
+        for reason, what in _grouped((f"{bits} bits", _why_not_on(method, bits)) for bits in BITS):
+            lines.append(f"| {name} | {what} | {reason} |")
+        formats = ("gguf", "gguf-lora", "onnx", "safetensors")
+        for reason, what in _grouped((format_, method.why_not_as(format_)) for format_ in formats):
+            lines.append(f"| {name} | {what} | {reason} |")
+        if method.no_low_rank:
+            lines.append(f"| {name} | gguf-lora without `export.lora_rank` | {method.no_low_rank} |")
     return "\n".join(lines) + "\n"
+
+
+def _why_not_on(method: Method, bits: int) -> str | None:
+    """Return why the method is not trained on so many bits, without what to do instead."""
+    why = method.facts.not_on.get(bits) or refusal(method, bits, None)
+    return why and why.partition(";")[0]
+
+
+def _grouped(reasons: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, str]]:
+    """Yield each reason with all that it holds for."""
+    found: dict[str, list[str]] = {}
+    for what, reason in reasons:
+        if reason is not None:
+            found.setdefault(reason, []).append(what)
+    for reason, names in found.items():
+        yield reason, ", ".join(names)
 
 
 def names_table() -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Positive
+from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, PerLayerMethod, Positive
 
 
-class AdaLora(LayerMethod):
+class AdaLora(PerLayerMethod):
     """AdaLoRA: the ranks of the layers are cut during training, where they matter least (arXiv:2303.10512)."""
 
     facts: ClassVar[Facts] = Facts("AdaLoRA", "arXiv:2303.10512", "reparametrized", "ADALORA")

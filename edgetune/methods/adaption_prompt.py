@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import Facts, Method
+from edgetune.methods.base import Facts, Layers, Method
 
 _OWN_SOFTMAX = (
     "its layers attend to the prompt in a softmax of its own and scale the result by a gate, an operation that the "
@@ -33,6 +33,6 @@ class AdaptionPrompt(Method):
         """Return the options under PEFT's names."""
         return {"adapter_len": self.tokens, "adapter_layers": self.upper_layers}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
+    def count_trainable(self, layers: Layers) -> int:
         """Return 0: no linear layer of the base is adapted."""
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -105,13 +106,9 @@ class Method(Section):
         stated = self.model_dump(exclude=set(self.not_for_peft), exclude_none=True)
         return {**self.fixed_options, **{self.peft_names.get(name, name): value for name, value in stated.items()}}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the number of parameters that are trained for an adapted linear layer of [rows, columns]."""
-        raise NotImplementedError
-
+    @abstractmethod
     def count_trainable(self, layers: Layers) -> int:
         """Return the number of parameters that are trained if these linear layers are adapted."""
-        return sum(self.trainable_in(rows, columns) for rows, columns in layers.values())
 
     def count_of_biases(self, layers: Layers) -> int:
         """Return the number of parameters that are trained in addition if these layers have a bias."""
@@ -203,6 +200,18 @@ class LayerMethod(Method):
     def names_layers(self) -> bool:
         """Whether the options name layers, which must be compared with those of the base."""
         return bool(self.target_modules != ALL_LINEAR or self.layers is not None or self.modules_to_save)
+
+
+class PerLayerMethod(LayerMethod):
+    """A method whose parameters in a layer depend on the shape of the layer alone."""
+
+    @abstractmethod
+    def trainable_in(self, rows: int, columns: int) -> int:
+        """Return the number of parameters that are trained for an adapted linear layer of [rows, columns]."""
+
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the number of parameters that are trained if these linear layers are adapted."""
+        return sum(self.trainable_in(rows, columns) for rows, columns in layers.values())
 
 
 def of_pattern(pattern: Mapping[str, Value], name: str, default: Value) -> Value:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import Facts, LayerMethod
+from edgetune.methods.base import Facts, PerLayerMethod
 
 
-class Beft(LayerMethod):
+class Beft(PerLayerMethod):
     """BEFT: a trained bias is added to the value projections (arXiv:2509.15974)."""
 
     facts: ClassVar[Facts] = Facts(

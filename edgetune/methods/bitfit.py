@@ -26,10 +26,6 @@ class BitFit(SelectiveMethod):
     """Linear layers that get a bias: `auto`, of a base without biases all for which `export.formats` have a place;
     `none`; or names such as [q_proj, v_proj]."""
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the length of the bias."""
-        return rows
-
     def count_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the number of biases, as if every matrix and every norm had one."""
         return sum(shape[0] for shape in shapes.values() if len(shape) <= 2)

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import Dropout, Facts, LayerMethod
+from edgetune.methods.base import Dropout, Facts, PerLayerMethod
 
 
-class Boft(LayerMethod):
+class Boft(PerLayerMethod):
     """BOFT: rotated inputs in blocks, as OFT, and scaled outputs (arXiv:2311.06243).
 
     One butterfly factor: PEFT compiles a CUDA kernel for more, and takes one where it cannot.

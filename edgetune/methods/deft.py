@@ -7,10 +7,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod
+from edgetune.methods.base import Count, Dropout, Facts, PerLayerMethod
 
 
-class Deft(LayerMethod):
+class Deft(PerLayerMethod):
     """DEFT: a trained subspace of the base is removed, and a low-rank matrix put into it (NeurIPS 2025)."""
 
     facts: ClassVar[Facts] = Facts(

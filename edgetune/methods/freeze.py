@@ -51,10 +51,6 @@ class Freeze(SelectiveMethod):
             return sorted(self.layers)
         return list(range(count - self.layers, count)) if self.layers > 0 else list(range(-self.layers))
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return all weights of the layer."""
-        return rows * columns
-
     def count_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the weights of the trained blocks; with `also`, those outside the blocks too."""
         layer_of = {name: int(match[1]) for name in shapes if (match := _BLOCK.search(name))}

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import THROUGH_PEFT, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import THROUGH_PEFT, Dropout, Facts, Layers, PerLayerMethod, Positive
 
 
-class Frod(LayerMethod):
+class Frod(PerLayerMethod):
     """FRoD: scales and a sparse rotation in a basis that equal layers share (AAAI 2026)."""
 
     facts: ClassVar[Facts] = Facts(

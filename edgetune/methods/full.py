@@ -25,10 +25,6 @@ class Full(SelectiveMethod):
     kind: Literal["full"] = "full"
     """The method."""
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return all weights of the layer."""
-        return rows * columns
-
     def count_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return all weights."""
         return count_values(shapes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import Count, Facts, LayerMethod, Layers
+from edgetune.methods.base import Count, Facts, Layers, PerLayerMethod
 
 
-class GLora(LayerMethod):
+class GLora(PerLayerMethod):
     """GLoRA: weights and biases of each layer are scaled and shifted by trained terms (arXiv:2306.07967)."""
 
     facts: ClassVar[Facts] = Facts(

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Positive
+from edgetune.methods.base import Count, Dropout, Facts, PerLayerMethod, Positive
 
 
-class GraLora(LayerMethod):
+class GraLora(PerLayerMethod):
     """GraLoRA: each sub-block of a layer has a low-rank update of its own (arXiv:2505.20355)."""
 
     facts: ClassVar[Facts] = Facts("GraLoRA", "arXiv:2505.20355", "reparametrized", "GRALORA")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import Count, Facts, LayerMethod
+from edgetune.methods.base import Count, Facts, PerLayerMethod
 
 
-class Hra(LayerMethod):
+class Hra(PerLayerMethod):
     """HRA: the inputs of each layer pass a chain of trained Householder reflections (arXiv:2405.17484)."""
 
     facts: ClassVar[Facts] = Facts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import Facts, Method
+from edgetune.methods.base import Facts, Layers, Method
 
 ALL_NORMS = "all-norms"
 # the names of norms in the decoders of transformers: input_layernorm, q_norm, norm_f, ln_1, ...
@@ -28,9 +28,9 @@ class LayerNorm(Method):
         """Return the options under PEFT's names."""
         return {"target_modules": _NORM if self.target_modules == ALL_NORMS else self.target_modules}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return the weight and the bias of a norm of the inputs: an upper bound, one for each matrix."""
-        return 2 * columns
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the weights and the biases of a norm of the inputs of each layer: an upper bound."""
+        return sum(2 * columns for _, columns in layers.values())
 
     @property
     def names_layers(self) -> bool:

@@ -30,10 +30,6 @@ class LlamaPro(SelectiveMethod):
     """Number of new blocks. The blocks of the base are divided into as many groups of equal size, and each group is
     followed by a copy of its last block, whose output matrices are zero."""
 
-    def trainable_in(self, rows: int, columns: int) -> int:
-        """Return all weights of the layer."""
-        return rows * columns
-
     def count_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the weights of as many blocks of the base."""
         return Freeze(layers=1).count_in(shapes) * self.new_blocks

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Surroundings
+from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, PerLayerMethod, Surroundings
 
 
-class MiSS(LayerMethod):
+class MiSS(PerLayerMethod):
     """MiSS: one small matrix for each layer, repeated over its inputs (arXiv:2409.15371)."""
 
     facts: ClassVar[Facts] = Facts("MiSS", "arXiv:2409.15371", "reparametrized", "MISS")

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Positive
+from edgetune.methods.base import Count, Dropout, Facts, PerLayerMethod, Positive
 
 
-class Oft(LayerMethod):
+class Oft(PerLayerMethod):
     """OFT: the inputs of each layer are rotated in blocks by an orthogonal matrix (arXiv:2306.07280)."""
 
     facts: ClassVar[Facts] = Facts(

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import THROUGH_PEFT, Count, Facts, LayerMethod
+from edgetune.methods.base import THROUGH_PEFT, Count, Facts, PerLayerMethod
 
 
-class Osf(LayerMethod):
+class Osf(PerLayerMethod):
     """OSF: the lesser singular directions are trained, and the greater ones kept (arXiv:2504.07097)."""
 
     facts: ClassVar[Facts] = Facts(

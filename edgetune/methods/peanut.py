@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetune.methods.base import Count, Facts, LayerMethod, Positive
+from edgetune.methods.base import Count, Facts, PerLayerMethod, Positive
 
 
-class Peanut(LayerMethod):
+class Peanut(PerLayerMethod):
     """PEANuT: a small network computes the update of each layer from its weights (arXiv:2410.01870)."""
 
     facts: ClassVar[Facts] = Facts(

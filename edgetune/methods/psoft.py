@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import THROUGH_PEFT, Count, Dropout, Facts, LayerMethod, Positive
+from edgetune.methods.base import THROUGH_PEFT, Count, Dropout, Facts, LayerMethod, PerLayerMethod, Positive
 
 
-class Psoft(LayerMethod):
+class Psoft(PerLayerMethod):
     """PSOFT: a trained rotation within the principal subspace of each layer (openreview:FSHrinMArK)."""
 
     facts: ClassVar[Facts] = Facts(

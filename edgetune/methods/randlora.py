@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod, Positive
 
 
-class RandLora(LayerMethod):
+class RandLora(PerLayerMethod):
     """RandLoRA: an update of full rank, a sum of shared random bases with trained scales (arXiv:2502.00987)."""
 
     facts: ClassVar[Facts] = Facts(

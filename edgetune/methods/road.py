@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import Facts, LayerMethod
+from edgetune.methods.base import Facts, PerLayerMethod
 
 
-class Road(LayerMethod):
+class Road(PerLayerMethod):
     """RoAd: the outputs of each layer are rotated and scaled in pairs (arXiv:2409.00119)."""
 
     facts: ClassVar[Facts] = Facts(

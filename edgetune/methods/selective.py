@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from edgetune.methods.base import Method
+from edgetune.methods.base import Layers, Method
 
 NO_LOW_RANK = "it replaces whole tensors of the base, and gguf-lora holds products of two low-rank matrices"
 
@@ -22,9 +23,13 @@ class SelectiveMethod(Method):
         """Return the options that adapter_config.json states beside the name of the method."""
         return self.model_dump(mode="json", exclude={"kind"})
 
+    @abstractmethod
     def count_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the number of trained values of a base with these tensors, or an upper bound."""
-        raise NotImplementedError
+
+    def count_trainable(self, layers: Layers) -> int:
+        """Return the number of trained values of a base of these linear layers alone, or an upper bound."""
+        return self.count_in({f"{name}.weight": shape for name, shape in layers.items()})
 
     @property
     def names_layers(self) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import Count, Facts, LayerMethod, Layers
+from edgetune.methods.base import Count, Facts, Layers, PerLayerMethod
 
 
-class Shira(LayerMethod):
+class Shira(PerLayerMethod):
     """SHiRA: a sparse, random set of the weights of each layer is trained (arXiv:2406.13175)."""
 
     facts: ClassVar[Facts] = Facts(

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod, Positive
 
 
-class SuperTuning(LayerMethod):
+class SuperTuning(PerLayerMethod):
     """Super: the weights of largest magnitude are trained; Supra: beside LoRA (arXiv:2607.09287)."""
 
     facts: ClassVar[Facts] = Facts(

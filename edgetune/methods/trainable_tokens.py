@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from edgetune.methods.base import Facts, Method
+from edgetune.methods.base import Facts, Layers, Method
 
 
 class TrainableTokens(Method):
@@ -44,7 +44,7 @@ class TrainableTokens(Method):
         """Return no options: the ids of the tokens depend on the base."""
         return {}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
+    def count_trainable(self, layers: Layers) -> int:
         """Return 0: linear layers are not trained, and rows of tokens are few."""
         return 0
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers, Positive
+from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod, Positive
 
 
-class VbLora(LayerMethod):
+class VbLora(PerLayerMethod):
     """VB-LoRA: the factors of all layers are mixed from one bank of vectors (arXiv:2405.15179)."""
 
     facts: ClassVar[Facts] = Facts("VB-LoRA", "arXiv:2405.15179", "reparametrized", "VBLORA")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers
+from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod
 
 
-class Vera(LayerMethod):
+class Vera(PerLayerMethod):
     """VeRA: two trained vectors for each layer, between random projections that all layers share (arXiv:2310.11454)."""
 
     facts: ClassVar[Facts] = Facts("VeRA", "arXiv:2310.11454", "reparametrized", "VERA")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from edgetune.methods.base import Method, Surroundings
+from edgetune.methods.base import Layers, Method, Surroundings
 
 NO_LORA_FORM = "a soft prompt changes no matrix, and a GGUF adapter cannot add tokens"
 """Why a soft prompt cannot be exported as gguf-lora."""
@@ -28,7 +28,7 @@ class VirtualTokenMethod(Method):
         """Return the options under PEFT's names."""
         return {"num_virtual_tokens": self.tokens}
 
-    def trainable_in(self, rows: int, columns: int) -> int:
+    def count_trainable(self, layers: Layers) -> int:
         """Return 0: no layer of the base is adapted."""
         return 0
 

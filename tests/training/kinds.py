@@ -1,7 +1,11 @@
-"""Options of each method that fit the tiny bases of these tests."""
+"""Options of each method that fit the tiny bases of these tests, and the table of all methods."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgetune.methods import METHODS, Method
@@ -25,9 +29,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gralora": {"r": 8, "alpha": 16},
     "hira": {"r": 8},
     "peanut": {"r": 8},
+    "adaption-prompt": {"upper_layers": 1},
 }
 
 
 def method_of(kind: str, **options: Any) -> Method:
     """A method with options that fit, and those given."""
     return METHODS[kind](**{"kind": kind, **OPTIONS.get(kind, {}), **options})
+
+
+def load_table() -> ModuleType:
+    """Return the module docs/methods_table.py, which makes the tables of docs/methods.md."""
+    path = Path(__file__).parents[2] / "docs/methods_table.py"
+    spec = importlib.util.spec_from_file_location("methods_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["methods_table"] = module
+    spec.loader.exec_module(module)
+    return module

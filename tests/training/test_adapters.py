@@ -15,7 +15,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from edgetune.errors import ConfigError
 from edgetune.methods import METHODS, Lora, Method
-from edgetune.methods.base import LayerMethod
+from edgetune.methods.base import LayerMethod, PerLayerMethod
+from edgetune.methods.selective import SelectiveMethod
 from edgetune.training import adapters
 from edgetune.training.adapters.attach import peft_config
 from tests.training import kinds, runs
@@ -166,6 +167,16 @@ def test_trained_parameters_are_counted_without_torch(kind: str, options: dict[s
         shapes = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] in ends}
         method = method.model_copy(update={"target_modules": ends})
     assert method.count_trainable(shapes) == adapters.count_trainable(adapters.add_adapter(model, method))
+
+
+@pytest.mark.parametrize(
+    ("parent", "missing"),
+    [(LayerMethod, "count_trainable"), (PerLayerMethod, "trainable_in"), (SelectiveMethod, "count_in")],
+)
+def test_a_method_that_counts_no_parameters_cannot_be_made(parent: Any, missing: str) -> None:
+    silent = type("Silent", (parent,), {"__annotations__": {"kind": str}, "kind": "silent", "__module__": __name__})
+    with pytest.raises(TypeError, match=f"abstract class Silent .*{missing}"):
+        silent()
 
 
 @pytest.mark.parametrize("coupling", ["lora", "vector", "none"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,14 +31,7 @@ def _slow(names: list[str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
-    path = Path(__file__).parents[2] / "docs/methods_table.py"
-    spec = importlib.util.spec_from_file_location("methods_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["methods_table"] = module
-    spec.loader.exec_module(module)
-    return module
+    return kinds.load_table()
 
 
 def one_billion(*, biases: bool = False) -> Any:
