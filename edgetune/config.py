@@ -169,8 +169,8 @@ class TrainingConfig(Section):
         "paged_lion_8bit", "ademamix", "sgd", "galore_adamw", "galore_adafactor", "apollo_adamw",
     ] = "paged_adamw_8bit"  # fmt: skip
     """Paged AdamW of bitsandbytes (its state moves to host memory if the GPU is full), AdamW of torch, or another
-    optimizer of transformers. GaLore (arXiv:2403.03507) and APOLLO (arXiv:2412.05270) need their packages galore-torch
-    and apollo-torch, and a method that trains whole matrices."""
+    optimizer of transformers. GaLore (arXiv:2403.03507) and APOLLO (arXiv:2412.05270) need `pip install
+    'edgetune[optimizers]'`, and a method that trains whole matrices."""
     optimizer_options: dict[str, str | int | float] = {}
     """Options of GaLore and APOLLO, such as {rank: 128, update_proj_gap: 200, scale: 0.25}."""
     optimizer_modules: str | list[str] = "all-linear"

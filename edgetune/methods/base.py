@@ -97,6 +97,8 @@ class Method(Section):
     """Options of PEFT that have one value here."""
     starts_from_base: ClassVar[bool] = False
     """Whether a new adapter is computed from the weights of the base."""
+    takes_transposed: ClassVar[bool] = True
+    """Whether PEFT computes such an adapter for weights that are stored transposed (Conv1D of GPT-2)."""
 
     kind: str
     """The PEFT method."""

@@ -18,6 +18,7 @@ class Osf(PerLayerMethod):
         no_low_rank=THROUGH_PEFT,
     )  # fmt: skip
     starts_from_base: ClassVar[bool] = True
+    takes_transposed: ClassVar[bool] = False
 
     kind: Literal["osf"] = "osf"
     """The PEFT method."""

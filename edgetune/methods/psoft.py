@@ -23,6 +23,7 @@ class Psoft(PerLayerMethod):
     }  # fmt: skip
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {"init"}
     starts_from_base: ClassVar[bool] = True
+    takes_transposed: ClassVar[bool] = False
 
     kind: Literal["psoft"] = "psoft"
     """The PEFT method."""

@@ -76,7 +76,7 @@ def check_optimizer(config: Config) -> None:
         name = chosen.package.replace("_", "-")
         raise EnvironmentProblem(
             f"training.optimizer: {training.optimizer} needs {name}, which is not installed",
-            f"Run `pip install {name}`, or choose another training.optimizer",
+            "Run `pip install 'edgetune[optimizers]'`, or choose another training.optimizer",
         )
 
 

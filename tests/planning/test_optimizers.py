@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import tomllib
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -29,7 +32,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="galore_adamw needs galore-torch") as raised:
         check_optimizer(_config({"kind": "full"}, optimizer="galore_adamw", optimizer_options={"rank": 8}))
-    assert "pip install galore-torch" in str(raised.value.hint)
+    assert "pip install 'edgetune[optimizers]'" in str(raised.value.hint)
+
+
+def test_the_extra_optimizers_has_the_packages_of_the_table() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extra = {re.split("[<>=]", each)[0] for each in project["optional-dependencies"]["optimizers"]}
+    assert extra == {each.package.replace("_", "-") for each in OPTIMIZERS.values() if each.package}
 
 
 def test_all_contradictions_are_named_at_once() -> None:

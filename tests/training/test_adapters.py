@@ -338,3 +338,35 @@ def test_with_loraplus_b_learns_faster_than_a() -> None:
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(8e-3 if ".lora_B." in name else 1e-3)
     assert groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "Lion8bit"])
+def test_values_in_another_order_are_laid_out_for_optimizers_in_8_bits(optimizer: str) -> None:
+    """The first step of both optimizers goes by the sign of each gradient."""
+    import bitsandbytes
+
+    layer = torch.nn.Linear(128, 64, bias=False)
+    with torch.no_grad():
+        layer.weight.data = torch.zeros(128, 64).T
+        gradient = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
+    adapters.lay_out_in_order(layer)
+    assert layer.weight.is_contiguous()
+    layer.weight.grad = gradient
+    getattr(bitsandbytes.optim, optimizer)(layer.parameters(), lr=0.5, weight_decay=0, min_8bit_size=1).step()
+    assert torch.allclose(layer.weight, -0.5 * gradient.sign(), atol=1e-2)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "corda", "eva", "loftq"])
+def test_trained_values_of_every_start_lie_in_order(init: str, load: Loader) -> None:
+    method = Lora(r=4, init=init)
+    model = adapters.add_adapter(load("nf4" if init == "loftq" else None), method, sources=sources(load))
+    assert all(parameter.is_contiguous() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["osf", "psoft"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_transposed_layers_are_refused_where_peft_does_not_adapt_them(kind: str, device: str) -> None:
+    with torch.device(device):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=64))
+    with pytest.raises(ConfigError, match="does not fit this base"):
+        adapters.add_adapter(model, kinds.method_of(kind))

@@ -136,7 +136,7 @@ def losses_of(config: Config) -> tuple[float, float]:
     for _ in range(6):
         adapted.train()
         optimizer.zero_grad()
-        loss().backward()
+        torch.autograd.backward(loss())
         optimizer.step()
         adapted.eval()  # PVeRA draws samples in training
     return before, float(loss().detach())

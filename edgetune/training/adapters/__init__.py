@@ -8,6 +8,7 @@ from edgetune.training.adapters.attach import (
     count_trainable,
     fingerprint_trainable,
     has_adapted_head,
+    lay_out_in_order,
     load_adapter,
 )
 from edgetune.training.adapters.learning_rates import set_optimizer
@@ -28,6 +29,7 @@ __all__ = [
     "fingerprint_trainable",
     "has_adapted_head",
     "has_rounded_layers",
+    "lay_out_in_order",
     "linear_layer_names",
     "load_adapter",
     "set_optimizer",

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.pytorch_utils import Conv1D
 
 from edgetune.errors import ConfigError
 from edgetune.methods import Lora, Method, TrainableTokens
@@ -71,10 +72,13 @@ def add_adapter(
             f"adapter: {config.facts.title} does not fit this base: {str(error).splitlines()[0]}",
             f"Change the options of adapter.kind: {config.kind}",
         ) from None
+    if not config.takes_transposed:
+        _check_not_transposed(adapted, config)
     starts.after_attaching(adapted, config, sources)
     if layers:
         _check_exportable(adapted, layers)
     complete(adapted)
+    lay_out_in_order(adapted)
     return adapted
 
 
@@ -89,6 +93,25 @@ def peft_config(config: Method, *, has_weights: bool = True) -> PeftConfig:
         return LoraConfig(task_type="CAUSAL_LM", target_modules=options["target_modules"], modules_to_save=saved)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[config.facts.peft_type]
     return kind(task_type="CAUSAL_LM", **config.peft_options())
+
+
+def _check_not_transposed(model: Any, config: Method) -> None:
+    """Raise ConfigError for layers that PEFT refuses, or adapts by nothing, when it has the weights of the base."""
+    for name in model.base_model.targeted_module_names:
+        module = model.get_base_model().get_submodule(name)
+        if isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, Conv1D):
+            raise ConfigError(
+                f"adapter: {config.facts.title} does not fit this base: PEFT has no such adapter for weights that are "
+                f"stored transposed (Conv1D), such as those of {name}",
+                "Choose another adapter.kind, such as lora",
+            )
+
+
+def lay_out_in_order(model: Any) -> None:
+    """Store trained values in the order of their indices: 8-bit optimizers of bitsandbytes read memory in order."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
 
 
 def _check_exportable(model: Any, layers: ExportableLayers) -> None:

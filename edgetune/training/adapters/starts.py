@@ -139,8 +139,8 @@ def _correct_rounding(adapted: Any, original: Any) -> None:
         left, values, right = torch.linalg.svd(missing, full_matrices=False)
         rank = a.shape[0]
         share = torch.sqrt(values[:rank] / layer.scaling["default"])
-        a.data = (share[:, None] * right[:rank]).to(a.dtype).contiguous()  # bitsandbytes reads memory in order
-        b.data = (left[:, :rank] * share).to(b.dtype).contiguous()
+        a.data = (share[:, None] * right[:rank]).to(a.dtype)
+        b.data = (left[:, :rank] * share).to(b.dtype)
 
 
 def start_of(adapted: Any, method: Method) -> Start | None:
