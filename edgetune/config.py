@@ -6,7 +6,6 @@ it. Relative paths are relative to the configuration file.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import re
@@ -21,7 +20,7 @@ from edgetune.errors import ConfigError
 from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
 from edgetune.objectives import Batching, ObjectiveConfig, Sft
-from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml
+from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml, split_existing
 from edgetune_converters.names import NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -432,7 +431,9 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
         return model.model_validate(dict(raw))
     except ValidationError as error:
         problems = [
-            (text, _override_of(problem, overrides)) for problem in error.errors() for text in _describe_all(problem)
+            (text, _override_of(problem, text, overrides))
+            for problem in error.errors()
+            for text in _describe_all(problem)
         ]
         problems = list(dict.fromkeys(problems))
         blamed = [f"--set {override}: {text}" if override else text for text, override in problems]
@@ -444,12 +445,15 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
         ) from None
 
 
-def _override_of(problem: Any, overrides: Sequence[str]) -> str | None:
-    """Return the last of the overrides that set the option, a section around it, or an option in it."""
-    location = ".".join(map(str, problem["loc"]))
+def _override_of(problem: Any, text: str, overrides: Sequence[str]) -> str | None:
+    """Return the last override that set the option or a section around it; of a section, one that `text` names."""
+    place, _ = _without_kinds(problem["loc"])
+    location = ".".join(place)
     for override in reversed(overrides):
         key = override.partition("=")[0]
-        if location and (f"{location}.".startswith(f"{key}.") or f"{key}.".startswith(f"{location}.")):
+        is_inside = not location or key.startswith(f"{location}.")
+        is_named = re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", text)
+        if f"{location}.".startswith(f"{key}.") or (is_inside and is_named):
             return override
     return None
 
@@ -520,6 +524,8 @@ _TEXT_OR_LIST = ("str", "list[str]")
 _WORDS = {
     "string_type": "give a text",
     "list_type": "give a list, such as [a, b]",
+    "too_short": "give one or more, or leave the option out",
+    "finite_number": "give a finite number",
     "dict_type": "give keys with values, such as {a: b}",
     "bool_type": "give true or false",
     "bool_parsing": "give true or false",
@@ -559,24 +565,11 @@ def option_names(model: type[BaseModel] = Config, prefix: str = "", *, kinds: Co
         yield from dict.fromkeys(chain.from_iterable(inside))
 
 
-def _split_existing(value: str, folder: Path) -> tuple[Path | None, str]:
-    """Return the longest beginning of a name that is a path, and the rest: a subset, a split, a number of rows."""
-    stem = value
-    while stem:
-        path = folder / Path(stem).expanduser()
-        with contextlib.suppress(OSError):  # longer than a file name can be
-            if path.exists():
-                return path, value[len(stem) :]
-        cut = max(stem.rfind(mark) for mark in "#@:")
-        stem = stem[:cut] if cut > 0 else ""
-    return None, value
-
-
 def _resolve_paths(config: Config, folder: Path) -> Config:
     """Make local paths absolute, so that the run directory's copy of the configuration means the same anywhere."""
 
     def local(value: str) -> str:
-        stem, rest = _split_existing(value, folder)
+        stem, rest = split_existing(value, folder)
         if _WILDCARDS.search(value) and (stem is None):
             return str(folder / Path(value).expanduser())
         if stem is not None:

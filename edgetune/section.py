@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args
@@ -25,7 +26,9 @@ def _types_in(annotation: Any) -> set[Any]:
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors: a misspelled option must not be ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -110,3 +113,16 @@ def _yaml_value(text: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+def split_existing(value: str, folder: Path) -> tuple[Path | None, str]:
+    """Return the longest beginning of a name that is a path, and the rest: a subset, a split, a number of rows."""
+    stem = value
+    while stem:
+        path = folder / Path(stem).expanduser()
+        with contextlib.suppress(OSError):  # longer than a file name can be
+            if path.exists():
+                return path, value[len(stem) :]
+        cut = max(stem.rfind(mark) for mark in "#@:")
+        stem = stem[:cut] if cut > 0 else ""
+    return None, value

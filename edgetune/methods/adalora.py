@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, PerLayerMethod, Positive
 
@@ -44,13 +44,10 @@ class AdaLora(PerLayerMethod):
     orthogonality: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the regularization that keeps the factors orthogonal; the losses that are shown are without it."""
 
-    @model_validator(mode="after")
-    def _target_is_smaller(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if self.target_r > self.init_r:
-            raise ValueError(
-                f"adapter.target_r is {self.target_r}, above adapter.init_r ({self.init_r}): AdaLoRA only cuts ranks"
-            )
-        return self
+            yield f"adapter.target_r is {self.target_r}, above adapter.init_r ({self.init_r}): AdaLoRA only cuts ranks"
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names; the training sets its number of steps."""

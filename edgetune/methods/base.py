@@ -6,9 +6,9 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgetune.section import Section
 
@@ -78,6 +78,10 @@ class Surroundings:
     """`export.lora_rank`."""
 
 
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _through_peft(kind: str | None) -> str | None:
     from edgetune_converters.adapters.kinds import THROUGH_PEFT
 
@@ -95,6 +99,8 @@ class Method(Section):
     """Options that edgetune reads itself."""
     fixed_options: ClassVar[Mapping[str, Any]] = {}
     """Options of PEFT that have one value here."""
+    used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Options that are read only if another option has a value -> that option and its value."""
     starts_from_base: ClassVar[bool] = False
     """Whether a new adapter is computed from the weights of the base."""
     takes_transposed: ClassVar[bool] = True
@@ -133,8 +139,23 @@ class Method(Section):
         """Return why a training of so many optimizer steps cannot be; None if it can."""
         return None
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence that says what to do."""
+        yield from ()
+
+    def unused_options(self) -> Iterator[str]:
+        """Yield the options that have no effect beside the others, each a sentence that says what to do."""
+        for option, (other, value) in self.used_with.items():
+            # run.json states defaults too, so that a stated default is no contradiction
+            if getattr(self, option) != type(self).model_fields[option].default and getattr(self, other) != value:
+                yield (
+                    f"adapter.{option} is {getattr(self, option)}, and adapter.{other}: {_as_yaml(value)} alone reads "
+                    f"it; set that, or leave out adapter.{option}"
+                )
+
     def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
         """Yield what contradicts the rest of the configuration, each a sentence that says what to do."""
+        yield from self.contradictions()
         title, bits = self.facts.title, surroundings.bits
         if bits in self.facts.not_on:
             others = " or ".join(str(each) for each in (4, 8, 16) if each not in self.facts.not_on)
@@ -176,14 +197,26 @@ class LayerMethod(Method):
     """A method that adapts linear layers."""
 
     not_for_peft: ClassVar[frozenset[str]] = frozenset({"kind", "layers"})
+    options_naming_layers: ClassVar[tuple[str, ...]] = ()
+    """Options that name some of the adapted layers in a list."""
 
     target_modules: str | list[str] = ALL_LINEAR
     """Adapted layers: `all-linear`, `attention`, `mlp`, `q_v` or `v` of any family, names such as [q_proj, v_proj], or
     a regular expression for whole names. A fused matrix of query, key and value counts as each of them."""
-    layers: list[Annotated[int, Field(ge=0)]] | None = None
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Adapt only these decoder layers, counted from 0."""
     modules_to_save: list[str] = []
     """Modules that are trained in full beside the adapter, such as [lm_head, embed_tokens]."""
+
+    @model_validator(mode="after")
+    def _keys_of_patterns_are_regular_expressions(self) -> Self:
+        for option in type(self).model_fields:
+            for key in getattr(self, option) if option.endswith("_pattern") else ():
+                try:
+                    re.compile(key)
+                except re.error as error:
+                    raise ValueError(f"adapter.{option}: {key!r} is no regular expression: {error}") from None
+        return self
 
     def why_not_as(self, format_: str) -> str | None:
         """Return why a trained model cannot be exported in a format; None if it can."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
-
-from pydantic import model_validator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 from edgetune.methods.base import Count, Dropout, Facts, PerLayerMethod
 
@@ -33,11 +31,10 @@ class Deft(PerLayerMethod):
     dropout: Dropout = 0.0
     """Dropout of the inputs during training."""
 
-    @model_validator(mode="after")
-    def _para_injects_nothing(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if self.para and self.alpha is not None:
-            raise ValueError("adapter.alpha scales what is injected, and adapter.para: true injects nothing")
-        return self
+            yield "adapter.alpha scales what is injected, and adapter.para: true injects nothing; give one of them"
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the parameters of the projector and of the injected matrix."""

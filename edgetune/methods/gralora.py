@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgetune.methods.base import Count, Dropout, Facts, PerLayerMethod, Positive
 
@@ -29,11 +29,10 @@ class GraLora(PerLayerMethod):
     dropout: Dropout = 0.0
     """Dropout of the inputs during training."""
 
-    @model_validator(mode="after")
-    def _rank_is_divided(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if self.r % self.blocks:
-            raise ValueError(f"adapter.r is {self.r}, which adapter.blocks ({self.blocks}) does not divide")
-        return self
+            yield f"adapter.r is {self.r}, which adapter.blocks ({self.blocks}) does not divide"
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the parameters of all factors."""

@@ -16,6 +16,8 @@ class Ia3(LayerMethod):
         no_low_rank="factors of rows and columns have no low rank",
     )  # fmt: skip
 
+    options_naming_layers: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
+
     kind: Literal["ia3"] = "ia3"
     """The PEFT method."""
     feedforward_modules: list[str] = ["down_proj", "fc2", "dense_4h_to_h", "c_proj"]

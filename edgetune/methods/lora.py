@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from edgetune.methods.base import (
     Count,
@@ -68,14 +68,8 @@ class Lora(LayerMethod):
             raise ValueError(f"choose from {', '.join(INITS)}, pissa_niter_N")
         return init
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> Self:
-        problems = list(self._contradictions())
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         # run.json states defaults too, so that a stated default is no contradiction
         is_default = self.calibration_rows == type(self).model_fields["calibration_rows"].default
         if not is_default and not self.needs_rows:

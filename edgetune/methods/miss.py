@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import Any, ClassVar, Literal
 
 from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, PerLayerMethod, Surroundings
 
@@ -28,12 +26,11 @@ class MiSS(PerLayerMethod):
     mini_r: Count = 1
     """Outputs that have a column of their own with `init: mini`; it must divide the outputs."""
 
-    @model_validator(mode="after")
-    def _mini_r_has_its_variant(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         # run.json states defaults too, so that a stated default is no contradiction
         if self.mini_r != type(self).model_fields["mini_r"].default and self.init != "mini":
-            raise ValueError(f"adapter.mini_r is used with adapter.init: mini alone, and init is {self.init}")
-        return self
+            yield f"adapter.mini_r is used with adapter.init: mini alone, and init is {self.init}"
 
     def conflicts(self, surroundings: Surroundings) -> Iterator[str]:
         """Yield what contradicts the rest of the configuration."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ class Oft(PerLayerMethod):
         no_low_rank="a rotation of the base has no low rank",
     )  # fmt: skip
     peft_names: ClassVar[Mapping[str, str]] = {"block_size": "oft_block_size", "dropout": "module_dropout"}
+    used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "eps": ("coft", True),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+    }
 
     kind: Literal["oft"] = "oft"
     """The PEFT method."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgetune.methods.base import THROUGH_PEFT, Count, Facts, PerLayerMethod
 
@@ -25,11 +26,10 @@ class Osf(PerLayerMethod):
     effective_rank: Count | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Singular directions that are kept: a number, or a share of the smaller side. Default: half."""
 
-    @model_validator(mode="after")
-    def _modules_are_not_saved(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if self.modules_to_save:
-            raise ValueError("adapter.modules_to_save has no effect with OSF; leave it out")
-        return self
+            yield "adapter.modules_to_save has no effect with OSF; leave it out"
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the values of the trained singular vectors and values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +15,10 @@ class PTuning(VirtualTokenMethod):
     """P-tuning: vectors before every text that an MLP or an LSTM makes during training (arXiv:2103.10385)."""
 
     facts: ClassVar[Facts] = Facts("P-tuning", "arXiv:2103.10385", "additive", "P_TUNING", not_as=NO_LORA)
+    used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_layers": ("encoder", "lstm"),
+        "encoder_dropout": ("encoder", "lstm"),
+    }
 
     kind: Literal["p-tuning"] = "p-tuning"
     """The PEFT method."""

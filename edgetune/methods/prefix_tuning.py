@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +23,9 @@ class PrefixTuning(VirtualTokenMethod):
         "prefix tuning", "arXiv:2101.00190", "additive", "PREFIX_TUNING",
         not_as={"gguf-lora": "a prefix changes no matrix", "safetensors": _NO_PLACE},
     )  # fmt: skip
+    used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_hidden_size": ("projection", True),
+    }
 
     kind: Literal["prefix-tuning"] = "prefix-tuning"
     """The PEFT method."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from edgetune.methods.base import Facts
 from edgetune.methods.virtual_tokens import NO_LORA, VirtualTokenMethod
@@ -25,11 +24,10 @@ class PromptTuning(VirtualTokenMethod):
     init_text: str | None = None
     """Text whose embeddings the virtual tokens start from, repeated or cut to their number."""
 
-    @model_validator(mode="after")
-    def _text_is_there(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if (self.init == "text") is not bool((self.init_text or "").strip()):
-            raise ValueError("give adapter.init: text and adapter.init_text together, or neither")
-        return self
+            yield "give adapter.init: text and adapter.init_text together, or neither"
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names; a text is set after the model is made."""

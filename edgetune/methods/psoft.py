@@ -24,6 +24,11 @@ class Psoft(PerLayerMethod):
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {"init"}
     starts_from_base: ClassVar[bool] = True
     takes_transposed: ClassVar[bool] = False
+    used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "svd_iterations": ("svd", "lowrank"),
+        "seed": ("svd", "lowrank"),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+    }
 
     kind: Literal["psoft"] = "psoft"
     """The PEFT method."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod, Positive
 
@@ -37,11 +35,10 @@ class RandLora(PerLayerMethod):
     seed: int = 0
     """Seed of the frozen projections, which are stored with the adapter."""
 
-    @model_validator(mode="after")
-    def _one_kind_of_bases(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         if self.sparse and self.very_sparse:
-            raise ValueError("adapter.sparse and adapter.very_sparse exclude each other; give one of them")
-        return self
+            yield "adapter.sparse and adapter.very_sparse exclude each other; give one of them"
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the scales of the bases."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgetune.methods.base import Count, Dropout, Facts, Layers, PerLayerMethod, Positive
 
@@ -34,12 +34,11 @@ class SuperTuning(PerLayerMethod):
     dropout: Dropout = 0.0
     """Dropout before LoRA during training."""
 
-    @model_validator(mode="after")
-    def _options_of_lora_have_a_rank(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
         given = [f"adapter.{name}" for name in ("alpha", "dropout") if getattr(self, name)]
         if self.r is None and given:
-            raise ValueError(f"{' and '.join(given)} belong to LoRA beside the trained weights: give adapter.r too")
-        return self
+            yield f"{' and '.join(given)} belong to LoRA beside the trained weights: give adapter.r too"
 
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the number of trained weights, and the parameters of LoRA."""

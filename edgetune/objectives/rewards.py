@@ -40,8 +40,11 @@ class RewardConfig(Section):
         if not isinstance(value, Mapping) or "kind" in value:
             return value
         kinds = [key for key in value if key in get_args(RewardKind)]
-        if len(kinds) != 1:
-            return value
+        if not kinds:
+            known = ", ".join(get_args(RewardKind))
+            raise ValueError(f"{dict(value)} names no kind of reward: give one of {known}")
+        if len(kinds) > 1:
+            raise ValueError(f"{dict(value)} names {len(kinds)} kinds of rewards: give {' and '.join(kinds)} apart")
         kind, rest = kinds[0], {key: each for key, each in value.items() if key != kinds[0]}
         if isinstance(value[kind], Mapping):
             return {"kind": kind, **value[kind], **rest}

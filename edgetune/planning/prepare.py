@@ -138,6 +138,8 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
         EdgetuneError: For anything in them that training, capture or export would reject later.
     """
     check_optimizer(config)
+    if unused := list(_unused_options(config)):
+        raise ConfigError.of_many("options have no effect", unused, "docs/configuration.md says what reads an option")
     base = find_base(config)
     template = ChatTemplate.from_directory(base.directory, config.data.chat_template, config.template.options)
     template = template.at(rendered_at or datetime.now().replace(microsecond=0))
@@ -173,6 +175,26 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     if why := config.adapter.why_not_steps(prepared.steps):
         raise ConfigError(f"adapter.kind: {config.adapter.kind}: {why}", "Train longer, or lower these numbers")
     return prepared
+
+
+def _unused_options(config: Config) -> Iterator[str]:
+    """Yield the stated options that no part of a training or of its export would read, each a sentence."""
+    yield from config.adapter.unused_options()
+    quantization, export = config.quantization, config.export
+    if quantization.bits != 4:
+        for option in ("type", "double_quant"):
+            value = getattr(quantization, option)
+            if value != type(quantization).model_fields[option].default:
+                yield (
+                    f"quantization.{option} is {str(value).lower()}, and quantization.bits: 4 alone reads it; set "
+                    f"that, or leave out quantization.{option}"
+                )
+    for option in ("adapter_weights", "combine", "density", "combine_seed", "combine_rank"):
+        if getattr(export, option) != type(export).model_fields[option].default:
+            yield (
+                f"export.{option} is for several adapters, and a run has one; leave it out, and combine adapters with "
+                "`edgetune merge-export --base DIR --adapter DIR --adapter DIR`"
+            )
 
 
 def print_overview(prepared: PreparedRun) -> None:

@@ -119,6 +119,8 @@ def test_rewards_are_written_short_in_yaml_and_paths_are_those_of_the_configurat
         ([], "objective.rewards is"),
         (["exactly"], "kind is 'exactly'"),
         (["format"], "needs a pattern"),
+        ([{"number": "a", "json": "b"}], "names 2 kinds of rewards: give number and json apart"),
+        ([{"weight": 2}], "names no kind of reward: give one of exact, json, "),
         ([{"regex": "("}], "not a regular expression"),
         ([{"python": "rewards.py"}], "needs a function"),
         ([{"kind": "exact", "extract": "abc"}], "must have one group"),

@@ -99,6 +99,9 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
         (["training.epochs=1", "training.epochs=-1"], "--set training.epochs=-1: training.epochs is -1: "),
         (["data.answer=choice"], "--set data.answer=choice: data.answer is choice, but data.choices names "),
         (["training=3"], "--set training=3: training is 3: "),
+        (["adapter.r=-3"], "--set adapter.r=-3: adapter.r is -3: "),
+        (["adapter.init=pissa", "adapter.r=4"], "--set adapter.init=pissa: adapter.init: pissa moves the base"),
+        (["adapter.layers=[]"], "--set adapter.layers=[]: adapter.layers is []: give one or more"),
     ],
 )
 def test_a_bad_override_is_blamed_on_the_option_and_not_on_the_file(
@@ -138,6 +141,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"kind": "ia3", "r": 3}, "unknown key adapter.r (known here: "),
         ({"rr": 3}, "unknown key adapter.rr, did you mean adapter.r?"),
         ({"r": True}, "adapter.r is True: give a number"),
+        ({"alpha": float("inf")}, "adapter.alpha is inf: give a finite number"),
+        ({"rank_pattern": {"q_proj(": 4}}, "adapter.rank_pattern: 'q_proj(' is no regular expression: missing )"),
         ("lora", "adapter is 'lora': it is a section of options, such as adapter.kind"),
     ],
 )
@@ -232,7 +237,7 @@ def test_a_configuration_as_run_json_stores_it_is_read_again(kind: str) -> None:
 
 def test_all_contradictions_between_sections_are_named_at_once() -> None:
     options = MINIMAL | {
-        "adapter": {"kind": "lora", "use_dora": True, "init": "pissa"},
+        "adapter": {"kind": "lora", "use_dora": True, "init": "pissa", "calibration_rows": 8},
         "objective": {"kind": "grpo", "num_generations": 3, "beta": 0.1},
         "quantization": {"bits": 8},
         "export": {"formats": ["gguf-lora"], "merge_base": "nf4"},
@@ -240,9 +245,10 @@ def test_all_contradictions_between_sections_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_config(options, "c.yaml")
     first, *problems = raised.value.message.splitlines()
-    assert first == "6 problems in c.yaml:"
+    assert first == "7 problems in c.yaml:"
     beginnings = (
-        "export.merge_base is nf4", "export.formats: LoRA is not exported as gguf-lora exactly",
+        "export.merge_base is nf4", "adapter.calibration_rows is used by",
+        "export.formats: LoRA is not exported as gguf-lora exactly",
         "adapter.use_dora cannot be trained with quantization.bits: 8", "adapter.init: pissa moves the base",
         "training.batch_size times training.gradient_accumulation is 8", "objective.kind: grpo compares the model",
     )  # fmt: skip

@@ -42,7 +42,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def _dry_run(base: Path, folder: Path, changes: dict[str, Any], *flags: str) -> int:
     values = runs.settings(base, folder)
     for key, value in changes.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        is_added = isinstance(value, dict) and "kind" not in value
+        values[key] = {**values.get(key, {}), **value} if is_added else value
     config = runs.write_config(folder / "config.yaml", values)
     return cli.run(["train", str(config), "-o", str(folder / "run"), "--dry-run", *flags])
 
@@ -61,7 +62,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"export": {"formats": ["onnx"], "types": ["int4"], "search_types": True, "block_size": 32}},
         "chooses the blocks itself",
     ),
-    "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "q_porj fit no linear layer"),
+    "no such layer": ({"adapter": {"target_modules": ["q_porj"]}}, "'q_porj' fits no linear layer"),
     "a pattern without a layer": ({"adapter": {"target_modules": "nothing"}}, "'nothing' fits no layer"),
     "a start from a tied output matrix": (
         {"adapter": {"init": "pissa", "target_modules": ["q_proj", "lm_head"]}, "quantization": {"bits": 16}},
@@ -92,6 +93,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a layer number too many": ({"adapter": {"layers": [0, 7]}}, "no adapted layer has the number 7"),
     "a pattern for no layer": ({"adapter": {"rank_pattern": {"q_porj": 4}}}, "rank_pattern: 'q_porj' fits no adapted"),
     "no such module": ({"adapter": {"modules_to_save": ["lm_haed"]}}, "'lm_haed' fits no module of the base"),
+    "no layer left to adapt": (
+        {"adapter": {"target_modules": ["lm_head"], "modules_to_save": ["lm_head"]}}, "which leaves none to adapt",
+    ),
+    "a feed-forward layer that is not adapted": (
+        {"adapter": {"kind": "ia3", "feedforward_modules": ["fc_9"]}}, "'fc_9' fits no adapted layer",
+    ),
+    "options that nothing reads": (
+        {
+            "adapter": {"kind": "oft", "eps": 0.1, "use_cayley_neumann": False, "num_cayley_neumann_terms": 9},
+            "quantization": {"bits": 16, "type": "fp4"}, "export": {"density": 0.5},
+        },
+        "4 options have no effect: - adapter.eps is 0.1, and adapter.coft: true alone reads it; set that, or leave out "
+        "adapter.eps - adapter.num_cayley_neumann_terms is 9, and adapter.use_cayley_neumann: true alone reads it; set "
+        "that, or leave out adapter.num_cayley_neumann_terms - quantization.type is fp4, and quantization.bits: 4 "
+        "alone reads it; set that, or leave out quantization.type - export.density is for several adapters",
+    ),
     "a block size that does not fit": (
         {"adapter": {"kind": "gralora", "r": 9, "blocks": 3}}, "GraLoRA does not fit this base",
     ),

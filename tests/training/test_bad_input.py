@@ -156,7 +156,7 @@ def test_without_the_train_extra(train: Said, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("targets", "what"),
     [
-        (["q_prj", "v_proj", "gate"], "adapter.target_modules: q_prj, gate fit no linear layer"),
+        (["q_prj", "v_proj", "gate"], "adapter.target_modules: 'q_prj', 'gate' fit no linear layer"),
         (r".*\.nothing", "adapter.target_modules: '.*\\\\.nothing' fits no layer"),
     ],
 )

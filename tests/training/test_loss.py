@@ -163,8 +163,8 @@ _LAYERS = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 @pytest.mark.parametrize(
     ("targets", "problem", "hint"),
     [
-        (["q_proj", "query_key_value"], "query_key_value fit no linear layer", _LAYERS),
-        ([], "nothing cannot be adapted", _LAYERS),
+        (["q_proj", "query_key_value"], "'query_key_value' fits no linear layer", _LAYERS),
+        ([], "the list is empty", _LAYERS),
         (".*attention_xyz", "fits no layer", _LAYERS),
     ],
 )

@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
     ),
     "a bias of an unknown layer": (
         {"kind": "bitfit", "added_to": ["q_projx", "lm_head"]}, 16, {},
-        ["adapter.added_to: q_projx fits no linear layer", "lm_head"],
+        ["adapter.added_to: 'q_projx' fits no linear layer", "lm_head"],
     ),
     "no bias at all": ({"kind": "bitfit", "added_to": "none"}, 16, {}, ["the base has no biases to train"]),
     "tokens that are there or are not": (

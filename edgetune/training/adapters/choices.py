@@ -94,10 +94,8 @@ def _choose_blocks(model: Any, adapter: Freeze, layers: ExportableLayers | None,
         unmatched = [each for each in adapter.modules if not any(f".{each}." in name for name in known)]
         if unmatched or not adapter.modules:
             parts = dict.fromkeys(name.removesuffix(".weight") for name, _ in blocks[0].named_parameters())
-            problems.append(
-                f"adapter.modules: {', '.join(unmatched) or 'nothing'} fits no part of a block; the parts are "
-                f"{', '.join(parts)}"
-            )
+            what = f"{', '.join(map(repr, unmatched))} fits no part of a block" if unmatched else "the list is empty"
+            problems.append(f"adapter.modules: {what}; the parts are {', '.join(parts)}")
     if problems:
         raise ConfigError.of_many("problems in adapter", problems, "Correct the options of adapter.kind: freeze")
     names += [name for part in adapter.also for name in _outside(model, prefix, part)]
@@ -158,7 +156,7 @@ def _named_layers(wanted: Sequence[str], reasons: Mapping[str, str | None], line
         return name == each or name.endswith("." + each)
 
     problems = [
-        f"adapter.added_to: {each} fits no linear layer"
+        f"adapter.added_to: {each!r} fits no linear layer"
         for each in wanted
         if not any(fits(name, each) for name in linear)
     ]

@@ -46,7 +46,8 @@ def resolve_targets(
     if method.layers is not None:
         names = _in_layers(names, method.layers)
     _check_patterns(method, names)
-    _check_saved_modules(model, method)
+    _check_named_layers(method, names)
+    _check_saved_modules(model, method, names)
     return names if preset or method.layers is not None or whole_names else stated
 
 
@@ -97,18 +98,28 @@ def _check_patterns(method: LayerMethod, names: Sequence[str]) -> None:
     for option in type(method).model_fields:
         if option.endswith("_pattern"):
             for key in getattr(method, option):
-                try:
-                    is_used = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
-                except re.error as error:
-                    raise ConfigError(f"adapter.{option}: {key!r} is no regular expression: {error}") from None
-                if not is_used:
+                if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
                     raise ConfigError(
                         f"adapter.{option}: {key!r} fits no adapted layer",
                         f"Adapted layers end with {', '.join(_last_parts(names))}",
                     )
 
 
-def _check_saved_modules(model: Any, method: LayerMethod) -> None:
+def _check_named_layers(method: LayerMethod, names: Sequence[str]) -> None:
+    """Raise ConfigError for a stated name of a layer that is not adapted; defaults name layers of several families."""
+    for option in method.options_naming_layers:
+        stated = getattr(method, option)
+        if stated == type(method).model_fields[option].default:
+            continue
+        unused = [each for each in stated if not any(f".{name}".endswith(f".{each}") for name in names)]
+        if unused:
+            raise ConfigError(
+                f"adapter.{option}: {unused[0]!r} fits no adapted layer",
+                f"Adapted layers end with {', '.join(_last_parts(names))}",
+            )
+
+
+def _check_saved_modules(model: Any, method: LayerMethod, adapted: Sequence[str]) -> None:
     names = [name for name, _ in model.named_modules() if name]
     for wanted in method.modules_to_save:
         if not any(name == wanted or name.endswith("." + wanted) for name in names):
@@ -116,6 +127,13 @@ def _check_saved_modules(model: Any, method: LayerMethod) -> None:
                 f"adapter.modules_to_save: {wanted!r} fits no module of the base",
                 f"Its modules end with {', '.join(_last_parts(names)[:20])}",
             )
+    saved = tuple(f".{each}." for each in method.modules_to_save)
+    if saved and all(any(each in f".{name}." for each in saved) for name in adapted):
+        raise ConfigError(
+            f"adapter.modules_to_save trains all of adapter.target_modules in full, such as {adapted[0]}, which leaves "
+            "none to adapt",
+            "Leave them out of adapter.modules_to_save, or name other layers in adapter.target_modules",
+        )
 
 
 def _last_parts(names: Sequence[str]) -> list[str]:
@@ -128,7 +146,9 @@ def _check_names(model: Any, method: LayerMethod, stated: Sequence[str], exclude
     known = linear_layer_names(model, excluded)
     unmatched = [each for each in stated if not any(name == each or name.endswith("." + each) for name in names)]
     if unmatched or not stated:
-        what = f"{', '.join(unmatched)} fit no linear layer" if unmatched else "nothing cannot be adapted"
+        quoted = ", ".join(map(repr, unmatched))
+        fits = "fits" if len(unmatched) == 1 else "fit"
+        what = f"{quoted} {fits} no linear layer" if unmatched else "the list is empty"
         raise ConfigError(f"adapter.target_modules: {what}", f"The layers are {', '.join(known)}; or write all-linear")
 
 
