@@ -95,7 +95,7 @@ class Call(Generic[F]):
         """
         check_tools(conversation.tools, conversation.tool_choice)
         prepared = await asyncio.to_thread(prepare, model.runtime, conversation)
-        tickets = await asyncio.to_thread(submit, model.engine, prepared, decoding)
+        tickets = await asyncio.to_thread(submit, model.engine, prepared, decoding, field=conversation.messages_field)
         for ticket in tickets:
             self.resources.callback(ticket.cancel)
         streams = [AnswerStream(ticket, prepared, decoding, model.runtime).deltas() for ticket in tickets]

@@ -65,6 +65,8 @@ class Conversation:
     schema_field: str = "response_format"
     """Name of the request field with the schema, for errors."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    messages_field: str = "messages"
+    """Name of the request field with the messages, for errors."""
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:

@@ -83,7 +83,7 @@ def prepare(runtime: Runtime, conversation: Conversation) -> PreparedAnswer:
     try:
         ids = runtime.tokenize(rendering.text)
     except EdgetuneError as problem:
-        raise from_problem(problem, "messages") from None
+        raise from_problem(problem, conversation.messages_field) from None
     return PreparedAnswer(
         ids,
         rendering.frame,
@@ -100,10 +100,10 @@ class _Rendering:
     """The text of a prompt, the frame of the answer to it, and the call that it begins."""
 
     def __init__(self, runtime: Runtime, conversation: Conversation) -> None:
-        template = _template(runtime, conversation.template_options)
+        template = _template(runtime, conversation)
         messages = [_for_template(message) for message in conversation.messages]
         if not messages:
-            raise bad_request("there are no messages", "messages")
+            raise bad_request("there are no messages", conversation.messages_field)
         prefill = _take_prefill(messages)
         tools = conversation.callable_tools
         described: Sequence[Mapping[str, Any]] | None = [tool.for_template() for tool in tools] or None
@@ -113,7 +113,7 @@ class _Rendering:
             prompt = template.render(messages, add_generation_prompt=True, tools=described)
             frame = runtime.answer_frame(messages, tools=described, template_options=conversation.template_options)
         except EdgetuneError as problem:
-            raise from_problem(problem, "messages") from None
+            raise from_problem(problem, conversation.messages_field) from None
         is_forced = conversation.tool_choice.mode == "required" and bool(tools)
         self.forced = find_syntax(template.source_for(described)) if is_forced and described else None
         if is_forced and self.forced is None:
@@ -130,11 +130,12 @@ class _Rendering:
             self.frame = NO_FRAME
 
 
-def _template(runtime: Runtime, options: Mapping[str, Any]) -> ChatTemplate:
-    template = runtime.chat_template
+def _template(runtime: Runtime, conversation: Conversation) -> ChatTemplate:
+    template, options = runtime.chat_template, conversation.template_options
     if template is None:
         raise bad_request(
-            f"{NoChatTemplate.__doc__} Use /v1/completions for plain text, or export with a template", "messages"
+            f"{NoChatTemplate.__doc__} Use /v1/completions for plain text, or export with a template",
+            conversation.messages_field,
         )
     try:
         template.check_options(options)

@@ -46,6 +46,7 @@ def post(live: Running, path: str, body: Any) -> httpx.Response:
         ({"functions": []}, "functions"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"chat_template_kwargs": {"nothing": 1}}, "chat_template_kwargs"),
+        ({"mirostat": 2, "top_k": 5}, "mirostat"),
         ({"model": "none"}, "model"),
         ({"model": None}, "model"),
     ],
@@ -165,3 +166,20 @@ def test_metrics_count_requests_and_tokens(live: Running) -> None:
     assert 'edgetune_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'edgetune_tokens_total{kind="generated"}' in text
     assert "edgetune_active_requests 1" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/responses", {"input": "dim " * 2000}, "input"),
+        ("/api/generate", {"prompt": "dim " * 2000}, "prompt"),
+        ("/v1/completions", {"prompt": "dim " * 2000}, "prompt"),
+        ("/api/chat", {"messages": ASK["messages"], "options": {"mirostat": 1, "top_p": 0.5}}, "options.mirostat"),
+        ("/api/chat", {"messages": ASK["messages"], "options": {"logit_bias": {"x": 1}}}, "options.logit_bias.x"),
+    ],
+)
+def test_a_field_has_the_name_that_its_dialect_gives_it(live: Running, path: str, body: Any, field: str) -> None:
+    reply = post(live, path, {"model": "tiny", **body})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (reply.json() if path.startswith("/api/") else error)["param"] == field

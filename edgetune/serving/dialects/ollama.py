@@ -167,6 +167,7 @@ async def generate(call: Call[GenerateRequest]) -> Any:
         schema=_schema(fields.format),
         schema_field="format",
         template_options=_think_options(fields.think, model),
+        messages_field="prompt",
     )
     return await _reply(call, model, conversation, _generate_piece, clock)
 
@@ -195,7 +196,7 @@ def _decoding(call: Call[Any], model: LoadedModel) -> Decoding:
     limit = options.num_predict
     stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
     return Decoding(
-        options.sampling(call.server.settings.sampling, model.runtime.vocabulary_size),
+        options.sampling(call.server.settings.sampling, model.runtime.vocabulary_size, "options."),
         None if limit is None or limit < 0 else limit,
         tuple(each for each in stop if each),
     )

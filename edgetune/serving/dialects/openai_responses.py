@@ -188,7 +188,7 @@ def _conversation(fields: ResponsesRequest, template: Any) -> Conversation:
         messages.append({"role": "user", "content": ""})  # the probe of an agent
     return Conversation(
         merge_system(messages), tools, _tool_choice(fields.tool_choice), fields.parallel_tool_calls is not False,
-        schema, "text.format.schema", options,
+        schema, "text.format.schema", options, "input",
     )  # fmt: skip
 
 
