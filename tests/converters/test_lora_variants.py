@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,11 @@ from edgetune_converters.merging.merge_base import merge_base_named
 from edgetune_converters.model import open_model
 from edgetune_converters.outputs.lora import lora_factors_of_model
 from tests.converters import tiny
-from tests.converters.peft_methods import folded, randomize
+from tests.converters.peft_methods import folded, logits, randomize
 from tests.converters.test_adapters import write
 from tests.converters.tiny import _between_libraries, peft, torch, transformers
+
+safetensors_torch: Any = pytest.importorskip("safetensors.torch")
 
 ROUNDING = 5e-6
 _TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -30,12 +34,40 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return tiny.base(request.param, tmp_path_factory.mktemp(request.param), tie_word_embeddings=False)
 
 
+def prepare(model: Any, settings: Any) -> None:
+    """Attach to the layers what PEFT computes some starts from: gradients, or covariances of the inputs."""
+    ids = torch.tensor([tiny.random_ids(40) for _ in range(4)])
+    if settings.init_lora_weights == "lora_ga":
+        preprocess = importlib.import_module("peft.tuners.lora.loraga").preprocess_loraga
+        preprocess(model, settings, lambda: model(input_ids=ids, labels=ids).loss.backward())
+        model.zero_grad()
+    if settings.init_lora_weights == "corda":
+        preprocess = importlib.import_module("peft.tuners.lora.corda").preprocess_corda
+        preprocess(model, settings, run_model=lambda: [model(input_ids=row[None]) for row in ids])
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "pissa": {},
+    "olora": {},
+    "corda": {"corda_config": peft.tuners.lora.config.CordaConfig(corda_method="kpm")},
+    "lora_ga": {"lora_ga_config": peft.LoraGAConfig(scale="weight_svd")},
+}
+"""Starts that take a part of the base away -> further options."""
+
+
 @_between_libraries()
-def trained(base: Path, directory: Path, *, with_initial: bool = False, **options: Any) -> dict[str, Any]:
-    """Write an adapter; return the tensors that PEFT merges."""
+def attached(base: Path, **options: Any) -> Any:
+    """The base with a new adapter of PEFT."""
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, target_modules=_TARGETS, **options))
+    settings = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": _TARGETS, **options})
+    prepare(model, settings)
+    return peft.get_peft_model(model, settings)
+
+
+def trained(base: Path, directory: Path, *, with_initial: bool = False, **options: Any) -> dict[str, Any]:
+    """Write an adapter; return the tensors that PEFT merges."""
+    wrapped = attached(base, **options)
     if with_initial:
         wrapped.save_pretrained(directory / "initial_adapter")
     randomize(wrapped)
@@ -49,11 +81,72 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert float((values - theirs[name]).abs().max()) <= ROUNDING * largest, name
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
+@_between_libraries()
+def converted(wrapped: Any, directory: Path, initial: Path) -> None:
+    """Let PEFT write the trained adapter as plain LoRA on the base as it was."""
+    wrapped.save_pretrained(directory, path_initial_model_for_weight_conversion=str(initial))
+
+
+@_between_libraries()
+def forward(model: Any, ids: list[int]) -> Any:
+    with torch.no_grad():
+        return model.eval()(torch.tensor([ids])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_a_start_is_taken_away_with_the_adapter_before_training(start: str, base: Path, tmp_path: Path) -> None:
-    theirs = trained(base, tmp_path, with_initial=True, init_lora_weights=start)
+    theirs = trained(base, tmp_path, with_initial=True, init_lora_weights=start, **STARTS[start])
     assert_equal(folded(base, tmp_path), theirs)
     assert "initial_adapter/adapter_model.safetensors" in Adapter(tmp_path).identity()
+
+
+@pytest.mark.parametrize("way", ["initial adapter", "converted", "residual base"])
+@pytest.mark.parametrize("start", STARTS)
+def test_each_way_to_undo_a_start_gives_the_forward_of_the_trained_model(
+    start: str, way: str, base: Path, tmp_path: Path
+) -> None:
+    wrapped = attached(base, init_lora_weights=start, **STARTS[start])
+    ids, before = tiny.random_ids(40), forward(wrapped, tiny.random_ids(40))
+    initial = tmp_path / ("initial" if way == "converted" else "adapter/initial_adapter")
+    if way == "residual base":  # what is left of the base, without the adapter, and its tokenizer
+        shutil.copytree(base, tmp_path / "residual")
+        residual = {name: value for name, value in wrapped.state_dict().items() if "lora_" not in name}
+        renamed = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): residual[name] for name in residual
+        }
+        safetensors_torch.save_file(
+            {name: value.clone() for name, value in renamed.items()}, tmp_path / "residual" / "model.safetensors"
+        )
+        base = tmp_path / "residual"
+    else:
+        # PEFT reads the adapter before training as plain LoRA, and changes what it is told here in its own object
+        wrapped.peft_config["default"].init_lora_weights = True
+        wrapped.save_pretrained(initial)
+        wrapped.peft_config["default"].init_lora_weights = start
+    randomize(wrapped)
+    trained_logits = forward(wrapped, ids)
+    if way == "converted":
+        converted(wrapped, tmp_path / "adapter", initial)
+    else:
+        wrapped.peft_config["default"].init_lora_weights = True if way == "residual base" else start
+        wrapped.save_pretrained(tmp_path / "adapter")
+    found = logits(base, folded(base, tmp_path / "adapter"), ids)
+    largest = float(np.abs(trained_logits).max())
+    assert float(np.abs(trained_logits - before).max()) > 0.01 * largest
+    assert float(np.abs(found - trained_logits).max()) < 2e-5 * largest
+
+
+def test_eva_leaves_the_base_as_it_is(base: Path, tmp_path: Path) -> None:
+    wrapped = attached(base, init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0))
+    rows = [{"input_ids": torch.tensor([tiny.random_ids(40)]), "attention_mask": torch.ones(1, 40)} for _ in range(4)]
+    peft.initialize_lora_eva_weights(wrapped, rows, show_progress_bar=False)
+    randomize(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == "eva"
+    ids = tiny.random_ids(40)
+    wanted = forward(wrapped, ids)
+    found = logits(base, folded(base, tmp_path), ids)
+    assert float(np.abs(found - wanted).max()) < 2e-5 * float(np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"v_proj": 2}}])

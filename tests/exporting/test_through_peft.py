@@ -34,6 +34,8 @@ METHODS = {
     "pvera-unsaved": Method("PveraConfig", {"r": 6, "save_projection": False}),
     "randlora-unsaved": Method("RandLoraConfig", {"r": 6, "save_projection": False}),
     "pissa": Method("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}),
+    "adamss": Method("AdamssConfig", {"r": 8, "num_subspaces": 3, "subspace_rank": 2}),
+    "kasa": Method("LoraConfig", {"r": 4, "kasa_config": {}, "init_lora_weights": False}),
 }
 
 
