@@ -15,6 +15,7 @@ import pytest
 from edgetune.data.chat import ChatTemplate
 from edgetune.errors import DataError
 from edgetune_converters import chat_template
+from edgetune_converters.tokenizers.soft_tokens import prefixed_template
 from tests.data.conversations import CONVERSATIONS
 
 TEMPLATES = {
@@ -84,6 +85,28 @@ def test_a_real_template_renders_as_in_transformers(utils: Any, name: str) -> No
         for prompt in prompts:
             expected = theirs(utils, name, messages, tools, prompt)
             assert mine(template, messages, tools, prompt) == expected
+            rendered += expected is not None
+    assert rendered > 0
+
+
+@pytest.mark.parametrize(
+    "begins", ["", "  ", " \t {# blanks are stripped before a comment #}", "{{- '' -}} \n", "\n  "]
+)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_soft_tokens_come_before_all_that_a_real_template_writes(name: str, begins: str) -> None:
+    """Exactly: what stands before a tag must not change what Jinja strips around it."""
+    source, soft = begins + TEMPLATES[name], "<|soft_0|><|soft_1|>"
+    others = {"pad_token": "<pad>"}
+    plain, prefixed = (
+        ChatTemplate(text, "<s>", "</s>", others, OPTIONS.get(name, {})).at(MOMENT)
+        for text in (source, prefixed_template(source, soft))
+    )
+    conversations = list(CONVERSATIONS.values())
+    rendered = 0
+    for messages, tools in conversations if not begins else conversations[:5]:
+        for prompt in (False, True):
+            expected = mine(plain, messages, tools, prompt)
+            assert mine(prefixed, messages, tools, prompt) == (None if expected is None else soft + expected)
             rendered += expected is not None
     assert rendered > 0
 

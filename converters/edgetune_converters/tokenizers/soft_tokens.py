@@ -6,6 +6,7 @@ soft tokens, and BOS behind them where the tokenizer would have added it.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from edgetune_converters.tokenizers.files import TokenizerFiles, read_tokenizer_
 from edgetune_converters.tokenizers.special import token_id
 
 _TEXT = "<|soft_{}|>"
+_STRIPPED = re.compile(r"\A[ \t]+(?=\{[%#](?!\+))")
+"""Blanks at the beginning of a template that are not written."""
 _SAMPLE = [{"role": "user", "content": "Light on, please."}]
 _TOKENIZER, _CONFIG, _GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 
@@ -93,7 +96,7 @@ def write_with_soft_tokens(
     templates = chat_templates(source, files.config) | ({} if template is None else {DEFAULT: template})
     named = special_tokens(files.config, files.special)
     missing = {name: _missing_bos(text, named, bos_text) if adds_bos else "" for name, text in templates.items()}
-    prefixed = {name: "".join(texts) + missing[name] + text for name, text in templates.items()}
+    prefixed = {name: prefixed_template(text, "".join(texts) + missing[name]) for name, text in templates.items()}
     for name, content in template_files(prefixed).items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(content)
@@ -105,6 +108,14 @@ def write_with_soft_tokens(
     found = SoftTokens(first, texts, adds_bos, with_bos, tuple(notes))
     _check_ids(files, out, found, templates.get(DEFAULT))
     return found
+
+
+def prefixed_template(template: str, text: str) -> str:
+    """Return a chat template that writes `text` first, and then what `template` writes.
+
+    Jinja strips blanks before a tag that begins a line (`lstrip_blocks`). Behind `text` it no longer does.
+    """
+    return text + _STRIPPED.sub("", template)
 
 
 def _adds_bos(files: TokenizerFiles, bos: int) -> bool:
