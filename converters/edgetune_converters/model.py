@@ -249,6 +249,8 @@ def open_model(
     new_biases = None
     renamed: Callable[[str], str] = family.canonical_name
     if adapter is not None and not isinstance(adapter, VirtualTokenAdapter):
+        if isinstance(adapter, CombinedAdapter):  # before the base takes the shape of the first adapter
+            _check_combination(adapter, family, config, checkpoint, bound)
         renamed = expanded_blocks.renamed(family, adapter.config.raw.get(expanded_blocks.BLOCKS))
         expanded = expanded_blocks.expand(adapter, family, config, checkpoint)
         if expanded is not config:
@@ -263,8 +265,6 @@ def open_model(
             family, config = new_biases.family, new_biases.config
             bound = bind(family, config, checkpoint.tensors, checkpoint.zero_biases)
             known = _as_adapters_see_it(family, config, bound, checkpoint)
-        if isinstance(adapter, CombinedAdapter):
-            _check_combination(adapter, family, config, checkpoint, bound, known)
         changes = adapter.changes(known)
     tensors = stream.merged_tensors(family, config, checkpoint, bound, changes)
     applied = merge_base.apply(tensors, renamed)
@@ -274,27 +274,25 @@ def open_model(
 
 
 def _check_combination(
-    adapter: CombinedAdapter,
-    family: Family,
-    config: ModelConfig,
-    checkpoint: Checkpoint,
-    bound: list[BoundTensor],
-    known: BaseTargets,
+    adapter: CombinedAdapter, family: Family, config: ModelConfig, checkpoint: Checkpoint, bound: list[BoundTensor]
 ) -> None:
     """Raise AdapterError for an adapter that changes the shape of the model: the others do not fit it."""
-    given = family, config, checkpoint, bound, known
+    given = family, config, checkpoint, bound, _as_adapters_see_it(family, config, bound, checkpoint)
     for part in adapter.parts:
         if isinstance(part, VirtualTokenAdapter):
             raise AdapterError(
                 f"{part.path} has virtual tokens ({part.peft_type}), and cannot be combined with other adapters",
                 "Export it alone, with --adapter",
             )
-        reasons = {
-            "new blocks": part.config.raw.get(expanded_blocks.BLOCKS),
-            "another number of rows of embeddings": with_vocabulary_of(part, *given),
-            "biases that the base has not": with_biases_of(part, *given),
-        }
-        if found := [name for name, value in reasons.items() if value is not None]:
+        if part.config.raw.get(expanded_blocks.BLOCKS):  # its tensors fit no tensor of the base
+            found = ["new blocks"]
+        else:
+            reasons = {
+                "another number of rows of embeddings": with_vocabulary_of(part, *given),
+                "biases that the base has not": with_biases_of(part, *given),
+            }
+            found = [name for name, value in reasons.items() if value is not None]
+        if found:
             raise AdapterError(
                 f"{part.path} has {' and '.join(found)}, and cannot be combined with other adapters",
                 "Export it alone to safetensors, and give the result with --base",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,16 @@ def check_method(source: Source, config: ExportConfig, targets: Iterable[Target]
         raise ConfigError.of_many(
             f"options of the export that contradict the training of {names}",
             list(problems),
-            "export.merge_base is --merge-base, and export.formats is --format; a run is trained with what it states",
+            f"On the command line, {_flags_in(problems)}; a run is trained with what it states",
         )
+
+
+def _flags_in(problems: Iterable[str]) -> str:
+    """Return the flags of the options of `export:` that the problems name."""
+    from edgetune.exporting.options import flag_name
+
+    options = dict.fromkeys(option for problem in problems for option in re.findall(r"\bexport\.(\w+)", problem))
+    return " and ".join(f"export.{option} is {flag_name(option)}" for option in options)
 
 
 def _problems(trained: RunManifest, formats: tuple[str, ...], config: ExportConfig) -> list[str]:

@@ -80,6 +80,9 @@ def _combination(source: Source, config: ExportConfig) -> Combination | None:
         "the adapter of a run is exported as it was trained: give --base and --adapter RUN/adapter to weight it": (
             source.run is not None and weights
         ),
+        "every --adapter-weight is 0, and the file would equal the base: leave out the adapters": (
+            weights and not any(weights)
+        ),
         f"--combine {config.combine} combines several adapters: give two at least with --adapter": (
             config.combine != "linear" and len(paths) < 2
         ),

@@ -158,6 +158,13 @@ def test_the_hint_doubts_the_base_only_where_names_or_shapes_differ(
     assert (raised.value.hint or "").startswith(hint)
 
 
+def test_a_trained_tensor_that_an_adapter_lacks_is_named(tmp_path: Path) -> None:
+    stated = {"peft_type": None, "edgetune_method": "freeze", "trained_tensors": ["m.v.bias", "m.v.weight"]}
+    folder = write(tmp_path, {"m.v.weight": np.ones((3, 4), np.float32)}, **stated)
+    with pytest.raises(AdapterError, match=r"m\.v\.bias is a trained tensor that the adapter lacks"):
+        Adapter(folder).changes(BaseTargets(TARGETS))
+
+
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     tensors = pair("m.nothing") | {"m.q.lora_A.weight": A} | {"odd": B}
     with pytest.raises(AdapterError, match=r"(?s)3 problems.*odd is not.*m.nothing is not.*m.q has no lora_B"):
@@ -168,7 +175,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"peft_type": "NEVER_HEARD_OF"}, "of the kind NEVER_HEARD_OF, which cannot be merged; known are .*LORA"),
-        ({"peft_type": None}, "of the kind None"),
+        ({"peft_type": None}, "adapter_config.json states no peft_type"),
         ({"peft_type": ["LORA"]}, "of the kind"),
         ({"use_dora": True}, "has no lora_magnitude_vector"),
         ({"use_dora": "yes"}, "use_dora is 'yes', not true or false"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from edgetune.errors import ConfigError
 from edgetune.exporting.run import prepare_export
@@ -164,13 +165,30 @@ def test_dare_keeps_the_share_and_follows_the_seed(base: Path, pair: list[Path])
 
 def test_what_cannot_be_pruned_is_named(base: Path, pair: list[Path], tmp_path: Path) -> None:
     tiny.adapter(base, tmp_path / "wide", r=5)
-    with pytest.raises(AdapterError, match=r"(?s)ties cannot combine.*the ranks 4, 5 differ"):
+    said = r"(?s)ties cannot combine.*changed by .* and wide: the ranks 4, 5 differ\n.*\.\.\. and \d+ more"
+    with pytest.raises(AdapterError, match=said):
         folded(base, Combination((pair[0], tmp_path / "wide"), (1, 1), "ties", 0.5))
     adapter(base, tmp_path / "hira", Method("HiraConfig", {"r": 3, "init_weights": False}))
     methods: tuple[CombineName, ...] = ("ties", "cat", "svd", "ties-svd")
     for method in methods:
         with pytest.raises(AdapterError, match="not changed by a pair A, B of LoRA alone"):
             folded(base, Combination((pair[0], tmp_path / "hira"), (1, 1), method, 0.5))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_adapter_with_new_biases_is_refused_in_any_place(tmp_path: Path, place: int) -> None:
+    base = tiny.base("llama", tmp_path / "base", attention_bias=False, mlp_bias=False)
+    lora, folder = tmp_path / "lora", tmp_path / "biases"
+    tiny.adapter(base, lora)
+    folder.mkdir()
+    name = "model.layers.0.mlp.down_proj.bias"
+    width = json.loads((base / "config.json").read_text())["hidden_size"]
+    save_file({name: np.ones(width, np.float32)}, folder / "adapter_model.safetensors")
+    settings_ = {"peft_type": None, "edgetune_method": "bitfit", "zero_in_base": [name], "trained_tensors": [name]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings_))
+    adapters = (folder, lora) if place == 0 else (lora, folder)
+    with pytest.raises(AdapterError, match="biases has biases that the base has not, and cannot be combined"):
+        folded(base, Combination(adapters, (0.5, 0.5)))
 
 
 def test_products_of_different_ranks_are_combined_to_the_largest(base: Path, pair: list[Path], tmp_path: Path) -> None:
@@ -233,6 +251,7 @@ def test_receipt_and_metadata_name_all_adapters(base: Path, pair: list[Path], tm
     ("count", "options", "message"),
     [
         (2, {}, "2 adapters and 0 weights were given"),
+        (2, {"adapter_weights": [0.0, 0.0]}, "every --adapter-weight is 0, and the file would equal the base"),
         (2, {"adapter_weights": [1.0]}, "2 adapters and 1 weights were given"),
         (0, {"adapter_weights": [1.0]}, "there is no adapter to weight"),
         (1, {"combine": "ties", "density": 0.5}, "--combine ties combines several adapters"),

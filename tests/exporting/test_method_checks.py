@@ -39,7 +39,7 @@ def test_loftq_is_not_merged_into_a_base_that_it_does_not_correct(merge_base: st
     with pytest.raises(ConfigError, match=r"adapter\.init: loftq corrects the rounding of a 4-bit base") as caught:
         prepare(run, merge_base=merge_base)
     assert caught.value.hint is not None
-    assert "--merge-base" in caught.value.hint
+    assert "export.merge_base is --merge-base" in caught.value.hint
 
 
 def test_the_adapter_of_a_run_is_checked_where_it_is_given_by_its_directory(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ from edgetune_converters.errors import AdapterError
 from edgetune_converters.names import CombineName
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, widened
 
+_SHOWN = 5
+"""Changes that an error names one by one."""
+
 
 @dataclass(frozen=True)
 class Combination:
@@ -110,7 +113,8 @@ class CombinedAdapter(Adapter):
         for target in dict.fromkeys(name for changes in of_parts for name in changes):
             found = [(index, changes[target]) for index, changes in enumerate(of_parts) if target in changes]
             if why := _why_not_combined([change for _, change in found], method):
-                problems.append(f"{target}: {why}")
+                labels = " and ".join(self.labels[index] for index, _ in found)
+                problems.append(f"{target}, changed by {labels}: {why}")
                 continue
             if not method.prunes and not method.lowers_rank:
                 combined[target] = _sum_of([(self.combination.weights[index], change) for index, change in found])
@@ -121,8 +125,9 @@ class CombinedAdapter(Adapter):
         if problems:
             raise AdapterError.of_many(
                 f"changes that {self.combination.method} cannot combine",
-                problems,
+                problems[:_SHOWN],
                 "Combine them with --combine linear, which adds the changes of any kind",
+                total=len(problems),
             )
         return combined
 

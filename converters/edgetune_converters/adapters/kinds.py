@@ -91,10 +91,15 @@ def kind_of(config: PeftConfig) -> Kind:
         raise OnlyPeftError(
             f"the adapter is of the kind {stated}, which PEFT alone merges: {THROUGH_PEFT[stated]}", MERGE_FIRST
         )
-    if kind is None:
+    if stated is None:
         raise AdapterError(
-            f"the adapter is of the kind {stated}, which cannot be merged; known are {', '.join(sorted(KINDS))}",
-            MERGE_FIRST,
+            "adapter_config.json states no peft_type, the kind of the adapter",
+            "Take the file from the training again",
+        )
+    if kind is None:
+        known = ", ".join(sorted({*KINDS, *THROUGH_PEFT}))
+        raise AdapterError(
+            f"the adapter is of the kind {stated}, which cannot be merged; known are {known}", MERGE_FIRST
         )
     kind.check_config(config)
     return kind

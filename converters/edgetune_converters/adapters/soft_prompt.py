@@ -46,7 +46,7 @@ class VirtualTokenAdapter(Adapter):
         super().__init__(path)
         self.peft_type = str(self.config.peft_type)
         expected, found = set(tensors), set(self.file.tensors)
-        problems = [f"it has no {name}" for name in sorted(expected - found)]
+        problems = [f"{self.path} has no {name}" for name in sorted(expected - found)]
         problems += [f"{name} is not a tensor of {self.peft_type}" for name in sorted(found - expected)]
         if problems:
             raise AdapterError.of_many(f"problems with the adapter {self.path}", problems, _AGAIN)

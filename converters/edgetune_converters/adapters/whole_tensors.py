@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from edgetune_converters.adapters.matching import Kind, Matching
-from edgetune_converters.adapters.state_dict import RoleNames
+from edgetune_converters.adapters.state_dict import RoleNames, as_one_line
 from edgetune_converters.tensors import TensorInfo
 
 _ANY = re.compile(r"(?P<module>.+)\.(?P<part>[^.]+)")
@@ -33,6 +33,16 @@ class _Replacing(Matching):
         for head, embedding in self._base.tied.items():
             if head not in self.changes and embedding in self.changes:
                 self.changes[head] = self.changes[embedding]
+
+        stored = {self._base.renamed(name) for name in replacements}
+        absent = [
+            name
+            for name in self._config.raw.get("trained_tensors") or ()
+            if (target := self._base.renamed(name)) in self._base.shapes and target not in stored
+        ]
+        self.problems += as_one_line(
+            absent, "is a trained tensor that the adapter lacks", "are trained tensors that the adapter lacks"
+        )
 
     def _as_in_base(self, name: str, info: TensorInfo) -> TensorInfo:
         """Biases of all experts are one vector in the table of architectures."""
