@@ -240,6 +240,8 @@ class ExportConfig(Section):
     """Write an Ollama Modelfile beside each GGUF file."""
     card: bool = False
     """Write a Hugging Face model card, README.md, beside the files or into the model directory."""
+    no_ngrams: bool = False
+    """Write no FILE.ngrams beside GGUF files: n-grams of the training answers, from which tokens are guessed ahead."""
     survival: bool = False
     """Measure the share of the adapter's change that survives quantization, per tensor (quantizes twice)."""
     allow_fallback: bool = False

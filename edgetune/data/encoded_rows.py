@@ -43,6 +43,11 @@ class EncodedRows(Sequence[EncodedRow]):
         starts = (0, *self._ends[:-1])
         return max((end - start for start, end in zip(starts, self._ends, strict=False)), default=0)
 
+    @property
+    def buffers(self) -> tuple[array[int], bytes, array[int]]:
+        """The token ids of all rows, a byte for each that is 1 if it is trained on, and where each row ends."""
+        return self._ids, bytes(self._supervised), self._ends
+
     def digests(self) -> Iterator[bytes]:
         """Yield a hash of the token ids of each row, to compare rows of several splits."""
         for index in range(len(self)):

@@ -18,6 +18,8 @@ from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, ta
 from edgetune.exporting.through_peft import with_merged_layers
 from edgetune.planning.export_checks import check_if_traced, check_search
 from edgetune.runs.directory import RunDirectory
+from edgetune.runtime.ngrams import NgramTable, path_beside
+from edgetune_converters.gguf import reader
 from edgetune_converters.names import AUTO
 
 if TYPE_CHECKING:
@@ -72,8 +74,20 @@ class Export:
             request = type_search.with_searched_types(request, self.source)
         with console.byte_progress("export") as progress:
             receipts = export(request, progress=progress)
+        self._write_ngrams(receipts)
         traced.report_divergence(receipts)
         return receipts
+
+    def _write_ngrams(self, receipts: Sequence[Receipt]) -> None:
+        """Write the n-grams of the training answers beside GGUF files."""
+        run = self.source.run
+        for artifact in [Path(receipt.artifact) for receipt in receipts if receipt.format == "gguf"]:
+            path = path_beside(artifact)
+            path.unlink(missing_ok=True)  # of the file that was there before
+            if run is not None and run.ngrams.is_file() and not self.config.no_ngrams:
+                tokens: Any = reader.read(artifact).metadata.get("tokenizer.ggml.tokens", ())
+                NgramTable.read(run.ngrams).for_vocabulary(tokens).write(path)
+                console.note(f"{path}: n-grams of the training answers, from which run, chat and serve guess ahead")
 
     def write_documents(self, receipts: Sequence[Receipt]) -> list[Path]:
         """Write the Modelfiles and model cards that the options ask for, and return their paths."""

@@ -9,6 +9,7 @@ runs/NAME/
   artifacts/     exported files, their receipts and validation results
   evaluations/   scores on tasks of lm-evaluation-harness (edgetune/evaluation/results.py)
   teacher.jsonl  answers of the teacher, of a distillation from an endpoint
+  answers.ngrams n-grams of the training answers (edgetune/runtime/ngrams.py)
   score_head.safetensors, scores.json   of a reward model: its head, and scores of held-out pairs
   checkpoints/   of the trainer, for --resume
   base.partial/  weights of a GGUF base, while they are being loaded
@@ -72,6 +73,11 @@ class RunPaths:
     def teacher_answers(self) -> Path:
         """The answers of an endpoint as teacher, a line each."""
         return self.path / "teacher.jsonl"
+
+    @property
+    def ngrams(self) -> Path:
+        """The table of n-grams of the training answers; not in runs of earlier versions."""
+        return self.path / "answers.ngrams"
 
     @property
     def score_head(self) -> Path:

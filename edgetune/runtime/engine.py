@@ -21,7 +21,7 @@ from edgetune.runtime.batching import Finish
 from edgetune.runtime.generation_request import MAX_LOOKUP, GenerationRequest, Grammar, TokenEvent, Usage
 from edgetune.runtime.grammar import GrammarCompiler, GrammarFilter, GrammarProblem
 from edgetune.runtime.interface import Runtime
-from edgetune.runtime.slots import ChosenToken, Slots, SlotTask
+from edgetune.runtime.slots import SPECULATION, ChosenToken, Slots, SlotTask, Speculation
 from edgetune.runtime.stop_strings import StopStrings
 from edgetune.runtime.ticket import Ticket
 from edgetune.runtime.token_scores import ScoreCollector, ScoredTokens
@@ -64,6 +64,7 @@ class EngineStatus:
         prompt_tokens: Tokens of prompts that were evaluated, without those from the cache.
         cached_tokens: Tokens of prompts that were in the cache.
         generated_tokens: Tokens that were generated.
+        drafted_tokens: Tokens that were guessed and verified, right or wrong.
     """
 
     slots: int
@@ -73,6 +74,7 @@ class EngineStatus:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    drafted_tokens: int
 
 
 class Engine:
@@ -82,7 +84,10 @@ class Engine:
     model may be called meanwhile. Closing the engine does not close the runtime.
     """
 
-    def __init__(self, runtime: Runtime, *, slots: int = _SLOTS, queue: int = _QUEUE, is_exact: bool = False) -> None:
+    def __init__(
+        self, runtime: Runtime, *, slots: int = _SLOTS, queue: int = _QUEUE, is_exact: bool = False,
+        speculation: Speculation = SPECULATION,
+    ) -> None:  # fmt: skip
         """Start the decoding thread.
 
         Args:
@@ -91,14 +96,15 @@ class Engine:
             queue: Requests that may wait for a slot.
             is_exact: Whether each request is evaluated alone and from its start, without a cache of earlier ones: its
                 result is then that of `Runtime.generate` to the last bit, and does not depend on the others. Slower.
+            speculation: How tokens are guessed ahead; not with `is_exact`.
 
         Raises:
-            RuntimeProblem: There is no memory for the slots.
+            RuntimeProblem: There is no memory for the slots, or the draft model does not fit.
         """
         if slots < 1 or queue < 1:
             raise RuntimeProblem(f"an engine of {slots} slots with a queue of {queue}", "Give at least 1 of each")
         self._runtime, self._queue = runtime, queue
-        self._slots: Slots = runtime.make_slots(slots, is_exact=is_exact)
+        self._slots: Slots = runtime.make_slots(slots, is_exact=is_exact, speculation=speculation)
         self._grammars = GrammarCompiler(runtime)
         self._changed = threading.Condition()
         self._waiting: deque[_Row] = deque()
@@ -156,7 +162,7 @@ class Engine:
             raise RuntimeProblem(f"lookup is {request.lookup}", f"Give a number from 0 to {MAX_LOOKUP}")
         task = SlotTask(
             ids, request.sampling, request.logprobs, filter_.mask() if filter_ else None,
-            runtime.find_adapters(request.adapters), request.lookup,
+            runtime.find_adapters(request.adapters), request.lookup, request.speculate,
         )  # fmt: skip
         return _Row(ticket, task, filter_, stops, StopStrings(request.stop), runtime.context)
 
@@ -272,7 +278,10 @@ class Engine:
         """What the engine is doing."""
         with self._changed:
             waiting = len(self._waiting) + len(self._scores)
-            return EngineStatus(self._slots.capacity, len(self._rows), waiting, *self._ended)
+            requests, new, cached, generated = self._ended
+            return EngineStatus(
+                self._slots.capacity, len(self._rows), waiting, requests, new, cached, generated, self._slots.drafted
+            )
 
     def close(self, deadline: float = 0.0) -> None:
         """Take no more requests, finish those that there are within `deadline` seconds, and cancel the rest.
@@ -462,7 +471,7 @@ class _Row:
         self.ticket, self.task, self.filter, self.stop_tokens = ticket, task, filter_, stop_tokens
         self.remaining = ticket.request.max_tokens
         self.slot = -1
-        self.cached = self.generated = self.guessed = 0
+        self.cached = self.generated = self.guessed = self.near_ties = 0
         self._stops, self._room = stops, context - len(task.ids)
         self._submitted = self._began = self._first = self._last = time.perf_counter()
         ticket.measure_by(self.usage)
@@ -477,6 +486,7 @@ class _Row:
             self._first = self._last
         self.generated += 1
         self.guessed += chosen.was_guessed
+        self.near_ties += chosen.is_near_tie
         if self.filter:
             self.filter.accept(chosen.token)
         if chosen.token in self.stop_tokens:
@@ -497,7 +507,7 @@ class _Row:
     def usage(self) -> Usage:
         return Usage(
             len(self.task.ids), self.cached, self.generated, self._began - self._submitted, self._first - self._began,
-            self._last - self._first, self.guessed,
+            self._last - self._first, self.guessed, self.near_ties,
         )  # fmt: skip
 
 

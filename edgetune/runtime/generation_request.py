@@ -49,6 +49,8 @@ class GenerationRequest:
         lookup: Speculation by prompt lookup: tokens that are guessed at a time from what followed the same tokens
             before, and verified in one pass, at most 15; 0 guesses none. 3 and 7 suit the kernels. The answer is that
             without it. Guesses are made for GGUF files, where the most likely token is taken and no grammar is given.
+        speculate: Whether tokens are guessed from the engine's table of n-grams or by its draft model, if it has any;
+            see `Speculation`. They go before those of `lookup`.
     """
 
     ids: Sequence[int]
@@ -61,6 +63,7 @@ class GenerationRequest:
     grammar: Grammar | None = None
     adapters: tuple[tuple[str, float], ...] = ()
     lookup: int = 0
+    speculate: bool = True
 
 
 class TokenEvent(NamedTuple):
@@ -92,7 +95,9 @@ class Usage:
         queued_seconds: Time until the engine began with the request.
         prompt_seconds: Time from then until the first token.
         decode_seconds: Time for all further tokens.
-        guessed_tokens: Generated tokens that were guessed right (`GenerationRequest.lookup`).
+        guessed_tokens: Generated tokens that were guessed right (`GenerationRequest.lookup` and `speculate`).
+        near_ties: Generated tokens that were chosen beside guesses, where another token had nearly the same logit. A
+            batch of other shape rounds differently, and may take the other one there.
     """
 
     prompt_tokens: int
@@ -102,6 +107,7 @@ class Usage:
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     guessed_tokens: int = 0
+    near_ties: int = 0
 
     @property
     def seconds(self) -> float:

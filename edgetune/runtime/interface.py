@@ -29,7 +29,7 @@ from edgetune.runtime.batching import (
 )
 from edgetune.runtime.hidden_mass import HiddenMass
 from edgetune.runtime.sampling import SamplerVocabulary, Sampling
-from edgetune.runtime.slots import BatchSlots, LoadedAdapter, Slots
+from edgetune.runtime.slots import SPECULATION, BatchSlots, LoadedAdapter, Slots, Speculation
 from edgetune.runtime.text import Answer, Generation, Utf8Stream
 
 GREEDY = Sampling()
@@ -284,17 +284,20 @@ class Runtime(ABC):
             raise RuntimeProblem(f"an adapter is named twice: {', '.join(names)}", "Name each once")
         return tuple((known[name], float(weight)) for name, weight in adapters if weight)
 
-    def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
+    def make_slots(self, count: int, *, is_exact: bool = False, speculation: Speculation = SPECULATION) -> Slots:
         """Return at most `count` places for the sequences of an `Engine`, each of `context` tokens.
 
         Args:
             count: Sequences that are evaluated together.
             is_exact: Whether each sequence is evaluated alone and from its start, so that its result is that of
                 `generate` to the last bit.
+            speculation: How tokens are guessed ahead.
 
         Raises:
-            RuntimeProblem: There is no memory for them.
+            RuntimeProblem: There is no memory for them, or the draft model does not fit.
         """
+        if speculation.draft is not None:
+            raise RuntimeProblem(f"{self.path} takes no draft model", "Give a GGUF file, or leave the draft model out")
         batch = self._single_sequence() if is_exact else self._make_batch(count, self.context)
         return BatchSlots(batch, self.sampler_vocabulary, self.token_bytes)
 

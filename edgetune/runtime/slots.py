@@ -44,6 +44,7 @@ class SlotTask:
             all.
         adapters: Adapters, each with the weight that multiplies its change.
         lookup: As in `GenerationRequest`.
+        speculates: Whether tokens are guessed from the table or by the draft model of the slots.
     """
 
     ids: NDArray[np.int32]
@@ -52,6 +53,26 @@ class SlotTask:
     mask: NDArray[np.uint32] | None = None
     adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
     lookup: int = 0
+    speculates: bool = True
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How an engine guesses tokens ahead, which it verifies several at a time. Guesses do not change answers.
+
+    Attributes:
+        uses_table: Whether the table of n-grams beside the file is used (`FILE.ngrams`).
+        draft: A small model of the same vocabulary, which guesses where the table does not.
+        costs: Time of batches of 1, 2, 4, 8, 16 and 32 rows, relative to the first, as `edgetune fit` measures it.
+    """
+
+    uses_table: bool = True
+    draft: Path | None = None
+    costs: tuple[float, ...] | None = None
+
+
+NO_SPECULATION = Speculation(uses_table=False)
+SPECULATION = Speculation()
 
 
 class ChosenToken(NamedTuple):
@@ -63,6 +84,8 @@ class ChosenToken(NamedTuple):
     logprob: float | None
     top: tuple[tuple[int, float], ...]
     was_guessed: bool = False
+    is_near_tie: bool = False
+    """Whether it was chosen beside guesses, and another token had nearly the same logit."""
 
 
 class Slots(ABC):
@@ -73,6 +96,9 @@ class Slots(ABC):
     admits_in_runtime_cache: bool
     """See `SequenceBatch`."""
     steps_in_runtime_cache: bool
+
+    drafted: int = 0
+    """Tokens that have been guessed and verified, right or wrong."""
 
     @abstractmethod
     def start(self, task: SlotTask) -> tuple[int, int]:

@@ -198,7 +198,14 @@ def _without_paths(sources: Any) -> list[dict[str, Any]]:
 
 def remove_run_files(run: RunDirectory) -> None:
     """Remove an earlier run. The manifest goes first, so that the rest of an aborted removal is not taken for a run."""
-    for file in (run.finished_file, run.unfinished_file, run.teacher_answers, run.score_head, run.scores_file):
+    for file in (
+        run.finished_file,
+        run.unfinished_file,
+        run.teacher_answers,
+        run.score_head,
+        run.scores_file,
+        run.ngrams,
+    ):
         file.unlink(missing_ok=True)
     shutil.rmtree(stopped_directory(run.reference), ignore_errors=True)
     for part in (run.adapter, run.tokenizer, run.reference, run.checkpoints, run.logs):

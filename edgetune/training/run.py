@@ -26,6 +26,7 @@ from edgetune.reference.reward_scores import RewardScores
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import RunStatus
+from edgetune.runtime.ngrams import Answers, NgramTable
 from edgetune.training import environment
 from edgetune.training.resume import (
     adopt_free_sections,
@@ -187,8 +188,16 @@ def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
     with _translate_torch_errors(run.path):
         model = train_or_load_adapter(run, prepared)
         capture_reference(run, prepared, model)
+        _store_ngrams(run, prepared)
         if prepared.config.objective.facts.is_scorer:
             _store_scores(run, prepared, model)
+
+
+def _store_ngrams(run: RunDirectory, prepared: PreparedRun) -> None:
+    """Store what exported files guess ahead with."""
+    table = NgramTable.count(Answers.of(prepared.train.rows))
+    if table is not None and not prepared.config.objective.facts.is_scorer:
+        table.write(run.ngrams)
 
 
 def _store_scores(run: RunDirectory, prepared: PreparedRun, model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ __all__ = ["LlamaSlots", "has_llama_slots"]
 _NAMES = {"darwin": "libllama.dylib", "win32": "llama.dll"}
 _LOST_PREFIX = -1000  # llama_slots.c
 
-Chosen = tuple[int, int, bytes | None, float | None, tuple[tuple[int, float], ...], bool]
-"""(slot, token, its bytes, its log-probability, the most likely tokens with theirs, whether it was guessed).
+Chosen = tuple[int, int, bytes | None, float | None, tuple[tuple[int, float], ...], int]
+"""(slot, token, its bytes, its log-probability, the most likely tokens with theirs, GUESSED + NEAR_TIE).
 
 Bytes are None if there are more than 256.
 """
+GUESSED = 1
+"""It was guessed."""
+NEAR_TIE = 2
+"""It was chosen in a batch with guesses, and another token had nearly the same logit."""
+MOST_DRAFTED = 7
+COSTED_ROWS = (1, 2, 4, 8, 16, 32)
 
 
 class PrefixLostError(Exception):
@@ -108,6 +115,27 @@ class LlamaSlots:
     def copy(self, source: int, target: int) -> bool:
         """Copy the cache of a slot into one that is not running; return whether llama.cpp could."""
         return bool(self._native.llama_copy(self._slots, source, target))
+
+    def set_table(self, cells: NDArray[np.uint64], longest: int) -> None:
+        """Take drafts from a table of n-grams: cells as `edgetune.runtime.ngrams` describes them, which are copied."""
+        self._native.llama_set_table(self._slots, np.ascontiguousarray(cells), len(cells), longest)
+
+    def set_draft_model(self, context: int) -> None:
+        """Take drafts from a llama_context of as many sequences, which is freed after the slots."""
+        self._native.llama_set_draft_model(self._slots, context)
+
+    def set_costs(self, costs: Sequence[float]) -> None:
+        """State the time of batches of `COSTED_ROWS` rows, relative to the first; it decides how long drafts are."""
+        self._native.llama_set_costs(self._slots, *costs)
+
+    def draft(self, slot: int, most: int) -> None:
+        """Permit drafts of at most `most` tokens, up to `MOST_DRAFTED`, to a slot without chain until it stops."""
+        self._native.llama_draft(self._slots, slot, most)
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that have been guessed and verified, right or wrong."""
+        return int(self._native.llama_drafted(self._slots))
 
     def mask(self, slot: int, bits: NDArray[np.uint32] | None) -> None:
         """Permit only tokens with a bit in `bits` [ceil(V / 32)] for the next token; None permits all."""

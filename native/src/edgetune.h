@@ -362,6 +362,7 @@ struct et_llama_chosen {
     char piece[ET_LLAMA_PIECE];
     double logprob;
     bool was_guessed;
+    bool is_near_tie; /* it was chosen in a batch with guesses, and another token had nearly the same logit */
     int32_t n_likely;
     struct et_llama_likely *likely; /* valid until the next turn */
 };
@@ -389,6 +390,24 @@ bool et_llama_copy(struct et_llama_slots *slots, int32_t from, int32_t to);
 
 /* Permits only tokens with a bit in mask[(v + 31) / 32] for the next token of a slot; NULL permits all again. */
 void et_llama_mask(struct et_llama_slots *slots, int32_t slot, const uint32_t *mask);
+
+enum { ET_LLAMA_COSTS = 6 };
+
+/* Sets the table of n-grams that drafts come from; a copy of cells[count], count a power of 2. False without memory. */
+bool et_llama_set_table(struct et_llama_slots *slots, const uint64_t *cells, uint32_t count, int32_t longest);
+
+/* Sets the model that drafts where the table has none: a llama_context as that of the slots, of the same vocabulary, which
+ * the caller frees after them. */
+void et_llama_set_draft_model(struct et_llama_slots *slots, void *context);
+
+/* Sets the time of batches of 1, 2, 4, 8, 16 and 32 rows, relative to the first. */
+void et_llama_set_costs(struct et_llama_slots *slots, const float *costs);
+
+/* Permits drafts of at most so many tokens to the sequence of a slot without chain until it stops. */
+void et_llama_draft(struct et_llama_slots *slots, int32_t slot, int32_t most);
+
+/* How many tokens have been guessed and verified, right or wrong. */
+int64_t et_llama_drafted(const struct et_llama_slots *slots);
 
 /* Evaluates one batch: a token of each running answer of a group, and pieces of its prompts. */
 struct et_llama_turn et_llama_turn(struct et_llama_slots *slots, int32_t group);

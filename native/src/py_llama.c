@@ -175,6 +175,77 @@ static PyObject *py_llama_mask(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_llama_set_table(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule, *table, *result = NULL;
+    long long count;
+    int longest;
+    if (!PyArg_ParseTuple(args, "OOLi", &capsule, &table, &count, &longest))
+        return NULL;
+    struct holder *holder = held_slots(capsule, 0);
+    if (!holder)
+        return NULL;
+    if (count < 1 || count > 1 << 30 || (count & (count - 1)) || longest < 1)
+        return PyErr_Format(PyExc_ValueError, "a table of %lld cells is not possible", count);
+    struct et_buffers held = {.count = 0};
+    const uint64_t *cells;
+    if (et_hold_input(&held, table, "cells", 1, count, sizeof *cells, &cells))
+        result =
+            et_llama_set_table(holder->slots, cells, (uint32_t)count, longest) ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    et_release(&held);
+    return result;
+}
+
+static PyObject *py_llama_set_draft_model(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule;
+    unsigned long long context;
+    if (!PyArg_ParseTuple(args, "OK", &capsule, &context))
+        return NULL;
+    struct holder *holder = held_slots(capsule, 0);
+    if (!holder)
+        return NULL;
+    et_llama_set_draft_model(holder->slots, (void *)(uintptr_t)context);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_llama_set_costs(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule;
+    float costs[ET_LLAMA_COSTS];
+    if (!PyArg_ParseTuple(args, "Offffff", &capsule, &costs[0], &costs[1], &costs[2], &costs[3], &costs[4], &costs[5]))
+        return NULL;
+    struct holder *holder = held_slots(capsule, 0);
+    if (!holder)
+        return NULL;
+    et_llama_set_costs(holder->slots, costs);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_llama_draft(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule;
+    int slot, most;
+    if (!PyArg_ParseTuple(args, "Oii", &capsule, &slot, &most))
+        return NULL;
+    struct holder *holder = held_slots(capsule, slot);
+    if (!holder)
+        return NULL;
+    if (most < 0 || most > 7)
+        return PyErr_Format(PyExc_ValueError, "drafts of %d tokens are not possible", most);
+    et_llama_draft(holder->slots, slot, most);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_llama_drafted(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule;
+    if (!PyArg_ParseTuple(args, "O", &capsule))
+        return NULL;
+    struct holder *holder = held_slots(capsule, 0);
+    return holder ? PyLong_FromLongLong(et_llama_drafted(holder->slots)) : NULL;
+}
+
 static PyObject *likely_tuple(const struct et_llama_chosen *chosen) {
     PyObject *tuple = PyTuple_New(chosen->n_likely > 0 ? chosen->n_likely : 0);
     for (int32_t i = 0; tuple && i < chosen->n_likely; i++) {
@@ -185,7 +256,7 @@ static PyObject *likely_tuple(const struct et_llama_chosen *chosen) {
     return tuple;
 }
 
-/* (slot, token, bytes or None, log-probability or None, likely tokens, whether it was guessed) */
+/* (slot, token, bytes or None, log-probability or None, likely tokens, 1 if it was guessed + 2 for a near tie) */
 static PyObject *chosen_tuple(const struct et_llama_chosen *chosen) {
     PyObject *bytes =
         chosen->piece_size < 0 ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(chosen->piece, chosen->piece_size);
@@ -195,8 +266,8 @@ static PyObject *chosen_tuple(const struct et_llama_chosen *chosen) {
         Py_XDECREF(bytes), Py_XDECREF(logprob), Py_XDECREF(likely);
         return NULL;
     }
-    return Py_BuildValue("(iiNNNO)", chosen->slot, chosen->token, bytes, logprob, likely,
-                         chosen->was_guessed ? Py_True : Py_False);
+    return Py_BuildValue("(iiNNNi)", chosen->slot, chosen->token, bytes, logprob, likely,
+                         chosen->was_guessed + 2 * chosen->is_near_tie);
 }
 
 static PyObject *py_llama_turn(PyObject *self, PyObject *args) {
@@ -261,6 +332,11 @@ PyMethodDef et_llama_methods[] = {
     ET_METHOD(llama_start, "slots, slot, ids, n, kept, chain, top_k, likely, draft, group"),
     ET_METHOD(llama_copy, "slots, source, target"),
     ET_METHOD(llama_mask, "slots, slot, bits"),
+    ET_METHOD(llama_set_table, "slots, cells, count, longest"),
+    ET_METHOD(llama_set_draft_model, "slots, context"),
+    ET_METHOD(llama_set_costs, "slots, of_1, of_2, of_4, of_8, of_16, of_32"),
+    ET_METHOD(llama_draft, "slots, slot, most"),
+    ET_METHOD(llama_drafted, "slots"),
     ET_METHOD(llama_turn, "slots, group"),
     ET_METHOD(llama_stop, "slots, slot"),
     ET_METHOD(llama_has_prompts, "slots"),

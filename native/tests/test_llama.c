@@ -14,7 +14,7 @@
 
 enum { SLOTS = 5, ROOM = 90, V = 200, BATCH = 64, OFFSET = 3, CELLS = ROOM + OFFSET + 32 };
 
-static int failures = 0;
+static int failures = 0, guessed_right = 0;
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -35,12 +35,12 @@ static int32_t below(int32_t bound) { return (int32_t)(random_bits() % (uint32_t
 
 /* --- the stand-in for libllama: its context has the tokens of each sequence */
 
-static struct {
+static struct stand_in {
     int32_t tokens[SLOTS][CELLS], n[SLOTS];
     float *logits[BATCH]; /* [V] of exact size, so that reads beyond are found */
     bool can_cut, aborts;
     int applied, accepted;
-} model;
+} model, drafter;
 
 /* The token that follows a sequence: few of them, so that there is something to guess. */
 static int32_t next_token(const int32_t *tokens, int32_t n) {
@@ -48,63 +48,70 @@ static int32_t next_token(const int32_t *tokens, int32_t n) {
     return (int32_t)(hash * 2654435761u >> 7) % 7 + 20;
 }
 
+/* What the draft model takes for the next token: often the right one. */
+static int32_t drafted_token(const int32_t *tokens, int32_t n) {
+    return tokens[n - 1] == 22 ? 23 : next_token(tokens, n);
+}
+
 static int32_t stand_in_decode(void *context, struct et_llama_batch batch) {
-    (void)context;
-    if (model.aborts)
+    struct stand_in *own = context;
+    if (own->aborts)
         batch.n_tokens = batch.n_tokens / 2; /* what has been evaluated stays in the memory */
     for (int32_t i = 0; i < batch.n_tokens; i++) {
         int32_t sequence = batch.seq_id[i][0];
         CHECK(batch.n_seq_id[i] == 1 && sequence >= 0 && sequence < SLOTS && batch.embd == NULL);
-        CHECK(batch.pos[i] == model.n[sequence] && batch.pos[i] < CELLS);
+        CHECK(batch.pos[i] == own->n[sequence] && batch.pos[i] < CELLS);
         CHECK(batch.token[i] >= 0 && batch.token[i] < V);
-        model.tokens[sequence][model.n[sequence]++] = batch.token[i];
+        own->tokens[sequence][own->n[sequence]++] = batch.token[i];
         if (!batch.logits[i])
             continue;
-        model.logits[i] = realloc(model.logits[i], V * sizeof(float));
+        own->logits[i] = realloc(own->logits[i], V * sizeof(float));
         for (int32_t id = 0; id < V; id++)
-            model.logits[i][id] = (float)(id % 5) - 4;
-        model.logits[i][next_token(model.tokens[sequence], model.n[sequence])] = 9;
+            own->logits[i][id] = (float)(id % 5) - 4;
+        own->logits[i][own == &drafter ? drafted_token(own->tokens[sequence], own->n[sequence])
+                                       : next_token(own->tokens[sequence], own->n[sequence])] = 9;
     }
-    return model.aborts ? ET_LLAMA_ABORTED : ET_LLAMA_OK;
+    return own->aborts ? ET_LLAMA_ABORTED : ET_LLAMA_OK;
 }
 
 static float *stand_in_get_logits_ith(void *context, int32_t index) {
-    (void)context;
-    return model.logits[index];
+    const struct stand_in *own = context;
+    return own->logits[index];
 }
 
 static void *stand_in_get_memory(const void *context) { return (void *)(uintptr_t)context; }
 
 static bool stand_in_memory_seq_rm(void *memory, int32_t sequence, int32_t begin, int32_t end) {
-    (void)memory;
+    struct stand_in *own = memory;
     CHECK(end == -1);
-    if (begin > 0 && begin < model.n[sequence] && !model.can_cut)
+    if (begin > 0 && begin < own->n[sequence] && !own->can_cut)
         return false;
     int32_t first = begin < 0 ? 0 : begin;
-    if (first < model.n[sequence])
-        model.n[sequence] = first;
+    if (first < own->n[sequence])
+        own->n[sequence] = first;
     return true;
 }
 
 static int32_t stand_in_memory_seq_pos_min(void *memory, int32_t sequence) {
-    (void)memory;
-    return model.n[sequence] ? 0 : -1;
+    const struct stand_in *own = memory;
+    return own->n[sequence] ? 0 : -1;
 }
 
 static size_t stand_in_state_seq_get_size(void *context, int32_t sequence) {
-    (void)context;
-    return (size_t)model.n[sequence] * sizeof(int32_t);
+    const struct stand_in *own = context;
+    return (size_t)own->n[sequence] * sizeof(int32_t);
 }
 
 static size_t stand_in_state_seq_get_data(void *context, uint8_t *out, size_t size, int32_t sequence) {
-    memcpy(out, model.tokens[sequence], size);
+    struct stand_in *own = context;
+    memcpy(out, own->tokens[sequence], size);
     return stand_in_state_seq_get_size(context, sequence);
 }
 
 static size_t stand_in_state_seq_set_data(void *context, const uint8_t *from, size_t size, int32_t sequence) {
-    (void)context;
-    memcpy(model.tokens[sequence], from, size);
-    model.n[sequence] = (int32_t)(size / sizeof(int32_t));
+    struct stand_in *own = context;
+    memcpy(own->tokens[sequence], from, size);
+    own->n[sequence] = (int32_t)(size / sizeof(int32_t));
     return size;
 }
 
@@ -139,6 +146,36 @@ static void install(void) {
 #undef ET_LLAMA_INSTALL
 }
 
+/* --- a table of n-grams: some of it right, some wrong, some missing */
+
+enum { TABLE = 256, MARK_BITS = 24 };
+
+static void put_ngram(uint64_t *cells, const int32_t *last, int32_t n, int32_t token, uint64_t share) {
+    uint64_t hash = 0x9e3779b97f4a7c15ULL;
+    for (int32_t i = 0; i < n; i++) {
+        hash = (hash ^ (uint32_t)last[i]) * 0xff51afd7ed558ccdULL;
+        hash ^= hash >> 32;
+    }
+    uint64_t at = hash % TABLE, mark = hash >> (64 - MARK_BITS);
+    while (cells[at])
+        at = (at + 1) % TABLE;
+    cells[at] = (mark ? mark : 1) << 40 | share << 32 | (uint32_t)token;
+}
+
+static void set_table(struct et_llama_slots *slots) {
+    uint64_t *cells = calloc(TABLE, sizeof *cells); /* of exact size */
+    for (int32_t a = 20; a < 27; a++)
+        for (int32_t b = 20; b < 27; b++) {
+            int32_t last[] = {b, a}, before[] = {a, b};
+            if (below(4))
+                put_ngram(cells, last, 2, below(5) ? next_token(before, 2) : below(V + 10), (uint64_t)below(256));
+        }
+    int32_t last = 24;
+    put_ngram(cells, &last, 1, 25, 200);
+    CHECK(et_llama_set_table(slots, cells, TABLE, 1 + below(20)));
+    free(cells);
+}
+
 /* --- random requests */
 
 struct answer {
@@ -170,6 +207,7 @@ static void begin(struct et_llama_slots *slots, int32_t slot, struct answer *ans
         found = et_llama_start(slots, slot, &task);
     }
     CHECK(found >= 0 && found <= kept && et_llama_is_running(slots, slot));
+    et_llama_draft(slots, slot, below(8));
     answer->is_running = true;
     free(ids);
 }
@@ -185,11 +223,14 @@ static void check_chosen(const struct et_llama_chosen *chosen, struct answer *an
     for (int32_t i = 1; i < chosen->n_likely; i++)
         CHECK(chosen->likely[i].logprob <= chosen->likely[i - 1].logprob);
     answer->tokens[answer->n++] = chosen->token;
+    guessed_right += chosen->was_guessed;
+    CHECK(!chosen->is_near_tie);
 }
 
 /* False: a prefix is lost, with which an engine gives up. */
 static bool take_turn(struct et_llama_slots *slots, struct answer *answers, int32_t group) {
     model.aborts = below(10) == 0;
+    drafter.aborts = below(20) == 0;
     struct et_llama_turn turn = et_llama_turn(slots, group);
     if (turn.status != ET_LLAMA_OK) {
         CHECK(turn.count == 0 && (turn.status == ET_LLAMA_ABORTED || !model.can_cut));
@@ -209,9 +250,10 @@ static bool take_turn(struct et_llama_slots *slots, struct answer *answers, int3
     return true;
 }
 
-static void test_requests(bool is_exact, bool can_cut, int rounds) {
+static void test_requests(bool is_exact, bool can_cut, int rounds, bool has_table, bool has_drafter) {
     memset(model.n, 0, sizeof model.n);
-    model.can_cut = can_cut;
+    memset(drafter.n, 0, sizeof drafter.n);
+    model.can_cut = can_cut, drafter.can_cut = below(2);
     char stop = 0;
     struct et_llama_config config = {.context = &model,
                                      .vocab = NULL,
@@ -224,6 +266,10 @@ static void test_requests(bool is_exact, bool can_cut, int rounds) {
                                      .v = V,
                                      .is_exact = is_exact};
     struct et_llama_slots *slots = et_llama_new(&config);
+    if (has_table && can_cut)
+        set_table(slots);
+    if (has_drafter && can_cut)
+        et_llama_set_draft_model(slots, &drafter);
     struct answer answers[SLOTS] = {0};
     for (int32_t slot = 0; slot < SLOTS; slot++)
         put_prefix(slot);
@@ -275,10 +321,11 @@ static void test_masks_and_chains(void) {
 int main(void) {
     install();
     for (int i = 0; i < 40; i++)
-        test_requests(i % 4 == 1, i % 5 != 2, 2000);
+        test_requests(i % 4 == 1, i % 5 != 2, 2000, i % 2 == 0, i % 3 == 0);
     test_masks_and_chains();
+    CHECK(guessed_right > 1000);
     for (int i = 0; i < BATCH; i++)
-        free(model.logits[i]);
-    printf("test_llama: %d failures\n", failures);
+        free(model.logits[i]), free(drafter.logits[i]);
+    printf("test_llama: %d failures, %d tokens guessed right\n", failures, guessed_right);
     return failures != 0;
 }

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.data.encoded_rows import EncodedRows
+from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.exporting.run import export_run
 from edgetune.runs.directory import RunDirectory
+from edgetune.runtime.ngrams import Answers, NgramTable, path_beside, vocabulary_hash
+from edgetune_converters.gguf import reader
 from edgetune_converters.provenance.receipts import Receipt
 from tests.converters import tiny
 from tests.runtime import models
@@ -40,6 +44,22 @@ def test_a_run_is_exported_as_by_the_command(run: RunDirectory, tmp_path: Path) 
     with pytest.raises(ConfigError, match="exists already"):
         export_run(run.path, types=["q8_0"], out=tmp_path)
     assert export_run(run.path, types=["q8_0"], out=tmp_path, overwrite=True)
+
+
+def test_the_ngrams_of_a_run_lie_beside_its_gguf_files(run: RunDirectory, tmp_path: Path) -> None:
+    row = EncodedRow([1, 2, 3, 4], [False, False, True, True])
+    table = NgramTable.count(Answers.of(EncodedRows([row, row])))
+    assert table is not None
+    copy = RunDirectory(Path(shutil.copytree(run.path, tmp_path / "run")))
+    table.write(copy.ngrams)
+    export_run(copy, formats=["gguf", "safetensors"], types=["q8_0", "f16"], out=tmp_path / "out")
+    found = path_beside(tmp_path / "out/run-q8_0.gguf")
+    assert sorted(each.name for each in (tmp_path / "out").glob("*.ngrams")) == ["run-f16.gguf.ngrams", found.name]
+    tokens = reader.read(tmp_path / "out/run-q8_0.gguf").metadata["tokenizer.ggml.tokens"]
+    assert NgramTable.read(found).vocabulary == vocabulary_hash(tokens)  # type: ignore[arg-type]
+    assert NgramTable.read(found).cells.tolist() == table.cells.tolist()
+    export_run(copy, types=["q8_0"], out=tmp_path / "out", overwrite=True, no_ngrams=True)
+    assert not found.exists(), "that of the earlier file is of no use"
 
 
 def test_options_from_python_are_checked_as_flags_are(run: RunDirectory, tmp_path: Path) -> None:

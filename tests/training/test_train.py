@@ -24,6 +24,7 @@ from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference, summary
 from edgetune.reference.writer import ReferenceWriter
 from edgetune.runs.directory import RunDirectory
+from edgetune.runtime.ngrams import Answers, NgramTable
 from edgetune.training import adapters, checkpoints, fit
 from edgetune.training import resume as state
 from edgetune.training.callbacks import MetricsCallback
@@ -78,12 +79,20 @@ def test_training_lowers_loss_and_cross_entropy(finished: RunDirectory) -> None:
 
 def test_a_run_directory_holds_adapter_tokenizer_reference_and_checkpoints(finished: RunDirectory, base: Path) -> None:
     assert {path.name for path in finished.path.iterdir()} == {
-        "run.json", "adapter", "tokenizer", "reference", "checkpoints", "logs"
+        "run.json", "answers.ngrams", "adapter", "tokenizer", "reference", "checkpoints", "logs"
     }  # fmt: skip
     assert {path.name for path in finished.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert (finished.tokenizer / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert [checkpoints.step_of(path) for path in checkpoints.list_complete(finished.checkpoints)] == [8, STEPS]
     assert any(path.name.startswith("events.out.tfevents") for path in finished.logs.iterdir())
+
+
+def test_a_run_holds_the_ngrams_of_its_training_answers(finished: RunDirectory, config: Path) -> None:
+    table = NgramTable.read(finished.ngrams)
+    expected = NgramTable.count(Answers.of(prepare_run(load_config(config)).train.rows))
+    assert expected is not None
+    assert table.cells.tolist() == expected.cells.tolist()
+    assert 0 < np.count_nonzero(table.cells) < len(table.cells)
 
 
 def test_metrics_hold_windows_evaluations_and_speed(finished: RunDirectory) -> None:

@@ -26,6 +26,7 @@ from edgetune.runtime.interface import Pooling, Runtime
 from edgetune.runtime.llama.adapters import load_adapter
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
+from edgetune.runtime.llama.drafting import Drafting
 from edgetune.runtime.llama.embeddings import LlamaEmbedder
 from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
@@ -35,7 +36,7 @@ from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
 from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.sampling import SamplerVocabulary
-from edgetune.runtime.slots import LoadedAdapter, Slots
+from edgetune.runtime.slots import SPECULATION, LoadedAdapter, Slots, Speculation
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import default_threads
 from edgetune_converters.gguf import keys, reader
@@ -45,6 +46,7 @@ from edgetune_converters.tokenizers.normalization import Normalization
 _OUTPUT_BYTES = 128 << 20  # of logits at a time: 512 rows up to a vocabulary of 64k, 220 at 152k
 _DEFAULT_CONTEXT = 4096  # a model for 128k tokens would otherwise take gigabytes of cache for a one-line question
 _UNQUANTIZED = {0: "f32", 1: "f16", 32: "bf16"}  # general.file_type
+_SHORT_CONTEXT = 8  # of a draft model, whose sequences are in a context of their own
 _BATCH_CELLS = 8192  # tokens in the caches of all sequences of a batch together
 
 
@@ -221,14 +223,29 @@ class LlamaRuntime(Runtime):
         self._open().set_adapters(self._used_adapters)
 
     @override
-    def make_slots(self, count: int, *, is_exact: bool = False) -> Slots:
+    def make_slots(self, count: int, *, is_exact: bool = False, speculation: Speculation = SPECULATION) -> Slots:
         if not edgetune_native.has_llama_slots():
-            return super().make_slots(count, is_exact=is_exact)
+            return super().make_slots(count, is_exact=is_exact, speculation=speculation)
         self._open()
+        drafting = None if is_exact else Drafting.make(
+            self.path, self.size, self.metadata, speculation, lambda path: self._open_draft(path, count)
+        )  # fmt: skip
         context = self._make_context(self.context, count * (1 + MAX_LOOKUP), count)
         is_recurrent = self._library.llama_model_is_recurrent(self._model)
         can_draft = not (is_recurrent or self._library.llama_model_is_hybrid(self._model))
-        return EngineSlots(context, self.sampler_vocabulary, count, is_exact=is_exact, can_draft=can_draft)
+        return EngineSlots(
+            context, self.sampler_vocabulary, count, is_exact=is_exact, can_draft=can_draft,
+            drafting=drafting,
+        )  # fmt: skip
+
+    def _open_draft(self, path: Path, count: int) -> tuple[LlamaRuntime, LlamaContext]:
+        """Open a draft model, with a context for `count` sequences as long as this model's."""
+        model = LlamaRuntime(path, threads=self.threads, context=_SHORT_CONTEXT)
+        try:
+            return model, model._make_context(self.context + BATCH, count, count)
+        except BaseException:
+            model.close()
+            raise
 
     @override
     def _make_batch(self, count: int, length: int) -> SequenceBatch:

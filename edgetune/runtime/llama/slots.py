@@ -14,10 +14,11 @@ from typing_extensions import override
 import edgetune_native
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.llama.context import BATCH, LlamaContext
+from edgetune.runtime.llama.drafting import Drafting
 from edgetune.runtime.llama_library import library
 from edgetune.runtime.sampling import SamplerVocabulary, build_chain, first_top_k, penalized_tokens
 from edgetune.runtime.slots import ChosenToken, LoadedAdapter, Slots, SlotTask
-from edgetune_native.llama_slots import PrefixLostError
+from edgetune_native.llama_slots import GUESSED, MOST_DRAFTED, NEAR_TIE, PrefixLostError
 
 _PIECE = 128  # tokens of prompts in a batch with running answers, whose next tokens wait for it
 _WORTH_COPYING = 32  # tokens: evaluating them takes longer than copying a cache
@@ -46,8 +47,9 @@ class EngineSlots(Slots):
     admits_in_runtime_cache = steps_in_runtime_cache = False
 
     def __init__(
-        self, context: LlamaContext, vocabulary: SamplerVocabulary, capacity: int, *, is_exact: bool, can_draft: bool
-    ) -> None:
+        self, context: LlamaContext, vocabulary: SamplerVocabulary, capacity: int, *, is_exact: bool, can_draft: bool,
+        drafting: Drafting | None = None,
+    ) -> None:  # fmt: skip
         """Take over a context.
 
         Args:
@@ -56,6 +58,7 @@ class EngineSlots(Slots):
             capacity: Number of slots.
             is_exact: Whether each sequence is evaluated alone and from its start.
             can_draft: Whether tokens can be taken from the end of a sequence: not in recurrent models.
+            drafting: Where drafts come from, beside prompt lookup; closed with the slots.
         """
         self.capacity = capacity
         self._context, self._vocabulary, self._is_exact = context, vocabulary, is_exact
@@ -70,6 +73,9 @@ class EngineSlots(Slots):
             context.address, vocabulary.pointer, context.stop_address, slots=capacity, room=vocabulary.context,
             offset=context.offset, batch=BATCH, piece=_PIECE, vocabulary_size=vocabulary.size, is_exact=is_exact,
         )  # fmt: skip
+        self._drafting = drafting if can_draft and not is_exact else None
+        if self._drafting:
+            self._drafting.install(self._loop)
         if context.offset:
             for slot in range(capacity):
                 context.begin(slot)
@@ -92,6 +98,8 @@ class EngineSlots(Slots):
             cached = loop.start(slot, task.ids, kept=0, **ways)
         if task.mask is not None:
             loop.mask(slot, task.mask)
+        if self._drafting and task.speculates:
+            loop.draft(slot, MOST_DRAFTED)
         self._requests += 1
         state.length, state.used, state.is_running = len(task.ids), self._requests, True
         state.adapters = task.adapters
@@ -144,10 +152,11 @@ class EngineSlots(Slots):
             reason = "there is no room in its context" if status == 1 else f"status {status}"
             raise RuntimeProblem(f"llama.cpp stopped: {reason}", "Start again")
         chosen = []
-        for slot, token, text, logprob, likely, was_guessed in rows:
+        for slot, token, text, logprob, likely, flags in rows:
             self._states[slot].length += 1
             bytes_ = self._vocabulary.token_bytes(token) if text is None else text
-            chosen.append(ChosenToken(slot, token, bytes_, logprob, likely, was_guessed))
+            ways = (bool(flags & GUESSED), bool(flags & NEAR_TIE))
+            chosen.append(ChosenToken(slot, token, bytes_, logprob, likely, *ways))
         return chosen
 
     def _choose_group(self) -> int:
@@ -179,6 +188,12 @@ class EngineSlots(Slots):
     def has_prompts(self) -> bool:
         return self._opened.has_prompts
 
+    @property
+    @override
+    def drafted(self) -> int:  # type: ignore[override]
+        with self._lock:
+            return self._loop.drafted if self._loop is not None and self._drafting else 0
+
     @override
     def stop(self, slot: int) -> None:
         self._opened.stop(slot)
@@ -209,6 +224,8 @@ class EngineSlots(Slots):
             for slot in range(self.capacity):
                 self._free_chain(slot)
             self._context.close()
+            if self._drafting:
+                self._drafting.close()
 
     @property
     def _opened(self) -> edgetune_native.LlamaSlots:
