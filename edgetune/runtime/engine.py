@@ -74,7 +74,7 @@ class EngineStatus:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
-    drafted_tokens: int
+    drafted_tokens: int = 0
 
 
 class Engine:
