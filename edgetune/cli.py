@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Answer a prompt with an exported file, on the CPU.",
     "chat": "Chat with an exported file in the terminal.",
     "serve": "Answer clients of OpenAI, Anthropic and Ollama with exported files, on the CPU.",
+    "bench": "Measure the speed of an exported file on this machine.",
     "reference": "Recapture the reference outputs (other rows, full vocabulary, merged model).",
     "validate": "Measure exported files against the trained model; check thresholds.",
     "evaluate": "Score a trained model and its exported files on tasks of lm-evaluation-harness.",

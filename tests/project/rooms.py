@@ -56,6 +56,7 @@ EDGETUNE: dict[str, set[str]] = {
     "reference": {"config", "data", "runs"},
     "runtime": {"console", "data", "runs"},
     "generation": {"console", "data", "runtime"},
+    "benchmarking": {"runtime"},
     "chatting": {"console", "data", "runtime", "generation"},
     "validation": {"console", "config", "data", "runs", "reference", "runtime"},
     "planning": {"console", "config", "methods", "objectives", "storage_types", "runs", "data", "validation"},
@@ -76,7 +77,7 @@ EDGETUNE: dict[str, set[str]] = {
     "commands": {
         *("console", "config", "storage_types", "runs", "data", "reference", "runtime", "generation", "chatting"),
         *("validation", "planning", "evaluation", "sensitivity", "publish", "report", "inspect", "training"),
-        *("exporting", "serving"),
+        *("exporting", "serving", "benchmarking"),
     },
     "cli": {"console", "commands"},
     "__main__": {"cli"},
