@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from edgetune import cli
 from edgetune.config import load_config
 from edgetune.methods import METHODS
 from edgetune.objectives import OBJECTIVES
@@ -49,6 +50,23 @@ def test_a_recipe_is_valid_and_named_like_its_file(name: str) -> None:
     config = load_config(SAMPLE / f"{name}.yaml")
     assert config.name == name
     assert name in (config.adapter.kind, config.objective.kind) or METHODS["lora"].facts == config.adapter.facts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_passes_a_dry_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As committed: on the base of samples/smart-home, with all rows."""
+    assert cli.run(["train", str(SAMPLE / f"{name}.yaml"), "-o", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "nothing was written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_usual_methods_have_recipes() -> None:
+    usual = {
+        "reparametrized": {"lora", "dora", "pissa", "adalora", "loha", "lokr", "oft", "boft", "vera"},
+        "additive": {"ia3", "prompt-tuning", "p-tuning", "multitask-prompt-tuning", "prefix-tuning"},
+        "selective": {"bitfit", "layernorm", "freeze", "llama-pro", "full", "trainable-tokens"},
+    }
+    for branch, names in usual.items():
+        assert {load_config(SAMPLE / f"{name}.yaml").adapter.facts.taxonomy for name in names} == {branch}
 
 
 def test_every_objective_and_every_branch_of_methods_has_a_recipe() -> None:
