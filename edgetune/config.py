@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from edgetune.errors import ConfigError
 from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
-from edgetune.objectives import Batching, ObjectiveConfig, Sft
+from edgetune.objectives import OTHER_NAMES, Batching, ObjectiveConfig, Sft
 from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml, split_existing
 from edgetune_converters.names import NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
@@ -477,7 +477,7 @@ def _describe(problem: Any) -> str:
     place, kinds = _without_kinds(problem["loc"])
     *parents, last = ["", *place]
     is_choice = last in _TEXT_OR_LIST  # pydantic names the alternative that it tried
-    location = [part for part in [*parents, last] if part and part not in _TEXT_OR_LIST]
+    location = [part for part in [*parents, last] if part and not _ALTERNATIVE.fullmatch(part)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}{_nearest(location, kinds)}"
@@ -512,7 +512,8 @@ def _without_kinds(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
 
 
 def _unknown_kind(section: str, kind: str) -> str:
-    explained = {**NOT_TRAINED, **NAMES_OF_OPTIONS}.get(kind.lower()) if section == "adapter" else None
+    others = {"adapter": {**NOT_TRAINED, **NAMES_OF_OPTIONS}, "objective": OTHER_NAMES}.get(section, {})
+    explained = others.get(kind.lower())
     if explained:
         return f"{section}.kind is {kind!r}: {explained}"
     kinds = list(alternatives(Config.model_fields[section]))
@@ -523,6 +524,7 @@ def _unknown_kind(section: str, kind: str) -> str:
 
 
 _TEXT_OR_LIST = ("str", "list[str]")
+_ALTERNATIVE = re.compile(r"(constrained-)?(int|float|str)|(list|literal)\[.*\]")
 _WORDS = {
     "string_type": "give a text",
     "list_type": "give a list, such as [a, b]",

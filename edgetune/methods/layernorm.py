@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from edgetune.methods.base import Facts, Layers, Method
@@ -23,6 +25,16 @@ class LayerNorm(Method):
     """The PEFT method."""
     target_modules: str | list[str] = ALL_NORMS
     """Trained norms: `all-norms`, names such as [input_layernorm], or a regular expression."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
+        if not self.target_modules:
+            yield f"adapter.target_modules is empty; name norms, or write {ALL_NORMS}"
+        elif isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                yield f"adapter.target_modules: {self.target_modules!r} is no regular expression: {error}"
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from edgetune.methods.base import Count, Dropout, Facts, LayerMethod, Layers, Positive, of_pattern
@@ -38,6 +38,11 @@ class LoKr(LayerMethod):
     """Ranks by the end of the layer's name, or by a regular expression."""
     alpha_pattern: dict[str, Positive] = {}
     """Alphas in the same way."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what contradicts one another among the options, each a sentence."""
+        if self.factor != -1 and self.factor < 1:
+            yield f"adapter.factor is {self.factor}: give 1 or more, or -1 for about the square root of each side"
 
     def count_trainable(self, layers: Layers) -> int:
         """Return the parameters of both matrices for each layer."""

@@ -11,6 +11,7 @@ import pytest
 from edgetune.config import Config, load_config, option_names, parse_config
 from edgetune.errors import ConfigError
 from edgetune.methods import METHODS
+from edgetune.objectives import OTHER_NAMES
 from edgetune.section import alternatives
 from tests.project.import_graph import modules, tree
 
@@ -142,6 +143,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"rr": 3}, "unknown key adapter.rr, did you mean adapter.r?"),
         ({"r": True}, "adapter.r is True: give a number"),
         ({"alpha": float("inf")}, "adapter.alpha is inf: give a finite number"),
+        ({"kind": "osf", "effective_rank": -1}, "adapter.effective_rank is -1: input should be greater than"),
+        ({"kind": "lokr", "factor": 0}, "adapter.factor is 0: give 1 or more, or -1 for"),
+        ({"kind": "layernorm", "target_modules": "norm("}, "'norm(' is no regular expression: missing )"),
+        ({"kind": "layernorm", "target_modules": []}, "adapter.target_modules is empty; name norms, or write"),
         ({"rank_pattern": {"q_proj(": 4}}, "adapter.rank_pattern: 'q_proj(' is no regular expression: missing )"),
         ("lora", "adapter is 'lora': it is a section of options, such as adapter.kind"),
     ],
@@ -149,6 +154,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 def test_problems_of_a_section_with_kinds_name_the_option_without_the_kind(adapter: object, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         parse_config({**MINIMAL, "adapter": adapter})
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_another_name_of_an_objective_is_explained(name: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"objective.kind is {name!r}: {OTHER_NAMES[name]}")):
+        parse_config({**MINIMAL, "objective": {"kind": name}})
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])

@@ -49,6 +49,7 @@ def _dry_run(base: Path, folder: Path, changes: dict[str, Any], *flags: str) -> 
 
 
 LONG = {"prompt": "lamp " * 400, "completion": "red"}
+PAIR = {"prompt": "lamp", "chosen": "red", "rejected": "blue"}
 DIMS = {"prompt": "lamp " * 25, "completion": "red"}
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -99,6 +100,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a feed-forward layer that is not adapted": (
         {"adapter": {"kind": "ia3", "feedforward_modules": ["fc_9"]}}, "'fc_9' fits no adapted layer",
     ),
+    "a wavelet that does not exist": (
+        {"adapter": {"kind": "waveft", "wavelet": "db99"}}, "PEFT refuses these options of WaveFT: Wavelet family db99",
+    ),
+    "a saved output matrix of a reward model": (
+        {
+            "adapter": {"modules_to_save": ["lm_head"]}, "objective": {"kind": "reward"},
+            "data": {"train": "pairs.jsonl", "validation": None, "test": None},
+        },
+        "adapter.modules_to_save names the output matrix, and objective.kind: reward trains a score head",
+    ),
     "options that nothing reads": (
         {
             "adapter": {"kind": "oft", "eps": 0.1, "use_cayley_neumann": False, "num_cayley_neumann_terms": 9},
@@ -126,6 +137,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_dry_run_refuses(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     changes, words = REFUSED[name]
     (tmp_path / "long.jsonl").write_text(json.dumps(LONG) + "\n")
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(PAIR) + "\n") * 20)
     assert _dry_run(base, tmp_path, changes) != 0
     assert words in " ".join(capfd.readouterr().err.split())
 

@@ -35,10 +35,12 @@ class _Replacing(Matching):
                 self.changes[head] = self.changes[embedding]
 
         stored = {self._base.renamed(name) for name in replacements}
-        absent = [
+        absent = [  # experts, whose names end otherwise, may be stored one by one
             name
             for name in self._config.raw.get("trained_tensors") or ()
-            if (target := self._base.renamed(name)) in self._base.shapes and target not in stored
+            if name.endswith((".weight", ".bias"))
+            and (target := self._base.renamed(name)) in self._base.shapes
+            and target not in stored
         ]
         self.problems += as_one_line(
             absent, "is a trained tensor that the adapter lacks", "are trained tensors that the adapter lacks"

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
 from edgetune.errors import ConfigError
@@ -56,7 +57,13 @@ def add_adapter(
         _freeze(model)
         return add_token_rows(model, config, layers.token_ids([*config.tokens, *config.added]) if layers else {})
     has_weights = model.device.type != "meta"
-    wanted = peft_config(config, has_weights=has_weights)
+    try:
+        wanted = peft_config(config, has_weights=has_weights)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"adapter: PEFT refuses these options of {config.facts.title}: {str(error).splitlines()[0]}",
+            f"Change the options of adapter.kind: {config.kind}",
+        ) from None
     if isinstance(config, LayerMethod):
         whole_names = isinstance(config, Lora) and config.init == "corda"
         targets = resolve_targets(model, config, layers, whole_names=whole_names)
@@ -158,13 +165,21 @@ def has_adapted_head(model: Any) -> bool:
     return isinstance(model, PeftModel) and isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer)
 
 
+def _has_saved_head(model: Any) -> bool:
+    """Whether the output matrix is trained in full."""
+    return isinstance(model, PeftModel) and isinstance(
+        model.get_base_model().get_output_embeddings(), ModulesToSaveWrapper
+    )
+
+
 def check_head(model: Any, objective: Objective) -> None:
-    """Raise ConfigError for an adapted output matrix that the objective does not use."""
-    if objective.facts.is_scorer and has_adapted_head(model):
+    """Raise ConfigError for a trained output matrix that the objective does not use."""
+    option = "target_modules" if has_adapted_head(model) else "modules_to_save" if _has_saved_head(model) else None
+    if objective.facts.is_scorer and option:
         raise ConfigError(
-            f"adapter.target_modules names the output matrix, and objective.kind: {objective.kind} trains a score head "
-            "in its place",
-            "Leave it out of adapter.target_modules",
+            f"adapter.{option} names the output matrix, and objective.kind: {objective.kind} trains a score head in "
+            "its place",
+            f"Leave it out of adapter.{option}",
         )
 
 
