@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.output import Output
 
 _PROMPT, _CONTINUATION = "> ", ". "
-_FILE_COMMANDS = ("save", "load")
+_FILE_COMMANDS = ("save", "load", "adapter")
 
 
 class CommandCompleter(Completer):

@@ -37,6 +37,8 @@ class ChatSession:
     """Questions and answers, without the system message."""
     tools: Sequence[Mapping[str, Any]] | None = None
     """JSON schemas of the tools of a loaded conversation."""
+    adapters: dict[str, float] = field(default_factory=dict)
+    """Names of the adapters in use, with their weights."""
     own_file: Path | None = None
     """The file that was saved or wholly loaded last, which may be overwritten."""
     _ticket: Ticket | None = None
@@ -88,7 +90,11 @@ class ChatSession:
         conversation = [*self._system_messages, *messages]
         ids = self.runtime.tokenize_chat(conversation, tools=self.tools, template_options=self.template_options)
         frame = self.runtime.answer_frame(conversation, tools=self.tools, template_options=self.template_options)
-        self._ticket = self.engine.submit(GenerationRequest(ids, sampling, self.max_tokens or self.runtime.context))
+        self._ticket = self.engine.submit(
+            GenerationRequest(
+                ids, sampling, self.max_tokens or self.runtime.context, adapters=tuple(self.adapters.items())
+            )
+        )
         return Answer(ids, Generation(_events(self._ticket)), self.runtime.token_bytes, frame)
 
     def stop(self) -> None:
@@ -144,6 +150,26 @@ class ChatSession:
             return len(self.runtime.tokenize_chat(messages, tools=self.tools, template_options=options))
         except (DataError, RuntimeProblem):
             return 0
+
+    def use_adapter(self, which: str, weight: float) -> None:
+        """Use an adapter with a weight from the next answer on; 0 leaves it out.
+
+        Args:
+            which: Name of a loaded adapter, or the file of one, which is loaded unless it is.
+            weight: Multiplies its change of the model.
+
+        Raises:
+            RuntimeProblem: It is not an adapter of this model, or the weight is not a number.
+        """
+        name = which if which in self.runtime.adapters else self._load_adapter(Path(which).expanduser())
+        self.runtime.find_adapters(((name, weight),))
+        self.adapters = {each: value for each, value in {**self.adapters, name: weight}.items() if value}
+
+    def _load_adapter(self, path: Path) -> str:
+        """Return the name of the adapter in a file: the file's, or its path where that is taken."""
+        loaded = self.runtime.adapters
+        same = (name for name, each in loaded.items() if each.path.resolve() == path.resolve())
+        return next(same, None) or self.engine.load_adapter(path, str(path) if path.stem in loaded else None)
 
     def save(self, path: Path) -> None:
         """Write the conversation as one row of data, which `load` and a training read."""

@@ -121,6 +121,33 @@ def _load(session: ChatSession, argument: str) -> str:
     return text
 
 
+def _adapter(session: ChatSession, argument: str) -> str:
+    if argument == "none":
+        session.adapters = {}
+    elif argument:
+        session.use_adapter(*_split_weight(argument))
+    loaded = session.runtime.adapters
+    if not loaded:
+        return "no adapter is loaded"
+    width = max(map(len, loaded)) + 2
+    return "\n".join(
+        f"{name.ljust(width)}{f'weight {session.adapters[name]:g}' if name in session.adapters else 'not in use'}"
+        for name in loaded
+    )
+
+
+def _split_weight(argument: str) -> tuple[str, float]:
+    """Return the file or name, and the number behind it; 1 without one."""
+    first, _, last = argument.rpartition(" ")
+    try:
+        weight = float(last)
+    except ValueError:
+        return argument, 1.0
+    if not first or Path(argument).expanduser().exists():
+        return argument, 1.0
+    return first.strip(), weight
+
+
 def _exit(session: ChatSession, argument: str) -> None:
     raise EndChat
 
@@ -215,6 +242,9 @@ COMMANDS: Mapping[str, SlashCommand] = {
     "help": SlashCommand("", "list the commands and keys", _help),
     "system": SlashCommand("[TEXT]", 'show or set the system message; "" removes it', _system),
     "set": SlashCommand("[NAME [VALUE]]", "show or change the sampling and other settings", _set),
+    "adapter": SlashCommand(
+        "[FILE [WEIGHT]]", "load a GGUF adapter, or weight a loaded one; none leaves all out", _adapter
+    ),
     "regen": SlashCommand("", "answer the last message again", _regenerate),
     "undo": SlashCommand("", "remove the last message and its answer", _undo),
     "reset": SlashCommand("", "forget the conversation", _reset),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(name="run")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", help="Prompt; - reads it from standard input.")
+@click.option("-p", "--prompt", help="Prompt; - reads it from standard input, as does a pipe without -p.")
 @click.option(
     "--input",
     "rows",
@@ -79,12 +79,14 @@ def command(
     \b
     Examples:
       edgetune run model.gguf -p "dim the bedroom lights"
-      cat letter.txt | edgetune run model.gguf -p - --system "Summarize." --temperature 0.7
+      cat letter.txt | edgetune run model.gguf --system "Summarize." --temperature 0.7
       edgetune run model.gguf --input rows.jsonl --output answers.jsonl
     """
     from edgetune.generation import printing
     from edgetune.runtime import load
 
+    if prompt is None and rows is None and not sys.stdin.isatty():
+        prompt = printing.read_standard_input() or None
     _check_together(prompt, rows, {"--output": output, "--overwrite": overwrite, "--skip-bad-rows": skip_bad_rows})
 
     for option, given in (("--system", system is not None), ("--template-option", bool(template_options))):
@@ -121,7 +123,9 @@ def command(
 
 def _check_together(prompt: str | None, rows: Path | None, for_rows: Mapping[str, object]) -> None:
     if prompt is None and rows is None:
-        raise click.UsageError("Missing option '-p' / '--prompt', or '--input'.")
+        raise click.UsageError(
+            "There is no prompt: give one with -p, on standard input, or a file of rows with --input."
+        )
     if prompt is not None and rows is not None:
         raise ConfigError("--prompt and --input cannot be used together", "Remove one of them")
     given = next((option for option, value in for_rows.items() if value), None)

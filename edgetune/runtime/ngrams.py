@@ -15,14 +15,16 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.encoded_rows import EncodedRows
 from edgetune_converters.errors import ArtifactError
 from edgetune_converters.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from edgetune.data.encoded_rows import EncodedRows
 
 SUFFIX = ".ngrams"
 LONGEST = 8

@@ -8,6 +8,8 @@ import pytest
 from edgetune.chatting.session import ChatSession
 from edgetune.runtime import Runtime, Sampling, load
 from edgetune.runtime.engine import Engine
+from tests.converters import tiny
+from tests.export_requests import export
 from tests.runtime import models
 
 
@@ -30,6 +32,16 @@ def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("endless")
     return models.gguf(models.endless(directory / "hf"), directory / "endless.gguf")
+
+
+@pytest.fixture(scope="session")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF adapter for the model; beside it merged.gguf, the model with it."""
+    directory = tmp_path_factory.mktemp("adapter")
+    tiny.adapter(base, directory / "adapter")
+    export(base, {}, lora={"f32": directory / "change.gguf"}, adapter=directory / "adapter")
+    export(base, {"f32": directory / "merged.gguf"}, adapter=directory / "adapter")
+    return directory / "change.gguf"
 
 
 @pytest.fixture(scope="session", params=["gguf", "onnx"])

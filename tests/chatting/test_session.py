@@ -213,6 +213,40 @@ def test_what_cannot_be_done_is_one_sentence(session: ChatSession, line: str, sa
     assert hint in (caught.value.hint or "")
 
 
+def test_an_adapter_is_loaded_weighted_and_left_out(file: Path, adapter: Path) -> None:
+    question = [{"role": "user", "content": "dim the lights"}]
+    with load(file) as runtime, load(adapter.with_name("merged.gguf")) as other:
+        plain, changed = (expected(each, question) for each in (runtime, other))
+    assert plain != changed
+    with load(file) as runtime, Engine(runtime, slots=1) as engine:
+        session = ChatSession(engine, Sampling(), max_tokens=8)
+        assert command(session, "/adapter") == "no adapter is loaded"
+        assert command(session, f"/adapter {adapter}") == "change  weight 1"
+        assert say(session, "dim the lights") == changed
+        for line, shown in (("/adapter change 0", "change  not in use"), ("/adapter change", "change  weight 1")):
+            assert command(session, line) == shown
+        assert command(session, f"/adapter {adapter} 0.5") == "change  weight 0.5", "it is not loaded again"
+        assert command(session, "/adapter none") == "change  not in use"
+        session.reset()
+        assert say(session, "dim the lights") == plain
+
+
+def test_an_adapter_that_cannot_be_used_changes_nothing(session: ChatSession, file: Path, tmp_path: Path) -> None:
+    for argument in (str(file), str(tmp_path / "none.gguf"), f"{tmp_path / 'none.gguf'} 0.5", "name 2"):
+        with pytest.raises(RuntimeProblem) as caught:
+            run_command(session, f"/adapter {argument}")
+        assert ("takes no adapters" in str(caught.value)) is (session.runtime.format == "onnx")
+    assert session.adapters == {}
+
+
+def test_a_weight_that_is_no_number_is_refused(file: Path, adapter: Path) -> None:
+    with load(file) as runtime, Engine(runtime, slots=1) as engine:
+        session = ChatSession(engine, Sampling(), max_tokens=8)
+        with pytest.raises(RuntimeProblem, match="the weight of adapter 'change' is nan"):
+            run_command(session, f"/adapter {adapter} nan")
+        assert session.adapters == {}
+
+
 def test_help_lists_every_command_and_exit_ends(session: ChatSession) -> None:
     listed = command(session, "/help")
     assert all(f"/{name}" in listed for name in COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -136,6 +137,52 @@ def test_a_terminal_shows_answer_and_speed(artifact: Path, tmp_path: Path) -> No
     assert expected.strip().splitlines()[-1] in shown
     assert "tokens/s" in shown
     assert (tmp_path / "edgetune/chat_history").read_text(encoding="utf-8").count("+dim the lights") == 1
+
+
+def test_commands_lines_and_completion_work_in_a_terminal(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    messages, _ = conversation(file, "dim\nthe lights", max_tokens=6)
+    command = [*COMMAND, "chat", str(file), "--max-tokens", "6", "--no-history"]
+    with Terminal(command, {"XDG_STATE_HOME": str(tmp_path)}) as terminal:
+
+        def type_(keys: str, *shown: str) -> None:
+            terminal.wait_for(PROMPT)
+            terminal.press(keys)
+            for text in shown:
+                terminal.wait_for(text)
+
+        type_(f"dim\\{ENTER}the lights{ENTER}", "tokens of the context")
+        type_(f"/regen{ENTER}", "tokens of the context")
+        type_("/sa\t", "ve")
+        terminal.press(f" {path}{ENTER}")
+        terminal.wait_for("saved 2 messages")
+        type_(f"/system Be brief.{ENTER}", "the system message is set")
+        type_(f"/adapter{ENTER}", "no adapter is loaded")
+        type_(f"/adapter {file}{ENTER}", "is not a GGUF adapter")
+        type_(f"/reset{ENTER}", "the conversation is forgotten; the system message stays")
+        type_(f"/load {path}{ENTER}", "loaded 2 messages")
+        type_(f"/show{ENTER}", "assistant:")
+        terminal.wait_for(PROMPT)
+        terminal.press(CTRL_D)
+        assert terminal.finish()[0] == 0
+    assert json.loads(path.read_text(encoding="utf-8")) == {"messages": messages}
+    assert not (tmp_path / "edgetune").exists(), "--no-history writes no file"
+
+
+def test_reasoning_is_dimmed_in_a_terminal(base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    template = models.TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    (copy / "chat_template.jinja").write_text(template, encoding="utf-8")
+    command = [*COMMAND, "chat", str(models.gguf(copy, tmp_path / "model.gguf")), "--max-tokens", "6"]
+    with Terminal(command, {"XDG_STATE_HOME": str(tmp_path)}) as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.press(f"dim the lights{ENTER}")
+        shown = terminal.wait_for("tokens of the context")
+        terminal.wait_for(PROMPT)
+        terminal.press(CTRL_D)
+        assert terminal.finish()[0] == 0
+    assert "\x1b[2m" in shown.partition("dim the lights")[2].partition("prompt ")[0]
 
 
 def test_a_full_context_is_said_with_what_to_do(endless: Path) -> None:

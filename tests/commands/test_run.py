@@ -66,6 +66,11 @@ def test_the_prompt_can_come_from_a_pipe_in_any_locale(file: Path) -> None:
     assert result.stdout == expected(file, chat(text), 12)
 
 
+def test_a_pipe_without_an_option_is_the_prompt(file: Path) -> None:
+    result = edgetune("run", file, "--max-tokens", "12", stdin="把卧室的灯调暗\n".encode())
+    assert result.stdout == expected(file, chat("把卧室的灯调暗"), 12)
+
+
 def test_sampling_options_reach_the_sampler(file: Path) -> None:
     def sample(*options: str) -> bytes:
         return edgetune("run", file, "--raw", "-p", PROMPT, "--max-tokens", "12", "--temperature", "2", *options).stdout

@@ -195,7 +195,7 @@ def test_a_stopped_command_is_continued(endless: Path, tmp_path: Path, signal_: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "Missing option '-p'"),
+        ([], "There is no prompt"),
         (["-p", "x", "--input", "rows.jsonl"], "--prompt and --input cannot be used together"),
         (["-p", "x", "--output", "out.jsonl"], "--output is for the rows of --input"),
         (["-p", "x", "--skip-bad-rows"], "--skip-bad-rows is for the rows of --input"),
