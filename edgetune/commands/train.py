@@ -26,7 +26,7 @@ DRY_RUN = "Check base model, data, export and disk space; train and write nothin
 def command(
     config: Path, output: Path | None, overrides: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool
 ) -> None:
-    """Fine-tune the base model of CONFIG with QLoRA, and capture its reference outputs on held-out rows.
+    """Fine-tune the base model of CONFIG, and capture its reference outputs on held-out rows.
 
     The result is a run directory, from which the other commands export, validate and report. Ctrl-C stops after the
     current step and saves a checkpoint.

@@ -231,6 +231,10 @@ class LayerMethod(Method):
             del options["modules_to_save"]
         return options
 
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can, or PEFT says so itself."""
+        return None
+
     @property
     def names_layers(self) -> bool:
         """Whether the options name layers, which must be compared with those of the base."""
@@ -247,6 +251,10 @@ class PerLayerMethod(LayerMethod):
     def count_trainable(self, layers: Layers) -> int:
         """Return the number of parameters that are trained if these linear layers are adapted."""
         return sum(self.trainable_in(rows, columns) for rows, columns in layers.values())
+
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can, or PEFT says so itself."""
+        return None if self.trainable_in(rows, columns) else "nothing of it would be trained"
 
 
 def of_pattern(pattern: Mapping[str, Value], name: str, default: Value) -> Value:

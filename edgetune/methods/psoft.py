@@ -61,6 +61,11 @@ class Psoft(PerLayerMethod):
         """Return the options under PEFT's names."""
         return super().peft_options() | {"ab_svd_init": f"{self.init}_init"}
 
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can."""
+        smaller = min(rows, columns)
+        return f"adapter.r is {self.r}, and it has {smaller} singular values" if self.r > smaller else None
+
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the parameters of the rotation and of the scales."""
         matrix = self.r * (self.r - 1) // 2 if self.orthogonal else self.r**2

@@ -25,6 +25,13 @@ class Shira(PerLayerMethod):
     seed: int = 0
     """Seed of the choice, which is stored with the adapter."""
 
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can."""
+        wanted = self.trainable_in(rows, columns)
+        if wanted <= rows * columns:
+            return None
+        return f"adapter.r {self.r} asks for {wanted:,} of its weights, and it has {rows * columns:,}"
+
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the number of chosen weights."""
         return self.r * (rows + columns)

@@ -100,6 +100,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a feed-forward layer that is not adapted": (
         {"adapter": {"kind": "ia3", "feedforward_modules": ["fc_9"]}}, "'fc_9' fits no adapted layer",
     ),
+    "more weights than a layer has": (
+        {"adapter": {"kind": "shira", "r": 9999}}, "SHiRA does not fit model.layers.0.self_attn.q_proj [",
+    ),
+    "more directions than a layer has": (
+        {"adapter": {"kind": "psoft", "r": 9999}, "quantization": {"bits": 16}}, "adapter.r is 9999, and it has",
+    ),
+    "nothing to train": (
+        {"adapter": {"kind": "osf", "effective_rank": 9999}, "quantization": {"bits": 16}},
+        "nothing of it would be trained",
+    ),
     "a wavelet that does not exist": (
         {"adapter": {"kind": "waveft", "wavelet": "db99"}}, "PEFT refuses these options of WaveFT: Wavelet family db99",
     ),

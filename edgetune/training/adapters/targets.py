@@ -48,6 +48,7 @@ def resolve_targets(
     _check_patterns(method, names)
     _check_named_layers(method, names)
     _check_saved_modules(model, method, names)
+    _check_sizes(model, method, names)
     return names if preset or method.layers is not None or whole_names else stated
 
 
@@ -134,6 +135,18 @@ def _check_saved_modules(model: Any, method: LayerMethod, adapted: Sequence[str]
             "none to adapt",
             "Leave them out of adapter.modules_to_save, or name other layers in adapter.target_modules",
         )
+
+
+def _check_sizes(model: Any, method: LayerMethod, names: Sequence[str]) -> None:
+    """Raise ConfigError for a layer whose size the options do not fit; PEFT finds some of them with weights alone."""
+    modules = dict(model.named_modules())
+    for name in names:
+        rows, columns = (getattr(modules[name], side, None) for side in ("out_features", "in_features"))
+        if rows and columns and (why := method.why_not_on(rows, columns)):
+            raise ConfigError(
+                f"adapter: {method.facts.title} does not fit {name} [{rows}, {columns}]: {why}",
+                f"Change the options of adapter.kind: {method.kind}, or leave the layer out of adapter.target_modules",
+            )
 
 
 def _last_parts(names: Sequence[str]) -> list[str]:
