@@ -54,6 +54,8 @@ class ColumnsConfig(Section):
     """Whether an answer is desirable (KTO)."""
     text: str | None = None
     """The text of a row for continued pretraining."""
+    task: str | None = None
+    """The task of a row, one of `adapter.tasks` of multitask prompt tuning."""
 
 
 class DataConfig(Section):

@@ -62,6 +62,8 @@ class ChatRow:
     """Reasoning that was a part of a content, by index of the message."""
     beside: Pair | Label | Columns | PlainText | None = None
     """What the objective reads beside the messages; None for a conversation."""
+    task: str | None = None
+    """The task of the row, of the key that `data.columns.task` names."""
 
     @property
     def answers(self) -> list[int]:

@@ -28,6 +28,8 @@ class EncodedSplit:
     rows: EncodedRows = field(default_factory=EncodedRows)
     chats: RowStore = field(default_factory=RowStore)
     """The rows without a problem, as the template renders them."""
+    tasks: list[str] = field(default_factory=list)
+    """The task of each row; empty where `data.columns.task` names no key."""
     pairs: PairRows = field(default_factory=PairRows)
     """Preference pairs; empty for other objectives."""
     labelled: LabelledRows = field(default_factory=LabelledRows)
@@ -101,6 +103,7 @@ class EncodedSplit:
         digest = hashlib.sha256()
         for row in (*self.rows, *self.pairs.rejected.rows, *self.labelled.answers.rows):
             digest.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes() + bytes(row.supervised))
+        digest.update("\0".join(self.tasks).encode())
         for labelled in self.labelled:
             digest.update(bytes([labelled.label]))
         for prompt in self.prompts:

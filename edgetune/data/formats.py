@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from edgetune.data import key_names as names
@@ -37,7 +38,7 @@ __all__ = ["COLUMNS", "FORMATS", "ChatRow", "Conversation", "RowReader", "conver
 
 COLUMNS = (
     "messages", "role", "content", "user", "input", "assistant", "system", "tools", "chosen", "rejected", "label",
-    "text",
+    *("text", "task"),
 )  # fmt: skip
 """What data.columns can give a name of its own."""
 SHOWN_KEYS = 20
@@ -127,6 +128,11 @@ class RowReader:
     def read(self, row: Any, place: str = "") -> ChatRow:
         """Convert a row to a conversation with at least one assistant message. Raises RowProblem."""
         row, layout = self._find_layout(row)
+        found = self._read(row, layout, place)
+        key = layout.keys.get("task")
+        return found if key is None else replace(found, task=str(row[key]))
+
+    def _read(self, row: Mapping[str, Any], layout: RowLayout, place: str) -> ChatRow:
         plain = None
         if layout.plain_messages is not None:
             given = row[layout.plain_messages]

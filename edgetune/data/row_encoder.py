@@ -80,6 +80,8 @@ class RowEncoder:
         self.result.completed += encoded.completed
         for each in encoded.rows:
             self.result.add_row(each, self.max_length, self.tokenizer)
+        if given.task is not None:
+            self.result.tasks += [given.task] * (len(self.result.rows) - len(self.result.tasks))
 
     def _encode(self, row: ChatRow, given: ChatRow) -> EncodedConversation:
         encoded = encode_conversation(

@@ -170,13 +170,13 @@ class RowLayout:
     @cached_property
     def plain_messages(self) -> str | None:
         """The key of the messages, if no other key adds or excludes one."""
-        beside = self.keys.keys() - {"tools", "options", "documents"}
+        beside = self.keys.keys() - {"tools", "options", "documents", "task"}
         return self.keys["messages"] if beside == {"messages"} and not self.weights else None
 
     @cached_property
     def is_pair(self) -> bool:
         """Whether a question and an answer are all that there is to read."""
-        return "user" in self.keys and self.keys.keys() <= {"user", "input", "assistant"} and not self.weights
+        return "user" in self.keys and self.keys.keys() <= {"user", "input", "assistant", "task"} and not self.weights
 
 
 def _refuse_media(row: Mapping[str, Any], keys: Sequence[str], wanted: str) -> None:
@@ -296,6 +296,8 @@ class LayoutFinder:
             key = mapped.get(meaning) or others.first(usual)
             if key is not None and form is not None:
                 found[meaning] = key
+        if "task" in mapped and form is not None:
+            found["task"] = mapped["task"]
         weights = [*others.all(names.ROW_WEIGHT_KEYS), *others.all(names.ROW_FLAG_KEYS)]
         checked = [
             (check, found_keys)

@@ -97,21 +97,21 @@ class RowStore(Sequence[ChatRow]):
 def _pack(row: ChatRow) -> tuple[Any, ...]:
     if row.beside is not None:
         return row.messages, row.place, row.unread, _rest(row), _pack_beside(row.beside)
-    if row.tools or row.untrained or row.options or row.calls or row.reasoning:
+    if row.tools or row.untrained or row.options or row.calls or row.reasoning or row.task:
         return row.messages, row.place, row.unread, _rest(row)
     return row.messages, row.place, row.unread
 
 
 def _rest(row: ChatRow) -> tuple[Any, ...]:
-    return row.tools, row.untrained, dict(row.options), dict(row.calls), dict(row.reasoning)
+    return row.tools, row.untrained, dict(row.options), dict(row.calls), dict(row.reasoning), row.task
 
 
 def _unpack(fields: tuple[Any, ...]) -> ChatRow:
     messages, place, unread, *rest = fields
     if not rest:
         return ChatRow(messages, place=place, unread=unread)
-    (tools, untrained, options, calls, reasoning), *beside = rest
-    row = ChatRow(messages, tools, untrained, place, options, unread, calls, reasoning)
+    (tools, untrained, options, calls, reasoning, task), *beside = rest
+    row = ChatRow(messages, tools, untrained, place, options, unread, calls, reasoning, task=task)
     if beside:
         row.beside = _unpack_beside(*beside[0])
     return row

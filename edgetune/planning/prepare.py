@@ -38,6 +38,7 @@ from edgetune.planning.export_checks import check_exportable
 from edgetune.planning.golden_conversations import build_contract
 from edgetune.planning.optimizers import check_optimizer
 from edgetune.planning.rewards import check_generation, leftover_prompts
+from edgetune.planning.row_tasks import check_task_options, keep_held_out_task
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
 from edgetune.validation.sample_size import caution
@@ -140,6 +141,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     check_optimizer(config)
     if unused := list(_unused_options(config)):
         raise ConfigError.of_many("options have no effect", unused, "docs/configuration.md says what reads an option")
+    check_task_options(config)
     base = find_base(config)
     template = ChatTemplate.from_directory(base.directory, config.data.chat_template, config.template.options)
     template = template.at(rendered_at or datetime.now().replace(microsecond=0))
@@ -147,7 +149,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
     template_files(base.directory, template)
     tokenizer = TextTokenizer.from_directory(base.directory, base.rows)
     problems = RowProblems(skip=config.data.on_bad_row == "skip")
-    splits = read_splits(config.data, config.training.seed, problems, config.objective.kind)
+    splits = keep_held_out_task(config, read_splits(config.data, config.training.seed, problems, config.objective.kind))
     length = config.training.max_length
     train = encode_all(template, tokenizer, splits.train, length, problems)
     validation = encode_all(template, tokenizer, splits.validation, length, problems)

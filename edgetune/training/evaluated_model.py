@@ -22,6 +22,7 @@ from edgetune.planning.base_model import find_base
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.interface import Scoring
 from edgetune.training import adapters, environment
+from edgetune.training.adapters.virtual_tokens import with_task
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.long_rows import longest_context
 from edgetune.training.capture.recapture import check_base
@@ -55,7 +56,7 @@ def open_trained(
                 f"--context is {context}, and the base has {found.context.tokens} positions",
                 f"Set --context to {found.context.tokens - taken} or less",
             )
-        model = adapters.load_adapter(load_model(found, config, run.base), run.adapter)
+        model = with_task(adapters.load_adapter(load_model(found, config, run.base), run.adapter), config)
         generate.prepare_for_capture(model)
         _, products = generate.capture_precision(model, config)
         tokenizer = TextTokenizer.from_directory(run.tokenizer, found.rows)

@@ -14,7 +14,7 @@ from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
 from edgetune.training import adapters, bnb_record, checkpoints
-from edgetune.training.adapters.virtual_tokens import start_from_text
+from edgetune.training.adapters.virtual_tokens import start_from_text, with_task
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
 from edgetune.training.loading import load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
@@ -34,7 +34,7 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
     run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
-        return adapters.load_adapter(model, run.adapter)
+        return with_task(adapters.load_adapter(model, run.adapter), prepared.config)
     return _train(run, prepared, _add_adapter(run, prepared, model))
 
 
@@ -47,7 +47,7 @@ def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     )
     adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats, sources)
     start_from_text(adapted, config.adapter, prepared.tokenizer)
-    return adapted
+    return with_task(adapted, config)
 
 
 def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:

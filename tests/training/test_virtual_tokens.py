@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import rich
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import edgetune
 from edgetune import console
 from edgetune.config import Config, load_config
-from edgetune.errors import ConfigError, DataError
+from edgetune.errors import ConfigError, DataError, EdgetuneError
 from edgetune.exporting.run import export_run
 from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference
@@ -145,6 +147,81 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base: Path, name: str, tmp_pa
 
 def _stop(*arguments: Any) -> None:
     raise InterruptedError
+
+
+def two_tasks(base: Path, folder: Path) -> Path:
+    """Rows of two tasks, which give the same questions other answers; the second task is exported."""
+    path = config(base, folder, "multitask-prompt-tuning", max_steps=40, save_steps=20, eval_steps=20)
+    values = yaml.safe_load(path.read_text())
+    values["adapter"]["tasks"] = ["first", "last"]
+    values["data"] |= {"columns": {"task": "kind"}}
+    values["export"]["prompt_task"] = 1
+    for part in ("train", "validation", "test"):
+        file = Path(values["data"][part])
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found = []
+        for row in rows:
+            question, answer = row["messages"]
+            other = {**answer, "content": answer["content"][::-1]}
+            found += [{**row, "kind": "first"}, {"messages": [question, other], "kind": "last"}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return runs.write_config(path, values)
+
+
+def test_several_tasks_are_trained_and_one_is_exported(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = two_tasks(base, tmp_path / "rows")
+    prepared = prepare_run(load_config(path))
+    assert set(prepared.train.tasks) == {"first", "last"}
+    assert len(prepared.train.tasks) == len(prepared.train.rows)
+    assert set(prepared.validation.tasks) == {"last"}
+    assert "held-out rows of the task 'last' alone" in " ".join(capsys.readouterr().err.split())
+    run = train(path, tmp_path / "run")
+    assert run.train_results.loss_last < run.train_results.loss_first
+    stored = load_file(run.adapter / "adapter_model.safetensors")
+    assert len(stored["prefix_task_cols"]) == 2
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run.adapter)
+    rows, tasks = prepared.train.rows, prepared.train.tasks
+    for own, name in enumerate(("first", "last")):
+        of_task = [row for row, task in zip(rows, tasks, strict=True) if task == name]
+        losses = [np.mean([_loss(model, row, number) for row in of_task]) for number in (0, 1)]
+        assert losses[own] < losses[1 - own] - 0.005
+    (receipt,) = export_run(run)
+    found = ladder.measure_ladder(run, [Path(receipt.artifact)], ladder.Options(threads=1), console.count_progress)
+    assert found.files[0].figures.kld.value < 1e-4
+    assert found.files[0].task is not None
+    assert found.files[0].task.same_as_trained == found.files[0].task.rows
+    again = train(path, tmp_path / "again")
+    adapters = [load_file(each.adapter / "adapter_model.safetensors") for each in (run, again)]
+    assert all(np.array_equal(values, adapters[1][name]) for name, values in adapters[0].items())
+
+
+def _loss(model: Any, row: Any, task: int) -> float:
+    ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+    with torch.no_grad():
+        return float(model.eval()(input_ids=ids, labels=labels, task_ids=torch.tensor([task])).loss)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.columns.task=null"], "nothing says which rows are of which task"),
+        (["adapter.tasks=[first, other]"], "line 2 has the task 'last', and adapter.tasks names first, other"),
+        (["adapter.tasks=[first, last, none]"], "no training row is of the task 'none'"),
+        (["adapter.tasks=[]", "export.prompt_task=null"], "data.columns.task names the key 'kind'"),
+        (["adapter.tasks=[first]"], "adapter.tasks names several different tasks"),
+        (["export.prompt_task=2"], "export.prompt_task is 2, and the adapter has 2 tasks, counted from 0"),
+        (["data.columns.task=other"], "data.columns names 'other' (task), which no row has"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_rows_are_refused(
+    overrides: list[str], message: str, base: Path, tmp_path: Path
+) -> None:
+    path = two_tasks(base, tmp_path / "rows")
+    with pytest.raises(EdgetuneError) as refused:
+        prepare_run(load_config(path, overrides))
+    assert message in refused.value.message
 
 
 def test_the_loss_is_that_of_peft_on_answers_alone(base: Path, tmp_path: Path) -> None:

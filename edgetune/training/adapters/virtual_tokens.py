@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 
+from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.methods import Method
 from edgetune.methods.prompt_tuning import PromptTuning
@@ -32,23 +33,31 @@ def is_active(model: Any) -> bool:
 
 def complete(model: Any) -> None:
     """Set what PEFT leaves to its user on a new or loaded model."""
-    _set_only_task(model)
+    set_task(model, 0)
     if model.active_peft_config.is_adaption_prompt:
         inner = model.base_model  # it keeps the forward of the model from before TRL replaces that
         inner.forward = lambda *arguments, **named: inner.model.forward(*arguments, **named)
 
 
-def _set_only_task(model: Any) -> None:
-    """Let multitask prompt tuning of one task do without the number of the task, which rows do not state."""
+def set_task(model: Any, task: int) -> None:
+    """Set the task of multitask prompt tuning for inputs that do not state one."""
     if not has_virtual_tokens(model) or model.active_peft_config.peft_type != PeftType.MULTITASK_PROMPT_TUNING:
         return
 
-    def first_task(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def with_task(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         indices, *tasks = arguments
         given = tasks[0] if tasks else None
-        return indices, torch.zeros(len(indices), dtype=torch.long, device=indices.device) if given is None else given
+        return indices, torch.full((len(indices),), task, device=indices.device) if given is None else given
 
-    model.prompt_encoder[model.active_adapter].register_forward_pre_hook(first_task)
+    encoder = model.prompt_encoder[model.active_adapter]
+    encoder._forward_pre_hooks.clear()  # of the task before
+    encoder.register_forward_pre_hook(with_task)
+
+
+def with_task(model: Any, config: Config) -> Any:
+    """Return a model whose inputs are of the exported task, where they do not state another one."""
+    set_task(model, config.export.prompt_task or 0)
+    return model
 
 
 def start_from_text(model: Any, method: Method, tokenizer: TextTokenizer) -> None:

@@ -25,6 +25,7 @@ from edgetune.reference.llama_kld import KldBaseWriter, scored_positions, split_
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
 from edgetune.training import adapters
+from edgetune.training.adapters.virtual_tokens import with_task
 from edgetune.training.capture import forward, generate
 from edgetune.training.capture.long_rows import longest_context
 from edgetune.training.capture.reference import capture_reference
@@ -63,7 +64,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
         check_rendering(prepared)
     model = None
     if request.reference or request.llama_base:
-        model = adapters.load_adapter(load_model(prepared.base, config, run.base), run.adapter)
+        model = with_task(adapters.load_adapter(load_model(prepared.base, config, run.base), run.adapter), config)
         generate.prepare_for_capture(model)
     if request.reference:
         capture_reference(run, prepared, model)

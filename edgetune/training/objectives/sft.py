@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -13,6 +14,9 @@ from edgetune.data.masks import EncodedRow
 from edgetune.errors import DataError
 from edgetune.training.objectives.arguments import WarmupShare
 from edgetune.training.objectives.inputs import EncodedRowsTrainer, TrainerInputs
+
+TASKS = "task_ids"
+"""The column of the number of the task, as PEFT's models name it."""
 
 
 class SftTrainer(EncodedRowsTrainer, SFTTrainer):  # type: ignore[misc]  # TRL is not typed
@@ -35,6 +39,8 @@ class Collator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad rows of unequal lengths to input_ids, attention_mask and labels, each int64 [rows, longest]."""
         batch: dict[str, Any] = self._pad(rows)
+        if TASKS in rows[0]:
+            batch[TASKS] = torch.tensor([row[TASKS] for row in rows])
         if not self._checked:
             check_batch(batch, self._pad_id, self._stop_ids)
             self._checked = True
@@ -57,9 +63,10 @@ def check_batch(batch: dict[str, Any], pad_id: int, stop_ids: frozenset[int]) ->
         raise DataError.of_many("problems in the first batch", found, "Look at the rows with `edgetune preview`")
 
 
-def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
-    """Convert rows to the `datasets` table that TRL needs."""
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+def to_dataset(rows: Sequence[EncodedRow], tasks: Sequence[int] = ()) -> Dataset:
+    """Convert rows, and the numbers of their tasks if there are any, to the `datasets` table that TRL needs."""
+    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    return Dataset.from_dict(columns | ({TASKS: list(tasks)} if tasks else {}))
 
 
 class SftArguments(WarmupShare, SFTConfig):  # type: ignore[misc]
@@ -69,15 +76,20 @@ class SftArguments(WarmupShare, SFTConfig):  # type: ignore[misc]
 def build_sft(inputs: TrainerInputs, trainer_class: type[SftTrainer] = SftTrainer) -> SftTrainer:
     """Build the trainer of supervised fine-tuning and of continued pretraining."""
     prepared = inputs.prepared
+    tasks: list[str] = getattr(prepared.config.adapter, "tasks", [])
     arguments = SftArguments(
-        **inputs.arguments, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True}
+        remove_unused_columns=not tasks,
+        **inputs.arguments,
+        max_length=None,
+        shuffle_dataset=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
     )
     # a text without a chat has no answers, whose stop token must be trained on
     stop_ids = frozenset() if prepared.config.objective.kind == "pretrain" else prepared.stop_ids
     return trainer_class(
         args=arguments,
         data_collator=Collator(prepared.pad_id, stop_ids),
-        train_dataset=to_dataset(prepared.train.rows),
-        eval_dataset=to_dataset(prepared.validation.rows),
+        train_dataset=to_dataset(prepared.train.rows, [tasks.index(task) for task in prepared.train.tasks]),
+        eval_dataset=to_dataset(prepared.validation.rows, [tasks.index(task) for task in prepared.validation.tasks]),
         **inputs.keywords(),
     )
