@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Chat with an exported file in the terminal.",
     "serve": "Answer clients of OpenAI, Anthropic and Ollama with exported files, on the CPU.",
     "bench": "Measure the speed of an exported file on this machine.",
+    "fit": "Measure how an exported file runs fastest on this machine, and remember it.",
     "reference": "Recapture the reference outputs (other rows, full vocabulary, merged model).",
     "validate": "Measure exported files against the trained model; check thresholds.",
     "evaluate": "Score a trained model and its exported files on tasks of lm-evaluation-harness.",

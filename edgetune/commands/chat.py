@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetune.generation.options import machine_options, parse_template_option, sampling_options, template_option
+from edgetune.generation.options import (
+    machine_options,
+    parse_template_option,
+    sampling_options,
+    speculation_options,
+    template_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgetune.chatting.session import ChatSession
     from edgetune.runtime import Sampling
+    from edgetune.runtime.slots import Speculation
 
 
 @click.command(name="chat")
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     help="Maximum number of tokens of an answer. Default: until it ends or the context is full.",
 )
 @machine_options
+@speculation_options
 @click.option("--no-history", is_flag=True, help="Do not keep the messages for the line editor of later chats.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the speed, also when not on a terminal.")
 @click.pass_context
@@ -49,6 +57,8 @@ def command(
     max_tokens: int | None,
     threads: int | None,
     context: int | None,
+    no_fit: bool,
+    speculation: Speculation,
     no_history: bool,
     verbose: bool,
 ) -> None:
@@ -66,14 +76,17 @@ def command(
     from edgetune.chatting.loop import run_chat
     from edgetune.chatting.screen import Screen, is_terminal
     from edgetune.chatting.session import ChatSession
-    from edgetune.generation import printing
-    from edgetune.runtime import load
+    from edgetune.generation import guessing, printing
     from edgetune.runtime.engine import Engine
 
     variables = dict(map(parse_template_option, template_options))
     on_terminal = is_terminal()
     show = thinking == "show" if thinking else on_terminal
-    with load(file, threads=threads, context=context) as runtime, Engine(runtime, slots=1) as engine:
+    guessing.can_guess(file, speculation, sampling)  # which warns of a draft model that has nothing to do
+    with (
+        printing.load_fitted(file, threads, context, no_fit=no_fit) as runtime,
+        Engine(runtime, slots=1, speculation=speculation) as engine,
+    ):
         printing.warn_of_context(runtime)
         session = ChatSession(engine, sampling, max_tokens, variables, show, system)
         for key in session.load(conversation) if conversation else ():

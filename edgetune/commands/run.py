@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgetune.errors import ConfigError
-from edgetune.generation.options import machine_options, parse_template_option, sampling_options, template_option
+from edgetune.generation.options import (
+    machine_options,
+    parse_template_option,
+    sampling_options,
+    speculation_options,
+    template_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgetune.generation.answering import RowsTask
     from edgetune.runtime import Sampling
+    from edgetune.runtime.slots import Speculation
 
 
 @click.command(name="run")
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
     help="Maximum number of tokens to generate.",
 )
 @machine_options
+@speculation_options
 @click.option("-v", "--verbose", is_flag=True, help="Print the speed, also when not on a terminal.")
 @click.pass_context
 def command(
@@ -72,6 +81,8 @@ def command(
     max_tokens: int,
     threads: int | None,
     context: int | None,
+    no_fit: bool,
+    speculation: Speculation,
     verbose: bool,
 ) -> None:
     """Answer a prompt, or each row of a file, with FILE, on the CPU. Only answers are written to standard output.
@@ -82,18 +93,15 @@ def command(
       cat letter.txt | edgetune run model.gguf --system "Summarize." --temperature 0.7
       edgetune run model.gguf --input rows.jsonl --output answers.jsonl
     """
-    from edgetune.generation import printing
-    from edgetune.runtime import load
+    from edgetune import console
+    from edgetune.generation import guessing, printing
+    from edgetune.runtime.engine import Engine
 
     if prompt is None and rows is None and not sys.stdin.isatty():
         prompt = printing.read_standard_input() or None
-    _check_together(prompt, rows, {"--output": output, "--overwrite": overwrite, "--skip-bad-rows": skip_bad_rows})
-
-    for option, given in (("--system", system is not None), ("--template-option", bool(template_options))):
-        if raw and given:
-            raise ConfigError(
-                f"{option} cannot be used with --raw, which applies no chat template", "Remove one of them"
-            )
+    for_rows = {"--output": output, "--overwrite": overwrite, "--skip-bad-rows": skip_bad_rows}
+    _check_together(prompt, rows, speculation.draft, for_rows)
+    _check_raw(raw, {"--system": system is not None, "--template-option": bool(template_options)})
     variables = dict(map(parse_template_option, template_options))
     if rows is not None:
         from edgetune.generation.answering import RowsTask
@@ -102,26 +110,40 @@ def command(
             rows, output, sampling, max_tokens, raw=raw, system=system, options=variables,
             skip_bad_rows=skip_bad_rows, overwrite=overwrite,
         )  # fmt: skip
-        ctx.exit(_answer_rows(file, task, threads, context))
+        ctx.exit(_answer_rows(file, task, threads, context, no_fit=no_fit))
     assert prompt is not None
     text = printing.read_standard_input() if prompt == "-" else prompt
-    with load(file, threads=threads, context=context) as runtime:
-        if raw:
-            answer = runtime.complete(text, sampling=sampling, max_tokens=max_tokens)
-        else:
-            before = [] if system is None else [{"role": "system", "content": system}]
-            messages = [*before, {"role": "user", "content": text}]
-            answer = runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, template_options=variables)
+    before = [] if system is None else [{"role": "system", "content": system}]
+    messages = None if raw else [*before, {"role": "user", "content": text}]
+    guesses = guessing.can_guess(file, speculation, sampling)
+    with (
+        printing.load_fitted(file, threads, context, no_fit=no_fit) as runtime,
+        Engine(runtime, slots=1, speculation=speculation) if guesses else nullcontext() as engine,
+    ):
+        answer, ticket = guessing.begin_answer(runtime, engine, text, messages, variables, sampling, max_tokens)
         printing.warn_of_context(runtime)
         try:
             printing.write_answer(answer, show_thinking=thinking == "show")
         except BrokenPipeError:
             printing.discard_output()
             return
-        printing.report_answer(answer, runtime, verbose or sys.stderr.isatty(), thinking_hidden=thinking == "hide")
+        with_speed = verbose or sys.stderr.isatty()
+        printing.report_answer(answer, runtime, with_speed, thinking_hidden=thinking == "hide")
+        if ticket is not None and with_speed:
+            console.note(guessing.describe_guesses(ticket))
 
 
-def _check_together(prompt: str | None, rows: Path | None, for_rows: Mapping[str, object]) -> None:
+def _check_raw(raw: bool, given: Mapping[str, bool]) -> None:
+    option = next((option for option, is_given in given.items() if is_given), None)
+    if raw and option is not None:
+        raise ConfigError(f"{option} cannot be used with --raw, which applies no chat template", "Remove one of them")
+
+
+def _check_together(
+    prompt: str | None, rows: Path | None, draft: Path | None, for_rows: Mapping[str, object]
+) -> None:  # fmt: skip
+    if rows is not None and draft is not None:
+        raise ConfigError("--draft is for --prompt", "Remove it: rows are answered together, without guesses")
     if prompt is None and rows is None:
         raise click.UsageError(
             "There is no prompt: give one with -p, on standard input, or a file of rows with --input."
@@ -133,7 +155,7 @@ def _check_together(prompt: str | None, rows: Path | None, for_rows: Mapping[str
         raise ConfigError(f"{given} is for the rows of --input", "Give a file with --input, or remove it")
 
 
-def _answer_rows(file: Path, task: RowsTask, threads: int | None, context: int | None) -> int:
+def _answer_rows(file: Path, task: RowsTask, threads: int | None, context: int | None, *, no_fit: bool) -> int:
     """Answer the rows of a file; return the exit code."""
     from dataclasses import replace
     from tempfile import TemporaryDirectory
@@ -141,9 +163,8 @@ def _answer_rows(file: Path, task: RowsTask, threads: int | None, context: int |
     from edgetune import console
     from edgetune.generation import printing
     from edgetune.generation.answering import StoppedEarly, answer_rows
-    from edgetune.runtime import load
 
-    with load(file, threads=threads, context=context) as runtime, TemporaryDirectory() as directory:
+    with printing.load_fitted(file, threads, context, no_fit=no_fit) as runtime, TemporaryDirectory() as directory:
         printing.warn_of_context(runtime)
         if str(task.input) == "-":
             lines = Path(directory) / "rows.jsonl"

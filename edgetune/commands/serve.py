@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetune import console
 from edgetune.errors import ConfigError
+from edgetune.generation.options import speculation_options
+
+if TYPE_CHECKING:
+    from edgetune.runtime.slots import Speculation
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -111,6 +116,8 @@ class ByteSize(click.ParamType[int]):
     is_flag=True,
     help="Decode one request at a time and without a cache, so that a result depends on its request alone.",
 )
+@click.option("--no-fit", is_flag=True, help="Do not use the settings that `edgetune fit` remembered for the files.")
+@speculation_options
 @click.option("--preload", is_flag=True, help="Load all files at the start, instead of on demand.")
 def command(
     files: tuple[str, ...],
@@ -131,6 +138,8 @@ def command(
     temperature: float,
     exact: bool,
     preload: bool,
+    no_fit: bool,
+    speculation: Speculation,
 ) -> None:
     """Answer clients of OpenAI, Anthropic and Ollama with exported files, on the CPU.
 
@@ -152,13 +161,24 @@ def command(
             f"--host {host} lets other machines in, and there is no API key",
             "Set EDGETUNE_API_KEY, or listen on 127.0.0.1",
         )
+    if exact and speculation.draft is not None:
+        raise ConfigError("--draft cannot be used with --exact, which guesses nothing", "Remove one of them")
     served = served_files(files)
     hosts = frozenset(name.lower() for name in (host, *allowed_hosts))
     access = AccessRules(hosts, frozenset(origin.rstrip("/") for origin in origins), api_key or None)
     settings = ServerSettings(
         access, max_body, max_requests, request_timeout, sampling=Sampling(temperature), is_exact=exact
     )
-    loading = LoadSettings(threads, context, 1 if exact else slots, queue, max_memory, is_exact=exact)
+    loading = LoadSettings(
+        threads,
+        context,
+        1 if exact else slots,
+        queue,
+        max_memory,
+        is_exact=exact,
+        fits=not no_fit,
+        speculation=speculation,
+    )
     server = Server(ModelPool(served, loading), settings)
     listening = bind(ListenSettings(host, port))
     console.note(f"serving {', '.join(served)} on {url_of(listening)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -154,7 +155,7 @@ def template_option(function: Function) -> Function:
 
 
 def machine_options(function: Function) -> Function:
-    """Add --threads and --context."""
+    """Add --threads, --context and --no-fit."""
     threads = click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores (1 for a tiny model)."
     )
@@ -163,7 +164,34 @@ def machine_options(function: Function) -> Function:
         type=click.IntRange(min=8),
         help="Context size in tokens, for prompt and answer. Default: at most 4096.",
     )
-    return threads(context(function))
+    no_fit = click.option(
+        "--no-fit", is_flag=True, help="Do not use the settings that `edgetune fit` remembered for the file."
+    )
+    return threads(context(no_fit(function)))
+
+
+def speculation_options(function: Function) -> Function:
+    """Add --draft and --no-speculation to a command, which gets them as one argument `speculation`."""
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        from edgetune.runtime.slots import Speculation
+
+        draft, is_off = values.pop("draft"), values.pop("no_speculation")
+        if draft is not None and is_off:
+            raise ConfigError("--draft and --no-speculation cannot be used together", "Remove one of them")
+        return function(speculation=Speculation(uses_table=not is_off, draft=draft), **values)
+
+    wrapped: Any = command
+    wrapped = click.option(
+        "--no-speculation", is_flag=True, help="Guess no tokens from FILE.ngrams, the n-grams of the training answers."
+    )(wrapped)
+    wrapped = click.option(
+        "--draft", type=click.Path(path_type=Path), metavar="FILE",
+        help="Small GGUF file of the same vocabulary that guesses tokens, which FILE verifies several at a time.",
+    )(wrapped)  # fmt: skip
+    result: Function = wrapped
+    return result
 
 
 def parse_template_option(text: str) -> tuple[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.runtime import Answer, Finish, Runtime, Timing
+from edgetune.runtime import Answer, Finish, Runtime, Timing, load
+from edgetune.runtime.machine_fit import find_fit
 
 
 def read_standard_input() -> str:
@@ -45,6 +47,17 @@ def discard_output() -> None:
     """Let nothing fail that is still written to standard output after its reader, such as `head`, has closed it."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def load_fitted(file: Path, threads: int | None, context: int | None, *, no_fit: bool) -> Runtime:
+    """Open a file with the settings that `edgetune fit` remembered for it, and say so."""
+    fit = None if no_fit else find_fit(file)
+    runtime = load(file, threads=threads, context=context, fit=fit)
+    if fit is not None and sys.stderr.isatty():
+        console.note(
+            f"{file.name}: {fit.describe()}, as fitted on {time.strftime('%Y-%m-%d', time.localtime(fit.measured))}"
+        )
+    return runtime
 
 
 def warn_of_context(runtime: Runtime) -> None:

@@ -305,6 +305,20 @@ class Runtime(ABC):
         """Return room for at most `count` sequences of `length` tokens."""
         return self._single_sequence()
 
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def evaluate_prompt(self, ids: NDArray[np.int32]) -> None:
+        """Clear the cache and evaluate a checked prompt [n]."""
+        self._prefill(ids)
+
+    def evaluate_token(self, token: int, position: int) -> None:
+        """Evaluate one more token, at a position [n] of the text."""
+        self._step(token, position)
+
+    def evaluate_rows(self, ids: NDArray[np.int32], position: int) -> bool:
+        """Evaluate tokens together, with the logits of each, and drop them again; return whether that is possible."""
+        return False
+
     @abstractmethod
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
         """Clear the cache, evaluate `prompt` and return the logits [V] after its last token."""

@@ -8,15 +8,24 @@ from pathlib import Path
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime.artifacts import artifact_format, is_adapter, is_model, select_models
 from edgetune.runtime.interface import Runtime
+from edgetune.runtime.machine_fit import MachineFit
 
 
-def load(path: str | Path, *, threads: int | None = None, context: int | None = None, clip: bool = False) -> Runtime:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    clip: bool = False,
+    fit: MachineFit | None = None,
+) -> Runtime:
     """Open an exported GGUF file or ONNX folder.
 
     Args:
         path: A .gguf file, a folder with model.onnx, or the .onnx file in it.
         threads: Threads that evaluate the model; None takes the physical cores (1 for a tiny model).
         context: Tokens that a prompt and its answer may have together; None takes the model's own, at most 4096.
+        fit: Settings under which it runs; `threads` goes before those of it. See `machine_fit.find_fit`.
         clip: Whether a context that is too long for the rotary tables of an ONNX graph is cut instead of refused.
 
     Raises:
@@ -28,7 +37,7 @@ def load(path: str | Path, *, threads: int | None = None, context: int | None = 
     found = artifact_format(path)
     if found is None:
         raise _not_a_model(path)
-    return RUNTIMES[found](path, threads, context, clip)
+    return RUNTIMES[found](path, threads, context, clip, fit)
 
 
 def require_file(path: Path) -> None:
@@ -37,11 +46,11 @@ def require_file(path: Path) -> None:
         raise RuntimeProblem(f"there is no file {path}", "Export one with `edgetune merge-export RUN`")
 
 
-def _open_gguf(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
+def _open_gguf(path: Path, threads: int | None, context: int | None, clip: bool, fit: MachineFit | None) -> Runtime:
     from edgetune.runtime.llama.runtime import LlamaRuntime
 
     try:
-        return LlamaRuntime(path, threads=threads, context=context)
+        return LlamaRuntime(path, threads=threads, context=context, fit=fit)
     except RuntimeProblem:
         if is_adapter(path):
             raise RuntimeProblem(
@@ -51,16 +60,17 @@ def _open_gguf(path: Path, threads: int | None, context: int | None, clip: bool)
         raise
 
 
-def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool) -> Runtime:
+def _open_onnx(path: Path, threads: int | None, context: int | None, clip: bool, fit: MachineFit | None) -> Runtime:
     from edgetune.runtime.onnx.runtime import OnnxRuntime
 
+    threads = threads or (fit.threads if fit else None)
     return OnnxRuntime(path, threads=threads, context=context, clip=clip)
 
 
-RUNTIMES: dict[str, Callable[[Path, int | None, int | None, bool], Runtime]] = {
+RUNTIMES: dict[str, Callable[[Path, int | None, int | None, bool, MachineFit | None], Runtime]] = {
     "gguf": _open_gguf, "onnx": _open_onnx
 }  # fmt: skip
-"""Format -> function that opens (path, threads, context, clip). Libraries are imported when they are needed."""
+"""Format -> function that opens (path, threads, context, clip, fit). Libraries are imported when they are needed."""
 
 
 def _not_a_model(directory: Path) -> RuntimeProblem:

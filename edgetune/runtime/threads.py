@@ -36,6 +36,12 @@ def physical_cores() -> int:
     return max(1, min(len(cores), _quota()))
 
 
+def usable_cpus() -> int:
+    """Return the logical CPUs that this process may use, at most the container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota()))
+
+
 def _core(cpu: int) -> tuple[str, str]:
     """Return (package, core) of a logical CPU; its own number if the system does not give them."""
     topology = _TOPOLOGY / f"cpu{cpu}" / "topology"

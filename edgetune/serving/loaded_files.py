@@ -16,6 +16,8 @@ from edgetune.runtime.artifacts import artifact_format
 from edgetune.runtime.engine import Engine
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.loading import load, require_file
+from edgetune.runtime.machine_fit import find_fit
+from edgetune.runtime.slots import SPECULATION, Speculation
 from edgetune.serving.api_errors import ENGINE_CLOSED, ApiError, bad_request
 
 Identity = tuple[tuple[str, int, int, int], ...]
@@ -33,6 +35,8 @@ class LoadSettings:
         queue: Requests of a model that may wait.
         max_memory: Bytes that loaded files may have together; None: no limit.
         load_seconds: How long a request waits for its model.
+        fits: Whether the settings are used that `edgetune fit` remembered; not with `is_exact`.
+        speculation: How tokens are guessed ahead.
         is_exact: Whether prompts are evaluated without a cache of earlier ones.
     """
 
@@ -43,6 +47,8 @@ class LoadSettings:
     max_memory: int | None = None
     load_seconds: float = 120.0
     is_exact: bool = False
+    fits: bool = True
+    speculation: Speculation = SPECULATION
 
 
 @dataclass(frozen=True)
@@ -303,9 +309,15 @@ class ModelPool:
 
 
 def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engine]:
-    runtime = load(file.path, threads=settings.threads, context=settings.context, clip=True)
+    fit = find_fit(file.path) if settings.fits and not settings.is_exact else None
+    runtime = load(file.path, threads=settings.threads, context=settings.context, clip=True, fit=fit)
+    if fit is not None:
+        console.note(f"{file.path.name}: {fit.describe()}, as `edgetune fit` measured")
     try:
-        return runtime, Engine(runtime, slots=settings.slots, queue=settings.queue, is_exact=settings.is_exact)
+        return runtime, Engine(
+            runtime, slots=settings.slots, queue=settings.queue, is_exact=settings.is_exact,
+            speculation=settings.speculation,
+        )  # fmt: skip
     except BaseException:
         runtime.close()
         raise

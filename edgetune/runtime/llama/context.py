@@ -19,6 +19,7 @@ BATCH = 512  # tokens per forward pass; llama.cpp's own default for the physical
 _NO_ROOM, _ABORTED = 1, 2  # llama_decode, llama.h
 _NO_POOLING = 0  # llama.h: the hidden state of each token
 _CELLS = 256
+_Q8_0 = 8  # enum ggml_type, ggml.h
 F32 = NDArray[np.float32]
 
 
@@ -52,7 +53,8 @@ class LlamaContext:
     def __init__(
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
         sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0, is_unified: bool = False,
-        for_states: bool = False,
+        for_states: bool = False, flash_attention: bool | None = None, physical_batch: int = BATCH,
+        quantizes_cache: bool = False,
     ) -> None:  # fmt: skip
         """Create the context.
 
@@ -69,6 +71,10 @@ class LlamaContext:
             is_unified: Whether the sequences share one cache.
             for_states: Compute hidden states (`last_state`) in place of logits.
 
+            flash_attention: Whether attention is one fused operation; None: as llama.cpp chooses.
+            quantizes_cache: Whether keys and values are in q8_0 in place of f16.
+            physical_batch: Tokens that are evaluated at once, at most `BATCH`.
+
         Raises:
             RuntimeProblem: llama.cpp cannot allocate it.
         """
@@ -82,7 +88,11 @@ class LlamaContext:
         self._flag: InterruptFlag | None = InterruptFlag()
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = cells if sequences == 1 else sequences * round_up_cells(cells)
-        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_batch, parameters.n_ubatch = BATCH, physical_batch
+        if quantizes_cache:
+            parameters.type_k = parameters.type_v = _Q8_0
+        if flash_attention is not None:
+            parameters.flash_attn_type = int(flash_attention)
         parameters.n_outputs_max = outputs
         parameters.n_seq_max = sequences
         parameters.kv_unified = is_unified
@@ -165,6 +175,10 @@ class LlamaContext:
             self._library.llama_memory_clear(self._memory, False)
         else:
             self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def cut(self, position: int) -> bool:
+        """Drop the keys and values of sequence 0 from a position on; return whether that was possible."""
+        return bool(self._library.llama_memory_seq_rm(self._memory, 0, position + self._offset, -1))
 
     def decode(self, ids: NDArray[np.int32], start: int, outputs: NDArray[np.int8], sequence: int = 0) -> None:
         """Evaluate ids [n <= BATCH] of a sequence from position `start`; compute logits where `outputs` [n] is 1."""

@@ -34,6 +34,7 @@ from edgetune.runtime.llama.score_head import read_score_head, score_row
 from edgetune.runtime.llama.slots import EngineSlots
 from edgetune.runtime.llama.vocabulary import LlamaVocabulary
 from edgetune.runtime.llama_library import collecting_errors, library
+from edgetune.runtime.machine_fit import MachineFit
 from edgetune.runtime.prefix_state import read_prefix
 from edgetune.runtime.sampling import SamplerVocabulary
 from edgetune.runtime.slots import SPECULATION, LoadedAdapter, Slots, Speculation
@@ -59,13 +60,16 @@ class LlamaRuntime(Runtime):
     _context: LlamaContext | None = None
     _embedder: LlamaEmbedder | None = None
 
-    def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, context: int | None = None, fit: MachineFit | None = None
+    ) -> None:  # fmt: skip
         """Open the file. Raises ArtifactError if it is damaged, RuntimeProblem if llama.cpp cannot run it."""
         file = _read_checked(path)
         self.path = path
         self.size = file.size
         self.is_quantized = file.metadata.get("general.file_type") not in _UNQUANTIZED
-        self.threads = threads or default_threads(file.size)
+        self._fit = fit or MachineFit()
+        self.threads = threads or self._fit.threads or default_threads(file.size)
         self.metadata: Mapping[str, Any] = file.metadata
         self._library = library()
         self._adapters: dict[str, LoadedAdapter] = {}
@@ -101,7 +105,8 @@ class LlamaRuntime(Runtime):
     def _load(self) -> Any:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = 0
-        parameters.use_extra_bufts = _can_use_extra_buffers()
+        parameters.use_extra_bufts = self._fit.repacks and _can_use_extra_buffers()
+        parameters.use_mmap = self._fit.maps_file
         with collecting_errors() as errors:
             model = self._library.llama_model_load_from_file(str(self.path).encode(), parameters)
         if model is None:
@@ -121,7 +126,8 @@ class LlamaRuntime(Runtime):
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
             outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self.hidden_rows,
-            is_unified=is_unified, for_states=for_states,
+            is_unified=is_unified, for_states=for_states, flash_attention=self._fit.flash_attention,
+            physical_batch=self._fit.batch, quantizes_cache=self._fit.quantizes_cache,
         )  # fmt: skip
 
     @override
@@ -221,6 +227,12 @@ class LlamaRuntime(Runtime):
     def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
         self._used_adapters = self.find_adapters(adapters)
         self._open().set_adapters(self._used_adapters)
+
+    @override
+    def evaluate_rows(self, ids: NDArray[np.int32], position: int) -> bool:
+        context = self._open()
+        context.decode(ids, position, np.ones(len(ids), np.int8))
+        return context.cut(position)
 
     @override
     def make_slots(self, count: int, *, is_exact: bool = False, speculation: Speculation = SPECULATION) -> Slots:
