@@ -25,7 +25,7 @@ ROWS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Speed:
+class RequestSpeed:
     """How fast a file runs.
 
     Attributes:
@@ -43,9 +43,9 @@ class Speed:
         """Time of a request of `PROMPT` and `ANSWER` tokens."""
         return PROMPT / self.prompt + ANSWER / self.answer
 
-    def best_with(self, other: Speed) -> Speed:
+    def best_with(self, other: RequestSpeed) -> RequestSpeed:
         """Return the better of each figure."""
-        return Speed(max(self.prompt, other.prompt), max(self.answer, other.answer), min(self.load, other.load))
+        return RequestSpeed(max(self.prompt, other.prompt), max(self.answer, other.answer), min(self.load, other.load))
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Trial:
 
     setting: str
     fit: MachineFit
-    speed: Speed | None
-    rival: Speed
+    speed: RequestSpeed | None
+    rival: RequestSpeed
     is_chosen: bool
     is_choice: bool = True
 
@@ -128,7 +128,7 @@ def _candidates(is_gguf: bool) -> list[tuple[str, dict[str, int | bool]]]:
     return found
 
 
-def _measure(path: Path, fit: MachineFit) -> Speed:
+def _measure(path: Path, fit: MachineFit) -> RequestSpeed:
     """Open the file and run a prompt and some tokens of an answer."""
     began = time.perf_counter()
     with load(path, context=_context(path), fit=fit) as runtime:
@@ -142,7 +142,7 @@ def _measure(path: Path, fit: MachineFit) -> Speed:
         for step in range(_STEPS):
             runtime.evaluate_token(int(ids[step]), count + step)
         ended = time.perf_counter()
-    return Speed(count / (prompted - start), _STEPS / (ended - prompted), opened - began)
+    return RequestSpeed(count / (prompted - start), _STEPS / (ended - prompted), opened - began)
 
 
 def _context(path: Path) -> int | None:

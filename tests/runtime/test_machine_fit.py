@@ -11,7 +11,7 @@ import pytest
 from edgetune import cli
 from edgetune.runtime import load, probing
 from edgetune.runtime.machine_fit import MachineFit, find_fit, fit_file, remember_fit
-from edgetune.runtime.probing import Speed
+from edgetune.runtime.probing import RequestSpeed
 from tests.converters import tiny
 
 SAMPLE = Path(__file__).parents[2] / "samples/smart-home/smart-home-q4_k_m.gguf"
@@ -28,9 +28,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds by rule: without repacking the prompt is twice as fast, a quantized cache is faster than everything."""
 
-    def measure(path: Path, fit: MachineFit) -> Speed:
+    def measure(path: Path, fit: MachineFit) -> RequestSpeed:
         with load(path, context=64, fit=fit):  # the settings are possible
-            return Speed(100.0 if fit.repacks else 200.0, 9.9 if fit.quantizes_cache else 5.0, 0.1)
+            return RequestSpeed(100.0 if fit.repacks else 200.0, 9.9 if fit.quantizes_cache else 5.0, 0.1)
 
     monkeypatch.setattr(probing, "_measure", measure)
 
