@@ -21,6 +21,7 @@ from edgetune import console
 from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, DataError, EdgetuneError
 from edgetune.exporting.run import export_run
+from edgetune.objectives import OBJECTIVES
 from edgetune.planning.prepare import prepare_run
 from edgetune.reference.store import Reference
 from edgetune.runs.directory import RunDirectory
@@ -33,6 +34,7 @@ from edgetune.validation.results import ValidationResults
 from edgetune.validation.table import format_table
 from tests.converters import family_models
 from tests.training import runs
+from tests.training.objectives import encoded
 
 TOKENS = 5
 SOFT: dict[str, dict[str, Any]] = {
@@ -276,7 +278,6 @@ def test_a_base_in_4_bits_is_trained_and_validated(base: Path, name: str, tmp_pa
         ("prefix-tuning", ["training.gradient_checkpointing=true"], "set training.gradient_checkpointing: false"),
         ("prefix-tuning", ["export.formats=[safetensors]"], "prefix tuning cannot be exported as safetensors"),
         ("prompt-tuning", ["export.formats=[gguf-lora]"], "a soft prompt changes no matrix"),
-        ("prompt-tuning", ["objective.kind=dpo"], "whose trainer does not know virtual tokens"),
         ("p-tuning", ["export.merge_base=auto"], "set export.merge_base: original, or nf4"),
     ],
 )
@@ -284,6 +285,36 @@ def test_contradictions_are_named(base: Path, name: str, overrides: list[str], m
     path = config(base, tmp_path / "rows", name)
     with pytest.raises(ConfigError, match=message):
         load_config(path, overrides)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning"])
+def test_an_objective_is_trained_or_refused_before_training(
+    base: Path, name: str, objective: str, tmp_path: Path
+) -> None:
+    path = config(base, tmp_path / "rows", name)
+    overrides = [f"objective.kind={objective}", "objective.num_generations=4"][: 1 + (objective in ("grpo", "rloo"))]
+    overrides += ["objective.teacher=teacher"] * (objective == "distillation")
+    if objective in ("sft", "pretrain"):
+        assert load_config(path, overrides).objective.kind == objective
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    said = f"adapter.kind: {name} cannot be trained with objective.kind: {objective}, whose trainer does not know"
+    assert said in caught.value.message
+
+
+def test_a_soft_prompt_is_pretrained_exported_and_validated(base: Path, tmp_path: Path) -> None:
+    path = config(base, tmp_path / "rows", "prompt-tuning")
+    files = [encoded.write_rows(tmp_path / f"{split}.jsonl", "pretrain", 24) for split in ("train", "validation")]
+    settings = ["objective.kind=pretrain", *(f"data.{file.stem}={file}" for file in files)]
+    run = train(path, tmp_path / "run", overrides=settings)
+    assert run.train_results.loss_last < run.train_results.loss_first
+    (receipt,) = export_run(run)
+    (rung,) = edgetune.validate(run, [receipt.artifact]).files
+    assert rung.figures.kld.value < 1e-4
+    assert rung.contract is not None
+    assert rung.contract.holds
 
 
 def test_a_family_without_an_output_matrix_is_refused_before_training(tmp_path: Path) -> None:
