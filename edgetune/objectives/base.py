@@ -46,6 +46,11 @@ class ObjectiveFacts:
     """Whether the loss compares the model with the base, which is the model with its adapter switched off."""
     generates: bool = False
     """Whether the model answers prompts during training."""
+    rows_per_example: int = 1
+    """Rows that the model reads for an example of the batch: 2 for pairs."""
+    logit_copies: float | None = None
+    """Arrays in f32 of the size of the batch's logits that are in memory at one time, measured with TRL 1.16. None: the
+    trainer computes logits in tiles of the vocabulary."""
     is_scorer: bool = False
     """Whether the trained model gives a score in place of a text."""
     loss_unit: str = ""

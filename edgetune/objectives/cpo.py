@@ -28,6 +28,8 @@ class Cpo(Objective):
         "trl.experimental.cpo.CPOTrainer",
         (MARGIN, ACCURACY, KL_OF_EVALUATIONS, CHOSEN, REJECTED),
         is_experimental=True,
+        rows_per_example=2,
+        logit_copies=3.5,
     )
 
     kind: Literal["cpo"] = "cpo"

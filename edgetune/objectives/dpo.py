@@ -17,7 +17,7 @@ class Dpo(Objective):
     """DPO: the chosen answer becomes more likely than the rejected one, near the base (arXiv:2305.18290)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
-        "DPO", "arXiv:2305.18290", "DPOTrainer", PAIR_METRICS, needs_reference=True
+        "DPO", "arXiv:2305.18290", "DPOTrainer", PAIR_METRICS, needs_reference=True, rows_per_example=2
     )
 
     kind: Literal["dpo"] = "dpo"

@@ -13,7 +13,7 @@ class Ipo(Objective):
     """IPO: the margin between the answers is brought to 1 / (2 beta), which bounds it (arXiv:2310.12036)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
-        "IPO", "arXiv:2310.12036", "DPOTrainer", PAIR_METRICS, needs_reference=True
+        "IPO", "arXiv:2310.12036", "DPOTrainer", PAIR_METRICS, needs_reference=True, rows_per_example=2
     )
 
     kind: Literal["ipo"] = "ipo"

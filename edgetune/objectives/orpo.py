@@ -22,6 +22,8 @@ class Orpo(Objective):
             ObjectiveMetric("log_odds", "log_odds_chosen", "mean log odds ratio of chosen and rejected answers"),
         ),
         is_experimental=True,
+        rows_per_example=2,
+        logit_copies=3.5,
     )
 
     kind: Literal["orpo"] = "orpo"

@@ -24,6 +24,8 @@ class RewardModel(Objective):
             ObjectiveMetric("mean_score", "mean_reward", "mean score of all answers"),
         ),
         is_scorer=True,
+        rows_per_example=2,
+        logit_copies=0.0,
     )
 
     kind: Literal["reward"] = "reward"

@@ -14,7 +14,13 @@ class Simpo(Objective):
     without a reference model (arXiv:2405.14734)."""
 
     facts: ClassVar[ObjectiveFacts] = ObjectiveFacts(
-        "SimPO", "arXiv:2405.14734", "trl.experimental.cpo.CPOTrainer", PAIR_METRICS_PER_TOKEN, is_experimental=True
+        "SimPO",
+        "arXiv:2405.14734",
+        "trl.experimental.cpo.CPOTrainer",
+        PAIR_METRICS_PER_TOKEN,
+        is_experimental=True,
+        rows_per_example=2,
+        logit_copies=3.0,
     )
 
     kind: Literal["simpo"] = "simpo"

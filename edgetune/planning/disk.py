@@ -25,12 +25,12 @@ def count_adapter_parameters(checkpoint: Checkpoint, method: Method) -> int:
     """Count the parameters of an adapter on every linear layer: an upper bound if only some are adapted."""
     if isinstance(method, SelectiveMethod):
         return method.count_in({name: info.shape for name, info in checkpoint.tensors.items()})
-    layers = _linear_layers(checkpoint)
+    layers = linear_layers(checkpoint)
     biased = {name: shape for name, shape in layers.items() if f"{name}.bias" in checkpoint.tensors}
     return method.count_trainable(layers) + method.count_of_biases(biased) + _count_saved_modules(checkpoint, method)
 
 
-def _linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """Return the shapes of the weights of the linear layers, by the name of the layer."""
     return {
         name.removesuffix(".weight"): (info.shape[0], info.shape[1])
@@ -56,7 +56,7 @@ def estimate_run_bytes(config: Config, checkpoint: Checkpoint, reference_rows: S
     The dequantized weights of a GGUF, GPTQ or AWQ base are on the disk while it is loaded, in up to 32 bits.
     """
     parameters = count_adapter_parameters(checkpoint, config.adapter)
-    adapter = 4 * (parameters + config.adapter.count_frozen(_linear_layers(checkpoint)))
+    adapter = 4 * (parameters + config.adapter.count_frozen(linear_layers(checkpoint)))
     one_checkpoint = adapter + math.ceil(parameters * OPTIMIZERS[config.training.optimizer].bytes)
     vocabulary = completed_config(checkpoint.config).vocab_size
     full = vocabulary <= config.reference.full_vocabulary_limit

@@ -15,6 +15,7 @@ from edgetune import console
 from edgetune.config import Config, QuantizationConfig
 from edgetune.errors import ConfigError, DataError
 from edgetune.planning.base_model import Base, base_loading_error
+from edgetune.planning.memory import Arithmetic
 from edgetune.planning.prepare import PreparedRun
 from edgetune.training.adapters.tokens import add_rows
 from edgetune.training.environment import emulates_bfloat16
@@ -36,6 +37,17 @@ def compute_dtype(config: Config) -> torch.dtype:
     if name == "float16" and not torch.cuda.is_available():
         raise ConfigError("quantization.compute_dtype: float16 needs a CUDA GPU", "Use bfloat16, or float32")
     return torch.float32 if name == "bfloat16" and emulates_bfloat16() else DTYPES[name]
+
+
+def arithmetic(config: Config) -> Arithmetic:
+    """Return how this device stores and computes numbers in a training.
+
+    Raises ConfigError if the device cannot train in the compute type.
+    """
+    products = compute_dtype(config)
+    on_gpu = torch.cuda.is_available()
+    stored = products if on_gpu else torch.float32
+    return Arithmetic(stored.itemsize, products.itemsize, on_gpu)
 
 
 def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:

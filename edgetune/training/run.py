@@ -17,7 +17,8 @@ from typing import Any
 from edgetune import console
 from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, EnvironmentProblem
-from edgetune.planning.disk import check_free_space, estimate_run_bytes
+from edgetune.planning.disk import check_free_space, count_adapter_parameters, estimate_run_bytes
+from edgetune.planning.memory import describe_memory, estimate_memory
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
@@ -138,8 +139,9 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
         from edgetune.training import adapters, loading
         from edgetune.training.tokenizer_class import check_against_transformers
 
-        loading.compute_dtype(prepared.config)
+        arithmetic = loading.arithmetic(prepared.config)
         follows = check_against_transformers(prepared)
+        trained = count_adapter_parameters(prepared.base.checkpoint, prepared.config.adapter)
         # a base's own Python code may not be written for a model without weights
         if not prepared.config.trust_remote_code or prepared.config.adapter.names_layers:
             model = loading.load_empty_model(prepared.base, prepared.config)
@@ -153,6 +155,9 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
             adapters.check_head(adapted, prepared.config.objective)
             if "gguf-lora" in formats:
                 adapters.check_lora_places(adapted, prepared.base.layers)
+            trained = adapters.count_trainable(adapted)
+    estimate = estimate_memory(prepared, trained, arithmetic)
+    console.note(describe_memory(estimate, prepared.config.objective))
     return needed, follows
 
 

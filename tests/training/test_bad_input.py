@@ -212,6 +212,7 @@ def test_a_small_held_out_set_is_a_warning(train: Said) -> None:
 def test_dry_run_checks_everything_and_writes_nothing(train: Said) -> None:
     said = train(0, "--dry-run")
     assert "training: 64 rows" in said
+    assert re.search(r"training will take about [\d.]+ MiB of memory .* estimate: weights [\d.]+ MiB, adapter", said)
     assert "nothing was written" in said
 
 
