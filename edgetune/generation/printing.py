@@ -85,6 +85,10 @@ def describe_speed(timing: Timing, threads: int) -> str:
     """Return tokens and rates of prompt and answer."""
     rate = f", {timing.decode_rate:.1f} tokens/s" if timing.tokens > 1 else ""
     return (
-        f"prompt {timing.prompt_tokens} tokens, {timing.prompt_rate:.0f} tokens/s; "
-        f"answer {timing.tokens} tokens{rate} ({threads} thread{'s' if threads > 1 else ''})"
+        f"prompt {_count(timing.prompt_tokens, 'token')}, {timing.prompt_rate:.0f} tokens/s; "
+        f"answer {_count(timing.tokens, 'token')}{rate} ({_count(threads, 'thread')})"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

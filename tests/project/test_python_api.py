@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import edgetune
+from tests.converters import tiny
+from tests.export_requests import export
 from tests.runtime import models
 
 PAGE = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
@@ -39,15 +41,25 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return models.gguf(models.base(tmp_path / "base"), tmp_path / "model.gguf")
 
 
-@pytest.mark.usefixtures("model")
+@pytest.fixture
+def adapter(model: Path) -> Path:
+    base, path = model.parent / "base", model.parent / "mine.gguf"
+    export(base, {}, lora={"f32": path}, adapter=tiny.adapter(base, model.parent / "adapter"))
+    return path
+
+
+@pytest.mark.usefixtures("model", "adapter")
 def test_the_samples_that_need_no_run_directory_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         names = run_samples(samples("Run a model", "Lower-level packages", "Errors and notices"))
     assert (tmp_path / "base-q8_0.gguf").is_file()
     assert names["text"]
     assert names["reply"]
+    assert names["second"]
+    assert names["adapted"] != names["first"]
     printed = capsys.readouterr().out
     assert "tokens/s" in printed
+    assert printed.count("of at most 16 tokens") == 3
     assert "similarity 0." in printed
     assert "log-probability -" in printed
     assert re.search(r"choice (on|off)\n", printed)
