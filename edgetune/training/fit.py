@@ -99,7 +99,7 @@ def _run_trainer(trainer: Any, last: Path | None, metrics: MetricsCallback, inte
     else:
         with interrupt.listening():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if interrupt.requested and trainer.state.global_step < trainer.state.max_steps:
+    if interrupt.requested:
         raise TrainingInterrupted(trainer.state.global_step)
     if trainer.state.global_step not in metrics.evaluations:
         trainer.evaluate()

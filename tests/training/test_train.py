@@ -250,6 +250,19 @@ def test_ctrl_c_saves_a_checkpoint_and_names_the_command_that_resumes(
     assert f"{STEPS} steps in 100" in capfd.readouterr().out
 
 
+def test_ctrl_c_in_the_last_step_stops_before_the_reference(
+    finished: RunDirectory, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stopped"
+    arguments = ["train", str(config), "-o", str(path)]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(STEPS, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+        assert cli.run(arguments) == 130
+    assert f"stopped after step {STEPS}; resume with" in capfd.readouterr().err
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert_same_run(RunDirectory.open(path), finished)
+
+
 def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "stopped"
 
