@@ -21,6 +21,9 @@ from edgetune.serving.prompting import prepare
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.security import AccessRules
 
+_UNCHECKED_HEADER = "x-edgetune-unchecked-patterns"
+"""Tools whose schema has a pattern with look-around or back-references."""
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -98,6 +101,8 @@ class Call(Generic[F]):
         tickets = await asyncio.to_thread(submit, model.engine, prepared, decoding, field=conversation.messages_field)
         for ticket in tickets:
             self.resources.callback(ticket.cancel)
+        if prepared.toolbox is not None and prepared.toolbox.unchecked:
+            self.reply_headers[_UNCHECKED_HEADER] = ", ".join(prepared.toolbox.unchecked)
         streams = [AnswerStream(ticket, prepared, decoding, model.runtime).deltas() for ticket in tickets]
         return len(prepared.ids), self._counted(merge(streams))
 

@@ -7,20 +7,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonschema
-from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
 from edgetune.serving.api_errors import ApiError, bad_request
+from edgetune.serving.safe_validation import SafeValidator, unchecked_patterns
 
 _DEEPEST = 64
 _NO_REMOTE = "a reference to another document"
 
 
-def compile_schema(schema: Mapping[str, Any], field_name: str) -> Validator:
+def compile_schema(schema: Mapping[str, Any], field_name: str, *, is_strict: bool = True) -> SafeValidator:
     """Return the validator of a schema.
 
+    Args:
+        schema: The schema.
+        field_name: Name of its request field, for errors.
+        is_strict: Whether a pattern that cannot be checked, since it has look-around or back-references, is an error.
+
     Raises:
-        ApiError: The schema is not valid, refers to other documents, or is nested too deeply; with the field.
+        ApiError: The schema is not valid, refers to other documents, is nested too deeply, or has a pattern that
+            cannot be checked; with the field.
     """
     if _depth(schema) > _DEEPEST:
         raise bad_request(f"{field_name}: the schema is nested more than {_DEEPEST} levels deep", field_name)
@@ -37,25 +43,22 @@ def compile_schema(schema: Mapping[str, Any], field_name: str) -> Validator:
         ) from None
     except RecursionError:
         raise bad_request(f"{field_name}: the schema is nested too deeply", field_name) from None
-    return kind(schema)
+    unchecked = unchecked_patterns(schema) if is_strict else []
+    if unchecked:
+        raise bad_request(
+            f"{field_name}: the pattern {unchecked[0]!r} has look-around or back-references, which cannot be checked",
+            field_name,
+        )
+    return SafeValidator(kind, schema)
 
 
-def find_mismatch(validator: Validator, value: Any) -> str | None:
-    """Return how a value differs from the schema; None if it does not."""
-    try:
-        error = next(iter(validator.iter_errors(value)), None)
-    except Exception as failure:  # noqa: BLE001 - a broken reference or pattern raises many kinds
-        return f"the schema cannot be applied: {failure}"
-    return None if error is None else error.message
-
-
-def check_answer(validator: Validator, text: str) -> None:
+def check_answer(validator: SafeValidator, text: str) -> None:
     """Raise ApiError unless the text of an answer is JSON that the schema permits."""
     try:
         value = json.loads(text)
     except ValueError as error:
         raise ApiError(500, f"the answer is not JSON: {error}", code="invalid_output") from None
-    mismatch = find_mismatch(validator, value)
+    mismatch = validator.find_mismatch(value)
     if mismatch is not None:
         raise ApiError(500, f"the answer does not match the schema: {mismatch}", code="invalid_output")
 

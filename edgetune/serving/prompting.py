@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema.protocols import Validator
-
 from edgetune.data.answer_frame import NO_FRAME, AnswerFrame
 from edgetune.data.chat import ChatTemplate
 from edgetune.errors import EdgetuneError
@@ -18,6 +16,7 @@ from edgetune.runtime.interface import NoChatTemplate, Runtime
 from edgetune.serving.api_errors import bad_request, from_problem
 from edgetune.serving.conversation import Conversation, Tool
 from edgetune.serving.json_schemas import compile_schema
+from edgetune.serving.safe_validation import SafeValidator
 from edgetune.serving.tool_calls import HERMES, Syntax, Toolbox, call_schema, find_syntax
 
 _TOOL_PROMPT = (
@@ -50,7 +49,7 @@ class PreparedAnswer:
     has_one_call: bool = False
     grammar: Grammar | None = None
     grammar_field: str | None = None
-    validator: Validator | None = None
+    validator: SafeValidator | None = None
 
 
 def render(runtime: Runtime, conversation: Conversation) -> str:
@@ -177,7 +176,7 @@ def _with_tool_prompt(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> 
     """Describe the tools in the system message."""
     lines = "\n".join(json.dumps(tool.for_template(), ensure_ascii=False) for tool in tools)
     prompt = _TOOL_PROMPT.format(tools=lines)
-    if messages[0].get("role") == "system":
+    if messages and messages[0].get("role") == "system":  # none are left of a request that is a prefill alone
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema.protocols import Validator
-
 from edgetune.serving.conversation import Tool, ToolCall
-from edgetune.serving.json_schemas import compile_schema, find_mismatch
+from edgetune.serving.json_schemas import compile_schema
+from edgetune.serving.safe_validation import SafeValidator, unchecked_patterns
 
 RawCall = tuple[str, Any]
 """(name, arguments) as they were written."""
@@ -152,9 +151,14 @@ class Toolbox:
 
     def __init__(self, tools: Sequence[Tool], field_names: Sequence[str]) -> None:
         """Compile the schemas. Raises ApiError for one that is not valid, with its field."""
-        self._validators: dict[str, Validator] = {
-            tool.name: compile_schema(tool.schema, field) for tool, field in zip(tools, field_names, strict=True)
+        self._validators: dict[str, SafeValidator] = {
+            tool.name: compile_schema(tool.schema, field, is_strict=False)
+            for tool, field in zip(tools, field_names, strict=True)
         }
+        self.unchecked = [
+            field for tool, field in zip(tools, field_names, strict=True) if unchecked_patterns(tool.schema)
+        ]
+        """Fields of the tools with a pattern that is not checked."""
 
     def check(self, raw: RawCall) -> ToolCall | None:
         """Return the call if it is one of a tool that was given, with arguments that its schema permits."""
@@ -163,7 +167,7 @@ class Toolbox:
             return None
         if isinstance(arguments, str):
             arguments = _plain_or_json(arguments or "{}")
-        if not isinstance(arguments, dict) or find_mismatch(self._validators[name], arguments) is not None:
+        if not isinstance(arguments, dict) or self._validators[name].find_mismatch(arguments) is not None:
             return None
         return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
 

@@ -106,15 +106,16 @@ def test_answers_are_those_of_the_hf_backend(ours: Any, expected: Any) -> None:
     assert ours.generate_until(asked, disable_tqdm=True) == expected.generate_until(asked, disable_tqdm=True)
 
 
-def test_chats_are_answered(live: Running) -> None:
-    chat = LocalChatCompletion(base_url=live.v1 + "/chat/completions", model="f32", max_retries=1)
-    asked = requests(
-        "generate_until",
-        [(chat.apply_chat_template([{"role": "user", "content": prompt}]), UNTIL) for prompt in PROMPTS],
-    )
+@pytest.mark.parametrize("name", ["f32", "f32-onnx"])
+def test_answers_to_chats_are_those_of_the_hf_backend(live: Running, expected: Any, name: str) -> None:
+    chat = LocalChatCompletion(base_url=live.v1 + "/chat/completions", model=name, max_retries=1)
+    talks = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    until = {"until": ["QQ"], "max_gen_toks": 12, "do_sample": False}
+    asked = requests("generate_until", [(chat.apply_chat_template(talk), until) for talk in talks])
+    rendered = requests("generate_until", [(expected.apply_chat_template(talk), until) for talk in talks])
     answers = chat.generate_until(asked, disable_tqdm=True)
-    assert len(answers) == len(PROMPTS)
-    assert all("\n" not in answer and "e" not in answer for answer in answers)
+    assert answers == expected.generate_until(rendered, disable_tqdm=True)
+    assert all(answers)
 
 
 def test_the_tokenizer_can_be_that_of_the_server(base: Path, tmp_path: Path) -> None:

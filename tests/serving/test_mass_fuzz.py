@@ -165,11 +165,15 @@ def check(files: tuple[Path, ...], count: int, seed: int) -> None:
         finally:
             await server.pool.close()
 
-    started = time.monotonic()
+    started, engines = time.monotonic(), _count_engines()
     asyncio.run(run())
     gc.collect()
-    assert not [each for each in threading.enumerate() if each.name == "edgetune-engine"]
+    assert _count_engines() == engines
     print(f"{count} requests in {time.monotonic() - started:.0f} s")
+
+
+def _count_engines() -> int:
+    return sum(each.name == "edgetune-engine" for each in threading.enumerate())
 
 
 def test_hundreds_of_requests_leave_no_slot_and_no_task(file: Path, folder: Path) -> None:

@@ -47,6 +47,9 @@ def test_files_are_listed_and_shown(client: Any) -> None:
     assert [each.model for each in listed] == ["tiny:latest", "tiny-onnx:latest", "endless:latest"]
     assert [each.digest for each in listed] == [each.digest for each in client.list().models]
     assert all(each.size > 1000 for each in listed)
+    assert [each.details.format for each in listed] == ["gguf", "onnx", "gguf"]
+    assert (listed[0].details.family, listed[0].details.quantization_level) == ("qwen2", "F32")
+    assert listed[0].details.parameter_size.endswith("K")
     shown = client.show("tiny:latest")
     assert "completion" in shown.capabilities
     assert "<|im_start|>" in shown.template

@@ -160,6 +160,12 @@ def test_tokens_and_templates_are_shown(live: Running) -> None:
     assert post(live, "/detokenize", {"model": "tiny", "tokens": [10**6]}).json()["error"]["param"] == "tokens.0"
 
 
+def test_the_address_itself_says_what_runs_there(live: Running) -> None:
+    reply = httpx.get(live.url)
+    assert "is running" in reply.text
+    assert httpx.head(live.url).status_code == 200
+
+
 def test_metrics_count_requests_and_tokens(live: Running) -> None:
     post(live, CHAT, ASK)
     text = httpx.get(live.url + "/metrics").text

@@ -56,9 +56,9 @@ def test_a_json_object_is_an_object(client: Any) -> None:
         {"not": {"type": "object"}},
     ],
 )
-def test_a_schema_that_cannot_be_compiled_is_refused(client: Any, schema: Any) -> None:
+def test_a_schema_that_cannot_be_compiled_is_refused(client: Any, model: str, schema: Any) -> None:
     with pytest.raises(BadRequestError) as raised:
-        client.chat.completions.create(model="tiny", messages=ASK, response_format=form(schema), max_tokens=4)
+        client.chat.completions.create(model=model, messages=ASK, response_format=form(schema), max_tokens=4)
     assert raised.value.param == "response_format.json_schema.schema"
 
 

@@ -132,6 +132,12 @@ async def health(call: Call[Fields]) -> Any:
     }
 
 
+async def root(call: Call[Fields]) -> Any:
+    """Say that the server runs: clients of Ollama ask this first, and people open the address in a browser."""
+    text = f"edgetune {edgetune.__version__} is running. OpenAI: /v1, Anthropic and Ollama: this address.\n"
+    return Raw(text.encode(), "text/plain; charset=utf-8")
+
+
 async def metrics(call: Call[Fields]) -> Any:
     """Return the counters for Prometheus."""
     return Raw(call.server.metrics.write(call.server.pool).encode(), _METRICS_TYPE)
@@ -142,6 +148,7 @@ ROUTES = (
     RouteSpec("POST", "/detokenize", detokenize, openai_error, DetokenizeRequest),
     RouteSpec("POST", "/apply-template", apply_template, openai_error, ApplyTemplateRequest),
     RouteSpec("GET", "/tokenizer_info", tokenizer_info, openai_error),
+    RouteSpec("GET", "/", root, openai_error, is_open=True),
     RouteSpec("GET", "/health", health, openai_error, is_open=True),
     RouteSpec("GET", "/metrics", metrics, openai_error),
 )

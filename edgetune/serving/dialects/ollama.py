@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from gguf import LlamaFileType
 from pydantic import Field
 
 import edgetune
+from edgetune.errors import EdgetuneError
 from edgetune.runtime.text import Utf8Stream
 from edgetune.serving.answers import finish_reason, read_events, submit, usage_of
 from edgetune.serving.api_errors import ApiError, bad_request, ollama_error
@@ -19,11 +24,12 @@ from edgetune.serving.calls import Call, RouteSpec
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, Text, Thought, TokenUsage, Tool, ToolCall
 from edgetune.serving.dialects.openai_chat import ToolField, merge_system
 from edgetune.serving.embedding import embed_inputs
-from edgetune.serving.loaded_files import LoadedModel, ServedFile
+from edgetune.serving.loaded_files import Identity, LoadedModel, ServedFile
 from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.replies import NDJSON, Event, Stream
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
+from edgetune_converters.gguf import reader
 
 
 class OllamaOptions(SamplingFields):
@@ -430,10 +436,29 @@ def _model(file: ServedFile) -> dict[str, Any]:
 
 
 def _details(file: ServedFile) -> dict[str, Any]:
+    try:
+        family, size, level = _header(file.path, file.identity()) if file.format == "gguf" else ("", "", "")
+    except (EdgetuneError, OSError):
+        family, size, level = "", "", ""  # damaged or removed: its requests say so
     return {
-        "parent_model": "", "format": file.format, "family": "", "families": [], "parameter_size": "",
-        "quantization_level": "",
+        "parent_model": "", "format": file.format, "family": family, "families": [family] if family else [],
+        "parameter_size": size, "quantization_level": level,
     }  # fmt: skip
+
+
+@lru_cache(64)
+def _header(path: Path, identity: Identity) -> tuple[str, str, str]:
+    """Return architecture, number of parameters and storage type of a GGUF file, as Ollama writes them."""
+    file = reader.read(path)
+    count = float(sum(math.prod(tensor.shape) for tensor in file.tensors))
+    exponent = min(3, int(math.log10(max(count, 1)) // 3))
+    kind = file.metadata.get("general.file_type")
+    level = LlamaFileType(kind).name.split("_", 1)[1] if kind in set(LlamaFileType) else ""
+    return (
+        str(file.metadata.get("general.architecture", "")),
+        f"{count / 1000**exponent:.3g}{('', 'K', 'M', 'B')[exponent]}",
+        level,
+    )
 
 
 async def refuse(call: Call[Fields]) -> Any:
