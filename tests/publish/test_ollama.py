@@ -1,6 +1,6 @@
 """From a fine-tune to Ollama: the files of an export have the forms that Ollama reads; it cannot be run here.
 
-Sources: Ollama's docs/modelfile.md and parser/parser.go (instructions), docs/template.md (variables of templates).
+Sources: Ollama's pages on the Modelfile (instructions) and on templates (their variables).
 """
 
 from __future__ import annotations
