@@ -21,6 +21,7 @@ _STEPS = 16  # tokens of an answer that are measured
 _REPETITIONS = 3  # of each candidate, in turn with the best so far; the fastest counts
 _LEAST_GAIN = 0.03  # of the time, for another setting to be chosen
 _LEAST_LOAD_GAIN = 0.25  # of the time to open the file, for a file that is not mapped: its memory is not shared
+_MARGIN = 1.15  # on the costs of several rows: a guess has to be worth more than it seems to cost
 ROWS = (1, 2, 4, 8, 16, 32)
 
 
@@ -154,7 +155,7 @@ def measure_costs(path: Path, fit: MachineFit) -> MachineFit:
     """Return settings with the time of batches of several rows, and the time of the measurement."""
     with load(path, context=_context(path), fit=fit) as runtime:
         ids = np.resize(np.arange(1, runtime.vocabulary_size, 7, dtype=np.int32), 64)
-        seconds = []
+        seconds: list[float] = []
         for rows in ROWS:
             found = []
             runtime.evaluate_prompt(ids)
@@ -162,6 +163,9 @@ def measure_costs(path: Path, fit: MachineFit) -> MachineFit:
                 start = time.perf_counter()
                 if not runtime.evaluate_rows(ids[:rows], len(ids)):
                     return replace(fit, measured=now())
+                if rows > 1:  # llama.cpp builds its graph again when the number of rows changes, as it does here
+                    runtime.evaluate_rows(ids[:1], len(ids))
                 found.append(time.perf_counter() - start)
-            seconds.append(min(found))
-    return replace(fit, costs=tuple(round(each / seconds[0], 3) for each in seconds), measured=now())
+            seconds.append(min(found) - (seconds[0] if seconds else 0))
+    relative = [1.0, *(max(1.0, _MARGIN * each / seconds[0]) for each in seconds[1:])]
+    return replace(fit, costs=tuple(round(each, 3) for each in relative), measured=now())

@@ -17,7 +17,8 @@ from edgetune_converters.errors import ArtifactError
 
 _TOKENS = "tokenizer.ggml.tokens"
 _CACHED_BYTES = 256 << 20  # weights of less stay in the caches of some machines
-_COSTS_IN_CACHE = (1.0, 1.8, 3.3, 7.5, 11.5, 22.0)  # measured: each row is nearly as much work as the first
+_COSTS_IN_CACHE = (1.0, 2.8, 4.3, 8.5, 12.5, 23.0)  # measured: each row is as much work as the first, and llama.cpp
+# builds its graph again for each change of the number of rows
 _COSTS_FROM_MEMORY = (1.0, 1.1, 1.3, 1.9, 3.5, 6.5)  # reading the weights is most of the work
 
 
