@@ -14,11 +14,7 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve clean distclean env smollm2-base
-=======
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-runtime clean distclean env smollm2-base
->>>>>>> b5c29d2 (Bench the runtime beside raw llama_decode and llama-cpp-python)
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime clean distclean env smollm2-base
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
@@ -151,11 +147,7 @@ test-neon: $(VENV)/.ready
 
 # Ours and the peer's side by side in one process; for reading, never a test.
 # ARGS=... adds options.
-<<<<<<< HEAD
-bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve: bench-%: $(VENV)/.ready
-=======
-bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-runtime: bench-%: $(VENV)/.ready
->>>>>>> b5c29d2 (Bench the runtime beside raw llama_decode and llama-cpp-python)
+bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$* $(ARGS)
 
 C_FILES = $(wildcard native/src/*.[ch] native/tests/*.c)
