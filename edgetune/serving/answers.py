@@ -74,10 +74,15 @@ def submit(
             )
             tickets.append(engine.submit(request))
     except EdgetuneError as problem:
-        for ticket in tickets:
-            ticket.cancel()
+        cancel_all(tickets)
         raise problem_error(problem, prepared.grammar_field if isinstance(problem, GrammarProblem) else None) from None
     return tickets
+
+
+def cancel_all(tickets: Sequence[Ticket]) -> None:
+    """End answers that nobody will read."""
+    for ticket in tickets:
+        ticket.cancel()
 
 
 async def read_events(ticket: Ticket) -> AsyncIterator[TokenEvent]:

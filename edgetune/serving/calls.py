@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import edgetune
 from edgetune.runtime.sampling import Sampling
-from edgetune.serving.answers import AnswerStream, merge, submit
+from edgetune.serving.answers import AnswerStream, cancel_all, merge, submit
 from edgetune.serving.api_errors import ErrorFormat
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, TokenUsage, check_tools
 from edgetune.serving.loaded_files import LoadedModel, ModelPool
@@ -20,6 +19,7 @@ from edgetune.serving.metrics import Metrics
 from edgetune.serving.prompting import prepare
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.security import AccessRules
+from edgetune.serving.worker_threads import run_in_thread
 
 _UNCHECKED_HEADER = "x-edgetune-unchecked-patterns"
 """Tools whose schema has a pattern with look-around or back-references."""
@@ -97,8 +97,10 @@ class Call(Generic[F]):
             ApiError: The request cannot be done.
         """
         check_tools(conversation.tools, conversation.tool_choice)
-        prepared = await asyncio.to_thread(prepare, model.runtime, conversation)
-        tickets = await asyncio.to_thread(submit, model.engine, prepared, decoding, field=conversation.messages_field)
+        prepared = await run_in_thread(prepare, model.runtime, conversation)
+        tickets = await run_in_thread(
+            submit, model.engine, prepared, decoding, field=conversation.messages_field, discard=cancel_all
+        )
         for ticket in tickets:
             self.resources.callback(ticket.cancel)
         if prepared.toolbox is not None and prepared.toolbox.unchecked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from edgetune.serving.api_errors import bad_request, from_problem
 from edgetune.serving.calls import Call
 from edgetune.serving.conversation import TokenUsage
 from edgetune.serving.loaded_files import LoadedModel
+from edgetune.serving.worker_threads import run_in_thread
 
 F32 = NDArray[np.float32]
 
@@ -35,12 +35,12 @@ async def embed_inputs(
     for index, given in enumerate(inputs):
         name = "input" if len(inputs) == 1 else f"input.{index}"
         try:
-            ids = await asyncio.to_thread(runtime.tokenize, given) if isinstance(given, str) else given
+            ids = await run_in_thread(runtime.tokenize, given) if isinstance(given, str) else given
             if not ids:
                 raise bad_request(f"{name} is empty", name)
             if cut:
                 ids = ids[: runtime.context]
-            vector = await asyncio.to_thread(runtime.embed, ids)
+            vector = await run_in_thread(runtime.embed, ids)
         except EdgetuneError as problem:
             raise from_problem(problem, name) from None
         if dimensions is not None and dimensions > len(vector):

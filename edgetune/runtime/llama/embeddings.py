@@ -47,6 +47,8 @@ class LlamaEmbedder:
     def embed(self, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
         """Return the mean of the hidden states [n_embd] of all tokens, or the hidden state of the last one."""
         with self._lock:
+            if self._context is None:
+                raise RuntimeProblem(f"{self._path} was closed")
             self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
             total = np.zeros(self._size, np.float64)
             for start in range(0, len(ids), _BATCH):

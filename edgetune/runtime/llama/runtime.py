@@ -6,6 +6,7 @@ them, and prints. Here logits stay in llama.cpp's own buffer, bounded by `_OUTPU
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -72,6 +73,7 @@ class LlamaRuntime(Runtime):
         self.threads = threads or self._fit.threads or default_threads(file.size)
         self.metadata: Mapping[str, Any] = file.metadata
         self._library = library()
+        self._embedder_lock = threading.Lock()
         self._adapters: dict[str, LoadedAdapter] = {}
         self._used_adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
         try:
@@ -179,8 +181,9 @@ class LlamaRuntime(Runtime):
         self.check_ids(text)
         if self._prefix is not None:
             raise RuntimeProblem(f"{self.path} has a prefix before every text, which embeddings do not take in")
-        if self._embedder is None:
-            self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
+        with self._embedder_lock:
+            if self._embedder is None:
+                self._embedder = LlamaEmbedder(self._model, self.path, cells=self.context, threads=self.threads)
         return self._embedder.embed(text.tolist(), pooling)
 
     @override

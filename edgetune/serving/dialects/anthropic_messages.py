@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -28,6 +27,7 @@ from edgetune.serving.prompting import prepare
 from edgetune.serving.replies import ANTHROPIC_SSE, Event, Stream
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
+from edgetune.serving.worker_threads import run_in_thread
 
 _BILLING = "x-anthropic-billing-header:"
 """Claude Code's first system block, which changes with each request and would spoil the cache of the prompt."""
@@ -155,7 +155,7 @@ async def count_tokens(call: Call[CountRequest]) -> Any:
     model = await call.model(call.fields.model)
     conversation = _conversation(call.fields, model.runtime.chat_template)
     check_tools(conversation.tools, conversation.tool_choice)
-    prepared = await asyncio.to_thread(prepare, model.runtime, conversation)
+    prepared = await run_in_thread(prepare, model.runtime, conversation)
     return {"input_tokens": len(prepared.ids)}
 
 

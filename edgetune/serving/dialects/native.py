@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from edgetune.serving.dialects.openai_chat import ChatMessage, ToolField, to_mes
 from edgetune.serving.prompting import render
 from edgetune.serving.replies import Raw
 from edgetune.serving.request_fields import Fields
+from edgetune.serving.worker_threads import run_in_thread
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -57,7 +57,7 @@ async def tokenize(call: Call[TokenizeRequest]) -> Any:
         raise bad_request("the field content (or prompt) is missing", "content")
     runtime = (await call.model(fields.model)).runtime
     try:
-        ids = await asyncio.to_thread(runtime.tokenize, text)
+        ids = await run_in_thread(runtime.tokenize, text)
     except EdgetuneError as problem:
         raise from_problem(problem, name) from None
     adds = fields.add_special if fields.add_special is not None else fields.add_special_tokens
@@ -98,7 +98,7 @@ async def apply_template(call: Call[ApplyTemplateRequest]) -> Any:
     conversation = Conversation(
         to_messages(fields.messages), tools, template_options=fields.chat_template_kwargs or {}
     )  # fmt: skip
-    return {"prompt": await asyncio.to_thread(render, model.runtime, conversation)}
+    return {"prompt": await run_in_thread(render, model.runtime, conversation)}
 
 
 async def tokenizer_info(call: Call[Fields]) -> Any:

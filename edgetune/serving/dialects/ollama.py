@@ -18,7 +18,7 @@ from pydantic import Field
 import edgetune
 from edgetune.errors import EdgetuneError
 from edgetune.runtime.text import Utf8Stream
-from edgetune.serving.answers import finish_reason, read_events, submit, usage_of
+from edgetune.serving.answers import cancel_all, finish_reason, read_events, submit, usage_of
 from edgetune.serving.api_errors import ApiError, bad_request, ollama_error
 from edgetune.serving.calls import Call, RouteSpec
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, Text, Thought, TokenUsage, Tool, ToolCall
@@ -29,6 +29,7 @@ from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.replies import NDJSON, Event, Stream
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
+from edgetune.serving.worker_threads import run_in_thread
 from edgetune_converters.gguf import reader
 
 
@@ -307,8 +308,10 @@ async def _events(
 
 async def _raw_pieces(call: Call[GenerateRequest], model: LoadedModel, clock: _Clock) -> AsyncIterator[Event]:
     decoding = _decoding(call, model)
-    ids = await asyncio.to_thread(model.runtime.tokenize, call.fields.prompt or "")
-    (ticket,) = await asyncio.to_thread(submit, model.engine, PreparedAnswer(ids), decoding, decoding.stop, "prompt")
+    ids = await run_in_thread(model.runtime.tokenize, call.fields.prompt or "")
+    (ticket,) = await run_in_thread(
+        submit, model.engine, PreparedAnswer(ids), decoding, decoding.stop, "prompt", discard=cancel_all
+    )
     call.resources.callback(ticket.cancel)
     stream = Utf8Stream()
     async for event in read_events(ticket):

@@ -19,7 +19,7 @@ from edgetune.runtime.engine import Ticket
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.text import Utf8Stream
 from edgetune.runtime.token_scores import ScoredTokens
-from edgetune.serving.answers import finish_reason, problem_error, read_events, submit, usage_of
+from edgetune.serving.answers import cancel_all, finish_reason, problem_error, read_events, submit, usage_of
 from edgetune.serving.api_errors import ApiError, bad_request, from_problem, openai_error
 from edgetune.serving.calls import Call, RouteSpec, new_id
 from edgetune.serving.conversation import Decoding, TokenLogprob, TokenUsage
@@ -27,6 +27,7 @@ from edgetune.serving.dialects.openai_chat import OpenAiFields, stream_error, us
 from edgetune.serving.loaded_files import LoadedModel
 from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.replies import DONE, SSE, Event, Stream
+from edgetune.serving.worker_threads import run_in_thread
 
 _MAX_TOKENS = 16  # OpenAI's default
 _MOST_PROMPTS = 1024
@@ -55,7 +56,7 @@ async def completions(call: Call[CompletionRequest]) -> Any:
     if fields.best_of is not None and fields.best_of > (fields.n or 1):
         raise bad_request("best_of above n is not supported; send n, and choose by logprobs", "best_of")
     model = await call.model(fields.model)
-    prompts = await asyncio.to_thread(_prompts, fields.prompt, model.runtime)
+    prompts = await run_in_thread(_prompts, fields.prompt, model.runtime)
     batch = _Batch(call, model, fields)
     frame = {
         "id": new_id("cmpl-"), "object": "text_completion", "created": call.created, "model": model.file.name,
@@ -185,8 +186,8 @@ class _Batch:
         prepared = PreparedAnswer(prompt.ids)
         while True:
             try:
-                tickets = await asyncio.to_thread(
-                    submit, self.model.engine, prepared, self.decoding, self.decoding.stop, "prompt"
+                tickets = await run_in_thread(
+                    submit, self.model.engine, prepared, self.decoding, self.decoding.stop, "prompt", discard=cancel_all
                 )
             except ApiError as error:
                 if error.status != 429 or not self.has_begun:
