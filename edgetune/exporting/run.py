@@ -74,6 +74,7 @@ class Export:
             request = type_search.with_searched_types(request, self.source)
         with console.byte_progress("export") as progress:
             receipts = export(request, progress=progress)
+        _warn_of_other_bases(self.source, receipts[0])
         self._write_ngrams(receipts)
         traced.report_divergence(receipts)
         return receipts
@@ -161,6 +162,20 @@ def export_run(
     receipts = export.run(overwrite=overwrite)
     export.write_documents(receipts)
     return receipts
+
+
+def _warn_of_other_bases(source: Source, receipt: Receipt) -> None:
+    """Warn of adapters whose runs were trained on other files than those that were merged."""
+    for path, training in source.trainings.items():
+        expected = training.base.files
+        shared = expected.keys() & receipt.base.keys()
+        differing = sorted(name for name in shared if expected[name] != receipt.base[name])
+        if differing or (expected and not shared):
+            names = ", ".join(differing) or ", ".join(sorted(expected))
+            console.warn(
+                f"{source.base} is not the base that the run {path} was trained on ({names} differ): "
+                "what was written is not the model that was trained"
+            )
 
 
 def _write_modelfile(receipt: Receipt) -> Path | None:

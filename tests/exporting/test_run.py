@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgetune.data.encoded_rows import EncodedRows
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, RunDirectoryError
-from edgetune.exporting.run import export_run
+from edgetune.exporting.run import export_run, prepare_export
+from edgetune.exporting.source import find_source
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.ngrams import Answers, NgramTable, path_beside, vocabulary_hash
 from edgetune_converters.gguf import reader
@@ -44,6 +46,19 @@ def test_a_run_is_exported_as_by_the_command(run: RunDirectory, tmp_path: Path) 
     with pytest.raises(ConfigError, match="exists already"):
         export_run(run.path, types=["q8_0"], out=tmp_path)
     assert export_run(run.path, types=["q8_0"], out=tmp_path, overwrite=True)
+
+
+def test_an_adapter_on_another_base_than_that_of_its_run_is_said(
+    run: RunDirectory, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(str(run.manifest.base.path))
+    other = shutil.copytree(base, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: values + 1 for name, values in tensors.items()}, other / "model.safetensors")
+    for directory, is_said in ((base, False), (other, True)):
+        source = find_source(None, directory, run.adapter)
+        prepare_export(source, {"types": ["q8_0"]}, tmp_path / f"{directory.name}.gguf").run()
+        assert ("model.safetensors differ" in " ".join(capfd.readouterr().err.split())) is is_said
 
 
 def test_the_ngrams_of_a_run_lie_beside_its_gguf_files(run: RunDirectory, tmp_path: Path) -> None:
