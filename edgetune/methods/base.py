@@ -109,6 +109,11 @@ class Method(Section):
     kind: str
     """The PEFT method."""
 
+    @property
+    def title(self) -> str:
+        """The name of the method with its options."""
+        return self.facts.title
+
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names, for the class of its configuration."""
         stated = self.model_dump(exclude=set(self.not_for_peft), exclude_none=True)

@@ -85,6 +85,14 @@ class Lora(LayerMethod):
             yield "adapter.init: loftq sets LoRA matrices alone; leave out adapter.use_dora"
 
     @property
+    def title(self) -> str:
+        """The name of the method with its options."""
+        start = {} if self.init == "default" else {f"init {self.init}": True}
+        named = {"DoRA": self.use_dora, "rsLoRA": self.use_rslora, "LoRA+": self.loraplus_lr_ratio is not None, **start}
+        chosen = ", ".join(name for name, is_used in named.items() if is_used)
+        return f"{self.facts.title} ({chosen})" if chosen else self.facts.title
+
+    @property
     def needs_rows(self) -> bool:
         """Whether the first values are computed from training rows."""
         return self.init in ("corda", "eva")

@@ -204,7 +204,7 @@ def print_overview(prepared: PreparedRun) -> None:
     config = prepared.config
     console.note(
         f"base {prepared.base.name}; {', '.join(prepared.splits.formats)} rows; "
-        f"{config.adapter.facts.title}, {config.objective.facts.title}"
+        f"{config.adapter.title}, {config.objective.facts.title}"
     )
     base = prepared.base
     of_base = [*base.notes, *base.layers.notes, *tokenizer_notes(base.directory, base.checkpoint.config)]
