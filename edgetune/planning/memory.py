@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgetune.config import QuantizationConfig
 from edgetune.methods.selective import SelectiveMethod
+from edgetune.methods.virtual_tokens import VirtualTokenMethod
 from edgetune.objectives import Objective
 from edgetune.objectives.distillation import Distillation
 from edgetune.objectives.online import Online
@@ -145,7 +146,8 @@ def _of_batch(prepared: PreparedRun, device: Arithmetic) -> Iterator[MemoryPart]
         length = max(len(prompt.prompt_ids) for prompt in prepared.train.prompts) + objective.max_completion_length
         cache = 2 * model.layers * model.kv_heads * model.head_dim * device.computed
         yield MemoryPart("key-value cache of the answers", rows * training.gradient_accumulation * length * cache)
-    length += getattr(config.adapter, "tokens", 0)
+    if isinstance(config.adapter, VirtualTokenMethod):
+        length += config.adapter.tokens
     stated = model.get("intermediate_size")
     ffn = stated if isinstance(stated, int) and stated else 4 * model.hidden
     layer: float = rows * length * (LAYER_COPIES * model.hidden + FFN_COPIES * ffn) * device.computed
