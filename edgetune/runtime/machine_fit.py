@@ -9,7 +9,6 @@ import platform
 import time
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +86,8 @@ def _is_cost(value: Any) -> bool:
 def find_fit(path: Path) -> MachineFit | None:
     """Return what `edgetune fit` remembered for a file on this machine; None if there is nothing."""
     try:
+        if not _folder().is_dir():
+            return None
         return MachineFit.from_json(json.loads(fit_file(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, RuntimeError):
         return None
@@ -100,17 +101,22 @@ def remember_fit(path: Path, fit: MachineFit) -> Path:
     return file
 
 
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "edgetune/fits"
+
+
 def fit_file(path: Path) -> Path:
     """Return where the settings for a file are, by machine, file and version of the library. Raises OSError."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    from importlib.metadata import PackageNotFoundError, version  # takes as long as opening a small file
+
     library = _LIBRARIES[artifact_format(path) or "onnx"]
     try:
         installed = version(library)
     except PackageNotFoundError:
         installed = ""
     key = json.dumps([*_machine(), _file_hash(path), library, installed])
-    return folder / "edgetune/fits" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return _folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 @cache
