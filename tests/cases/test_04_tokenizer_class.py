@@ -103,6 +103,7 @@ def test_dry_run_passes_and_says_whether_the_class_follows_tokenizer_json(
     # model_type chooses the tokenizer's class here; the weights stay those of a Llama, which is not the question
     monkeypatch.setattr(loading, "load_empty_model", lambda *_: None)
     monkeypatch.setattr(adapters, "add_adapter", lambda *_: None)
+    monkeypatch.setattr(adapters, "count_trainable", lambda *_: 1)
     with environment.silence_libraries():
         follows = _ids_of_transformers(base) == _ids_of_file(base)
     assert _edgetune("train", _config(base, tmp_path), "-o", tmp_path / "run", "--dry-run") == 0

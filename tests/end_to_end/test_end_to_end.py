@@ -67,7 +67,7 @@ def test_several_types_come_from_one_read_with_receipts(artifact: Path) -> None:
         assert receipt["recipe"] == type_
         assert receipt["size"] == file.stat().st_size
         assert reader.read(file).metadata["general.architecture"] == "llama"
-    assert {path.suffix for path in artifact.parent.iterdir()} == {".gguf", ".json"}
+    assert {path.suffix for path in artifact.parent.iterdir()} == {".gguf", ".json", ".ngrams"}
 
 
 def test_the_artifact_carries_the_template_of_training(run_directory: Path, artifact: Path) -> None:

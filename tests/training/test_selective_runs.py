@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
     "freeze on 4 bits": ({"kind": "freeze"}, 4, {}, ["adapter.kind: freeze", "set quantization.bits: 16"]),
     "more blocks than there are": (
         {"kind": "freeze", "layers": 3, "modules": ["mlpx"]}, 16, {},
-        ["adapter.layers is 3, and the base has 2 blocks", "adapter.modules: mlpx", "mlp.up_proj"],
+        ["adapter.layers is 3, and the base has 2 blocks", "adapter.modules: 'mlpx'", "mlp.up_proj"],
     ),
     "a block that is not there": (
         {"kind": "freeze", "layers": [0, 7]}, 16, {}, ["adapter.layers names the block 7", "2 blocks, 0 to 1"]
