@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 Progress = Callable[[int, int], None]
+"""Called with (done, total) while work is in progress."""
 LINE_SECONDS = 30.0
 """Between two lines of progress on a pipe."""
-"""Called with (done, total) while work is in progress."""
 
 
 @cache
@@ -110,6 +111,13 @@ def print_columns(rows: Sequence[Sequence[Text]], widths: Sequence[int | None]) 
     for row in rows:
         line = "  ".join(cell.plain.ljust(size) for cell, size in zip(row, sizes, strict=True))
         stdout().print(line.rstrip(), soft_wrap=True, markup=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output. On a pipe its cells stay whole, however wide it becomes."""
+    from rich.console import Console
+
+    (stdout() if stdout().is_terminal else Console(highlight=False, width=10_000)).print(table)
 
 
 def _print_grid(rows: Sequence[Sequence[Text]], widths: Sequence[int | None]) -> None:

@@ -46,7 +46,7 @@ def command(file: Path) -> None:
     table = Table(*COLUMNS, title=title, box=None, title_justify="left")
     for trial in trials:
         table.add_row(*_cells(trial))
-    console.stdout().print(table, width=None if console.stdout().is_terminal else 10_000)
+    console.print_table(table)
     if fit.costs:
         rows = ", ".join(f"{cost:.2f}" for cost in fit.costs)
         click.echo(f"batches of 1, 2, 4, 8, 16 and 32 rows take {rows} of the time of one row")

@@ -107,8 +107,7 @@ def _print_plan(plan: StoragePlan) -> None:
         shape = "x".join(str(size) for size in row.shape)
         chosen = f"[yellow]{row.type}[/]" if row.fallback else row.type
         table.add_row(row.name, shape, row.source, chosen, f"{row.bytes:,}", row.reason)
-    wide = None if console.stdout().is_terminal else 10_000  # on a pipe names of tensors stay whole
-    console.stdout().print(table, width=wide)
+    console.print_table(table)
     console.stdout().print(
         f"{plan.bytes:,} bytes, {plan.bits_per_weight:.3f} bits per weight, "
         f"{plan.fallback_share:.1%} of the bytes in another type than asked for\n"

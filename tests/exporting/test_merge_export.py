@@ -151,7 +151,7 @@ def test_a_split_file_by_its_first_part(base: Path, tmp_path: Path) -> None:
 
 def test_the_plan_names_overrides_and_stops(base: Path, tmp_path: Path) -> None:
     result = edgetune(
-        "merge-export", "--base", base, "-q", "q8_0", "--output-type", "f16", "--dry-run", "-o", tmp_path, COLUMNS="160"
+        "merge-export", "--base", base, "-q", "q8_0", "--output-type", "f16", "--dry-run", "-o", tmp_path, COLUMNS="60"
     )
     assert result.returncode == 0, result.stderr.decode()
     row = next(line for line in result.stdout.decode().splitlines() if "output.weight" in line)
@@ -179,7 +179,7 @@ def test_a_terminal_shows_bytes_a_second_and_the_time_left(base: Path, tmp_path:
 def test_the_plan_shows_every_format(base: Path, adapter: Path, tmp_path: Path) -> None:
     result = edgetune(
         "merge-export", "--base", base, "--adapter", adapter, "--format", "gguf,safetensors,gguf-lora", "-q", "bf16",
-        "--dry-run", "-o", tmp_path, COLUMNS="160",
+        "--dry-run", "-o", tmp_path, COLUMNS="60",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr.decode()
     rows = [line.split() for line in result.stdout.decode().splitlines()]
