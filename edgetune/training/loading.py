@@ -79,6 +79,7 @@ def load_model(base: Base, config: Config, scratch: Path | None = None) -> Any:
         _check_all_loaded(base, info)
         model.name_or_path = str(base.path)  # which PEFT stores in the adapter
     _keep_weights_as_quantized(model)
+    _keep_results_whole(model)
     if base.added_tokens:
         add_rows(model, base.own_directory, base.directory, base.added_tokens)
     return model
@@ -155,6 +156,18 @@ def four_bit_layers(model: Any) -> list[Any]:
     from bitsandbytes.nn import Linear4bit
 
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def _keep_results_whole(model: Any) -> None:
+    """Let 8-bit layers return no views: PEFT adds to results in place (GraLoRA, C3A), which autograd forbids."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    def copied(_: Any, __: Any, result: torch.Tensor) -> torch.Tensor:
+        return result.clone() if result._is_view() else result
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_hook(copied)
 
 
 def _keep_weights_as_quantized(model: Any) -> None:
