@@ -150,7 +150,7 @@ test-neon: $(VENV)/.ready
 bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$* $(ARGS)
 
-C_FILES = $(wildcard native/src/*.[ch] native/tests/*.c)
+C_FILES = $(wildcard native/src/*.[ch] native/tests/*.[ch])
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -371,9 +371,9 @@ class Runtime(ABC):
         finally:
             self._show_hidden_rows(shown=False)
 
+    @abstractmethod
     def _show_hidden_rows(self, *, shown: bool) -> None:
         """Return the logits of the hidden rows too, or leave them out again."""
-        raise NotImplementedError
 
     def _score_together(self, texts: Sequence[Scoring]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Score checked texts, here one after another."""
@@ -413,9 +413,9 @@ class Runtime(ABC):
             self.check_ids(text)
         return np.array(self._reward_scores(texts), np.float32)
 
+    @abstractmethod
     def _reward_scores(self, rows: Sequence[NDArray[np.int32]]) -> list[float]:
         """Return the score of each checked row."""
-        raise NotImplementedError
 
     # -- the file ------------------------------------------------------------------------------------------------------
 

@@ -8,24 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "edgetune.h"
-
-static int failures = 0;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            failures++;                                                                                                \
-        }                                                                                                              \
-    } while (0)
-
-static uint64_t state = 1;
-
-static uint32_t random_bits(void) { /* xorshift64* */
-    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-    return (uint32_t)((state * 0x2545F4914F6CDD1DULL) >> 32);
-}
 
 static float *random_floats(int64_t count, bool any_bits) {
     float *out = malloc((size_t)count * sizeof *out);

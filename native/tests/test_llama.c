@@ -9,27 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "edgetune.h"
 #include "llama_bridge.h"
 
 enum { SLOTS = 5, ROOM = 90, V = 200, BATCH = 64, OFFSET = 3, CELLS = ROOM + OFFSET + 32 };
 
-static int failures = 0, guessed_right = 0;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            failures++;                                                                                                \
-        }                                                                                                              \
-    } while (0)
-
-static uint64_t state = 1;
-
-static uint32_t random_bits(void) { /* xorshift64* */
-    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-    return (uint32_t)((state * 0x2545F4914F6CDD1DULL) >> 32);
-}
+static int guessed_right = 0;
 
 static int32_t below(int32_t bound) { return (int32_t)(random_bits() % (uint32_t)bound); }
 
