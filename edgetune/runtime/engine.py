@@ -23,7 +23,7 @@ from edgetune.runtime.grammar import GrammarCompiler, GrammarFilter, GrammarProb
 from edgetune.runtime.interface import Runtime
 from edgetune.runtime.slots import SPECULATION, ChosenToken, Slots, SlotTask, Speculation
 from edgetune.runtime.stop_strings import StopStrings
-from edgetune.runtime.ticket import Ticket
+from edgetune.runtime.ticket import LoopWaker, Ticket
 from edgetune.runtime.token_scores import ScoreCollector, ScoredTokens
 
 __all__ = [
@@ -106,6 +106,7 @@ class Engine:
         self._runtime, self._queue = runtime, queue
         self._slots: Slots = runtime.make_slots(slots, is_exact=is_exact, speculation=speculation)
         self._grammars = GrammarCompiler(runtime)
+        self._waker = LoopWaker()
         self._changed = threading.Condition()
         self._waiting: deque[_Row] = deque()
         self._scores: deque[_ScoreJob] = deque()
@@ -157,7 +158,7 @@ class Engine:
         ids = runtime.check_prompt(request.ids, request.max_tokens)
         filter_ = self._grammars.compile(request.grammar) if request.grammar else None
         stops = request.stop_tokens | (frozenset() if request.ignore_eos else runtime.stop_tokens)
-        ticket = Ticket(request, self._note_cancelled)
+        ticket = Ticket(request, self._note_cancelled, self._waker)
         if not 0 <= request.lookup <= MAX_LOOKUP:
             raise RuntimeProblem(f"lookup is {request.lookup}", f"Give a number from 0 to {MAX_LOOKUP}")
         task = SlotTask(
@@ -313,15 +314,18 @@ class Engine:
             while self._wait():
                 if self._waiting:
                     self._admit()
+                    self._waker.flush()
                 if self._scores:
                     self._score_block()
                 if self._rows:
                     for chosen in self._slots.turn():
                         if row := self._rows.get(chosen.slot):  # several tokens may come at once, the last one early
                             self._advance(row, chosen)
+                self._waker.flush()
         except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are awaited
             self._failure = error
         self._end_all()
+        self._waker.flush()
         self._slots.close()
 
     def _wait(self) -> bool:

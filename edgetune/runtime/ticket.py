@@ -15,6 +15,25 @@ if TYPE_CHECKING:  # imported where an event loop waits: it takes 30 ms
     import asyncio
 
 
+class LoopWaker:
+    """Wakes the readers in event loops, those of a turn with one call: each call writes to the pipe of the loop."""
+
+    def __init__(self) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def add(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Note a reader that `flush` wakes."""
+        self._futures.setdefault(loop, []).append(future)
+
+    def flush(self) -> None:
+        """Wake the readers that were noted."""
+        if self._futures:
+            for loop, futures in self._futures.items():
+                with suppress(RuntimeError):  # the loop has been closed
+                    loop.call_soon_threadsafe(_set_done, futures)
+            self._futures = {}
+
+
 class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
     """The tokens of an answer, each as soon as it is certain that it is shown. Thread-safe.
 
@@ -25,10 +44,18 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
         request: What was asked.
     """
 
-    def __init__(self, request: GenerationRequest, wake_engine: Callable[[], None]) -> None:
-        """Create the ticket of a request that `wake_engine` tells the engine of when it is cancelled."""
+    def __init__(
+        self, request: GenerationRequest, wake_engine: Callable[[], None], waker: LoopWaker | None = None
+    ) -> None:
+        """Create the ticket of a request.
+
+        Args:
+            request: What was asked.
+            wake_engine: Tells the engine that the request is cancelled.
+            waker: Is told of readers in event loops, and flushed by the engine; None: they are woken at once.
+        """
         self.request = request
-        self._wake_engine = wake_engine
+        self._wake_engine, self._waker = wake_engine, waker
         self._changed = threading.Condition()
         self._events: deque[TokenEvent] = deque()
         self._sleepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -161,12 +188,15 @@ class Ticket(Iterator[TokenEvent], AsyncIterator[TokenEvent]):
     def _wake_readers(self) -> None:
         self._changed.notify_all()
         if self._sleepers:
+            waker = self._waker or LoopWaker()
             for loop, future in self._sleepers:
-                with suppress(RuntimeError):  # the loop has been closed
-                    loop.call_soon_threadsafe(_set_done, future)
+                waker.add(loop, future)
             self._sleepers.clear()
+            if self._waker is None:
+                waker.flush()
 
 
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _set_done(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

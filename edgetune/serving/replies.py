@@ -16,6 +16,8 @@ from edgetune.serving.api_errors import ApiError
 KEEPALIVE_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 """A client that takes nothing for so long is gone."""
+_MOST_PENDING = 1 << 18
+"""Bytes of events that may wait for a slow client; then no more are read."""
 
 T = TypeVar("T")
 
@@ -29,12 +31,25 @@ class ClientGone(Exception):
     """The client has closed the connection."""
 
 
+_ENCODERS = tuple(
+    json.JSONEncoder(ensure_ascii=is_ascii, separators=(",", ":"), allow_nan=False) for is_ascii in (False, True)
+)
+"""json.dumps makes one for each call."""
+
+
+class EncodedJson(bytes):
+    """A value that is JSON already."""
+
+
 def to_json(value: Any) -> bytes:
     """Return JSON in UTF-8; half a surrogate pair, which UTF-8 cannot write, is escaped."""
+    if isinstance(value, EncodedJson):
+        return value
+    plain, escaped = _ENCODERS
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return plain.encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return escaped.encode(value).encode()
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,20 @@ class Event:
 
     data: Any
     name: str | None = None
+
+
+class TextTemplate:
+    """A JSON value of which one text changes: the rest is encoded once."""
+
+    _MARK = "text-8d02c4"
+
+    def __init__(self, build: Callable[[str], Any]) -> None:
+        """Take the value that `build` returns for a text."""
+        self._before, _, self._after = to_json(build(self._MARK)).partition(to_json(self._MARK))
+
+    def fill(self, text: str) -> EncodedJson:
+        """Return the value with another text."""
+        return EncodedJson(self._before + to_json(text) + self._after)
 
 
 DONE = Event("[DONE]")
@@ -144,43 +173,7 @@ async def send_stream(
     }  # fmt: skip
     async with resources, aclosing(stream.events):  # type: ignore[type-var]
         await send({"type": "http.response.start", "status": 200, "headers": _encode(all_headers)})
-        await unless_disconnected(_write_events(first, stream, deadline, send), receive)
-        await _write(send, b"", more=False)
-
-
-async def _write_events(first: Event | None, stream: Stream, deadline: float, send: Send) -> None:
-    if first is not None:
-        await _write(send, stream.framing.write(first))
-    try:
-        async for event in _with_keepalive(stream, deadline):
-            await _write(send, stream.framing.keepalive if event is None else stream.framing.write(event))
-    except ApiError as error:
-        for event in stream.on_error(error):
-            await _write(send, stream.framing.write(event))
-
-
-async def _with_keepalive(stream: Stream, deadline: float) -> AsyncIterator[Event | None]:
-    """Yield the events, and None where none has come for a while."""
-    pending: asyncio.Task[Event | None] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.create_task(next_event(stream.events))
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                raise time_is_up()
-            done, _ = await asyncio.wait({pending}, timeout=min(left, KEEPALIVE_SECONDS))
-            if done:
-                event, pending = pending.result(), None
-                if event is None:
-                    return
-                yield event
-            elif stream.framing.keepalive:
-                yield None
-    finally:
-        if pending is not None:
-            pending.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await pending
+        await unless_disconnected(_EventWriter(stream, deadline, send).write(first), receive)
 
 
 async def next_event(events: AsyncIterator[Event]) -> Event | None:
@@ -188,9 +181,93 @@ async def next_event(events: AsyncIterator[Event]) -> Event | None:
     return await anext(events, None)
 
 
-async def _write(send: Send, data: bytes, *, more: bool = True) -> None:
-    try:
-        async with asyncio.timeout(WRITE_SECONDS):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-    except TimeoutError:
-        raise ClientGone from None
+class _EventWriter:
+    """Writes a stream. Events that came while the last ones were written are sent together."""
+
+    def __init__(self, stream: Stream, deadline: float, send: Send) -> None:
+        self._stream, self._deadline, self._send = stream, deadline, send
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[bytes] = []
+        self._size = 0
+        """Bytes that are pending."""
+        self._has_news, self._has_room = asyncio.Event(), asyncio.Event()
+        self._written, self._is_writing = self._loop.time(), False
+        """When the last writing began, and whether it goes on."""
+
+    async def write(self, first: Event | None) -> None:
+        """Write all events, and an error at the deadline. Raises ClientGone for a client that takes nothing."""
+        reading = asyncio.create_task(self._read(first))
+        reading.add_done_callback(lambda _: self._has_news.set())
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._watch(limit)
+                await self._write_all(reading)
+        except TimeoutError:
+            raise ClientGone from None
+        finally:
+            self._timer.cancel()
+            await _stop(reading)
+
+    async def _read(self, first: Event | None) -> None:
+        if first is not None:
+            self._add(first)
+        try:
+            async for event in self._stream.events:
+                self._add(event)
+                while self._size > _MOST_PENDING:
+                    self._has_room.clear()
+                    await self._has_room.wait()
+        except ApiError as error:
+            self._add(*self._stream.on_error(error))
+
+    def _add(self, *events: Event) -> None:
+        for event in events:
+            data = self._stream.framing.write(event)
+            self._pending.append(data)
+            self._size += len(data)
+        self._has_news.set()
+
+    def _watch(self, limit: asyncio.Timeout) -> None:
+        """Look at the time now and then, which costs less than a timer for each event."""
+        now = self._loop.time()
+        if self._is_writing and now >= self._written + WRITE_SECONDS:
+            limit.reschedule(now)
+            return
+        self._has_news.set()
+        later = now + min(KEEPALIVE_SECONDS, WRITE_SECONDS) / 3
+        at = min(later, self._deadline) if now < self._deadline else later
+        self._timer = self._loop.call_at(at, self._watch, limit)
+
+    async def _write_all(self, reading: asyncio.Task[None]) -> None:
+        keepalive = self._stream.framing.keepalive
+        while True:
+            now = self._loop.time()
+            if now >= self._deadline and not reading.done():
+                await _stop(reading)
+                self._add(*self._stream.on_error(time_is_up()))
+            if self._pending:
+                data = b"".join(self._pending)
+                self._pending, self._size = [], 0
+                self._has_room.set()
+                await self._write(data, now)
+            elif reading.done():
+                if not reading.cancelled():
+                    reading.result()
+                await self._write(b"", now, more=False)
+                return
+            elif keepalive and now >= self._written + KEEPALIVE_SECONDS:
+                await self._write(keepalive, now)
+            else:
+                self._has_news.clear()
+                await self._has_news.wait()
+
+    async def _write(self, data: bytes, now: float, *, more: bool = True) -> None:
+        self._written, self._is_writing = now, True
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._is_writing = False
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task

@@ -108,6 +108,12 @@ def resident(process: int) -> float:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
+def cpu_seconds(process: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def one_stream(client: httpx.AsyncClient, url: str, number: int, until: float, load: Load, tokens: int) -> None:
     """Ask one question after another until the time is over."""
     asked = 0
@@ -156,27 +162,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="at most, of an answer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N")
     parser.add_argument("--stock", action="store_true", help="also measure llama-server")
     options = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     print(f"{options.model.name}, {options.threads} threads, {options.slots} slots, {options.seconds:g} s each")
-    print("| server | streams | tokens/s | first token, median | 95 % | answers | lost | memory before, after |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| server | streams | tokens/s | CPU a token | first token, median | 95 % | answers | lost | memory |")
+    print("|---|---|---|---|---|---|---|---|---|")
     chosen = commands(options.model, port, options.threads, options.slots, with_stock=options.stock)
     for name, command in chosen.items():
         with running(command, port) as server:
             url = f"http://127.0.0.1:{port}"
             asyncio.run(measure(url, options.slots, min(2.0, options.seconds), options.tokens))  # fills the caches
-            for streams in STREAMS:
-                before = resident(server.pid)
+            for streams in options.streams:
+                before, used = resident(server.pid), cpu_seconds(server.pid)
                 load, seconds = asyncio.run(measure(url, streams, options.seconds, options.tokens))
-                after = resident(server.pid)
+                after, used = resident(server.pid), cpu_seconds(server.pid) - used
                 first = sorted(load.first) or [float("nan")]
                 late = first[min(len(first) - 1, int(0.95 * len(first)))]
                 print(
-                    f"| {name} | {streams} | {load.tokens / seconds:.0f} | {statistics.median(first) * 1000:.0f} ms | "
+                    f"| {name} | {streams} | {load.tokens / seconds:.0f} | "
+                    f"{used / max(load.tokens, 1) * 1e6:.0f} us | {statistics.median(first) * 1000:.0f} ms | "
                     f"{late * 1000:.0f} ms | {load.answers} | {load.lost} | {before:.0f}, {after:.0f} MB |",
                     flush=True,
                 )

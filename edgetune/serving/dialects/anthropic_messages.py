@@ -24,7 +24,7 @@ from edgetune.serving.conversation import (
     text_parts,
 )
 from edgetune.serving.prompting import prepare
-from edgetune.serving.replies import ANTHROPIC_SSE, Event, Stream
+from edgetune.serving.replies import ANTHROPIC_SSE, Event, Stream, TextTemplate
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
 from edgetune.serving.worker_threads import run_in_thread
@@ -281,21 +281,26 @@ def _usage(end: End) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_DELTA = "content_block_delta"
+
+
 class _Blocks:
     """The blocks of a streamed message: each is begun, continued and ended."""
 
     def __init__(self) -> None:
         self._index = -1
         self._kind: str | None = None
+        self._delta = TextTemplate(lambda text: text)
+        """A further piece of the block of text or reasoning."""
 
     def add(self, delta: Delta) -> Iterator[Event]:
         match delta:
             case Thought(text):
                 yield from self._begin("thinking", {"thinking": "", "signature": ""})
-                yield self._continue({"type": "thinking_delta", "thinking": text})
+                yield Event(self._delta.fill(text), _DELTA)
             case Text(text) if text:
                 yield from self._begin("text", {"text": ""})
-                yield self._continue({"type": "text_delta", "text": text})
+                yield Event(self._delta.fill(text), _DELTA)
             case ToolCall():
                 yield from self.end()
                 yield from self._begin("tool_use", {"id": _tool_id(delta), "name": delta.name, "input": {}})
@@ -309,10 +314,11 @@ class _Blocks:
         self._index += 1
         self._kind = kind
         block = {"type": kind, **content}
+        self._delta = TextTemplate(lambda text: self._continue({"type": f"{kind}_delta", kind: text}).data)
         yield _event("content_block_start", index=self._index, content_block=block)
 
     def _continue(self, delta: dict[str, Any]) -> Event:
-        return _event("content_block_delta", index=self._index, delta=delta)
+        return _event(_DELTA, index=self._index, delta=delta)
 
     def end(self) -> Iterator[Event]:
         if self._kind is not None:

@@ -25,7 +25,7 @@ from edgetune.serving.conversation import (
     text_parts,
 )
 from edgetune.serving.loaded_files import ServedFile
-from edgetune.serving.replies import DONE, SSE, Event, Stream
+from edgetune.serving.replies import DONE, SSE, Event, Stream, TextTemplate
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
 
@@ -294,10 +294,18 @@ async def _events(
 ) -> AsyncIterator[Event]:
     base = {**frame, "object": "chat.completion.chunk"} | ({"usage": None} if with_usage else {})
 
-    def chunk(index: int, delta: dict[str, Any], **more: Any) -> Event:
+    def value(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return Event({**base, "choices": [choice]})
+        return {**base, "choices": [choice]}
 
+    def chunk(index: int, delta: dict[str, Any], **more: Any) -> Event:
+        return Event(value(index, delta, **more))
+
+    def template(index: int, key: str) -> TextTemplate:
+        return TextTemplate(lambda text: value(index, {key: text}))
+
+    texts = [template(index, "content") for index in range(choices)]
+    thoughts = [template(index, "reasoning_content") for index in range(choices)]
     ends: list[End] = []
     calls = [0] * choices
     for index in range(choices):
@@ -305,9 +313,11 @@ async def _events(
     async for index, delta in deltas:
         match delta:
             case Thought(text):
-                yield chunk(index, {"reasoning_content": text})
-            case Text(text, tokens):
-                yield chunk(index, {"content": text}, logprobs=_logprobs(tokens) if tokens else None)
+                yield Event(thoughts[index].fill(text))
+            case Text(text, tokens) if tokens:
+                yield chunk(index, {"content": text}, logprobs=_logprobs(tokens))
+            case Text(text):
+                yield Event(texts[index].fill(text))
             case ToolCall():
                 yield chunk(index, {"tool_calls": [{"index": calls[index], **_call_object(delta)}]})
                 calls[index] += 1
