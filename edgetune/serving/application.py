@@ -32,9 +32,9 @@ from edgetune.serving.dialects import (
 )
 from edgetune.serving.replies import (
     ClientGone,
+    Event,
     Reply,
     Stream,
-    next_event,
     send_body,
     send_stream,
     time_is_up,
@@ -170,12 +170,9 @@ class _Endpoint:
                 call.reply_headers[_IGNORED_HEADER] = ", ".join(ignored[:_MOST_IGNORED]).encode(
                     "ascii", "backslashreplace"
                 ).decode().replace("\n", " ").replace("\r", " ")  # fmt: skip
-            first = None
             try:
                 async with asyncio.timeout_at(deadline):
-                    content = await unless_disconnected(route.handle(call), receive)
-                    if isinstance(content, Stream):
-                        first = await unless_disconnected(next_event(content.events), receive)
+                    content, first = await unless_disconnected(_begin(route, call), receive)
             except TimeoutError:
                 raise time_is_up() from None
             if isinstance(content, Stream):
@@ -183,6 +180,12 @@ class _Endpoint:
                 await send_stream(first, content, call.reply_headers, owned, deadline, receive, send)
                 return
         await send_body(Reply(content, headers=call.reply_headers), send, head=scope["method"] == "HEAD")
+
+
+async def _begin(route: RouteSpec, call: Call[Any]) -> tuple[Any, Event | None]:
+    """Return the content of a reply, and the first event of a stream."""
+    content = await route.handle(call)
+    return content, await anext(content.events, None) if isinstance(content, Stream) else None
 
 
 class _Status:

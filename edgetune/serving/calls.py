@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar
 
 import edgetune
 from edgetune.runtime.sampling import Sampling
+from edgetune.runtime.ticket import Ticket
 from edgetune.serving.answers import AnswerStream, cancel_all, merge, submit
 from edgetune.serving.api_errors import ErrorFormat
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, TokenUsage, check_tools
 from edgetune.serving.loaded_files import LoadedModel, ModelPool
 from edgetune.serving.metrics import Metrics
-from edgetune.serving.prompting import prepare
+from edgetune.serving.prompting import PreparedAnswer, prepare
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.security import AccessRules
 from edgetune.serving.worker_threads import run_in_thread
@@ -97,10 +98,12 @@ class Call(Generic[F]):
             ApiError: The request cannot be done.
         """
         check_tools(conversation.tools, conversation.tool_choice)
-        prepared = await run_in_thread(prepare, model.runtime, conversation)
-        tickets = await run_in_thread(
-            submit, model.engine, prepared, decoding, field=conversation.messages_field, discard=cancel_all
-        )
+
+        def queue() -> tuple[PreparedAnswer, list[Ticket]]:
+            prepared = prepare(model.runtime, conversation)
+            return prepared, submit(model.engine, prepared, decoding, field=conversation.messages_field)
+
+        prepared, tickets = await run_in_thread(queue, discard=lambda queued: cancel_all(queued[1]))
         for ticket in tickets:
             self.resources.callback(ticket.cancel)
         if prepared.toolbox is not None and prepared.toolbox.unchecked:

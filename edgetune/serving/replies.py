@@ -176,11 +176,6 @@ async def send_stream(
         await unless_disconnected(_EventWriter(stream, deadline, send).write(first), receive)
 
 
-async def next_event(events: AsyncIterator[Event]) -> Event | None:
-    """Return the next event; None at the end."""
-    return await anext(events, None)
-
-
 class _EventWriter:
     """Writes a stream. Events that came while the last ones were written are sent together."""
 

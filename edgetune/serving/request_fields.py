@@ -65,6 +65,8 @@ def unknown_fields(fields: BaseModel, prefix: str = "") -> Iterator[str]:
     """Yield the names of fields that the model does not declare, also those of nested objects."""
     yield from (prefix + name for name in fields.model_extra or ())
     for name in type(fields).model_fields:
+        if name not in fields.model_fields_set:
+            continue
         yield from _unknown_below(getattr(fields, name), f"{prefix}{name}.")
 
 
