@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--json",
     "json_",
     type=click.Path(path_type=Path),
-    help="Write one validation for all files here. Default: one beside each file.",
+    help="Write one validation for all files here, too; one is written beside each file in any case.",
 )
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML, for CI systems.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, as `edgetune report` does.")
@@ -136,8 +136,15 @@ def _write(
     from edgetune.validation.results import results_path
 
     files = [(results.for_files([rung.name]), rung.path) for rung in results.files if rung.path]
-    for path, one in [(json_, results)] if json_ else [(results_path(file), each) for each, file in files]:
-        one.write(path)
+    if json_ is not None:
+        results.write(json_)
+    for one, file in files:
+        try:
+            one.write(results_path(file))
+        except OSError as error:
+            if json_ is None:
+                raise
+            console.warn(f"{results_path(file)} cannot be written ({error.strerror}); give `edgetune report` {json_}")
     if junit is not None:
         from edgetune.validation.junit import write_junit
 

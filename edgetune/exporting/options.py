@@ -38,7 +38,7 @@ _FLAGS: Mapping[str, _Flag] = {
     "combine_rank": _Flag(metavar="N"),
     "split_max_size": _Flag(metavar="SIZE"),
     "max_shard_size": _Flag(metavar="SIZE"),
-    "prompt_task": _Flag(metavar="NUMBER"),
+    "prompt_task": _Flag(metavar="TASK"),
 }
 
 

@@ -10,7 +10,9 @@ from edgetune import console
 from edgetune.errors import ConfigError
 from edgetune.exporting.options import flag_name
 from edgetune.planning.export_checks import byte_count
+from edgetune.reference.golden import is_golden
 from edgetune_converters.adapters.combine_methods import COMBINE_METHODS, CombineMethod
+from edgetune_converters.gguf import keys
 from edgetune_converters.names import AUTO, ORIGINAL
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def export_request(
         adapter=source.adapter,
         combination=_combination(source, config),
         score_head=source.score_head,
-        prompt_task=config.prompt_task,
+        prompt_task=prompt_task(source, config),
         tokenizer=source.tokenizer,
         name=source.name,
         merge_base=ORIGINAL if config.merge_base == AUTO else config.merge_base,
@@ -59,10 +61,51 @@ def export_request(
         lora_rank=config.lora_rank,
         lora_max_error=config.lora_max_error,
         measure_survival=config.survival,
-        metadata=source.metadata,
+        metadata=_metadata(source, config),
         expected_base=source.expected_base,
         expected_adapter=source.expected_adapter,
         threads=threads,
+    )
+
+
+def prompt_task(source: Source, config: ExportConfig) -> int | None:
+    """Return the number of the task whose prompt is exported; None where none is stated and the adapter has one.
+
+    A run is exported with the prompt of the task that its reference was captured with, unless another one is stated.
+
+    Raises:
+        ConfigError: The adapter has no task of this name.
+    """
+    wanted, names = config.prompt_task, source.tasks
+    if isinstance(wanted, str):
+        if wanted not in names:
+            known = f"they are {', '.join(names)}" if names else "it was trained without names of tasks"
+            raise ConfigError(
+                f"{flag_name('prompt_task')}: the adapter has no task {wanted!r}; {known}",
+                "Name one of them, or give its number, from 0 on",
+            )
+        return names.index(wanted)
+    return source.captured_task if wanted is None else wanted
+
+
+def _metadata(source: Source, config: ExportConfig) -> Mapping[str, str]:
+    """Return the metadata of the run; of another task than the captured one, without the answers of that one."""
+    task, captured = prompt_task(source, config), source.captured_task
+    if captured is None or task is None:
+        return source.metadata
+    kept = {key: text for key, text in source.metadata.items() if task == captured or not is_golden(key)}
+    return {**kept, keys.PROMPT_TASK: str(task)}
+
+
+def warn_of_other_task(source: Source, config: ExportConfig) -> None:
+    """Warn that a file with the prompt of another task than the captured one cannot be validated."""
+    task, captured, names = prompt_task(source, config), source.captured_task, source.tasks
+    if captured is None or task is None or task == captured or task >= len(names):
+        return
+    console.warn(
+        f"the file holds the prompt of the task {names[task]!r}, and the reference of the run was captured with that "
+        f"of {names[captured]!r}: `edgetune validate` and `edgetune verify` cannot compare it; train a run with "
+        f"export.prompt_task: {names[task]} to measure it"
     )
 
 

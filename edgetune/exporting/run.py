@@ -12,7 +12,7 @@ from edgetune import console
 from edgetune.exporting import merge_base, type_search
 from edgetune.exporting.method_checks import check_method
 from edgetune.exporting.options import resolve_options
-from edgetune.exporting.request import check_overrides, check_used, export_request
+from edgetune.exporting.request import check_overrides, check_used, export_request, warn_of_other_task
 from edgetune.exporting.source import Source, find_source
 from edgetune.exporting.targets import refuse_existing, refuse_foreign_cards, targets_of
 from edgetune.exporting.through_peft import with_merged_layers
@@ -120,6 +120,7 @@ def prepare_export(source: Source, given: dict[str, Any], output: Path | None = 
     check_overrides(config, targets, given)
     check_used(targets, given)
     check_method(source, config, targets)
+    warn_of_other_task(source, config)
     return Export(source, config, export_request(source, config, targets, threads))
 
 

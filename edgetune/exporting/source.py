@@ -52,6 +52,17 @@ class Source:
         return self.manifest.quantized
 
     @property
+    def tasks(self) -> Sequence[str]:
+        """Return the tasks of multitask prompt tuning by number; none of another method or of an unknown training."""
+        manifest = next(iter(self.trainings.values()), self.manifest)
+        return (manifest.config.get("adapter") or {}).get("tasks") or ()
+
+    @property
+    def captured_task(self) -> int | None:
+        """Return the number of the task that the run's reference was captured with; None without several tasks."""
+        return None if self.run is None else self.manifest.captured_task
+
+    @property
     def export_section(self) -> Mapping[str, Any]:
         """Return the `export:` section of the run's configuration."""
         section: Mapping[str, Any] = self.manifest.config.get("export", {})

@@ -101,6 +101,8 @@ class Method(Section):
     """Options of PEFT that have one value here."""
     used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Options that are read only if another option has a value -> that option and its value."""
+    options_of_biases: ClassVar[tuple[str, ...]] = ()
+    """Options that are read only if layers have biases."""
     starts_from_base: ClassVar[bool] = False
     """Whether a new adapter is computed from the weights of the base."""
     takes_transposed: ClassVar[bool] = True

@@ -19,6 +19,7 @@ class GLora(PerLayerMethod):
     peft_names: ClassVar[Mapping[str, str]] = {
         "weight_terms": "config_A_B", "coupling": "config_C", "bias_terms": "config_D_E",
     }  # fmt: skip
+    options_of_biases: ClassVar[tuple[str, ...]] = ("coupling", "bias_terms")
 
     kind: Literal["glora"] = "glora"
     """The PEFT method."""

@@ -39,6 +39,15 @@ class LoKr(LayerMethod):
     alpha_pattern: dict[str, Positive] = {}
     """Alphas in the same way."""
 
+    def unused_options(self) -> Iterator[str]:
+        """Yield the options that have no effect beside the others."""
+        yield from super().unused_options()
+        if self.rank_dropout_scale and not self.rank_dropout:
+            yield (
+                "adapter.rank_dropout_scale is true, and adapter.rank_dropout leaves out no ranks; set "
+                "adapter.rank_dropout above 0, or leave out adapter.rank_dropout_scale"
+            )
+
     def contradictions(self) -> Iterator[str]:
         """Yield what contradicts one another among the options, each a sentence."""
         if self.factor != -1 and self.factor < 1:

@@ -32,6 +32,7 @@ class Lora(LayerMethod):
     not_for_peft: ClassVar[frozenset[str]] = LayerMethod.not_for_peft | {
         *("init", "loraplus_lr_ratio", "calibration_rows", "bias"),
     }
+    options_of_biases: ClassVar[tuple[str, ...]] = ("bias",)
 
     kind: Literal["lora"] = "lora"
     """The PEFT method."""

@@ -30,6 +30,10 @@ class MultitaskPromptTuning(VirtualTokenMethod):
             raise ValueError("adapter.tasks names several different tasks; leave it out for one")
         return self
 
+    def number_of(self, task: str | int | None) -> int:
+        """Return the number of a task that is stated by name or number; None stands for the first."""
+        return self.tasks.index(task) if isinstance(task, str) else task or 0
+
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""
         own = {"num_tasks": max(1, len(self.tasks)), "num_ranks": self.ranks, "prompt_tuning_init": "RANDOM"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -30,6 +30,15 @@ class PTuning(VirtualTokenMethod):
     """Layers of the LSTM."""
     encoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between the layers of the LSTM."""
+
+    def unused_options(self) -> Iterator[str]:
+        """Yield the options that have no effect beside the others."""
+        yield from super().unused_options()
+        if self.encoder == "lstm" and self.encoder_dropout and self.encoder_layers == 1:
+            yield (
+                f"adapter.encoder_dropout is {self.encoder_dropout:g}, and it acts between layers, of which "
+                "adapter.encoder_layers: 1 leaves one; set 2 or more, or leave out adapter.encoder_dropout"
+            )
 
     def peft_options(self) -> dict[str, Any]:
         """Return the options under PEFT's names."""

@@ -27,6 +27,7 @@ class Psoft(PerLayerMethod):
     used_with: ClassVar[Mapping[str, tuple[str, Any]]] = {
         "svd_iterations": ("svd", "lowrank"),
         "seed": ("svd", "lowrank"),
+        "use_cayley_neumann": ("orthogonal", True),
         "num_cayley_neumann_terms": ("use_cayley_neumann", True),
     }
 

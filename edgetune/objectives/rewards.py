@@ -70,6 +70,11 @@ class RewardConfig(Section):
         for option in ("pattern", "function"):
             if getattr(self, option) is not None and _VALUES.get(self.kind) != option:
                 raise ValueError(f"the reward `{self.kind}` reads no {option}")
+        # run.json states defaults too, so that a stated default is no contradiction
+        if not self.reads_column and self.column != type(self).model_fields["column"].default:
+            raise ValueError(f"the reward `{self.kind}` compares with no column of the row; leave out column")
+        if self.kind == "python" and self.extract is not None:
+            raise ValueError("the reward `python` is given the whole answer; leave out extract")
         return self
 
     @property

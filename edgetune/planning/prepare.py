@@ -41,6 +41,7 @@ from edgetune.planning.rewards import check_generation, leftover_prompts
 from edgetune.planning.row_tasks import check_task_options, keep_held_out_task
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
+from edgetune.section import Section
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
 from edgetune_converters.files.contents import sha256_of
@@ -186,17 +187,39 @@ def _unused_options(config: Config) -> Iterator[str]:
     if quantization.bits != 4:
         for option in ("type", "double_quant"):
             value = getattr(quantization, option)
-            if value != type(quantization).model_fields[option].default:
+            if value != _default(quantization, option):
                 yield (
                     f"quantization.{option} is {str(value).lower()}, and quantization.bits: 4 alone reads it; set "
                     f"that, or leave out quantization.{option}"
                 )
+    training = config.training
+    if training.scheduler == "constant" and training.warmup_ratio not in (0, _default(training, "warmup_ratio")):
+        yield (
+            f"training.warmup_ratio is {training.warmup_ratio:g}, and training.scheduler: constant has no warm-up; set "
+            "training.scheduler: constant_with_warmup, or leave out training.warmup_ratio"
+        )
+    for option in ("score_difference_max", "pair_flips_max"):
+        if getattr(config.gate, option) is not None and not config.objective.facts.is_scorer:
+            yield (
+                f"gate.{option} limits the scores of a reward model, and objective.kind: {config.objective.kind} "
+                "trains none, so that the gate could not be passed; leave it out"
+            )
+    if config.gate.task_drop_max is not None and not (config.data.test and config.reference.task_rows):
+        missing = "there is no data.test" if config.reference.task_rows else "reference.task_rows is 0"
+        yield (
+            f"gate.task_drop_max limits the drop of the task score, and {missing}, so that the gate could not be "
+            "passed; give test rows, or leave it out"
+        )
     for option in ("adapter_weights", "combine", "density", "combine_seed", "combine_rank"):
-        if getattr(export, option) != type(export).model_fields[option].default:
+        if getattr(export, option) != _default(export, option):
             yield (
                 f"export.{option} is for several adapters, and a run has one; leave it out, and combine adapters with "
                 "`edgetune merge-export --base DIR --adapter DIR --adapter DIR`"
             )
+
+
+def _default(section: Section, option: str) -> Any:
+    return type(section).model_fields[option].default
 
 
 def print_overview(prepared: PreparedRun) -> None:

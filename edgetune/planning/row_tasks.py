@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from edgetune import console
@@ -15,29 +15,49 @@ from edgetune.methods.multitask_prompt_tuning import MultitaskPromptTuning
 
 
 def check_task_options(config: Config) -> None:
-    """Raise ConfigError for tasks without a key in the rows, and for a key without tasks."""
-    tasks, key, number = _tasks(config), config.data.columns.task, config.export.prompt_task
+    """Raise ConfigError for tasks without a key in the rows, a key without tasks, and a task that is none of them."""
+    if problems := list(_problems(config)):
+        raise ConfigError.of_many("problems with tasks", problems, "docs/soft-prompts.md has an example")
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """Yield what is wrong with tasks and the options that name them, each a sentence that says what to do."""
+    tasks, key, kind = _tasks(config), config.data.columns.task, config.adapter.kind
+    chosen = config.export.prompt_task
     if key is not None and not tasks:
-        raise ConfigError(
-            f"data.columns.task names the key {key!r}, and adapter.kind: {config.adapter.kind} has no adapter.tasks "
-            "that it would choose from",
-            "Set adapter.kind: multitask-prompt-tuning with adapter.tasks, or leave it out",
+        yield (
+            f"data.columns.task names the key {key!r}, and adapter.kind: {kind} has no adapter.tasks that it would "
+            "choose from: set adapter.kind: multitask-prompt-tuning with adapter.tasks, or leave it out"
         )
-    if number is not None and not 0 <= number < max(1, len(tasks)):
-        raise ConfigError(
-            f"export.prompt_task is {number}, and the adapter has {max(1, len(tasks))} tasks, counted from 0",
-            "Correct it, or leave it out",
+    if chosen is not None and not isinstance(config.adapter, MultitaskPromptTuning):
+        yield (
+            f"export.prompt_task is {chosen}, and adapter.kind: {kind} has no tasks: leave it out, or set "
+            "adapter.kind: multitask-prompt-tuning"
+        )
+    elif isinstance(chosen, str) and chosen not in tasks:
+        known = f"adapter.tasks names {', '.join(tasks)}" if tasks else "adapter.tasks names none"
+        yield f"export.prompt_task is {chosen!r}, and {known}: correct it, or leave it out"
+    elif isinstance(chosen, int) and chosen >= max(1, len(tasks)):
+        yield (
+            f"export.prompt_task is {chosen}, and the adapter has {max(1, len(tasks))} tasks, counted from 0: correct "
+            "it, or leave it out"
         )
     if tasks and key is None:
-        raise ConfigError(
-            f"adapter.tasks names {', '.join(tasks)}, and nothing says which rows are of which task",
-            "Set data.columns.task to the key of the rows that holds the task",
+        yield (
+            f"adapter.tasks names {', '.join(tasks)}, and nothing says which rows are of which task: set "
+            "data.columns.task to the key of the rows that holds the task"
         )
     if tasks and config.objective.kind != "sft":
-        raise ConfigError(
-            f"adapter.tasks: objective.kind: {config.objective.kind} has no rows with tasks",
-            "Set objective.kind: sft, or leave out adapter.tasks",
+        yield (
+            f"adapter.tasks: objective.kind: {config.objective.kind} has no rows with tasks: set objective.kind: sft, "
+            "or leave out adapter.tasks"
         )
+
+
+def exported_task(config: Config) -> int:
+    """Return the number of the task whose prompt is measured and exported; 0 for a method without tasks."""
+    adapter = config.adapter
+    return adapter.number_of(config.export.prompt_task) if isinstance(adapter, MultitaskPromptTuning) else 0
 
 
 def keep_held_out_task(config: Config, splits: Splits) -> Splits:
@@ -61,7 +81,7 @@ def keep_held_out_task(config: Config, splits: Splits) -> Splits:
         raise DataError(
             f"adapter.tasks: no training row is of the task {missing[0]!r}", "Add rows, or leave out the task"
         )
-    chosen = tasks[config.export.prompt_task or 0]
+    chosen = tasks[exported_task(config)]
     validation, test = (_of_task(rows, chosen) for rows in (splits.validation, splits.test))
     if not len(validation):
         raise DataError(

@@ -49,6 +49,11 @@ def metadata(run: RunDirectory) -> dict[str, str]:
     return encode([{name: entry[name] for name in _FIELDS if name in entry} for entry in kept], stop_ids)
 
 
+def is_golden(key: str) -> bool:
+    """Whether a key of the metadata holds golden conversations."""
+    return key == keys.GOLDEN or key.startswith(f"{keys.GOLDEN}.")
+
+
 def encode(conversations: Sequence[Mapping[str, Any]], stop_ids: Sequence[int]) -> dict[str, str]:
     """Return golden conversations as metadata: strings of ASCII of at most 8 KB, unless one conversation is longer.
 

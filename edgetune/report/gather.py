@@ -96,7 +96,9 @@ def gather(run: RunDirectory, files: Sequence[Path] = ()) -> ReportData:
     paths = paths or sorted(run.artifacts.glob(f"*{SUFFIX}"))
     if not paths:
         raise RunDirectoryError(
-            f"no file in {run.artifacts} has been validated", f"Run `edgetune validate {run.path} FILE...` first"
+            f"no file in {run.artifacts} has been validated",
+            f"Run `edgetune validate {run.path} FILE...` first, or name files that were validated elsewhere: "
+            f"`edgetune report {run.path} FILE...`",
         )
     return report_data(run, [(read_results(path), path.parent) for path in paths])
 

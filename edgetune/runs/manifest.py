@@ -92,6 +92,15 @@ class RunManifest(Document):
         """The options of the chat template; none in older manifests."""
         return dict(self.config.get("template", {}).get("options", {}))
 
+    @property
+    def captured_task(self) -> int | None:
+        """The number of the task whose held-out rows the reference holds; None for a training without several tasks."""
+        tasks = (self.config.get("adapter") or {}).get("tasks") or ()
+        stated = (self.config.get("export") or {}).get("prompt_task")
+        if not tasks:
+            return None
+        return tasks.index(stated) if isinstance(stated, str) else stated or 0
+
     def content(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values, the version first, without the fields that were never set."""
         return {"version": self.version, **self.model_dump(mode="json", exclude_unset=True)}

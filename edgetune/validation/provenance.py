@@ -40,6 +40,13 @@ def mismatches(metadata: Mapping[str, Any], run: RunDirectory) -> list[str]:
             found.append(combined)
         elif metadata.get(keys.ADAPTER_HASH) != combined_hash(now | _recorded(run, now)):
             found.append("the file was not made with this run's adapter; if you trained again, export again")
+    captured = run.manifest.captured_task
+    stated = metadata.get(keys.PROMPT_TASK)
+    if captured is not None and stated is not None and str(stated) != str(captured):
+        found.append(
+            f"the file holds the prompt of task {stated}, and the reference of this run was captured with task "
+            f"{captured}: the figures say nothing of the file; train a run with export.prompt_task: {stated}"
+        )
     return found
 
 

@@ -78,12 +78,15 @@ def test_the_thresholds_of_the_configuration_hold_unless_given(run_directory: Pa
     assert edgetune("validate", run, copy, "--no-task", "--gate", "recovery_min=").returncode == 0
 
 
-def test_one_report_where_asked(run_directory: Path, copy: Path, tmp_path: Path) -> None:
+def test_one_report_where_asked_beside_that_of_the_file(run_directory: Path, copy: Path, tmp_path: Path) -> None:
     place = tmp_path / "reports/all.json"
     result = edgetune("validate", run_directory, copy, "--json", place, "--rows", "2", "--no-task", "--threads", "2")
     assert result.returncode == 0, result.stderr
     assert json.loads(place.read_text())["reference"]["rows"] == 2
-    assert not copy.with_name(copy.name + ".validation.json").exists()
+    assert report_of(copy)["reference"]["rows"] == 2
+    page = tmp_path / "page.html"
+    assert edgetune("report", run_directory, copy, "-o", page).returncode == 0
+    assert page.is_file()
 
 
 def test_junit_has_a_case_for_each_check_and_skips_what_was_not_measured(

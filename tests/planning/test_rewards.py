@@ -125,6 +125,8 @@ def test_rewards_are_written_short_in_yaml_and_paths_are_those_of_the_configurat
         ([{"python": "rewards.py"}], "needs a function"),
         ([{"kind": "exact", "extract": "abc"}], "must have one group"),
         ([{"kind": "exact", "pattern": "abc"}], "reads no pattern"),
+        ([{"format": "abc", "column": "key"}], "the reward `format` compares with no column of the row"),
+        ([{"python": "file.py:f", "extract": "(.*)"}], "the reward `python` is given the whole answer"),
         ([{"kind": "exact", "weight": 0}], "have no weight"),
     ],
 )

@@ -44,6 +44,11 @@ def test_what_is_no_validation(run: RunDirectory, tmp_path: Path, text: str) -> 
 
 def test_a_file_that_was_not_validated(run: RunDirectory, tmp_path: Path) -> None:
     assert "was not validated" in sentence(edgetune("report", run.path, tmp_path / "other.gguf"))
+    for each in run.artifacts.glob("*.validation.json"):
+        each.unlink()
+    assert f"or name files that were validated elsewhere: `edgetune report {run.path} FILE...`" in sentence(
+        edgetune("report", run.path)
+    )
 
 
 def test_validate_writes_the_page_even_when_the_gate_fails(run: RunDirectory, tmp_path: Path) -> None:

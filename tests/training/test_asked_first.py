@@ -130,6 +130,40 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "that, or leave out adapter.num_cayley_neumann_terms - quantization.type is fp4, and quantization.bits: 4 "
         "alone reads it; set that, or leave out quantization.type - export.density is for several adapters",
     ),
+    "biases that the base does not have": (
+        {"adapter": {"bias": "all"}}, "adapter.bias is all, and the base has no biases: it would have no effect",
+    ),
+    "biases that the adapted layers do not have": (
+        {"adapter": {"bias": "adapted"}}, "adapter.bias is adapted, and the adapted layers have no biases",
+    ),
+    "a start from the base, and biases that it does not have": (
+        {"adapter": {"bias": "all", "init": "pissa"}, "quantization": {"bits": 16}},
+        "adapter.bias is all, and the base has no biases",
+    ),
+    "terms of biases that the base does not have": (
+        {"adapter": {"kind": "glora", "coupling": "vector"}, "quantization": {"bits": 16}},
+        "adapter.coupling is vector, and the adapted layers have no biases",
+    ),
+    "options of what is switched off": (
+        {
+            "adapter": {"kind": "lokr", "rank_dropout_scale": True},
+            "quantization": {"bits": 16}, "training": {"scheduler": "constant", "warmup_ratio": 0.2},
+            "gate": {"pair_flips_max": 0.1, "task_drop_max": 0.1}, "data": {"test": None},
+        },
+        "4 options have no effect: - adapter.rank_dropout_scale is true, and adapter.rank_dropout leaves out no ranks; "
+        "set adapter.rank_dropout above 0, or leave out adapter.rank_dropout_scale - training.warmup_ratio is 0.2, and "
+        "training.scheduler: constant has no warm-up; set training.scheduler: constant_with_warmup, or leave out "
+        "training.warmup_ratio - gate.pair_flips_max limits the scores of a reward model, and objective.kind: sft "
+        "trains none, so that the gate could not be passed; leave it out - gate.task_drop_max limits the drop of the "
+        "task score, and there is no data.test",
+    ),
+    "dropout between the layers of one": (
+        {"adapter": {"kind": "p-tuning", "encoder": "lstm", "encoder_layers": 1, "encoder_dropout": 0.1}},
+        "adapter.encoder_dropout is 0.1, and it acts between layers, of which adapter.encoder_layers: 1 leaves one",
+    ),
+    "a task of a method without tasks": (
+        {"export": {"prompt_task": "billing"}}, "export.prompt_task is billing, and adapter.kind: lora has no tasks",
+    ),
     "a block size that does not fit": (
         {"adapter": {"kind": "gralora", "r": 9, "blocks": 3}}, "GraLoRA does not fit this base",
     ),

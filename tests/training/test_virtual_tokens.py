@@ -32,6 +32,8 @@ from edgetune.training.run import train
 from edgetune.validation import ladder
 from edgetune.validation.results import ValidationResults
 from edgetune.validation.table import format_table
+from edgetune.validation.validate import validate_run
+from edgetune_converters.gguf import keys, reader
 from tests.converters import family_models
 from tests.training import runs
 from tests.training.objectives import encoded
@@ -194,9 +196,27 @@ def test_several_tasks_are_trained_and_one_is_exported(
     assert found.files[0].figures.kld.value < 1e-4
     assert found.files[0].task is not None
     assert found.files[0].task.same_as_trained == found.files[0].task.rows
+    _check_file_of_other_task(run, tmp_path, capsys)
     again = train(path, tmp_path / "again")
     adapters = [load_file(each.adapter / "adapter_model.safetensors") for each in (run, again)]
     assert all(np.array_equal(values, adapters[1][name]) for name, values in adapters[0].items())
+
+
+def _check_file_of_other_task(run: RunDirectory, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written with a warning and without golden answers, and the validation says that it cannot be compared."""
+    own = reader.read(run.artifacts / "run-f32.gguf").metadata
+    assert own[keys.PROMPT_TASK] == "1"
+    assert keys.GOLDEN in own
+    capsys.readouterr()
+    (receipt,) = export_run(run, out=folder / "first.gguf", prompt_task="first")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "prompt of the task 'first', and the reference of the run was captured with that of 'last'" in said
+    assert keys.GOLDEN not in reader.read(Path(receipt.artifact)).metadata
+    results = validate_run(run, receipt.artifact, with_task=False, threads=1)
+    assert not results.passed
+    assert "holds the prompt of task 0, and the reference of this run was captured with task 1" in str(results.misses)
+    with pytest.raises(ConfigError, match="the adapter has no task 'other'; they are first, last"):
+        export_run(run, prompt_task="other")
 
 
 def _loss(model: Any, row: Any, task: int) -> float:
@@ -214,6 +234,8 @@ def _loss(model: Any, row: Any, task: int) -> float:
         (["adapter.tasks=[]", "export.prompt_task=null"], "data.columns.task names the key 'kind'"),
         (["adapter.tasks=[first]"], "adapter.tasks names several different tasks"),
         (["export.prompt_task=2"], "export.prompt_task is 2, and the adapter has 2 tasks, counted from 0"),
+        (["export.prompt_task=lst"], "export.prompt_task is 'lst', and adapter.tasks names first, last: correct it"),
+        (["data.columns.task=null", "export.prompt_task=lst"], "2 problems with tasks:"),
         (["data.columns.task=other"], "data.columns names 'other' (task), which no row has"),
     ],
 )

@@ -46,6 +46,8 @@ SOFT_PROMPT = "edgetune.soft_prompt"
 """Soft prompt as rows of the vocabulary, a JSON object: `first` (id), `count`, `added` (rows that the base has not),
 `adds_bos` (whether the tokenizer of training adds BOS to a text) and `with_bos` (names of the chat templates in which
 BOS was written behind the soft tokens)."""
+PROMPT_TASK = "edgetune.soft_prompt.task"
+"""Number of the task of multitask prompt tuning whose prompt the file holds; absent for a training of one task."""
 PREFIX_STATE = "edgetune.prefix"
 """Prefix of keys and values that the model was trained with, a JSON object: `tokens`, and `sha256` of its file beside
 the model (MODEL.prefix.safetensors, or prefix.safetensors in an ONNX folder). Without the file the model is the base.

@@ -81,6 +81,7 @@ def add_adapter(
         ) from None
     if not config.takes_transposed:
         _check_not_transposed(adapted, config)
+    _check_biases(adapted, config)
     starts.after_attaching(adapted, config, sources)
     if layers:
         _check_exportable(adapted, layers)
@@ -96,8 +97,8 @@ def peft_config(config: Method, *, has_weights: bool = True) -> PeftConfig:
     """
     if config.reads_base and not has_weights:
         options = config.peft_options()
-        saved = options.get("modules_to_save")
-        return LoraConfig(task_type="CAUSAL_LM", target_modules=options["target_modules"], modules_to_save=saved)
+        stand_in = {name: options[name] for name in ("target_modules", "modules_to_save", "bias") if name in options}
+        return LoraConfig(task_type="CAUSAL_LM", **stand_in)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[config.facts.peft_type]
     return kind(task_type="CAUSAL_LM", **config.peft_options())
 
@@ -111,6 +112,24 @@ def _check_not_transposed(model: Any, config: Method) -> None:
                 f"adapter: {config.facts.title} does not fit this base: PEFT has no such adapter for weights that are "
                 f"stored transposed (Conv1D), such as those of {name}",
                 "Choose another adapter.kind, such as lora",
+            )
+
+
+def _check_biases(model: Any, config: Method) -> None:
+    """Raise ConfigError for stated options of biases that the base does not have."""
+    base = model.get_base_model()
+    for option in config.options_of_biases:
+        value = getattr(config, option)
+        if value == type(config).model_fields[option].default:
+            continue
+        modules = base.modules()
+        if value != "all":
+            modules = (each.get_base_layer() for each in modules if isinstance(each, BaseTunerLayer))
+        if all(getattr(each, "bias", None) is None for each in modules):
+            whose = "the base has" if value == "all" else "the adapted layers have"
+            raise ConfigError(
+                f"adapter.{option} is {value}, and {whose} no biases: it would have no effect",
+                f"Leave out adapter.{option}; adapter.kind: bitfit adds biases to a base that has none",
             )
 
 

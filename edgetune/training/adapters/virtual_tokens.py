@@ -16,6 +16,7 @@ from edgetune.config import Config
 from edgetune.data.text_tokenizer import TextTokenizer
 from edgetune.methods import Method
 from edgetune.methods.prompt_tuning import PromptTuning
+from edgetune.planning.row_tasks import exported_task
 
 PARAMETERS_FILE = "trained_parameters.safetensors"
 """File of a checkpoint with the trained parameters: an adapter of PEFT holds the output of the encoder alone."""
@@ -56,7 +57,7 @@ def set_task(model: Any, task: int) -> None:
 
 def with_task(model: Any, config: Config) -> Any:
     """Return a model whose inputs are of the exported task, where they do not state another one."""
-    set_task(model, config.export.prompt_task or 0)
+    set_task(model, exported_task(config))
     return model
 
 
