@@ -18,6 +18,7 @@ from edgetune_converters.adapters.soft_prompt import PrefixAdapter, SoftPromptAd
 from edgetune_converters.architectures import (
     BoundTensor,
     Family,
+    Head,
     ModelConfig,
     Piece,
     bind,
@@ -29,7 +30,7 @@ from edgetune_converters.architectures import (
     targets,
 )
 from edgetune_converters.architectures.rope import context_notes
-from edgetune_converters.errors import AdapterError
+from edgetune_converters.errors import AdapterError, ArchitectureError
 from edgetune_converters.merging import expanded_blocks, prefix_state, stream
 from edgetune_converters.merging.base_layout import BaseTensor, base_tensors
 from edgetune_converters.merging.merge_base import MergeBase
@@ -76,6 +77,12 @@ class Model:
 
     def check_format(self, format_: str) -> None:
         """Raise EdgetuneError if an output of this format cannot hold what the training added to the base."""
+        if format_ == "gguf" and self.family.head is Head.NEVER and not self.tied:
+            raise ArchitectureError(
+                "gguf: the output matrix differs from the embedding, and llama.cpp has none of its own for "
+                f"{self.family.name}",
+                "Export onnx or safetensors, which have one, or train neither the head nor the embedding, or both tied",
+            )
         if self.new_biases is not None:
             self.new_biases.check(format_)
         if self.score_head is not None:
@@ -165,7 +172,6 @@ class Model:
 
         Raises:
             AdapterError: The soft prompt does not fit the base.
-            ArchitectureError: llama.cpp has no output matrix of its own for the family.
         """
         assert isinstance(self.adapter, SoftPromptAdapter)
         place, config, bound, changes = place_rows(

@@ -73,12 +73,16 @@ def _check_soft_prompt(base: Base, config: Config) -> None:
                 f"adapter.kind: {config.adapter.kind} cannot be exported with the base {base.name}: {why}",
                 "Set export.formats: [onnx], or [] to train without export",
             )
-    if facts.peft_type not in KINDS or not config.export.formats:
+    if facts.peft_type not in KINDS:
         return
-    if why := why_not_placed(base.layers.family, is_gguf=is_gguf(base.path)):
+    formats, from_file = config.export.formats, is_gguf(base.path)
+    why_not = {each: why_not_placed(base.layers.family, each, is_gguf=from_file) for each in formats}
+    if why := next((reason for reason in why_not.values() if reason), None):
+        others = "onnx and safetensors" if not from_file and base.layers.family.onnx else "safetensors"
+        elsewhere = "" if from_file else f", another of its formats ({others})"
         raise ConfigError(
             f"adapter.kind: {config.adapter.kind} cannot be exported with the base {base.name}: {why}",
-            "Set export.formats: [] to train without export, or another adapter.kind",
+            f"Set export.formats: [] to train without export{elsewhere}, or another adapter.kind",
         )
 
 

@@ -41,7 +41,6 @@ from edgetune.planning.rewards import check_generation, leftover_prompts
 from edgetune.planning.row_tasks import check_task_options, keep_held_out_task
 from edgetune.planning.task_rows import RenderedPrompt, TaskRow, greedy_prompts, prepare_task_rows
 from edgetune.planning.tokenizer_files import template_files
-from edgetune.section import Section
 from edgetune.validation.sample_size import caution
 from edgetune_converters.files.companions import tokenizer_notes
 from edgetune_converters.files.contents import sha256_of
@@ -218,7 +217,7 @@ def _unused_options(config: Config) -> Iterator[str]:
             )
 
 
-def _default(section: Section, option: str) -> Any:
+def _default(section: Any, option: str) -> Any:
     return type(section).model_fields[option].default
 
 

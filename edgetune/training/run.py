@@ -153,6 +153,8 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
             formats = prepared.config.export.formats
             adapted = adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers, formats)
             adapters.check_head(adapted, prepared.config.objective)
+            if "gguf" in formats:
+                adapters.check_gguf_head(adapted, prepared.config.adapter, prepared.base.layers)
             if "gguf-lora" in formats:
                 adapters.check_lora_places(adapted, prepared.base.layers)
             trained = adapters.count_trainable(adapted)

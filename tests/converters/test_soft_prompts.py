@@ -135,8 +135,24 @@ def test_bos_stands_behind_the_soft_prompt(tmp_path: Path) -> None:
 def test_a_family_without_an_output_matrix_in_llama_cpp_is_refused(tmp_path: Path) -> None:
     base = family_models.base("gemma", tmp_path / "base")
     adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
-    with pytest.raises(ArchitectureError, match=r"llama.cpp has none of its own for Gemma"):
-        export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter)
+    with pytest.raises(ArchitectureError, match=r"gguf: .* llama.cpp has none of its own for Gemma"):
+        export(base, {"f32": tmp_path / "f32.gguf"}, adapter=adapter, safetensors={"f32": tmp_path / "st"})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+@pytest.mark.parametrize("rows", [ROWS, TOKENS])
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "command-r", "command-r7b"])
+def test_a_family_without_an_output_matrix_in_llama_cpp_gets_one_in_the_other_formats(
+    family: str, rows: int, tmp_path: Path
+) -> None:
+    base = family_models.base(family, tmp_path / "base", vocab_size=rows)
+    adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
+    export(base, adapter=adapter, onnx={"f32": tmp_path / "onnx"}, safetensors={"f32": tmp_path / "st"})
+    wanted = soft_prompts.logits(base, adapter, IDS)
+    text = [*soft_ids(TOKENS), *IDS]
+    for found in (session.logits(tmp_path / "onnx", text), tiny.torch_logits(tmp_path / "st", None, text)):
+        kld, same = tiny.divergence(wanted, found[COUNT:, :rows])
+        assert (kld < FLOOR, same) == (True, 1)
 
 
 def test_faults_of_a_soft_prompt_are_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runtime import load
 from edgetune.training import checkpoints
 from edgetune.training.adapters.virtual_tokens import PARAMETERS_FILE
-from edgetune.training.run import train
+from edgetune.training.run import dry_run, train
 from edgetune.validation import ladder
 from edgetune.validation.results import ValidationResults
 from edgetune.validation.table import format_table
@@ -339,9 +339,23 @@ def test_a_soft_prompt_is_pretrained_exported_and_validated(base: Path, tmp_path
     assert rung.contract.holds
 
 
-def test_a_family_without_an_output_matrix_is_refused_before_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
+def test_an_output_matrix_that_llama_cpp_does_not_have_is_refused_before_training(option: str, tmp_path: Path) -> None:
+    gemma = family_models.base("gemma", tmp_path / "gemma")
+    values = runs.settings(gemma, tmp_path)
+    values["adapter"][option] = ["lm_head"]
+    values["data"]["chat_template"] = "chatml"
+    values["export"] = {"formats": ["gguf", "safetensors"], "types": ["f16"]}
+    path = runs.write_config(tmp_path / "config.yaml", values)
+    with pytest.raises(ConfigError, match=f"gguf cannot hold what adapter.{option} trains: .* none of its own for Gem"):
+        dry_run(path, tmp_path / "run")
+    dry_run(path, tmp_path / "run", overrides=["export.formats=[onnx,safetensors]"])
+
+
+def test_a_gguf_file_of_a_family_without_an_output_matrix_is_refused_before_training(tmp_path: Path) -> None:
     gemma = family_models.base("gemma", tmp_path / "gemma")
     path = config(gemma, tmp_path / "rows", "prompt-tuning")
+    prepare_run(load_config(path, ["export.formats=[onnx,safetensors]", "export.types=[f32]"]))
     with pytest.raises(ConfigError, match=r"llama.cpp has none for Gemma"):
         prepare_run(load_config(path, ["data.chat_template=chatml"]))
 

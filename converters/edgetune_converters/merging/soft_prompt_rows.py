@@ -169,11 +169,13 @@ def place_rows(
     return place, config, list(bound), {embedding.target: change}
 
 
-def why_not_placed(family: Family, *, is_gguf: bool) -> str | None:
-    """Return why no soft prompt can be exported with a base of a family, or with a GGUF file; None if it can."""
-    if family.head is Head.NEVER:
-        return f"it needs an output matrix beside the embedding, and llama.cpp has none for {family.name}"
-    return "it adds tokens to the tokenizer's files, which a GGUF base does not have" if is_gguf else None
+def why_not_placed(family: Family, format_: str, *, is_gguf: bool) -> str | None:
+    """Return why no soft prompt can be exported in a format with a base of a family, or a GGUF file; None if it can."""
+    if is_gguf:
+        return "it adds tokens to the tokenizer's files, which a GGUF base does not have"
+    if format_ == "gguf" and family.head is Head.NEVER:
+        return f"gguf needs an output matrix beside the embedding, and llama.cpp has none for {family.name}"
+    return None
 
 
 def _lookup_scale(family: Family, config: ModelConfig) -> float:

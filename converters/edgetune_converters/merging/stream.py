@@ -16,7 +16,7 @@ from edgetune_converters.adapters.change import Change
 from edgetune_converters.adapters.products import product
 from edgetune_converters.architectures import BoundTensor, Family, Head, ModelConfig, Piece, slots
 from edgetune_converters.architectures.operations import RopePermute
-from edgetune_converters.errors import AdapterError, ArchitectureError, CheckpointError
+from edgetune_converters.errors import AdapterError, CheckpointError
 from edgetune_converters.reading.checkpoint import Checkpoint
 from edgetune_converters.tensors import ALL, F32, Read, RowIndex, TensorInfo, widened
 
@@ -238,8 +238,6 @@ def merged_tensors(
     """Return all tensors of the merged model in the order of the file.
 
     A head that equals the embedding, after the merge too, is omitted where readers then use the embedding.
-
-    Raises ArchitectureError when the head differs and the family's readers know only the embedding.
     """
     tensors = [_merged(item, changes) for item in bound if not _left_out(family, item, bound, checkpoint, changes)]
     for row in family.generated:
@@ -277,13 +275,7 @@ def _left_out(
     """Whether `item` is a head that need not be written."""
     if (item.slot, item.part) != (slots.OUTPUT, "weight") or family.head is Head.ALWAYS:
         return False
-    tied = _tied(item, bound, checkpoint, changes)
-    if family.head is Head.NEVER and not tied:
-        raise ArchitectureError(
-            f"the output matrix differs from the embedding, and llama.cpp has none of its own for {family.name}",
-            "Train neither the head nor the embedding, or both tied",
-        )
-    return tied
+    return _tied(item, bound, checkpoint, changes)
 
 
 def _tied(

@@ -3,6 +3,7 @@
 from edgetune.training.adapters.attach import (
     add_adapter,
     cast_trainable_to_float32,
+    check_gguf_head,
     check_head,
     check_lora_places,
     count_trainable,
@@ -22,6 +23,7 @@ __all__ = [
     "StartSources",
     "add_adapter",
     "cast_trainable_to_float32",
+    "check_gguf_head",
     "check_head",
     "check_lora_places",
     "convert_stored",

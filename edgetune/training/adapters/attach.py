@@ -27,6 +27,7 @@ from edgetune.training.adapters.starts import StartSources
 from edgetune.training.adapters.targets import resolve_targets
 from edgetune.training.adapters.tokens import add_token_rows
 from edgetune.training.adapters.virtual_tokens import complete
+from edgetune_converters.architectures import Head
 
 
 def add_adapter(
@@ -176,6 +177,24 @@ def check_lora_places(model: Any, layers: ExportableLayers) -> None:
         raise ConfigError(
             f"export.formats: gguf-lora has no place for the change of {name}{more}: {why}",
             "Leave out gguf-lora, or name other layers in adapter.target_modules",
+        )
+
+
+def check_gguf_head(model: Any, method: Method, layers: ExportableLayers) -> None:
+    """Raise ConfigError for an output matrix that training unties, where llama.cpp has none for the family."""
+    is_tied = layers.family.head is Head.NEVER and not isinstance(method, TrainableTokens)
+    if not is_tied or not isinstance(model, PeftModel):
+        return
+    base = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    trained = [each for each in ends if isinstance(each, BaseTunerLayer | ModulesToSaveWrapper)]
+    if trained:
+        option = "target_modules" if isinstance(trained[0], BaseTunerLayer) else "modules_to_save"
+        raise ConfigError(
+            f"export.formats: gguf cannot hold what adapter.{option} trains: the output matrix will differ from the "
+            f"embedding, and llama.cpp has none of its own for {layers.family.name}",
+            f"Leave out gguf (onnx and safetensors have one), or leave embedding and output matrix out of "
+            f"adapter.{option}",
         )
 
 
