@@ -277,8 +277,7 @@ class ExportConfig(Section):
     combine_rank: Annotated[int, Field(ge=1)] | None = None
     """Rank of the pairs that `svd` and `...-svd` make; the largest rank of the combined adapters by default."""
     prompt_task: str | Annotated[int, Field(ge=0)] | None = None
-    """Task whose prompt is exported from an adapter of multitask prompt tuning: its name in `adapter.tasks`, or its
-    number from 0 on. Default: the first. Held-out rows of this task are measured."""
+    """Task whose prompt is measured and exported: its name in `adapter.tasks`, or its number from 0 on; the first."""
 
     @model_validator(mode="before")
     @classmethod
