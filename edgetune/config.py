@@ -276,7 +276,7 @@ class ExportConfig(Section):
     """Seed of what `dare-linear`, `dare-ties` and their `-svd` keep; 0 by default."""
     combine_rank: Annotated[int, Field(ge=1)] | None = None
     """Rank of the pairs that `svd` and `...-svd` make; the largest rank of the combined adapters by default."""
-    prompt_task: str | Annotated[int, Field(ge=0)] | None = None
+    prompt_task: Annotated[Annotated[int, Field(ge=0)] | str, Field(union_mode="left_to_right")] | None = None
     """Task whose prompt is measured and exported: its name in `adapter.tasks`, or its number from 0 on; the first."""
 
     @model_validator(mode="before")
@@ -288,11 +288,6 @@ class ExportConfig(Section):
             if old in section and new in section:
                 raise ValueError(f"export.{old} is the former name of export.{new}; give export.{new} alone")
         return {RENAMED_EXPORT_KEYS.get(key, key): value for key, value in section.items()}
-
-    @field_validator("prompt_task")
-    @classmethod
-    def _digits_are_a_number(cls, task: str | int | None) -> str | int | None:
-        return int(task) if isinstance(task, str) and task.isdecimal() else task
 
     @field_validator("types")
     @classmethod
