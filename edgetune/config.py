@@ -21,7 +21,7 @@ from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
 from edgetune.objectives import OTHER_NAMES, Batching, ObjectiveConfig, Sft
 from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml, split_existing
-from edgetune_converters.names import NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
+from edgetune_converters.names import AUTO, NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -233,7 +233,10 @@ class ExportConfig(Section):
     token_embedding_type: str | None = None
     """Storage type of the token embedding."""
     imatrix: str | None = None
-    """Importance matrix of llama-imatrix (GGUF or .dat), which weights the quantization error of each column."""
+    """Importance matrix of llama-imatrix (GGUF or .dat), which weights the quantization error of each column; `auto`
+    computes one from the run's training rows."""
+    imatrix_tokens: Annotated[int, Field(ge=256)] = 16384
+    """Tokens of training rows that are evaluated for an importance matrix of `auto`."""
     split_max_size: str | None = None
     """Split GGUF into files of at most this size, such as 2G."""
     max_shard_size: str = "5GB"
@@ -588,7 +591,8 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
     data = config.data.model_copy(
         update={key: resolve(getattr(config.data, key)) for key in ("train", "validation", "test", "chat_template")}
     )
-    export = config.export.model_copy(update={"imatrix": resolve(config.export.imatrix)})
+    imatrix = config.export.imatrix
+    export = config.export.model_copy(update={"imatrix": imatrix if imatrix == AUTO else resolve(imatrix)})
     objective = config.objective.with_paths(local)
     return config.model_copy(
         update={"base": local(config.base), "data": data, "export": export, "objective": objective}

@@ -15,7 +15,12 @@ NOT_FAST = {
     *("cases", "training", "planning", "end_to_end", "samples", "runtime", "validation", "report", "sensitivity"),
     *("evaluation", "serving", "chatting", "benchmarking"),
     *("commands", "exporting/test_imports.py", "exporting/test_merge_export.py", "exporting/test_traced.py"),
-    *("exporting/test_through_peft.py", "exporting/test_run.py", "converters/test_request.py"),
+    *(
+        "exporting/test_through_peft.py",
+        "exporting/test_importance.py",
+        "exporting/test_run.py",
+        "converters/test_request.py",
+    ),
     *("converters/onnx", "converters/test_added_tokens.py", "converters/test_converter.py"),
     *(
         "converters/test_score_heads.py",

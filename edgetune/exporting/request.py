@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune import console
 from edgetune.errors import ConfigError
+from edgetune.exporting.importance import matrix_path
 from edgetune.exporting.options import flag_name
 from edgetune.planning.export_checks import byte_count
 from edgetune.reference.golden import is_golden
@@ -53,7 +53,7 @@ def export_request(
         merge_base=ORIGINAL if config.merge_base == AUTO else config.merge_base,
         bnb_record=source.bnb_record,
         overrides=overrides_of(config.tensor_types, config.output_tensor_type, config.token_embedding_type),
-        imatrix=None if config.imatrix is None else Path(config.imatrix),
+        imatrix=matrix_path(source, config, targets),
         allow_fallback=config.allow_fallback,
         onnx_settings=_onnx_settings(config) if any(target.format == "onnx" for target in targets) else None,
         split_max_size=_byte_count(config, "split_max_size"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune import console
-from edgetune.exporting import merge_base, type_search
+from edgetune.exporting import importance, merge_base, type_search
 from edgetune.exporting.method_checks import check_method
 from edgetune.exporting.options import resolve_options
 from edgetune.exporting.request import check_overrides, check_used, export_request, warn_of_other_task
@@ -69,6 +69,7 @@ class Export:
         from edgetune.exporting import traced
         from edgetune_converters.exporting import export
 
+        request = importance.with_measured_importance(request, self.source, self.config)
         request = traced.with_tracer(request, self.config)
         if self.config.search_types and request.paths("onnx"):
             request = type_search.with_searched_types(request, self.source)
@@ -121,6 +122,7 @@ def prepare_export(source: Source, given: dict[str, Any], output: Path | None = 
     check_used(targets, given)
     check_method(source, config, targets)
     warn_of_other_task(source, config)
+    importance.check_importance(source, config, targets)
     return Export(source, config, export_request(source, config, targets, threads))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgetune import console
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.storage_types import are_given, types_by_format
+from edgetune_converters.names import AUTO
 
 if TYPE_CHECKING:
     from edgetune.config import Config, ExportConfig
@@ -136,7 +137,7 @@ def _read_importance(options: ExportConfig) -> ImportanceMatrix | None:
     """Return the importance matrix. One that does not exist yet, as it is made of an exported file, is a warning."""
     from edgetune_converters.quantization.imatrix import read_imatrix
 
-    if options.imatrix is None:
+    if options.imatrix in (None, AUTO):
         return None
     path = Path(options.imatrix)
     if not path.exists():

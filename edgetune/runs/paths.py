@@ -10,6 +10,7 @@ runs/NAME/
   evaluations/   scores on tasks of lm-evaluation-harness (edgetune/evaluation/results.py)
   teacher.jsonl  answers of the teacher, of a distillation from an endpoint
   answers.ngrams n-grams of the training answers (edgetune/runtime/ngrams.py)
+  calibration.npz  token ids of training rows, for --imatrix auto (edgetune/reference/calibration.py)
   score_head.safetensors, scores.json   of a reward model: its head, and scores of held-out pairs
   checkpoints/   of the trainer, for --resume
   base.partial/  weights of a GGUF base, while they are being loaded
@@ -78,6 +79,11 @@ class RunPaths:
     def ngrams(self) -> Path:
         """The table of n-grams of the training answers; not in runs of earlier versions."""
         return self.path / "answers.ngrams"
+
+    @property
+    def calibration(self) -> Path:
+        """Token ids of training rows, for importance matrices; not in runs of earlier versions."""
+        return self.path / "calibration.npz"
 
     @property
     def score_head(self) -> Path:

@@ -205,6 +205,7 @@ def remove_run_files(run: RunDirectory) -> None:
         run.score_head,
         run.scores_file,
         run.ngrams,
+        run.calibration,
     ):
         file.unlink(missing_ok=True)
     shutil.rmtree(stopped_directory(run.reference), ignore_errors=True)

@@ -23,6 +23,7 @@ from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
 from edgetune.reference import store
+from edgetune.reference.calibration import CalibrationRows
 from edgetune.reference.reward_scores import RewardScores
 from edgetune.runs import lock
 from edgetune.runs.directory import RunDirectory
@@ -196,6 +197,7 @@ def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
         model = train_or_load_adapter(run, prepared)
         capture_reference(run, prepared, model)
         _store_ngrams(run, prepared)
+        CalibrationRows.choose(prepared.train.rows).write(run.calibration)
         if prepared.config.objective.facts.is_scorer:
             _store_scores(run, prepared, model)
 

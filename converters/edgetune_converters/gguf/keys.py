@@ -57,6 +57,9 @@ SCORE_HEAD = "edgetune.score_head"
 """Score head of a reward model, base64 of f32 [hidden size]: its product with the last token's hidden state is the
 score. llama.cpp reads tensors of such a head for other architectures alone."""
 
+IMATRIX_MADE_OF = "edgetune.imatrix.made_of"
+"""In an importance matrix: SHA-256 of base, adapter, merge base and rows that it follows from."""
+
 # tokenizer behavior that llama.cpp does not reproduce
 NORMALIZER = "edgetune.tokenizer.normalizer"
 """Unicode normal form (NFC, ...) of the training tokenizer; llama.cpp does not normalize."""

@@ -1,4 +1,4 @@
-"""Read llama.cpp's importance matrix (`llama-imatrix`): how much each column of a matrix matters.
+"""Read and write llama.cpp's importance matrix (`llama-imatrix`): how much each column of a matrix matters.
 
 Two formats: GGUF (sums of squared activations and their counts, per expert) and the older .dat. Source: llama.cpp's
 common/imatrix-loader.cpp and tools/quantize/quantize.cpp.
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from edgetune_converters.errors import ArtifactError, RecipeError
 from edgetune_converters.files.contents import sha256_of
-from edgetune_converters.gguf.layout import MAGIC
+from edgetune_converters.gguf.layout import MAGIC, TensorSpec
 from edgetune_converters.gguf.reader import GgufFile, read
-from edgetune_converters.gguf.values import Value, ValueKind, string
+from edgetune_converters.gguf.types import BY_NAME
+from edgetune_converters.gguf.values import Value, ValueKind, string, strings, u32
+from edgetune_converters.gguf.writer import GgufWriter
 from edgetune_converters.tensors import F32
 
 # types that are useless, or cannot be computed, without one
@@ -29,6 +31,7 @@ _UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up, not multiplied: entries do not fit
 _HINT = "Make one with llama-imatrix from a GGUF file of this model"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_CHUNK = 512  # tokens of a chunk of llama-imatrix
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class ImportanceMatrix:
         missing = [name for name, _, _ in quantized if name not in self.entries]
         if not missing:
             return []
-        return [f"the importance matrix has no entry for {len(missing)} matrices, such as {missing[0]}"]
+        which = missing[0] if len(missing) == 1 else f"{len(missing)} matrices, such as {missing[0]}"
+        return [f"the importance matrix has no entry for {which}"]
 
     def pieces(
         self, name: str, shape: tuple[int, ...], first: int, rows: NDArray[Any]
@@ -117,6 +121,38 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise RecipeError(f"{path}: the weights of {name} are not all finite and positive", _HINT)
     return ImportanceMatrix(path, sha256_of(path), entries, dataset, chunks)
+
+
+def write_imatrix(
+    path: Path, entries: Mapping[str, tuple[F32, NDArray[np.int64]]], *, dataset: str, tokens: int,
+    metadata: Mapping[str, Value],
+) -> None:  # fmt: skip
+    """Write a file as llama-imatrix does; it is renamed into place.
+
+    Args:
+        path: The file.
+        entries: GGUF tensor name -> sums of the squared inputs [matrices, columns], and how many inputs each has.
+        dataset: What was evaluated, in words.
+        tokens: Tokens that were evaluated.
+        metadata: Further metadata.
+    """
+    stated = {
+        "general.type": string("imatrix"),
+        "imatrix.datasets": strings([dataset]),
+        "imatrix.chunk_count": u32(max(1, tokens // _CHUNK)),
+        "imatrix.chunk_size": u32(_CHUNK),
+        **metadata,
+    }
+    values: dict[str, F32] = {}
+    for name in sorted(entries):
+        sums, counts = entries[name]
+        values[name + _SUMS] = sums.reshape(len(counts), -1)
+        values[name + _COUNTS] = counts.astype(np.float32)[:, None]
+    specs = [TensorSpec(name, each.shape, BY_NAME["f32"]) for name, each in values.items()]
+    with GgufWriter.open(path, stated, specs) as writer:
+        for each in values.values():
+            writer.append(each)
+        writer.publish()
 
 
 def _columns(shape: tuple[int, ...]) -> int:

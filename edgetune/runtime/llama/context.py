@@ -54,7 +54,7 @@ class LlamaContext:
         self, model: Any, path: Path, *, vocabulary_size: int, threads: int, cells: int, outputs: int,
         sequences: int = 1, prefix: Prefix | None = None, hidden_rows: int = 0, is_unified: bool = False,
         for_states: bool = False, flash_attention: bool | None = None, physical_batch: int = BATCH,
-        quantizes_cache: bool = False,
+        quantizes_cache: bool = False, on_tensor: Any = None,
     ) -> None:  # fmt: skip
         """Create the context.
 
@@ -74,6 +74,7 @@ class LlamaContext:
             flash_attention: Whether attention is one fused operation; None: as llama.cpp chooses.
             quantizes_cache: Whether keys and values are in q8_0 in place of f16.
             physical_batch: Tokens that are evaluated at once, at most `BATCH`.
+            on_tensor: Callback that is shown the results of operations (`ActivationCollector.callback`).
 
         Raises:
             RuntimeProblem: llama.cpp cannot allocate it.
@@ -97,6 +98,8 @@ class LlamaContext:
         parameters.n_seq_max = sequences
         parameters.kv_unified = is_unified
         parameters.n_threads = parameters.n_threads_batch = threads
+        if on_tensor is not None:
+            parameters.cb_eval = on_tensor
         if for_states:
             parameters.embeddings, parameters.pooling_type = True, _NO_POOLING
         parameters.abort_callback = self._flag.callback(self._library.ggml_abort_callback)

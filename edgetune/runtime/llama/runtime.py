@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from edgetune.errors import RuntimeNotice, RuntimeProblem
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.generation_request import MAX_LOOKUP
 from edgetune.runtime.interface import Pooling, Runtime
+from edgetune.runtime.llama.activations import ActivationCollector, ActivationSums
 from edgetune.runtime.llama.adapters import load_adapter
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
@@ -123,13 +124,20 @@ class LlamaRuntime(Runtime):
         self.context: int = context  # not rounded up to 256, as llama.cpp does
 
     def _make_context(
-        self, cells: int, outputs: int, sequences: int = 1, *, is_unified: bool = False, for_states: bool = False
+        self,
+        cells: int,
+        outputs: int,
+        sequences: int = 1,
+        *,
+        is_unified: bool = False,
+        for_states: bool = False,
+        on_tensor: Any = None,
     ) -> LlamaContext:
         return LlamaContext(
             self._model, self.path, vocabulary_size=self.vocabulary_size, threads=self.threads, cells=cells,
             outputs=outputs, sequences=sequences, prefix=self._prefix, hidden_rows=self.hidden_rows,
             is_unified=is_unified, for_states=for_states, flash_attention=self._fit.flash_attention,
-            physical_batch=self._fit.batch, quantizes_cache=self._fit.quantizes_cache,
+            physical_batch=self._fit.batch, quantizes_cache=self._fit.quantizes_cache, on_tensor=on_tensor,
         )  # fmt: skip
 
     @override
@@ -197,6 +205,28 @@ class LlamaRuntime(Runtime):
         self._open()
         with closing(self._make_context(max(map(len, rows), default=1), BATCH, for_states=True)) as context:
             return [score_row(context, head, row) for row in rows]
+
+    def add_up_activations(self, rows: Iterable[NDArray[np.int32]]) -> dict[str, ActivationSums]:
+        """Evaluate rows of token ids and return the sums of the squared inputs of each matrix, by tensor name.
+
+        Call it in another than the main thread, so that Ctrl-C is not lost. A row is cut at the context.
+
+        Raises:
+            RuntimeProblem: The model computes values that are not finite, or llama.cpp is another than edgetune knows.
+        """
+        self._open()
+        collector = ActivationCollector(self._library)
+        context = self._make_context(self.context, BATCH, for_states=True, on_tensor=collector.callback)
+        with closing(context):
+            for row in rows:
+                ids = row[: self.context]
+                self.check_ids(ids)
+                context.begin()
+                for start in range(0, len(ids), BATCH):
+                    piece = ids[start : start + BATCH]
+                    with collector.watching():
+                        context.decode(piece, start, np.ones(len(piece), np.int8))
+        return collector.sums
 
     @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
