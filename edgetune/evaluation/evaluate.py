@@ -16,7 +16,8 @@ from edgetune.evaluation import tasks as task_loading
 from edgetune.evaluation.models import EvaluatedModel, FileModel
 from edgetune.evaluation.results import EvaluationResults, EvaluationSettings
 from edgetune.runs.directory import RunDirectory
-from edgetune.runtime.loading import load, require_file
+from edgetune.runtime.artifacts import artifact_format, has_score_head
+from edgetune.runtime.loading import load_text_model, require_file, reward_model_problem
 from edgetune.validation.provenance import mismatches
 
 LONGEST_CONTEXT = 4096
@@ -49,13 +50,15 @@ def file_opener(path: Path, threads: int | None, run: RunDirectory | None = None
     """Return the function that opens an exported file, with a warning if it was not made from `run`.
 
     Raises:
-        RuntimeProblem: The file does not exist.
+        RuntimeProblem: The file does not exist, or is a reward model.
     """
     require_file(path)
+    if artifact_format(path) == "gguf" and has_score_head(path):
+        raise reward_model_problem(path)
 
     @contextmanager
     def open_file(context: int | None) -> Iterator[EvaluatedModel]:
-        with load(path, threads=threads, context=context) as runtime:
+        with load_text_model(path, threads=threads, context=context) as runtime:
             for mismatch in mismatches(runtime.metadata, run) if run else ():
                 console.warn(f"{path.name}: {mismatch}")
             yield FileModel(runtime)

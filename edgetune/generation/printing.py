@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edgetune import console
 from edgetune.errors import ConfigError
-from edgetune.runtime import Answer, Finish, Runtime, Timing, load
+from edgetune.runtime import Answer, Finish, Runtime, Timing
+from edgetune.runtime.loading import load_text_model
 from edgetune.runtime.machine_fit import find_fit
 
 
@@ -52,7 +53,7 @@ def discard_output() -> None:
 def load_fitted(file: Path, threads: int | None, context: int | None, *, no_fit: bool) -> Runtime:
     """Open a file with the settings that `edgetune fit` remembered for it, and say so."""
     fit = None if no_fit else find_fit(file)
-    runtime = load(file, threads=threads, context=context, fit=fit)
+    runtime = load_text_model(file, threads=threads, context=context, fit=fit)
     if fit is not None and sys.stderr.isatty():
         console.note(
             f"{file.name}: {fit.describe()}, as fitted on {time.strftime('%Y-%m-%d', time.localtime(fit.measured))}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgetune.runtime.onnx.folder import is_onnx
 from edgetune_converters.errors import ArtifactError
-from edgetune_converters.gguf import reader
+from edgetune_converters.gguf import keys, reader
 
 _MAGIC = b"GGUF"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
@@ -66,6 +66,14 @@ def _other_kind(path: Path) -> str | None:
 def _has_magic(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(len(_MAGIC)) == _MAGIC
+
+
+def has_score_head(path: Path) -> bool:
+    """Whether a GGUF file is a reward model, by its header; False for a damaged file."""
+    try:
+        return keys.SCORE_HEAD in reader.read(path).metadata
+    except ArtifactError:
+        return False
 
 
 def is_adapter(path: Path) -> bool:

@@ -40,6 +40,31 @@ def load(
     return RUNTIMES[found](path, threads, context, clip, fit)
 
 
+def load_text_model(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    clip: bool = False,
+    fit: MachineFit | None = None,
+) -> Runtime:
+    """Open an exported file whose texts are wanted, as `load` does. Raises RuntimeProblem for a reward model, too."""
+    runtime = load(path, threads=threads, context=context, clip=clip, fit=fit)
+    if runtime.is_reward_model:
+        runtime.close()
+        raise reward_model_problem(Path(path))
+    return runtime
+
+
+def reward_model_problem(path: Path) -> RuntimeProblem:
+    """Return the error for a reward model that is asked for texts."""
+    return RuntimeProblem(
+        f"{path} is a reward model: it gives a score for a text and was not trained to write any",
+        f"`edgetune validate RUN {path.name}` compares its scores with the trained ones; in Python, "
+        f'edgetune.load("{path.name}").reward_scores([ids]) gives them',
+    )
+
+
 def require_file(path: Path) -> None:
     """Raise RuntimeProblem if there is nothing at `path`."""
     if not path.exists():

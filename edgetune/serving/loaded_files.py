@@ -12,10 +12,10 @@ from pathlib import Path
 
 from edgetune import console
 from edgetune.errors import ConfigError, EdgetuneError
-from edgetune.runtime.artifacts import artifact_format
+from edgetune.runtime.artifacts import artifact_format, has_score_head
 from edgetune.runtime.engine import Engine
 from edgetune.runtime.interface import Runtime
-from edgetune.runtime.loading import load, require_file
+from edgetune.runtime.loading import load, load_text_model, require_file, reward_model_problem
 from edgetune.runtime.machine_fit import find_fit
 from edgetune.runtime.slots import SPECULATION, Speculation
 from edgetune.serving.api_errors import ENGINE_CLOSED, ApiError, bad_request
@@ -136,6 +136,8 @@ def served_files(arguments: Sequence[str]) -> dict[str, ServedFile]:
         form = artifact_format(path)
         if form is None:
             load(path).close()  # raises the sentence for a directory that is no model
+        if form == "gguf" and has_score_head(path):
+            raise reward_model_problem(path)
         if name in found:
             raise ConfigError(
                 f"{found[name].path} and {path} would both be called {name}", f"Give one another name: NAME={path}"
@@ -310,7 +312,9 @@ class ModelPool:
 
 def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engine]:
     fit = find_fit(file.path) if settings.fits and not settings.is_exact else None
-    runtime = load(file.path, threads=settings.threads, context=settings.context, clip=True, fit=fit)
+    runtime = load_text_model(
+        file.path, threads=settings.threads, context=settings.context, clip=True, fit=fit
+    )  # fmt: skip
     if fit is not None:
         console.note(f"{file.path.name}: {fit.describe()}, as `edgetune fit` measured")
     try:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from edgetune_converters.adapters.adapted_module import AdaptedModule, Fold, Misfit
 from edgetune_converters.adapters.base_targets import BaseTargets
 from edgetune_converters.adapters.change import Change, Transform, of_all, on_transposed, transposed
+from edgetune_converters.adapters.completeness import is_adapted, lost_modules
 from edgetune_converters.adapters.expert_factors import ExpertPart, StackCache
 from edgetune_converters.adapters.expert_transforms import ExpertTransforms
 from edgetune_converters.adapters.peft_config import PeftConfig
@@ -73,6 +74,8 @@ class Matching:
         if len(misfits) > _SHOWN_MISFITS:
             self.problems.append(f"{len(misfits) - _SHOWN_MISFITS} more modules do not fit in such a way")
         self.problems += self.finish()
+        if not self.problems:
+            self.problems += self._lost(tensors)
 
     # -- what a kind with a matching of its own replaces ---------------------------------------------------------------
 
@@ -203,6 +206,14 @@ class Matching:
         change.transform = Transform(
             on_transposed(apply) if turned else apply, tensors, fold.changes_nothing, fold.needs_trained
         )
+
+    def _lost(self, tensors: AdapterTensors) -> list[str]:
+        """Return the problem with modules that the configuration says are adapted, and that have no tensors."""
+        replaced = {name.rpartition(".")[0] for name in tensors.replacements}
+        present = tensors.modules or {name for name in replaced if is_adapted(self._config.raw, name)}
+        lost = lost_modules(self._config.raw, present, self._base)
+        because = "by adapter_config.json (target_modules), and the file has no tensor of"
+        return as_one_line(lost, f"is adapted {because} it", f"are adapted {because} them", noun="modules")
 
     def _replace(self, replacements: Mapping[str, TensorInfo]) -> None:
         unknown = []

@@ -167,6 +167,23 @@ def test_a_file_without_the_head_is_not_of_this_run(run: RunDirectory, tmp_path:
         runtime.reward_scores([[1, 2]])
 
 
+def test_a_reward_model_that_is_asked_for_texts_says_what_it_gives(
+    run: RunDirectory, files: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("gguf f32", "onnx f32"):
+        file = str(files[kind])
+        commands = [["run", file, "--prompt", "lamp"], ["chat", file], ["serve", file, "--port", "0"]]
+        for command in commands if kind.startswith("gguf") else commands[:2]:
+            assert cli.run(command) == 1, command
+            said = " ".join(capfd.readouterr().err.split())
+            assert "is a reward model: it gives a score for a text and was not trained to write any" in said, command
+            assert "reward_scores([ids])" in said
+    pytest.importorskip("lm_eval")
+    for source in (run.path, files["gguf f32"]):
+        assert cli.run(["evaluate", str(source), "--tasks", "arc_easy"]) != 0
+        assert "a reward model" in " ".join(capfd.readouterr().err.split())
+
+
 def test_bad_rows_and_damaged_scores_are_refused(run: RunDirectory, files: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("gguf f32", "onnx f32"):
         with load(files[kind]) as runtime:
