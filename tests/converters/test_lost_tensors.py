@@ -169,6 +169,8 @@ def test_modules_are_found_in_other_layers_where_the_base_has_other_names() -> N
 
 
 def test_experts_and_larger_parameters_may_be_absent() -> None:
-    shapes = {f"layers.{n}.mlp.experts.{k}.up.weight": (4, 4) for n in range(2) for k in range(2)}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"layers.{n}.mlp.experts.{k}.up.weight": (4, 4) for n in range(2) for k in range(2)
+    }
     shapes |= {"layers.0.up.weight": (4, 4), "layers.1.up.weight": (2, 4, 4)}
     assert lost_modules({"target_modules": ["up"]}, ["layers.0.up"], BaseTargets(shapes)) == []
