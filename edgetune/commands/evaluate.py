@@ -96,11 +96,10 @@ def _models_of_run(
     """Return how the trained model and its files are opened."""
     from edgetune.evaluation.evaluate import file_opener
     from edgetune.evaluation.results import TRAINED
-    from edgetune.objectives import SCORERS
     from edgetune.runtime.artifacts import is_model, select_models
     from edgetune.training import environment
 
-    if (run.manifest.config.get("objective") or {}).get("kind") in SCORERS:
+    if run.score_head.is_file():
         raise ConfigError(
             f"{run.path} trained a reward model, which gives scores: tasks of the harness need a language model",
             f"`edgetune validate {run.path} FILE` compares the scores of its files with the trained ones",
