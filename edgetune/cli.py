@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "train": "Fine-tune a base model with QLoRA and capture its reference outputs.",
+    "adopt": "Make a run directory around an adapter that another program trained.",
     "preview": "Show rendered rows and the tokens that are trained on.",
     "merge-export": "Merge an adapter into its base and write GGUF, ONNX or safetensors.",
     "run": "Answer a prompt with an exported file, on the CPU.",

@@ -6,11 +6,9 @@ it. Relative paths are relative to the configuration file.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,11 +18,20 @@ from edgetune.errors import ConfigError
 from edgetune.methods import NAMES_OF_OPTIONS, NOT_TRAINED, AdapterConfig, Lora
 from edgetune.methods.base import Surroundings
 from edgetune.objectives import OTHER_NAMES, Batching, ObjectiveConfig, Sft
-from edgetune.section import Ratio, Section, alternatives, apply_override, read_yaml, split_existing
+from edgetune.section import (
+    Contradictions,
+    Ratio,
+    Section,
+    absolute_name,
+    apply_override,
+    describe_all,
+    override_of,
+    read_yaml,
+)
 from edgetune_converters.names import AUTO, NF4, ORIGINAL, CombineName, FormatName, MergeBaseOption
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
-_WILDCARDS = re.compile(r"[*?\[]")
+_OTHER_KINDS = {"adapter": {**NOT_TRAINED, **NAMES_OF_OPTIONS}, "objective": OTHER_NAMES}
 
 
 class ColumnsConfig(Section):
@@ -331,6 +338,9 @@ class Config(Section):
     """The model to fine-tune: a Hugging Face directory, a GGUF file, or a name on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a base from the hub; the resolved commit is recorded in run.json."""
+    tokenizer: str | None = None
+    """A directory whose tokenizer files and chat template take the place of the base's. Files that it lacks are the
+    base's."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base. Use it only for a base whose code you have read."""
     data: DataConfig
@@ -404,14 +414,6 @@ class Config(Section):
             )
 
 
-class Contradictions(ValueError):
-    """Options of several sections that exclude one another, a sentence each."""
-
-    def __init__(self, sentences: Sequence[str]) -> None:
-        super().__init__("; ".join(sentences))
-        self.sentences = tuple(sentences)
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration, apply `key=value` overrides (dotted keys, YAML values), check and resolve it.
 
@@ -421,7 +423,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         apply_override(raw, override)
     _warn_of_renamed_keys(raw.get("export"), str(path))
-    return _resolve_paths(parse_section(Config, raw, str(path), overrides), path.resolve().parent)
+    return resolve_paths(parse_section(Config, raw, str(path), overrides), path.resolve().parent)
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> Config:
@@ -438,9 +440,9 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
         return model.model_validate(dict(raw))
     except ValidationError as error:
         problems = [
-            (text, _override_of(problem, text, overrides))
+            (text, override_of(problem, text, overrides, Config))
             for problem in error.errors()
-            for text in _describe_all(problem)
+            for text in describe_all(problem, Config, _OTHER_KINDS)
         ]
         problems = list(dict.fromkeys(problems))
         blamed = [f"--set {override}: {text}" if override else text for text, override in problems]
@@ -452,19 +454,6 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str, over
         ) from None
 
 
-def _override_of(problem: Any, text: str, overrides: Sequence[str]) -> str | None:
-    """Return the last override that set the option or a section around it; of a section, one that `text` names."""
-    place, _ = _without_kinds(problem["loc"])
-    location = ".".join(place)
-    for override in reversed(overrides):
-        key = override.partition("=")[0]
-        is_inside = not location or key.startswith(f"{location}.")
-        is_named = re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", text)
-        if f"{location}.".startswith(f"{key}.") or (is_inside and is_named):
-            return override
-    return None
-
-
 def _warn_of_renamed_keys(export: Any, source: str) -> None:
     from edgetune import console
 
@@ -473,117 +462,11 @@ def _warn_of_renamed_keys(export: Any, source: str) -> None:
             console.warn(f"{source}: export.{old} is now called export.{new}")
 
 
-def _describe_all(problem: Any) -> tuple[str, ...]:
-    cause = problem.get("ctx", {}).get("error")
-    return cause.sentences if isinstance(cause, Contradictions) else (_describe(problem),)
-
-
-def _describe(problem: Any) -> str:
-    place, kinds = _without_kinds(problem["loc"])
-    *parents, last = ["", *place]
-    is_choice = last in _TEXT_OR_LIST  # pydantic names the alternative that it tried
-    location = [part for part in [*parents, last] if part and not _ALTERNATIVE.fullmatch(part)]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(location, kinds)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "union_tag_invalid":
-        return _unknown_kind(key, problem["ctx"]["tag"])
-    message = "give a text, or a list of texts" if is_choice else _WORDS.get(problem["type"])
-    if problem["type"] == "model_type":
-        inside = [name for name in option_names() if name.startswith(f"{key}.")]
-        message = f"it is a section of options, such as {inside[0]}" if inside else None
-    if message is None:
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-    is_of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)  # the message has keys
-    return message if is_of_section or not key else f"{key} is {problem['input']!r}: {message}"
-
-
-def _without_kinds(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """Return the place of a problem without the kinds of sections that pydantic puts into it, and these kinds."""
-    kept, kinds = [], []
-    parts = [str(part) for part in place]
-    model: type[BaseModel] | None = Config
-    while parts:
-        kept.append(parts.pop(0))
-        field = model.model_fields.get(kept[-1]) if model else None
-        found = alternatives(field) if field else {}
-        if parts and parts[0] in found:
-            kinds.append(parts.pop(0))
-        model = found.get(kinds[-1] if kinds and kinds[-1] in found else "")
-    return kept, kinds
-
-
-def _unknown_kind(section: str, kind: str) -> str:
-    others = {"adapter": {**NOT_TRAINED, **NAMES_OF_OPTIONS}, "objective": OTHER_NAMES}.get(section, {})
-    explained = others.get(kind.lower())
-    if explained:
-        return f"{section}.kind is {kind!r}: {explained}"
-    kinds = list(alternatives(Config.model_fields[section]))
-    near = difflib.get_close_matches(kind.lower(), kinds, n=1)
-    return f"{section}.kind is {kind!r}" + (
-        f", did you mean {near[0]}?" if near else f": choose from {', '.join(kinds)}"
-    )
-
-
-_TEXT_OR_LIST = ("str", "list[str]")
-_ALTERNATIVE = re.compile(r"(constrained-)?(int|float|str)|(list|literal)\[.*\]")
-_WORDS = {
-    "string_type": "give a text",
-    "list_type": "give a list, such as [a, b]",
-    "too_short": "give one or more, or leave the option out",
-    "finite_number": "give a finite number",
-    "dict_type": "give keys with values, such as {a: b}",
-    "bool_type": "give true or false",
-    "bool_parsing": "give true or false",
-    "int_type": "give a whole number",
-    "int_parsing": "give a whole number",
-    "int_from_float": "give a whole number",
-    "float_type": "give a number",
-    "float_parsing": "give a number",
-}
-
-
-def _nearest(location: Sequence[str], kinds: Collection[str] = ()) -> str:
-    """', did you mean training.epochs?' for a key near a known one, first among its siblings, then anywhere."""
-    *parents, leaf = location
-    known = list(option_names(kinds=kinds))
-    prefix = ".".join(parents)
-    siblings = {name: name.removeprefix(prefix + ".") for name in known if not prefix or name.startswith(prefix + ".")}
-    beside = {full: short for full, short in siblings.items() if "." not in short}
-    anywhere = {name: name.split(".")[-1] for name in known}
-    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.75)):
-        match = difflib.get_close_matches(leaf, candidates.values(), n=1, cutoff=cutoff)
-        if match:
-            return ", did you mean " + next(full for full, short in candidates.items() if short == match[0]) + "?"
-    return f" (known here: {', '.join(sorted(beside.values()))})"
-
-
-def option_names(model: type[BaseModel] = Config, prefix: str = "", *, kinds: Collection[str] = ()) -> Iterator[str]:
-    """Dotted names of all options, sections included; of a section with a `kind`, those of every kind.
-
-    `kinds`: the kinds that are known; the options of others are left out where one of them is chosen.
-    """
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        found = alternatives(field)
-        chosen = [section for kind, section in found.items() if kind in kinds] or found.values()
-        inside = (option_names(section, f"{prefix}{name}.", kinds=kinds) for section in chosen)
-        yield from dict.fromkeys(chain.from_iterable(inside))
-
-
-def _resolve_paths(config: Config, folder: Path) -> Config:
+def resolve_paths(config: Config, folder: Path) -> Config:
     """Make local paths absolute, so that the run directory's copy of the configuration means the same anywhere."""
 
     def local(value: str) -> str:
-        stem, rest = split_existing(value, folder)
-        if _WILDCARDS.search(value) and (stem is None):
-            return str(folder / Path(value).expanduser())
-        if stem is not None:
-            return f"{stem.resolve()}{rest}"
-        return f"{(folder / Path(value).expanduser()).resolve()}" if value.startswith((".", "/", "~")) else value
+        return absolute_name(value, folder)
 
     def resolve(value: Any) -> Any:
         return [local(item) for item in value] if isinstance(value, list) else local(value) if value else value
@@ -595,5 +478,11 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
     export = config.export.model_copy(update={"imatrix": imatrix if imatrix == AUTO else resolve(imatrix)})
     objective = config.objective.with_paths(local)
     return config.model_copy(
-        update={"base": local(config.base), "data": data, "export": export, "objective": objective}
+        update={
+            "base": local(config.base),
+            "tokenizer": resolve(config.tokenizer),
+            "data": data,
+            "export": export,
+            "objective": objective,
+        }
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
@@ -14,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from edgetune.errors import ConfigError
 
+_WILDCARDS = re.compile(r"[*?\[]")
 EXAMPLE_HINT = "Start from samples/smart-home/config.yaml"
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -126,3 +130,141 @@ def split_existing(value: str, folder: Path) -> tuple[Path | None, str]:
         cut = max(stem.rfind(mark) for mark in "#@:")
         stem = stem[:cut] if cut > 0 else ""
     return None, value
+
+
+def absolute_name(value: str, folder: Path) -> str:
+    """Return a name of a file, a pattern or a model: a local one with its absolute path, others as they are."""
+    stem, rest = split_existing(value, folder)
+    if _WILDCARDS.search(value) and (stem is None):
+        return str(folder / Path(value).expanduser())
+    if stem is not None:
+        return f"{stem.resolve()}{rest}"
+    return f"{(folder / Path(value).expanduser()).resolve()}" if value.startswith((".", "/", "~")) else value
+
+
+# -- problems in words -------------------------------------------------------------------------------------------------
+
+OtherKinds = Mapping[str, Mapping[str, str]]
+"""Section -> values of `kind` that it does not have -> why not, or what to take."""
+
+
+class Contradictions(ValueError):
+    """Options of several sections that exclude one another, a sentence each."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = tuple(sentences)
+
+
+def describe_all(problem: Any, root: type[BaseModel], explained: OtherKinds) -> tuple[str, ...]:
+    """Return a problem of pydantic as sentences; `root`: the section that holds all others."""
+    cause = problem.get("ctx", {}).get("error")
+    return cause.sentences if isinstance(cause, Contradictions) else (_describe(problem, root, explained),)
+
+
+def _describe(problem: Any, root: type[BaseModel], explained: OtherKinds) -> str:
+    place, kinds = _without_kinds(problem["loc"], root)
+    *parents, last = ["", *place]
+    is_choice = last in _TEXT_OR_LIST  # pydantic names the alternative that it tried
+    location = [part for part in [*parents, last] if part and not _ALTERNATIVE.fullmatch(part)]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(location, root, kinds)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "union_tag_invalid":
+        return _unknown_kind(key, problem["ctx"]["tag"], root, explained)
+    message = "give a text, or a list of texts" if is_choice else _WORDS.get(problem["type"])
+    if problem["type"] == "model_type":
+        inside = [name for name in option_names(root) if name.startswith(f"{key}.")]
+        message = f"it is a section of options, such as {inside[0]}" if inside else None
+    if message is None:
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+    is_of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)  # the message has keys
+    return message if is_of_section or not key else f"{key} is {problem['input']!r}: {message}"
+
+
+def _without_kinds(place: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """Return the place of a problem without the kinds of sections that pydantic puts into it, and these kinds."""
+    kept, kinds = [], []
+    parts = [str(part) for part in place]
+    model: type[BaseModel] | None = root
+    while parts:
+        kept.append(parts.pop(0))
+        field = model.model_fields.get(kept[-1]) if model else None
+        found = alternatives(field) if field else {}
+        if parts and parts[0] in found:
+            kinds.append(parts.pop(0))
+        model = found.get(kinds[-1] if kinds and kinds[-1] in found else "")
+    return kept, kinds
+
+
+def _unknown_kind(section: str, kind: str, root: type[BaseModel], explained: OtherKinds) -> str:
+    why = explained.get(section, {}).get(kind.lower())
+    if why:
+        return f"{section}.kind is {kind!r}: {why}"
+    kinds = list(alternatives(root.model_fields[section]))
+    near = difflib.get_close_matches(kind.lower(), kinds, n=1)
+    return f"{section}.kind is {kind!r}" + (
+        f", did you mean {near[0]}?" if near else f": choose from {', '.join(kinds)}"
+    )
+
+
+_TEXT_OR_LIST = ("str", "list[str]")
+_ALTERNATIVE = re.compile(r"(constrained-)?(int|float|str)|(list|literal)\[.*\]")
+_WORDS = {
+    "string_type": "give a text",
+    "list_type": "give a list, such as [a, b]",
+    "too_short": "give one or more, or leave the option out",
+    "finite_number": "give a finite number",
+    "dict_type": "give keys with values, such as {a: b}",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+}
+
+
+def _nearest(location: Sequence[str], root: type[BaseModel], kinds: Collection[str]) -> str:
+    """', did you mean training.epochs?' for a key near a known one, first among its siblings, then anywhere."""
+    *parents, leaf = location
+    known = list(option_names(root, kinds=kinds))
+    prefix = ".".join(parents)
+    siblings = {name: name.removeprefix(prefix + ".") for name in known if not prefix or name.startswith(prefix + ".")}
+    beside = {full: short for full, short in siblings.items() if "." not in short}
+    anywhere = {name: name.split(".")[-1] for name in known}
+    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+        match = difflib.get_close_matches(leaf, candidates.values(), n=1, cutoff=cutoff)
+        if match:
+            return ", did you mean " + next(full for full, short in candidates.items() if short == match[0]) + "?"
+    return f" (known here: {', '.join(sorted(beside.values()))})"
+
+
+def option_names(model: type[BaseModel], prefix: str = "", *, kinds: Collection[str] = ()) -> Iterator[str]:
+    """Dotted names of all options, sections included; of a section with a `kind`, those of every kind.
+
+    `kinds`: the kinds that are known; the options of others are left out where one of them is chosen.
+    """
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        found = alternatives(field)
+        chosen = [section for kind, section in found.items() if kind in kinds] or found.values()
+        inside = (option_names(section, f"{prefix}{name}.", kinds=kinds) for section in chosen)
+        yield from dict.fromkeys(chain.from_iterable(inside))
+
+
+def override_of(problem: Any, text: str, overrides: Sequence[str], root: type[BaseModel]) -> str | None:
+    """Return the last override that set the option or a section around it; of a section, one that `text` names."""
+    place, _ = _without_kinds(problem["loc"], root)
+    location = ".".join(place)
+    for override in reversed(overrides):
+        key = override.partition("=")[0]
+        is_inside = not location or key.startswith(f"{location}.")
+        is_named = re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", text)
+        if f"{location}.".startswith(f"{key}.") or (is_inside and is_named):
+            return override
+    return None

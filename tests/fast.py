@@ -13,7 +13,7 @@ _TESTS = Path(__file__).parent
 NOT_FAST = {
     # torch or transformers: as the subject, as the oracle, or to make the tiny models of tests/converters/tiny.py
     *("cases", "training", "planning", "end_to_end", "samples", "runtime", "validation", "report", "sensitivity"),
-    *("evaluation", "serving", "chatting", "benchmarking"),
+    *("evaluation", "serving", "chatting", "benchmarking", "adoption/test_adopt.py"),
     *("commands", "exporting/test_imports.py", "exporting/test_merge_export.py", "exporting/test_traced.py"),
     *(
         "exporting/test_through_peft.py",

@@ -117,9 +117,8 @@ def _config(run: RunDirectory, rows: Path | None, reference: dict[str, Any], bas
     """Return the run's configuration with the options applied."""
     from edgetune.config import parse_config
 
-    stored = run.manifest.config
+    stored = run.config_here(base)
     data = {**stored["data"], **({"validation": str(rows.resolve())} if rows else {})}
     given = {key: value for key, value in reference.items() if value is not None}
-    where = str(base) if base else str(run.base_directory())
-    changes = {"base": where, "data": data, "reference": {**stored["reference"], **given}}
+    changes = {"data": data, "reference": {**stored["reference"], **given}}
     return parse_config({**stored, **changes}, str(run.manifest_file))

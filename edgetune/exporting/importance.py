@@ -66,9 +66,12 @@ def check_importance(source: Source, config: ExportConfig, targets: Sequence[Tar
             "Give a run directory, or --imatrix FILE",
         )
     if not source.run.calibration.is_file():
+        is_adopted = source.manifest.adopted is not None
+        why = "its adapter was trained elsewhere" if is_adopted else "an earlier version of edgetune trained it"
+        again = "Adopt it again with --set data.train=ROWS" if is_adopted else "Train it again"
         raise ConfigError(
-            f"{source.run.path} keeps no training rows, as an earlier version of edgetune trained it",
-            "Train it again, or make a matrix with llama-imatrix and give its file to --imatrix",
+            f"{source.run.path} keeps no training rows, as {why}",
+            f"{again}, or make a matrix with llama-imatrix and give its file to --imatrix",
         )
 
 

@@ -34,6 +34,15 @@ def _base_facts(run: RunDirectory) -> Facts:
     return {**base, "files": f"{len(base.get('files', {}))} files, hashed"}
 
 
+def _adopted_facts(run: RunDirectory) -> Facts:
+    """Return where an adapter from elsewhere comes from; {} for a run that was trained here."""
+    adopted = run.manifest.adopted
+    if adopted is None:
+        return {}
+    facts: Facts = {**adopted.model_dump(mode="json"), "files": f"{len(adopted.files)} files, hashed"}
+    return {name: value for name, value in facts.items() if value not in ([], {})}
+
+
 def _data_facts(run: RunDirectory) -> Facts:
     """Return split -> `train.jsonl (2400 rows)`; an entry that is no list of sources stays as it is."""
     return {name: _format_sources(sources) for name, sources in run.manifest.data.items()}
@@ -71,6 +80,7 @@ def _size_on_disk(path: Path) -> int:
 _INPUTS: Mapping[str, Callable[[RunDirectory], Facts]] = {
     "run": _run_facts,
     "base": _base_facts,
+    "adopted": _adopted_facts,
     "data": _data_facts,
     "template options": lambda run: run.manifest.template_options,
     "adapter": lambda run: run.manifest.config.get("adapter", {}),

@@ -17,6 +17,7 @@ from edgetune.config import Config
 from edgetune.errors import DataError, EnvironmentProblem
 from edgetune.methods import TrainableTokens
 from edgetune.planning.new_tokens import write_with_tokens
+from edgetune.planning.other_tokenizer import write_with_tokenizer
 from edgetune_converters.architectures import Family, ModelConfig, completed_config, targets
 from edgetune_converters.architectures.new_biases import why_no_bias
 from edgetune_converters.errors import ArchitectureError, CheckpointError
@@ -129,6 +130,8 @@ class Base:
     """Tokens that its tokenizer gets for the training."""
     new_special_tokens: tuple[str, ...] = ()
     """The same, special ones."""
+    tokenizer: Path | None = None
+    """A directory whose tokenizer files take the place of its own."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -152,7 +155,18 @@ class Base:
     @property
     def own_directory(self) -> Path:
         """The same without new tokens."""
+        return self._stored_directory if self.tokenizer is None else self._with_tokenizer[0]
+
+    @property
+    def _stored_directory(self) -> Path:
         return self._rebuilt[0] if is_gguf(self.path) else self.path
+
+    @cached_property
+    def _with_tokenizer(self) -> tuple[Path, list[str]]:
+        """The directory with the files of another tokenizer, removed with this object, and remarks."""
+        assert self.tokenizer is not None
+        folder = self._temporary_directory()
+        return folder, write_with_tokenizer(self._stored_directory, self.tokenizer, folder)
 
     @cached_property
     def _with_tokens(self) -> Path:
@@ -169,7 +183,8 @@ class Base:
     @property
     def notes(self) -> list[str]:
         """Remarks on what the base has that is not used, and on how it is used."""
-        return [*self.checkpoint.notes, *(self._rebuilt[1] if is_gguf(self.path) else [])]
+        rebuilt = self._rebuilt[1] if is_gguf(self.path) else []
+        return [*self.checkpoint.notes, *rebuilt, *(self._with_tokenizer[1] if self.tokenizer else [])]
 
     @cached_property
     def _rebuilt(self) -> tuple[Path, list[str]]:
@@ -251,6 +266,8 @@ def find_base(config: Config, *, weights: bool = True) -> Base:
             f"base: {config.base!r} is neither a directory or GGUF file nor the name of a model on the hub",
             "Set base: DIR, base: FILE.gguf or base: ORG/NAME",
         )
+    if config.tokenizer is not None:
+        base = replace(base, tokenizer=Path(config.tokenizer))
     if isinstance(config.adapter, TrainableTokens) and config.adapter.added:
         new = config.adapter
         base = replace(base, new_tokens=tuple(new.new_tokens), new_special_tokens=tuple(new.new_special_tokens))

@@ -14,7 +14,8 @@ from edgetune_converters.architectures import completed_config
 from edgetune_converters.files.contents import read_json
 from edgetune_converters.merging.resized_vocabulary import with_rows
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+"""Ends of the names of weight files."""
 _TOKENIZER, _CONFIG, _STATED = "tokenizer.json", "config.json", "tokenizer_config.json"
 # a list of added tokens beside tokenizer.json, which need not be complete there
 _LISTS = ("added_tokens.json",)
@@ -35,7 +36,7 @@ def write_with_tokens(base: Path, folder: Path, new: Sequence[str], special: Seq
     if not (base / _TOKENIZER).is_file():
         raise ConfigError(f"adapter.new_tokens: the base in {base} has no {_TOKENIZER}", "Use a base that has one")
     for path in base.iterdir():
-        if path.name.endswith((*_WEIGHTS, ".index.json")) or path.name in (_TOKENIZER, _CONFIG, *_LISTS):
+        if path.name.endswith((*WEIGHTS, ".index.json")) or path.name in (_TOKENIZER, _CONFIG, *_LISTS):
             continue
         (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
     tokenizer = Tokenizer.from_file(str(base / _TOKENIZER))

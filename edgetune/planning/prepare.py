@@ -128,12 +128,13 @@ class PreparedRun:
         )  # fmt: skip
 
 
-def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
+def prepare_run(config: Config, rendered_at: str | None = None, *, trains: bool = True) -> PreparedRun:
     """Read and check base model, template, tokenizer and data, without torch.
 
     Args:
         config: The configuration.
         rendered_at: The time that the template is told (ISO 8601), of a run that exists. Default: now.
+        trains: Whether a training follows, whose number of steps is checked.
 
     Raises:
         EdgetuneError: For anything in them that training, capture or export would reject later.
@@ -174,7 +175,7 @@ def prepare_run(config: Config, rendered_at: str | None = None) -> PreparedRun:
         problems, usage, train.trailing.merge([validation.trailing, test.trailing]),
         train.written.merge([validation.written, test.written]),
     )  # fmt: skip
-    if why := config.adapter.why_not_steps(prepared.steps):
+    if trains and (why := config.adapter.why_not_steps(prepared.steps)):
         raise ConfigError(f"adapter.kind: {config.adapter.kind}: {why}", "Train longer, or lower these numbers")
     return prepared
 
@@ -277,6 +278,11 @@ def _warnings(prepared: PreparedRun) -> Iterator[str]:
             "gates look better than they are; give data.validation other rows, or remove the duplicates from data.train"
         )
     yield from (*format_blank(prepared.train), *prepared.written.describe(), *one_sided_labels(prepared.train))
+    yield from warnings_of_held_out(prepared)
+
+
+def warnings_of_held_out(prepared: PreparedRun) -> Iterator[str]:
+    """Yield a warning for each doubtful property of the held-out rows and of the template."""
     if prepared.validation.labelled and not prepared.validation.labelled.desirable:
         yield (
             "no held-out answer is desirable, so reference and ladder measure undesirable ones, which training should "

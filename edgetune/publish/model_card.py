@@ -183,6 +183,7 @@ def _training(manifest: RunManifest) -> str:
 def _training_facts(manifest: RunManifest) -> Iterator[tuple[str, Any]]:
     config, train = manifest.config, manifest.stages.train
     adapter, training = config.get("adapter", {}), config.get("training", {})
+    yield "trained by", None if manifest.adopted is None else manifest.adopted.trainer
     if adapter:
         scale = "rsLoRA" if adapter.get("use_rslora") else "LoRA"
         yield "adapter", f"{scale}, r {adapter.get('r')}, alpha {adapter.get('alpha')}"

@@ -95,6 +95,7 @@ def run_facts(manifest: RunManifest) -> list[tuple[str, str]]:
     facts: list[tuple[str, Any]] = [
         ("base", _base_name(manifest.base.name)),
         ("adapter", f"{kind}, r {adapter.get('r')}, alpha {number(adapter.get('alpha')) or 0:g}" if adapter else None),
+        ("trained by", None if manifest.adopted is None else manifest.adopted.trainer),
         ("objective", None if kind_of_objective == "sft" else kind_of_objective),
         ("base in training", f"{quantization.get('type')}, 4 bits" if quantization.get("bits") == 4 else None),
         ("data", _data(manifest.data)),

@@ -41,9 +41,10 @@ class RunDirectory(RunPaths):
                 return run
             case RunStatus.RUNNING | RunStatus.UNFINISHED:
                 lock.refuse_if_written(path)
+                is_adopted = run.manifest_file.exists() and run.manifest.adopted is not None
+                start = "adopt ADAPTER --base BASE --data ROWS" if is_adopted else "train CONFIG.yaml"
                 raise RunDirectoryError(
-                    f"the run in {path} is not finished",
-                    f"Resume it with `edgetune train CONFIG.yaml -o {path} --resume`",
+                    f"the run in {path} is not finished", f"Resume it with `edgetune {start} -o {path} --resume`"
                 )
             case RunStatus.FOREIGN:
                 raise RunDirectoryError(
@@ -137,6 +138,17 @@ class RunDirectory(RunPaths):
                 "Give its directory (or GGUF file) with --base; its files are checked against the hashes in run.json",
             )
         return Path(base.path)
+
+    def config_here(self, base: Path | str | None = None) -> dict[str, Any]:
+        """Return the stored configuration with the base and the tokenizer where they are on this machine.
+
+        Args:
+            base: Directory or GGUF file of the base, if it has moved.
+        """
+        config = {**self.manifest.config, "base": str(base or self.base_directory())}
+        if self.manifest.adopted is not None and config.get("tokenizer"):
+            config["tokenizer"] = str(self.tokenizer)
+        return config
 
     def damaged_manifest(self, why: str) -> RunDirectoryError:
         """Return the error of a finished run whose manifest lacks something."""

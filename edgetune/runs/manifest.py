@@ -61,6 +61,23 @@ class Stages(DocumentSection):
         return found
 
 
+class AdoptedFrom(DocumentSection):
+    """Where the adapter of a run comes from that another program trained."""
+
+    path: str | None = None
+    """The directory of the adapter."""
+    trainer: str = "PEFT"
+    """The program, as far as its files name it."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the adapter's files as they were found, by name."""
+    arguments: list[str] = Field(default_factory=list)
+    """The files of arguments that were read."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why the base is in these bits, and why merge base, tokenizer and template are those that they are."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the training that edgetune does not have, under its names."""
+
+
 class RunManifest(Document):
     """The manifest. Fields that were never set are not written."""
 
@@ -80,6 +97,8 @@ class RunManifest(Document):
     quantized: dict[str, Any] | None = None
     """Which linear layers were in 4 bits during training, and how; None for an unquantized base."""
     stages: Stages = Stages()
+    adopted: AdoptedFrom | None = None
+    """Set where `edgetune adopt` made the run around an adapter from elsewhere."""
 
     @property
     def rendered_at(self) -> str | None:

@@ -45,8 +45,7 @@ def open_trained(
         RunDirectoryError: The base is not the one that the run was trained on.
         ConfigError: The base has no positions for such a context.
     """
-    stored = run.manifest.config
-    config = parse_config({**stored, "base": str(base or run.base_directory())}, str(run.manifest_file))
+    config = parse_config(run.config_here(base), str(run.manifest_file))
     with environment.silence_libraries():
         found = find_base(config)
         check_base(run, found)

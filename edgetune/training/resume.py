@@ -26,7 +26,7 @@ _FREE_KEYS = {
     "data": ("on_bad_row", "columns", "roles", "test", "answer", "choices"),
 }
 
-_BY_CONTENT = ("base", "data.train", "data.validation")
+_BY_CONTENT = ("base", "tokenizer", "data.train", "data.validation")
 """Options that name inputs whose contents are compared instead: a checkout may be moved between two starts."""
 
 _EXISTING = {

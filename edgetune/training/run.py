@@ -193,16 +193,16 @@ def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
     from edgetune.training.fit import train_or_load_adapter
 
     prepared = with_teacher_answers(prepared, run.teacher_answers)
-    with _translate_torch_errors(run.path):
+    with translate_torch_errors(run.path):
         model = train_or_load_adapter(run, prepared)
         capture_reference(run, prepared, model)
-        _store_ngrams(run, prepared)
+        store_ngrams(run, prepared)
         CalibrationRows.choose(prepared.train.rows).write(run.calibration)
         if prepared.config.objective.facts.is_scorer:
             _store_scores(run, prepared, model)
 
 
-def _store_ngrams(run: RunDirectory, prepared: PreparedRun) -> None:
+def store_ngrams(run: RunDirectory, prepared: PreparedRun) -> None:
     """Store what exported files guess ahead with."""
     table = NgramTable.count(Answers.of(prepared.train.rows))
     if table is not None and not prepared.config.objective.facts.is_scorer:
@@ -223,7 +223,7 @@ def _store_scores(run: RunDirectory, prepared: PreparedRun, model: Any) -> None:
 
 
 @contextmanager
-def _translate_torch_errors(path: Path) -> Iterator[None]:
+def translate_torch_errors(path: Path) -> Iterator[None]:
     """Turn a GPU without memory and a full disk into errors that say what to do."""
     import torch
     from safetensors import SafetensorError

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from edgetune.config import parse_config
-from edgetune.errors import EnvironmentProblem
+from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.methods import Lora
 from edgetune.planning import disk
 from edgetune.planning.base_model import find_base
@@ -103,3 +103,24 @@ def test_a_base_that_is_quantized_already_is_not_trained(base: Path, tmp_path: P
     model.save_pretrained(own)
     with pytest.raises(CheckpointError, match="already quantized; training quantizes the original weights"):
         find_base(_config(tmp_path, base=str(own)))
+
+
+def test_the_tokenizer_of_another_directory_takes_the_place_of_the_base(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    found = find_base(_config(tmp_path, base=str(base), tokenizer=str(other)))
+    assert found.path == base
+    assert (found.directory / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    assert (found.directory / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert (found.directory / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert not list(found.directory.glob("*.safetensors"))
+    assert any("the chat template is that beside the adapter" in note for note in found.notes)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "missing"):
+        found = find_base(_config(tmp_path, base=str(base), tokenizer=str(tmp_path / folder)))
+        with pytest.raises(ConfigError, match="has no file of a tokenizer"):
+            _ = found.directory

@@ -60,6 +60,7 @@ EDGETUNE: dict[str, set[str]] = {
     "chatting": {"console", "data", "runtime", "generation"},
     "validation": {"console", "config", "data", "runs", "reference", "runtime"},
     "planning": {"console", "config", "methods", "objectives", "storage_types", "runs", "data", "validation"},
+    "adoption": {"config", "section", "methods", "runs", "data", "planning"},
     "evaluation": {"console", "data", "runs", "runtime", "validation"},
     "serving": {"console", "data", "runs", "runtime"},
     "sensitivity": {"console", "runs", "reference", "runtime", "validation"},
@@ -68,7 +69,7 @@ EDGETUNE: dict[str, set[str]] = {
     "inspect": {"data", "runs", "reference", "runtime", "validation"},
     "training": {
         *("console", "config", "methods", "objectives", "runs", "data", "reference", "planning", "runtime"),
-        *("validation", "evaluation"),
+        *("validation", "evaluation", "adoption"),
     },
     "exporting": {
         *("console", "config", "methods", "objectives", "storage_types", "runs", "data", "reference", "runtime"),
@@ -77,7 +78,7 @@ EDGETUNE: dict[str, set[str]] = {
     "commands": {
         *("console", "config", "storage_types", "runs", "data", "reference", "runtime", "generation", "chatting"),
         *("validation", "planning", "evaluation", "sensitivity", "publish", "report", "inspect", "training"),
-        *("exporting", "serving", "benchmarking"),
+        *("exporting", "serving", "benchmarking", "adoption"),
     },
     "cli": {"console", "commands"},
     "__main__": {"cli"},

@@ -62,6 +62,12 @@ class Adapter:
             self.notes += self._tensors.notes
         return self._tensors
 
+    @property
+    def matched_tensors(self) -> AdapterTensors:
+        """The tensors by meaning, once they were matched with a base."""
+        assert self._tensors is not None
+        return self._tensors
+
     def changes(self, base: BaseTargets) -> dict[str, Change]:
         """Return the change of each base tensor that the adapter touches.
 

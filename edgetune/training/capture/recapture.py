@@ -58,7 +58,7 @@ def recapture(run: RunDirectory, config: Config, request: RecaptureRequest) -> N
     Raises:
         RunDirectoryError: If the base is not the one that the run was trained on.
     """
-    prepared = with_teacher_answers(prepare_run(config, run.manifest.rendered_at), run.teacher_answers)
+    prepared = with_teacher_answers(prepare_run(config, run.manifest.rendered_at, trains=False), run.teacher_answers)
     check_base(run, prepared.base)
     if request.reference:
         check_rendering(prepared)
