@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgetune.generation.adapters import adapter_option, parse_adapters
 from edgetune.generation.options import (
     machine_options,
     parse_template_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Maximum number of tokens of an answer. Default: until it ends or the context is full.",
 )
+@adapter_option
 @machine_options
 @speculation_options
 @click.option("--no-history", is_flag=True, help="Do not keep the messages for the line editor of later chats.")
@@ -55,6 +57,7 @@ def command(
     thinking: str | None,
     sampling: Sampling,
     max_tokens: int | None,
+    adapters: tuple[str, ...],
     threads: int | None,
     context: int | None,
     no_fit: bool,
@@ -80,6 +83,7 @@ def command(
     from edgetune.runtime.engine import Engine
 
     variables = dict(map(parse_template_option, template_options))
+    weighted = parse_adapters(adapters)
     on_terminal = is_terminal()
     show = thinking == "show" if thinking else on_terminal
     guessing.can_guess(file, speculation, sampling)  # which warns of a draft model that has nothing to do
@@ -89,6 +93,8 @@ def command(
     ):
         printing.warn_of_context(runtime)
         session = ChatSession(engine, sampling, max_tokens, variables, show, system)
+        for adapter in weighted:
+            session.use_adapter(str(adapter.path), adapter.weight)
         for key in session.load(conversation) if conversation else ():
             console.warn(f"{conversation}: {key} is not read")
         if system is not None:

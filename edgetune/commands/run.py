@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgetune.errors import ConfigError
+from edgetune.generation.adapters import adapter_option, parse_adapters
 from edgetune.generation.options import (
     machine_options,
     parse_template_option,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Maximum number of tokens to generate.",
 )
+@adapter_option
 @machine_options
 @speculation_options
 @click.option("-v", "--verbose", is_flag=True, help="Print the speed, also when not on a terminal.")
@@ -79,6 +81,7 @@ def command(
     thinking: str,
     sampling: Sampling,
     max_tokens: int,
+    adapters: tuple[str, ...],
     threads: int | None,
     context: int | None,
     no_fit: bool,
@@ -103,12 +106,13 @@ def command(
     _check_together(prompt, rows, speculation.draft, for_rows)
     _check_raw(raw, {"--system": system is not None, "--template-option": bool(template_options)})
     variables = dict(map(parse_template_option, template_options))
+    weighted = parse_adapters(adapters)
     if rows is not None:
         from edgetune.generation.answering import RowsTask
 
         task = RowsTask(
             rows, output, sampling, max_tokens, raw=raw, system=system, options=variables,
-            skip_bad_rows=skip_bad_rows, overwrite=overwrite,
+            skip_bad_rows=skip_bad_rows, overwrite=overwrite, adapters=tuple(weighted),
         )  # fmt: skip
         ctx.exit(_answer_rows(file, task, threads, context, no_fit=no_fit))
     assert prompt is not None
@@ -117,10 +121,12 @@ def command(
     messages = None if raw else [*before, {"role": "user", "content": text}]
     guesses = guessing.can_guess(file, speculation, sampling)
     with (
-        printing.load_fitted(file, threads, context, no_fit=no_fit) as runtime,
+        printing.load_fitted(file, threads, context, no_fit=no_fit, adapters=weighted) as runtime,
         Engine(runtime, slots=1, speculation=speculation) if guesses else nullcontext() as engine,
     ):
-        answer, ticket = guessing.begin_answer(runtime, engine, text, messages, variables, sampling, max_tokens)
+        answer, ticket = guessing.begin_answer(
+            runtime, engine, text, messages, variables, sampling, max_tokens, [each.in_use for each in weighted]
+        )
         printing.warn_of_context(runtime)
         try:
             printing.write_answer(answer, show_thinking=thinking == "show")
@@ -164,7 +170,10 @@ def _answer_rows(file: Path, task: RowsTask, threads: int | None, context: int |
     from edgetune.generation import printing
     from edgetune.generation.answering import StoppedEarly, answer_rows
 
-    with printing.load_fitted(file, threads, context, no_fit=no_fit) as runtime, TemporaryDirectory() as directory:
+    with (
+        printing.load_fitted(file, threads, context, no_fit=no_fit, adapters=task.adapters) as runtime,
+        TemporaryDirectory() as directory,
+    ):
         printing.warn_of_context(runtime)
         if str(task.input) == "-":
             lines = Path(directory) / "rows.jsonl"

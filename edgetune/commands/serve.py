@@ -63,6 +63,14 @@ class ByteSize(click.ParamType[int]):
     metavar="ORIGIN",
     help="Origin of web pages that may use the server, such as http://localhost:3000; * permits all (repeatable).",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[MODEL:]FILE[=WEIGHT]",
+    help="GGUF LoRA adapter on the file MODEL; requests name both as MODEL:ADAPTER, and MODEL alone is without it "
+    "(repeatable). MODEL can be left out if one GGUF file is served.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
 @click.option(
     "--context",
@@ -126,6 +134,7 @@ def command(
     api_key: str | None,
     allowed_hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    adapters: tuple[str, ...],
     threads: int | None,
     context: int | None,
     slots: int,
@@ -148,11 +157,12 @@ def command(
     \b
     Examples:
       edgetune serve model.gguf
+      edgetune serve model.gguf --adapter formal.gguf --adapter brief.gguf=0.5
       edgetune serve small=a-q4_k_m.gguf large=b-q8_0.gguf --max-memory 8G --port 11434
     """
     from edgetune.runtime.sampling import Sampling
     from edgetune.serving.calls import Server, ServerSettings
-    from edgetune.serving.loaded_files import LoadSettings, ModelPool, served_files
+    from edgetune.serving.loaded_files import LoadSettings, ModelPool, served_files, with_adapters
     from edgetune.serving.security import AccessRules
     from edgetune.serving.server import ListenSettings, bind, serve, url_of
 
@@ -163,7 +173,7 @@ def command(
         )
     if exact and speculation.draft is not None:
         raise ConfigError("--draft cannot be used with --exact, which guesses nothing", "Remove one of them")
-    served = served_files(files)
+    served = with_adapters(served_files(files), adapters)
     hosts = frozenset(name.lower() for name in (host, *allowed_hosts))
     access = AccessRules(hosts, frozenset(origin.rstrip("/") for origin in origins), api_key or None)
     settings = ServerSettings(
@@ -179,9 +189,10 @@ def command(
         fits=not no_fit,
         speculation=speculation,
     )
-    server = Server(ModelPool(served, loading), settings)
+    pool = ModelPool(served, loading)
+    server = Server(pool, settings)
     listening = bind(ListenSettings(host, port))
-    console.note(f"serving {', '.join(served)} on {url_of(listening)}")
+    console.note(f"serving {', '.join(pool.models)} on {url_of(listening)}")
     serve(server, listening, shutdown_timeout, preload=preload)
 
 

@@ -12,6 +12,7 @@ from edgetune import console
 from edgetune.data.answer_frame import NO_FRAME, AnswerReader
 from edgetune.data.problems import RowProblems
 from edgetune.errors import DataError
+from edgetune.generation.adapters import WeightedAdapter
 from edgetune.generation.answer_file import AnswerFile
 from edgetune.generation.printing import emit
 from edgetune.generation.prompt_rows import GENERATED, PromptRow, RowPrompts, format_row, raise_problems
@@ -36,6 +37,7 @@ class RowsTask:
         options: Template options.
         skip_bad_rows: Whether rows that cannot be answered are left out.
         overwrite: Whether a finished output is replaced.
+        adapters: Adapters that the runtime uses.
         name: What messages call the input; its path by default.
     """
 
@@ -48,6 +50,7 @@ class RowsTask:
     options: Mapping[str, Any] | None = None
     skip_bad_rows: bool = False
     overwrite: bool = False
+    adapters: tuple[WeightedAdapter, ...] = ()
     name: str | None = None
 
 
@@ -71,6 +74,8 @@ def answer_rows(runtime: Runtime, task: RowsTask) -> int:
         "max_tokens": task.max_tokens, "context": runtime.context, "raw": task.raw, "system": task.system,
         "template_options": dict(task.options or {}), "skip_bad_rows": task.skip_bad_rows,
     }  # fmt: skip
+    if task.adapters:
+        settings["adapters"] = [[_identity(adapter.path), adapter.weight] for adapter in task.adapters]
     rows = _read_rows(runtime, task)
     output = AnswerFile(task.output, settings, overwrite=task.overwrite) if task.output else None
     with output or nullcontext():

@@ -27,10 +27,12 @@ def can_guess(file: Path, speculation: Speculation, sampling: Sampling) -> bool:
 def begin_answer(
     runtime: Runtime, engine: Engine | None, text: str, messages: Sequence[Message] | None,
     template_options: Mapping[str, Any], sampling: Sampling, max_tokens: int,
+    adapters: Sequence[tuple[str, float]] = (),
 ) -> tuple[Answer, Ticket | None]:  # fmt: skip
     """Begin the answer to a conversation, or the continuation of `text` without one.
 
-    With an engine, tokens are guessed, and the ticket comes with the answer: its `usage` counts the guesses.
+    With an engine, tokens are guessed, and the ticket comes with the answer: its `usage` counts the guesses. Without
+    one, the adapters are those that the runtime uses.
     """
     if engine is None and messages is None:
         return runtime.complete(text, sampling=sampling, max_tokens=max_tokens), None
@@ -43,7 +45,7 @@ def begin_answer(
     if messages is not None:
         ids = runtime.tokenize_chat(messages, template_options=template_options)
         frame = runtime.answer_frame(messages, template_options=template_options)
-    ticket = engine.submit(GenerationRequest(ids, sampling, max_tokens))
+    ticket = engine.submit(GenerationRequest(ids, sampling, max_tokens, adapters=tuple(adapters)))
     return Answer(ids, Generation(_events(ticket)), runtime.token_bytes, frame), ticket
 
 

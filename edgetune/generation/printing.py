@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune import console
 from edgetune.errors import ConfigError
+from edgetune.generation.adapters import WeightedAdapter
 from edgetune.runtime import Answer, Finish, Runtime, Timing
 from edgetune.runtime.loading import load_text_model
 from edgetune.runtime.machine_fit import find_fit
@@ -50,10 +52,19 @@ def discard_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def load_fitted(file: Path, threads: int | None, context: int | None, *, no_fit: bool) -> Runtime:
-    """Open a file with the settings that `edgetune fit` remembered for it, and say so."""
+def load_fitted(
+    file: Path, threads: int | None, context: int | None, *, no_fit: bool, adapters: Sequence[WeightedAdapter] = ()
+) -> Runtime:
+    """Open a file, with adapters in use and the settings that `edgetune fit` remembered for it, and say so."""
     fit = None if no_fit else find_fit(file)
     runtime = load_text_model(file, threads=threads, context=context, fit=fit)
+    try:
+        for adapter in adapters:
+            runtime.load_adapter(adapter.path, adapter.in_use[0])
+        runtime.use_adapters([adapter.in_use for adapter in adapters])
+    except BaseException:
+        runtime.close()
+        raise
     if fit is not None and sys.stderr.isatty():
         console.note(
             f"{file.name}: {fit.describe()}, as fitted on {time.strftime('%Y-%m-%d', time.localtime(fit.measured))}"

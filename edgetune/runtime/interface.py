@@ -261,7 +261,9 @@ class Runtime(ABC):
         self.find_adapters(((name, 1.0),))
 
     def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
-        """Add the weighted changes of loaded adapters to the model in `generate` and `score` from now on.
+        """Add the weighted changes of loaded adapters to the model in all that generates or scores from now on.
+
+        Embeddings are those of the model without adapters.
 
         Raises:
             RuntimeProblem: A name is unknown, or a weight is not a number.

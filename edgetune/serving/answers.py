@@ -10,7 +10,7 @@ from dataclasses import replace
 from edgetune.data.answer_frame import AnswerReader, Part, TextPiece
 from edgetune.errors import EdgetuneError
 from edgetune.runtime.batching import Finish
-from edgetune.runtime.engine import Engine, EngineClosed, QueueFull, Ticket
+from edgetune.runtime.engine import EngineClosed, QueueFull, Ticket
 from edgetune.runtime.generation_request import GenerationRequest, TokenEvent
 from edgetune.runtime.grammar import GrammarProblem
 from edgetune.runtime.interface import Runtime
@@ -28,6 +28,7 @@ from edgetune.serving.conversation import (
     seed_of,
 )
 from edgetune.serving.json_schemas import check_answer
+from edgetune.serving.loaded_files import ModelUse
 from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.tool_calls import MARKERS, ToolCallReader, overlap
 
@@ -44,12 +45,12 @@ def problem_error(problem: Exception, field: str | None = None) -> ApiError:
 
 
 def submit(
-    engine: Engine, prepared: PreparedAnswer, decoding: Decoding, stop: tuple[str, ...] = (), field: str = "messages"
+    model: ModelUse, prepared: PreparedAnswer, decoding: Decoding, stop: tuple[str, ...] = (), field: str = "messages"
 ) -> list[Ticket]:
     """Queue the choices of a request; all or none.
 
     Args:
-        engine: The engine of the model.
+        model: The model.
         prepared: Prompt and grammar.
         decoding: How the answer is decoded; its stop strings are not given to the engine.
         stop: Stop strings for the engine, which look at reasoning, too.
@@ -58,10 +59,11 @@ def submit(
     Raises:
         ApiError: The engine refuses the request, or its queue is full.
     """
-    room = engine.runtime.context - len(prepared.ids)
+    context = model.runtime.context
+    room = context - len(prepared.ids)
     if room <= 0:
         raise ApiError(
-            400, f"the prompt has {len(prepared.ids)} tokens, but the context is {engine.runtime.context}",
+            400, f"the prompt has {len(prepared.ids)} tokens, but the context is {context}",
             field, "context_length_exceeded",
         )  # fmt: skip
     limit = room if decoding.max_tokens is None else min(room, decoding.max_tokens)
@@ -70,9 +72,10 @@ def submit(
         for choice in range(decoding.choices):
             sampling = replace(decoding.sampling, seed=seed_of(decoding.sampling.seed, choice))
             request = GenerationRequest(
-                prepared.ids, sampling, limit, stop, logprobs=decoding.logprobs, grammar=prepared.grammar
-            )
-            tickets.append(engine.submit(request))
+                prepared.ids, sampling, limit, stop, logprobs=decoding.logprobs, grammar=prepared.grammar,
+                adapters=model.adapters,
+            )  # fmt: skip
+            tickets.append(model.engine.submit(request))
     except EdgetuneError as problem:
         cancel_all(tickets)
         raise problem_error(problem, prepared.grammar_field if isinstance(problem, GrammarProblem) else None) from None

@@ -15,7 +15,7 @@ from edgetune.runtime.ticket import Ticket
 from edgetune.serving.answers import AnswerStream, cancel_all, merge, submit
 from edgetune.serving.api_errors import ErrorFormat
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, TokenUsage, check_tools
-from edgetune.serving.loaded_files import LoadedModel, ModelPool
+from edgetune.serving.loaded_files import ModelPool, ModelUse
 from edgetune.serving.metrics import Metrics
 from edgetune.serving.prompting import PreparedAnswer, prepare
 from edgetune.serving.request_fields import Fields
@@ -77,17 +77,17 @@ class Call(Generic[F]):
     reply_headers: dict[str, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def model(self, name: str | None) -> LoadedModel:
+    async def model(self, name: str | None) -> ModelUse:
         """Return the model that the request names, loaded; kept until the end of the reply."""
         return await self.resources.enter_async_context(self.server.pool.use(name))
 
-    def fingerprint(self, model: LoadedModel) -> str:
+    def fingerprint(self, model: ModelUse) -> str:
         """Return what determines an answer beside the request: edgetune, the file, and how it is decoded."""
         mode = "exact" if self.server.settings.is_exact else "batched"
-        return f"edgetune-{edgetune.__version__}-{model.file.digest()[:12]}-{mode}"
+        return f"edgetune-{edgetune.__version__}-{model.named.digest()[:12]}-{mode}"
 
     async def answer(
-        self, model: LoadedModel, conversation: Conversation, decoding: Decoding
+        self, model: ModelUse, conversation: Conversation, decoding: Decoding
     ) -> tuple[int, AsyncIterator[tuple[int, Delta]]]:
         """Queue the answers to a conversation.
 
@@ -101,7 +101,7 @@ class Call(Generic[F]):
 
         def queue() -> tuple[PreparedAnswer, list[Ticket]]:
             prepared = prepare(model.runtime, conversation)
-            return prepared, submit(model.engine, prepared, decoding, field=conversation.messages_field)
+            return prepared, submit(model, prepared, decoding, field=conversation.messages_field)
 
         prepared, tickets = await run_in_thread(queue, discard=lambda queued: cancel_all(queued[1]))
         for ticket in tickets:

@@ -12,14 +12,14 @@ from edgetune.errors import EdgetuneError
 from edgetune.serving.api_errors import bad_request, from_problem
 from edgetune.serving.calls import Call
 from edgetune.serving.conversation import TokenUsage
-from edgetune.serving.loaded_files import LoadedModel
+from edgetune.serving.loaded_files import ModelUse
 from edgetune.serving.worker_threads import run_in_thread
 
 F32 = NDArray[np.float32]
 
 
 async def embed_inputs(
-    call: Call[Any], model: LoadedModel, inputs: Sequence[str | list[int]], dimensions: int | None, *, cut: bool = False
+    call: Call[Any], model: ModelUse, inputs: Sequence[str | list[int]], dimensions: int | None, *, cut: bool = False
 ) -> tuple[list[F32], int]:
     """Return the embeddings of texts or token ids, and how many tokens they have.
 
@@ -30,6 +30,8 @@ async def embed_inputs(
         dimensions: Leading values to keep; None: all.
         cut: Whether a text that is too long is cut instead of refused.
     """
+    if model.adapters:
+        raise bad_request(f"embeddings are made without adapters; name {model.file.name}", "model")
     runtime = model.runtime
     vectors, tokens = [], 0
     for index, given in enumerate(inputs):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgetune import console
 from edgetune.errors import ConfigError, EdgetuneError
+from edgetune.generation.adapters import parse_adapter
 from edgetune.runtime.artifacts import artifact_format, has_score_head
 from edgetune.runtime.engine import Engine
 from edgetune.runtime.interface import Runtime
@@ -19,6 +20,7 @@ from edgetune.runtime.loading import load, load_text_model, require_file, reward
 from edgetune.runtime.machine_fit import find_fit
 from edgetune.runtime.slots import SPECULATION, Speculation
 from edgetune.serving.api_errors import ENGINE_CLOSED, ApiError, bad_request
+from edgetune_converters.gguf import reader
 
 Identity = tuple[tuple[str, int, int, int], ...]
 """(name, inode, size, time of change) of each file."""
@@ -52,25 +54,42 @@ class LoadSettings:
 
 
 @dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that is loaded on a file, and that requests can name as a model of its own.
+
+    Attributes:
+        name: The name of the model: that of the file and that of the adapter, FILE:ADAPTER.
+        path: The adapter.
+        weight: What multiplies its change.
+    """
+
+    name: str
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class ServedFile:
     """A file that requests can name."""
 
     name: str
     path: Path
     format: str
+    adapters: tuple[ServedAdapter, ...] = ()
 
     def identity(self) -> Identity:
-        """Return what changes when the file is replaced. Raises OSError."""
+        """Return what changes when the file or an adapter is replaced. Raises OSError."""
         paths = [self.path]
         if self.path.is_dir():
             paths = sorted(path for path in self.path.iterdir() if path.is_file())
+        paths += [adapter.path for adapter in self.adapters]
         found = [(path.name, path.stat()) for path in paths]
         return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
     def size(self) -> int:
-        """Return its bytes on disk; 0 if it is not there."""
+        """Return its bytes on disk, with those of its adapters; 0 if it is not there."""
         try:
-            return size_of(self.path)
+            return size_of(self.path) + sum(size_of(adapter.path) for adapter in self.adapters)
         except OSError:
             return 0
 
@@ -122,6 +141,58 @@ class LoadedModel:
         self.runtime.close()
 
 
+@dataclass(frozen=True)
+class NamedModel:
+    """What a request can name: a file, alone or with one of its adapters."""
+
+    name: str
+    file: ServedFile
+    adapters: tuple[tuple[str, float], ...] = ()
+    """Names and weights of the adapters."""
+
+    def digest(self) -> str:
+        """Return what is the same until the file, an adapter or a weight is another one."""
+        digest = self.file.digest()
+        return hashlib.sha256(f"{digest}{self.adapters}".encode()).hexdigest() if self.adapters else digest
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """A model in memory as one request uses it."""
+
+    named: NamedModel
+    loaded: LoadedModel
+
+    @property
+    def name(self) -> str:
+        """The name under which the model answers."""
+        return self.named.name
+
+    @property
+    def file(self) -> ServedFile:
+        """The file of the base."""
+        return self.loaded.file
+
+    @property
+    def runtime(self) -> Runtime:
+        """The model."""
+        return self.loaded.runtime
+
+    @property
+    def engine(self) -> Engine:
+        """Its engine."""
+        return self.loaded.engine
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """Names and weights of the adapters of the request."""
+        return self.named.adapters
+
+    def with_adapters(self, adapters: tuple[tuple[str, float], ...]) -> ModelUse:
+        """Return the model with other adapters."""
+        return replace(self, named=replace(self.named, adapters=adapters))
+
+
 def served_files(arguments: Sequence[str]) -> dict[str, ServedFile]:
     """Return the files of FILE or NAME=FILE arguments, by name.
 
@@ -146,6 +217,53 @@ def served_files(arguments: Sequence[str]) -> dict[str, ServedFile]:
     return found
 
 
+def with_adapters(files: Mapping[str, ServedFile], arguments: Sequence[str]) -> dict[str, ServedFile]:
+    """Return files with the adapters of [MODEL:]ADAPTER.gguf[=WEIGHT] arguments, MODEL being the name of a file.
+
+    Raises:
+        ConfigError: It is unclear or wrong to which file an adapter belongs, or two adapters have one name.
+        RuntimeProblem: There is no such adapter.
+    """
+    found = dict(files)
+    for argument in arguments:
+        prefix, separator, rest = argument.partition(":")
+        is_named = bool(separator) and prefix in found and not Path(argument).exists()
+        adapter = parse_adapter(rest if is_named else argument)
+        file = found[prefix] if is_named else _only_gguf(found, argument)
+        _check_base(adapter.path, file)
+        name = f"{file.name}:{adapter.path.stem}"
+        if name in found or any(each.name == name for each in file.adapters):
+            raise ConfigError(f"two adapters would be called {name}", f"Rename {adapter.path}")
+        served = ServedAdapter(name, adapter.path, adapter.weight)
+        found[file.name] = replace(file, adapters=(*file.adapters, served))
+    return found
+
+
+def _only_gguf(files: Mapping[str, ServedFile], argument: str) -> ServedFile:
+    names = [name for name, file in files.items() if file.format == "gguf"]
+    if not names:
+        raise ConfigError(f"--adapter {argument}: no GGUF file is served, and others take no adapters", "Remove it")
+    if len(names) > 1:
+        raise ConfigError(
+            f"--adapter {argument} could belong to {', '.join(names)}", f"Name one: --adapter {names[0]}:{argument}"
+        )
+    return files[names[0]]
+
+
+def _check_base(adapter: Path, file: ServedFile) -> None:
+    if file.format != "gguf":
+        raise ConfigError(f"--adapter {adapter}: {file.path} takes no adapters", "Serve a GGUF file")
+    try:
+        names = [str(reader.read(path).metadata.get("general.architecture")) for path in (adapter, file.path)]
+    except (EdgetuneError, OSError):
+        return  # damaged: its requests say so
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"--adapter {adapter} is for an architecture {names[0]}, and {file.path} is {names[1]}",
+            "Give the base that it was trained on",
+        )
+
+
 def _name_and_path(argument: str) -> tuple[str, Path]:
     name, separator, rest = argument.partition("=")
     if separator and name and not Path(argument).exists():
@@ -166,6 +284,7 @@ class ModelPool:
     ) -> None:  # fmt: skip
         """Serve `files`; nothing is loaded yet. Raises ConfigError for a file that alone exceeds the memory limit."""
         self.files, self.settings = dict(files), settings
+        self._named = {each.name: each for file in self.files.values() for each in _named_models(file)}
         self._open = open_model or _open_model
         self._models: dict[str, LoadedModel] = {}
         self._replaced: list[LoadedModel] = []
@@ -187,34 +306,43 @@ class ModelPool:
         """The models in memory."""
         return list(self._models.values())
 
-    def find(self, name: str | None) -> ServedFile:
-        """Return the file that a request names.
+    @property
+    def models(self) -> dict[str, NamedModel]:
+        """What requests can name, by name."""
+        return dict(self._named)
+
+    def find(self, name: str | None) -> NamedModel:
+        """Return what a request names: a file, FILE:ADAPTER, or the name of an adapter alone if one file has it.
 
         Raises:
             ApiError: There is none of this name, or no name and several files.
         """
         if name is None:
             if len(self.files) == 1:
-                return next(iter(self.files.values()))
-            raise bad_request(f"the field model is missing; this server has {', '.join(self.files)}", "model")
-        file = self.files.get(name) or self.files.get(name.removesuffix(":latest"))
-        if file is None:
+                return next(iter(self._named.values()))
+            raise bad_request(f"the field model is missing; this server has {', '.join(self._named)}", "model")
+        found = self._named.get(name) or self._named.get(name.removesuffix(":latest"))
+        if found is None:
+            ends = [each for each in self._named.values() if each.adapters and each.name.endswith(f":{name}")]
+            if len(ends) == 1:
+                return ends[0]
             raise ApiError(
-                404, f"there is no model {name!r}; this server has {', '.join(self.files)}", "model", "model_not_found"
+                404, f"there is no model {name!r}; this server has {', '.join(self._named)}", "model", "model_not_found"
             )
-        return file
+        return found
 
     @asynccontextmanager
-    async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
+    async def use(self, name: str | None) -> AsyncIterator[ModelUse]:
         """Lend the model of a request, loaded if it is not."""
-        file = self.find(name)
+        named = self.find(name)
+        file = named.file
         try:
             async with asyncio.timeout(self.settings.load_seconds):
                 model = await self._acquire(file)
         except TimeoutError:
             raise ApiError(503, f"the model {file.name} could not be loaded in time: memory is in use") from None
         try:
-            yield model
+            yield ModelUse(named, model)
         except ApiError as error:
             model.is_broken = model.is_broken or error.code == ENGINE_CLOSED
             raise
@@ -310,6 +438,12 @@ class ModelPool:
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in models))
 
 
+def _named_models(file: ServedFile) -> Iterator[NamedModel]:
+    yield NamedModel(file.name, file)
+    for adapter in file.adapters:
+        yield NamedModel(adapter.name, file, ((adapter.name, adapter.weight),))
+
+
 def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engine]:
     fit = find_fit(file.path) if settings.fits and not settings.is_exact else None
     runtime = load_text_model(
@@ -317,11 +451,14 @@ def _open_model(file: ServedFile, settings: LoadSettings) -> tuple[Runtime, Engi
     )  # fmt: skip
     if fit is not None:
         console.note(f"{file.path.name}: {fit.describe()}, as `edgetune fit` measured")
-    try:
-        return runtime, Engine(
+    with ExitStack() as undo:
+        undo.callback(runtime.close)
+        engine = Engine(
             runtime, slots=settings.slots, queue=settings.queue, is_exact=settings.is_exact,
             speculation=settings.speculation,
         )  # fmt: skip
-    except BaseException:
-        runtime.close()
-        raise
+        undo.callback(engine.close)
+        for adapter in file.adapters:
+            engine.load_adapter(adapter.path, adapter.name)
+        undo.pop_all()
+    return runtime, engine

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from edgetune.serving.calls import Server, ServerSettings
-from edgetune.serving.loaded_files import LoadSettings, ModelPool, served_files
+from edgetune.serving.loaded_files import LoadSettings, ModelPool, served_files, with_adapters
 from edgetune.serving.server import ListenSettings, bind, make_uvicorn, url_of
 from tests.runtime import models
 
@@ -50,10 +50,12 @@ class Running:
 
 @contextmanager
 def running(
-    *files: str | Path, settings: ServerSettings | None = None, open_model: Any = None, **load: Any
-) -> Iterator[Running]:
+    *files: str | Path, settings: ServerSettings | None = None, open_model: Any = None, adapters: Sequence[str] = (),
+    **load: Any,
+) -> Iterator[Running]:  # fmt: skip
     """Serve files on a free port until the end of the context."""
-    pool = ModelPool(served_files([*map(str, files)]), LoadSettings(threads=1, **load), open_model)
+    served = with_adapters(served_files([*map(str, files)]), adapters)
+    pool = ModelPool(served, LoadSettings(threads=1, **load), open_model)
     server = Server(pool, settings or ServerSettings())
     listening = bind(ListenSettings(port=0))
     uvicorn = make_uvicorn(server, shutdown_seconds=1.0)

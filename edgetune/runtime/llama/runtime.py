@@ -297,7 +297,9 @@ class LlamaRuntime(Runtime):
         capacity = min(count, MAX_SEQUENCES, max(1, _BATCH_CELLS // round_up_cells(length)))
         if capacity == 1:
             return self._single_sequence()
-        return LlamaSequences(self._make_context(length, capacity, capacity), capacity)
+        context = self._make_context(length, capacity, capacity)
+        context.set_adapters(self._used_adapters)
+        return LlamaSequences(context, capacity)
 
     def _open(self) -> LlamaContext:
         if self._context is None:

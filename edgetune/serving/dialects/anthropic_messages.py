@@ -137,7 +137,7 @@ async def messages(call: Call[MessagesRequest]) -> Any:
     prompt_tokens, deltas = await call.answer(model, conversation, decoding)
     call.reply_headers["request-id"] = new_id("req_")
     head: dict[str, Any] = {
-        "id": new_id("msg_"), "type": "message", "role": "assistant", "model": model.file.name, "content": [],
+        "id": new_id("msg_"), "type": "message", "role": "assistant", "model": model.name, "content": [],
         "stop_reason": None, "stop_sequence": None,
         "usage": {
             "input_tokens": prompt_tokens, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,

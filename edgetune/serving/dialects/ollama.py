@@ -24,7 +24,7 @@ from edgetune.serving.calls import Call, RouteSpec
 from edgetune.serving.conversation import Conversation, Decoding, Delta, End, Text, Thought, TokenUsage, Tool, ToolCall
 from edgetune.serving.dialects.openai_chat import ToolField, merge_system
 from edgetune.serving.embedding import embed_inputs
-from edgetune.serving.loaded_files import Identity, LoadedModel, ServedFile
+from edgetune.serving.loaded_files import Identity, ModelUse, NamedModel, ServedFile
 from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.replies import NDJSON, Event, Stream
 from edgetune.serving.request_fields import Fields
@@ -188,7 +188,7 @@ def _refuse(fields: GenerateRequest) -> None:
 
 
 async def _reply(
-    call: Call[Any], model: LoadedModel, conversation: Conversation, piece: Any, clock: _Clock
+    call: Call[Any], model: ModelUse, conversation: Conversation, piece: Any, clock: _Clock
 ) -> Any:  # fmt: skip
     fields: OllamaFields = call.fields
     _, deltas = await call.answer(model, conversation, _decoding(call, model))
@@ -198,7 +198,7 @@ async def _reply(
     return await _join(events, "message" if piece is _chat_piece else "response")
 
 
-def _decoding(call: Call[Any], model: LoadedModel) -> Decoding:
+def _decoding(call: Call[Any], model: ModelUse) -> Decoding:
     options = call.fields.options or OllamaOptions()
     limit = options.num_predict
     stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
@@ -241,7 +241,7 @@ def _schema(form: str | dict[str, Any] | None) -> dict[str, Any] | None:
     return form
 
 
-def _think_options(think: bool | str | None, model: LoadedModel) -> dict[str, Any]:
+def _think_options(think: bool | str | None, model: ModelUse) -> dict[str, Any]:
     template = model.runtime.chat_template
     names = template.option_names if template else ()
     if isinstance(think, str) and "reasoning_effort" in names:
@@ -295,7 +295,7 @@ def _generate_piece(delta: Delta | None) -> dict[str, Any]:
 
 
 async def _events(
-    deltas: AsyncIterator[tuple[int, Delta]], model: LoadedModel, piece: Any, clock: _Clock
+    deltas: AsyncIterator[tuple[int, Delta]], model: ModelUse, piece: Any, clock: _Clock
 ) -> AsyncIterator[Event]:
     async for _, delta in deltas:
         clock.note_token()
@@ -306,11 +306,11 @@ async def _events(
             yield Event({**_head(model), **piece(delta), "done": False})
 
 
-async def _raw_pieces(call: Call[GenerateRequest], model: LoadedModel, clock: _Clock) -> AsyncIterator[Event]:
+async def _raw_pieces(call: Call[GenerateRequest], model: ModelUse, clock: _Clock) -> AsyncIterator[Event]:
     decoding = _decoding(call, model)
     ids = await run_in_thread(model.runtime.tokenize, call.fields.prompt or "")
     (ticket,) = await run_in_thread(
-        submit, model.engine, PreparedAnswer(ids), decoding, decoding.stop, "prompt", discard=cancel_all
+        submit, model, PreparedAnswer(ids), decoding, decoding.stop, "prompt", discard=cancel_all
     )
     call.resources.callback(ticket.cancel)
     stream = Utf8Stream()
@@ -323,8 +323,8 @@ async def _raw_pieces(call: Call[GenerateRequest], model: LoadedModel, clock: _C
     yield Event({**_head(model), "response": stream.finish(), **_done(reason, clock, usage_of(ticket))})
 
 
-def _head(model: LoadedModel) -> dict[str, Any]:
-    return {"model": model.file.name, "created_at": _now()}
+def _head(model: ModelUse) -> dict[str, Any]:
+    return {"model": model.name, "created_at": _now()}
 
 
 def _now() -> str:
@@ -335,7 +335,7 @@ def _done(reason: str, clock: _Clock, usage: TokenUsage) -> dict[str, Any]:
     return {"done": True, "done_reason": reason, **clock.durations(usage)}
 
 
-def _loaded(model: LoadedModel, content: dict[str, Any]) -> dict[str, Any]:
+def _loaded(model: ModelUse, content: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to a request without a prompt, which loads the file."""
     return {**_head(model), **content, "done": True, "done_reason": "load"}
 
@@ -372,7 +372,7 @@ async def embed(call: Call[EmbedRequest]) -> Any:
     vectors, tokens = await embed_inputs(call, model, texts, fields.dimensions, cut=fields.truncate is not False)
     durations = clock.durations(TokenUsage(tokens))
     return {
-        "model": model.file.name, "embeddings": [vector.tolist() for vector in vectors],
+        "model": model.name, "embeddings": [vector.tolist() for vector in vectors],
         **{key: durations[key] for key in ("total_duration", "load_duration", "prompt_eval_count")},
     }  # fmt: skip
 
@@ -386,8 +386,8 @@ async def version(call: Call[Fields]) -> Any:
 
 
 async def tags(call: Call[Fields]) -> Any:
-    """List the files."""
-    return {"models": [await asyncio.to_thread(_model, file) for file in call.server.pool.files.values()]}
+    """List the files and their adapters."""
+    return {"models": [await asyncio.to_thread(_model, model) for model in call.server.pool.models.values()]}
 
 
 async def running(call: Call[Fields]) -> Any:
@@ -395,7 +395,7 @@ async def running(call: Call[Fields]) -> Any:
     return {
         "models": [
             {
-                **await asyncio.to_thread(_model, model.file), "size_vram": 0,
+                **await asyncio.to_thread(_model, call.server.pool.find(model.file.name)), "size_vram": 0,
                 "expires_at": "9999-12-31T23:59:59Z", "context_length": model.runtime.context,
             }
             for model in call.server.pool.loaded
@@ -431,10 +431,12 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _model(file: ServedFile) -> dict[str, Any]:
+def _model(model: NamedModel) -> dict[str, Any]:
+    file, name = model.file, model.name if model.adapters else f"{model.name}:latest"
+    details = _details(file) | ({"parent_model": file.name} if model.adapters else {})
     return {
-        "name": f"{file.name}:latest", "model": f"{file.name}:latest", "modified_at": _time(file.modified),
-        "size": file.size(), "digest": file.digest(), "details": _details(file),
+        "name": name, "model": name, "modified_at": _time(file.modified), "size": file.size(),
+        "digest": model.digest(), "details": details,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from edgetune.serving.conversation import (
     ToolChoice,
     text_parts,
 )
-from edgetune.serving.loaded_files import ServedFile
+from edgetune.serving.loaded_files import ModelUse, NamedModel
 from edgetune.serving.replies import DONE, SSE, Event, Stream, TextTemplate
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
@@ -110,6 +111,13 @@ class ResponseFormat(Fields):
     json_schema: JsonSchema | None = None
 
 
+class LoraWeight(Fields):
+    """An adapter of the file, by its number in the order of --adapter, and its weight, as llama-server has them."""
+
+    id: Annotated[int, Field(ge=0)]
+    scale: float = 1.0
+
+
 class StreamOptions(Fields):
     """What a stream contains."""
 
@@ -129,7 +137,23 @@ class OpenAiFields(SamplingFields):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: StopField = None
+    lora: list[LoraWeight] | None = None
     user: Any = None
+
+    def choose_adapters(self, model: ModelUse) -> ModelUse:
+        """Return the model with the adapters of `lora`, in place of those that its name stands for."""
+        if self.lora is None:
+            return model
+        known = model.file.adapters
+        for index, each in enumerate(self.lora):
+            if each.id >= len(known):
+                raise bad_request(f"lora.{index}.id is {each.id}, but the file has {len(known)} adapters", "lora")
+            if not math.isfinite(each.scale):
+                raise bad_request(f"lora.{index}.scale is {each.scale}, which is not a weight", "lora")
+        weights = {known[each.id].name: each.scale for each in self.lora}
+        if len(weights) < len(self.lora):
+            raise bad_request("lora names an adapter twice", "lora")
+        return model.with_adapters(tuple(weights.items()))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -175,14 +199,14 @@ async def chat_completions(call: Call[ChatRequest]) -> Any:
     """Answer a conversation."""
     fields = call.fields
     _refuse(fields)
-    model = await call.model(fields.model)
+    model = fields.choose_adapters(await call.model(fields.model))
     sampling = fields.sampling(call.server.settings.sampling, model.runtime.vocabulary_size)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
     decoding = Decoding(sampling, limit, fields.stops, logprobs, fields.n or 1)
     _, deltas = await call.answer(model, _conversation(fields, model.runtime.chat_template), decoding)
     frame = {
-        "id": new_id("chatcmpl-"), "created": call.created, "model": model.file.name,
+        "id": new_id("chatcmpl-"), "created": call.created, "model": model.name,
         "system_fingerprint": call.fingerprint(model),
     }  # fmt: skip
     if fields.stream:
@@ -376,9 +400,9 @@ def _token(raw: bytes, logprob: float) -> dict[str, Any]:
 
 
 async def list_models(call: Call[Fields]) -> Any:
-    """List the files. `models` is what Codex reads."""
-    files = [_model_object(file) for file in call.server.pool.files.values()]
-    return {"object": "list", "data": files, "models": [{"slug": each["id"], "name": each["id"]} for each in files]}
+    """List the files and their adapters. `models` is what Codex reads."""
+    found = [_model_object(model) for model in call.server.pool.models.values()]
+    return {"object": "list", "data": found, "models": [{"slug": each["id"], "name": each["id"]} for each in found]}
 
 
 async def show_model(call: Call[Fields]) -> Any:
@@ -386,8 +410,10 @@ async def show_model(call: Call[Fields]) -> Any:
     return _model_object(call.server.pool.find(call.path_parameters["name"]))
 
 
-def _model_object(file: ServedFile) -> dict[str, Any]:
-    return {"id": file.name, "object": "model", "created": int(file.modified), "owned_by": "edgetune"}
+def _model_object(model: NamedModel) -> dict[str, Any]:
+    """Return a model as OpenAI's API writes it; `parent` is the base of an adapter, as in vLLM."""
+    parent = {"parent": model.file.name} if model.adapters else {}
+    return {"id": model.name, "object": "model", "created": int(model.file.modified), "owned_by": "edgetune", **parent}
 
 
 ROUTES = (

@@ -24,7 +24,7 @@ from edgetune.serving.api_errors import ApiError, bad_request, from_problem, ope
 from edgetune.serving.calls import Call, RouteSpec, new_id
 from edgetune.serving.conversation import Decoding, TokenLogprob, TokenUsage
 from edgetune.serving.dialects.openai_chat import OpenAiFields, stream_error, usage_object
-from edgetune.serving.loaded_files import LoadedModel
+from edgetune.serving.loaded_files import ModelUse
 from edgetune.serving.prompting import PreparedAnswer
 from edgetune.serving.replies import DONE, SSE, Event, Stream
 from edgetune.serving.worker_threads import run_in_thread
@@ -55,11 +55,11 @@ async def completions(call: Call[CompletionRequest]) -> Any:
         raise bad_request("suffix is not supported: the model continues a text, it does not fill a gap", "suffix")
     if fields.best_of is not None and fields.best_of > (fields.n or 1):
         raise bad_request("best_of above n is not supported; send n, and choose by logprobs", "best_of")
-    model = await call.model(fields.model)
+    model = fields.choose_adapters(await call.model(fields.model))
     prompts = await run_in_thread(_prompts, fields.prompt, model.runtime)
     batch = _Batch(call, model, fields)
     frame = {
-        "id": new_id("cmpl-"), "object": "text_completion", "created": call.created, "model": model.file.name,
+        "id": new_id("cmpl-"), "object": "text_completion", "created": call.created, "model": model.name,
         "system_fingerprint": call.fingerprint(model),
     }  # fmt: skip
     if fields.stream:
@@ -134,7 +134,7 @@ class _Batch:
     """The prompts of a request."""
 
     call: Call[CompletionRequest]
-    model: LoadedModel
+    model: ModelUse
     fields: CompletionRequest
     usage: TokenUsage = field(default_factory=TokenUsage)
 
@@ -187,7 +187,7 @@ class _Batch:
         while True:
             try:
                 tickets = await run_in_thread(
-                    submit, self.model.engine, prepared, self.decoding, self.decoding.stop, "prompt", discard=cancel_all
+                    submit, self.model, prepared, self.decoding, self.decoding.stop, "prompt", discard=cancel_all
                 )
             except ApiError as error:
                 if error.status != 429 or not self.has_begun:
@@ -245,7 +245,9 @@ class _Batch:
     async def _score(self, ids: list[int]) -> ScoredTokens:
         while True:
             try:
-                future = self.model.engine.submit_score(ids, top=max(1, self.fields.logprobs or 0))
+                future = self.model.engine.submit_score(
+                    ids, top=max(1, self.fields.logprobs or 0), adapters=self.model.adapters
+                )
                 self.has_begun = True
                 self.call.resources.callback(future.cancel)
                 return await asyncio.wrap_future(future)

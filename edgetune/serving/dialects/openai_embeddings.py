@@ -44,7 +44,7 @@ async def embeddings(call: Call[EmbeddingRequest]) -> Any:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": model.file.name, "usage": usage}
+    return {"object": "list", "data": data, "model": model.name, "usage": usage}
 
 
 def _encode(vector: F32, form: str | None) -> Any:

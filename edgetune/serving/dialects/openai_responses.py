@@ -140,7 +140,7 @@ async def responses(call: Call[ResponsesRequest]) -> Any:
     if skipped:
         call.reply_headers[_SKIPPED_HEADER] = ", ".join(dict.fromkeys(skipped)).encode("ascii", "replace").decode()
     _, deltas = await call.answer(model, conversation, Decoding(sampling, fields.max_output_tokens))
-    writer = _Writer(_head(call, model.file.name))
+    writer = _Writer(_head(call, model.name))
     events = writer.events(delta async for _, delta in deltas)
     if fields.stream:
         return Stream(events, SSE, writer.fail)
