@@ -62,7 +62,7 @@ EDGETUNE: dict[str, set[str]] = {
     "planning": {"console", "config", "methods", "objectives", "storage_types", "runs", "data", "validation"},
     "adoption": {"config", "section", "methods", "runs", "data", "planning"},
     "evaluation": {"console", "data", "runs", "runtime", "validation"},
-    "serving": {"console", "data", "runs", "runtime"},
+    "serving": {"console", "data", "runs", "runtime", "generation"},
     "sensitivity": {"console", "runs", "reference", "runtime", "validation"},
     "publish": {"objectives", "data", "runs", "validation", "evaluation"},
     "report": {"objectives", "runs", "validation", "evaluation"},
