@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetune.generation.adapters import adapter_option, parse_adapters
+from edgetune.generation.adapters import adapter_option
 from edgetune.generation.options import (
+    OneFileCommand,
     machine_options,
     parse_template_option,
     sampling_options,
@@ -17,14 +18,17 @@ from edgetune.generation.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from edgetune.chatting.session import ChatSession
+    from edgetune.generation.adapters import WeightedAdapter
     from edgetune.runtime import Sampling
     from edgetune.runtime.slots import Speculation
 
 
-@click.command(name="chat")
+@click.command(
+    name="chat", cls=OneFileCommand, hint="Write messages in the chat, or answer one: edgetune run FILE -p {text}"
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--system", help="System message.")
 @click.option(
@@ -57,7 +61,7 @@ def command(
     thinking: str | None,
     sampling: Sampling,
     max_tokens: int | None,
-    adapters: tuple[str, ...],
+    adapters: Sequence[WeightedAdapter],
     threads: int | None,
     context: int | None,
     no_fit: bool,
@@ -83,7 +87,6 @@ def command(
     from edgetune.runtime.engine import Engine
 
     variables = dict(map(parse_template_option, template_options))
-    weighted = parse_adapters(adapters)
     on_terminal = is_terminal()
     show = thinking == "show" if thinking else on_terminal
     guessing.can_guess(file, speculation, sampling)  # which warns of a draft model that has nothing to do
@@ -93,7 +96,7 @@ def command(
     ):
         printing.warn_of_context(runtime)
         session = ChatSession(engine, sampling, max_tokens, variables, show, system)
-        for adapter in weighted:
+        for adapter in adapters:
             session.use_adapter(str(adapter.path), adapter.weight)
         for key in session.load(conversation) if conversation else ():
             console.warn(f"{conversation}: {key} is not read")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edgetune.errors import ConfigError
-from edgetune.generation.adapters import adapter_option, parse_adapters
+from edgetune.generation.adapters import adapter_option
 from edgetune.generation.options import (
+    OneFileCommand,
     machine_options,
     parse_template_option,
     sampling_options,
@@ -20,14 +21,15 @@ from edgetune.generation.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from edgetune.generation.adapters import WeightedAdapter
     from edgetune.generation.answering import RowsTask
     from edgetune.runtime import Sampling
     from edgetune.runtime.slots import Speculation
 
 
-@click.command(name="run")
+@click.command(name="run", cls=OneFileCommand, hint="Give a prompt with -p, such as -p {text}")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", help="Prompt; - reads it from standard input, as does a pipe without -p.")
 @click.option(
@@ -81,7 +83,7 @@ def command(
     thinking: str,
     sampling: Sampling,
     max_tokens: int,
-    adapters: tuple[str, ...],
+    adapters: Sequence[WeightedAdapter],
     threads: int | None,
     context: int | None,
     no_fit: bool,
@@ -106,13 +108,12 @@ def command(
     _check_together(prompt, rows, speculation.draft, for_rows)
     _check_raw(raw, {"--system": system is not None, "--template-option": bool(template_options)})
     variables = dict(map(parse_template_option, template_options))
-    weighted = parse_adapters(adapters)
     if rows is not None:
         from edgetune.generation.answering import RowsTask
 
         task = RowsTask(
             rows, output, sampling, max_tokens, raw=raw, system=system, options=variables,
-            skip_bad_rows=skip_bad_rows, overwrite=overwrite, adapters=tuple(weighted),
+            skip_bad_rows=skip_bad_rows, overwrite=overwrite, adapters=tuple(adapters),
         )  # fmt: skip
         ctx.exit(_answer_rows(file, task, threads, context, no_fit=no_fit))
     assert prompt is not None
@@ -121,11 +122,11 @@ def command(
     messages = None if raw else [*before, {"role": "user", "content": text}]
     guesses = guessing.can_guess(file, speculation, sampling)
     with (
-        printing.load_fitted(file, threads, context, no_fit=no_fit, adapters=weighted) as runtime,
+        printing.load_fitted(file, threads, context, no_fit=no_fit, adapters=adapters) as runtime,
         Engine(runtime, slots=1, speculation=speculation) if guesses else nullcontext() as engine,
     ):
         answer, ticket = guessing.begin_answer(
-            runtime, engine, text, messages, variables, sampling, max_tokens, [each.in_use for each in weighted]
+            runtime, engine, text, messages, variables, sampling, max_tokens, [each.in_use for each in adapters]
         )
         printing.warn_of_context(runtime)
         try:

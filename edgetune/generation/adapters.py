@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,14 +30,21 @@ class WeightedAdapter:
 
 
 def adapter_option(function: Function) -> Function:
-    """Add --adapter, which may be repeated, as the argument `adapters`."""
-    return click.option(
+    """Add --adapter, which may be repeated, to a command, which gets them as the argument `adapters`."""
+
+    @functools.wraps(function)
+    def command(*, adapters: tuple[str, ...], **values: Any) -> Any:
+        return function(adapters=parse_adapters(adapters), **values)
+
+    wrapped: Any = command
+    result: Function = click.option(
         "--adapter",
         "adapters",
         multiple=True,
         metavar="FILE[=WEIGHT]",
         help="GGUF LoRA adapter that is added to FILE, with WEIGHT in place of 1 (repeatable).",
-    )(function)
+    )(wrapped)
+    return result
 
 
 def parse_adapter(text: str) -> WeightedAdapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -104,6 +105,26 @@ None is that of `Sampling`.
 
 EXCLUDED_BY_MIROSTAT = ("top_k", "top_p", "min_p")
 """Options whose defaults do not apply with Mirostat, which takes their place."""
+
+
+class OneFileCommand(click.Command):
+    """A command of one FILE that says what to do with a text behind it."""
+
+    def __init__(self, *args: Any, hint: str, **options: Any) -> None:
+        """Take the hint, with {text} for what was given."""
+        super().__init__(*args, **options)
+        self._hint = hint
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Return no further arguments. Raises UsageError for some."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            text = " ".join(rest)
+            raise click.UsageError(
+                f"{text!r} is one argument too many. {self._hint.format(text=shlex.quote(text))}", ctx
+            )
+        return rest
 
 
 def sampling_options(function: Function) -> Function:

@@ -36,6 +36,17 @@ def test_the_template_is_applied_and_only_the_answer_is_printed(file: Path) -> N
     assert result.stderr == b""
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("run", "Give a prompt with -p, such as -p 'dim the lights'"), ("chat", "edgetune run FILE -p")],
+)
+def test_a_prompt_without_its_option_is_explained(file: Path, command: str, said: str) -> None:
+    for words in ([PROMPT], PROMPT.split()):
+        result = edgetune(command, file, *words)
+        assert result.returncode == 2
+        assert said in " ".join(sentence(result).split())
+
+
 def test_raw_continues_plain_text(file: Path) -> None:
     assert edgetune("run", file, "--raw", "-p", PROMPT, "--max-tokens", "12").stdout == expected(file, PROMPT, 12)
 
