@@ -3,7 +3,7 @@
 Everything runs on one thread unless --threads says otherwise. Times are those of the processor where that is one
 thread, and the fastest of several rounds counts, so that other processes weigh less.
 
-    python -m tests.bench.bench_runtime [--threads N] [--model FILE] [--llama-bench PROGRAM]
+    python -m tests.bench.bench_runtime [--threads N] [--model FILE --stock]
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from edgetune_converters.gguf.layout import TensorSpec
 from edgetune_converters.gguf.types import BY_NAME
 from edgetune_converters.gguf.values import f32s, i32s, strings, u32
 from edgetune_converters.gguf.writer import GgufWriter
+from tests.bench import llama_programs
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "samples/smart-home"
@@ -231,18 +232,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, default=100, help="test rows of smart-home")
     parser.add_argument("--model", type=Path, help="GGUF file that llama-bench runs, too")
-    parser.add_argument("--llama-bench", help="the program, built from the pinned source distribution")
+    parser.add_argument("--llama-bench", help="the program; --stock builds it from the pinned source distribution")
+    parser.add_argument("--stock", action="store_true", help="build llama-bench, which takes minutes the first time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         toy = toy_model(Path(folder) / "toy.gguf")
         bench_overhead(toy, options.threads)
         bench_scores(toy, options.threads)
     bench_speculation(options.threads, options.rows)
-    program = options.llama_bench or shutil.which("llama-bench")
+    program = options.llama_bench or (str(llama_programs.program("llama-bench")) if options.stock else None)
     if options.model and program:
         bench_against_llama_bench(options.model, options.threads, program)
     else:
-        print("beside llama-bench: left out; give --model FILE and --llama-bench PROGRAM")
+        print("beside llama-bench: left out; give --model FILE and --stock")
 
 
 if __name__ == "__main__":

@@ -21,16 +21,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 
-from tests.validation import stock
+from tests.bench import llama_programs
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "samples/smart-home/smart-home-q4_k_m.gguf"
-BUILD = ROOT / "build/llama-server/cmake"
 STREAMS = (1, 4, 8, 32)
 PROMPT = "Question {}: dim the bedroom lights to {}% and say which rooms are dark."
 
@@ -45,22 +43,6 @@ class Load:
     first: list[float] = field(default_factory=list)
 
 
-def llama_server() -> Path:
-    """Return the executable; build it if it is not there."""
-    program = BUILD / "server/llama-server"
-    if not program.is_file():
-        spec = find_spec("llama_cpp")
-        assert spec is not None
-        assert spec.origin is not None
-        cmake = str(Path(sys.executable).with_name("cmake"))
-        libraries = Path(spec.origin).parent / "lib"
-        options = [f"-DLLAMA_SOURCE={stock.source()}", f"-DLLAMA_LIBRARIES={libraries}"]
-        source, jobs = Path(__file__).with_name("llama_server"), str(os.cpu_count())
-        subprocess.run([cmake, "-S", str(source), "-B", str(BUILD), *options], check=True)
-        subprocess.run([cmake, "--build", str(BUILD), "--target", "llama-server", "-j", jobs], check=True)
-    return program
-
-
 def commands(model: Path, port: int, threads: int, slots: int, *, with_stock: bool) -> dict[str, list[str]]:
     """Name -> command line of each server, with the same threads, slots and context for each slot."""
     executable = str(Path(sys.executable).with_name("edgetune"))
@@ -72,7 +54,8 @@ def commands(model: Path, port: int, threads: int, slots: int, *, with_stock: bo
     }  # fmt: skip
     if with_stock:
         found["llama-server"] = [
-            str(llama_server()), "-m", str(model), "--port", str(port), "-t", str(threads), "-np", str(slots), "-c",
+            str(llama_programs.program("llama-server")), "-m", str(model),
+            "--port", str(port), "-t", str(threads), "-np", str(slots), "-c",
             str(512 * slots), "--no-webui",
         ]  # fmt: skip
     return found
