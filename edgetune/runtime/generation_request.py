@@ -96,8 +96,8 @@ class Usage:
         prompt_seconds: Time from then until the first token.
         decode_seconds: Time for all further tokens.
         guessed_tokens: Generated tokens that were guessed right (`GenerationRequest.lookup` and `speculate`).
-        near_ties: Generated tokens that were chosen beside guesses, where another token had nearly the same logit. A
-            batch of other shape rounds differently, and may take the other one there.
+        near_ties: Generated tokens for which another one had nearly the same logit beside guesses. A batch of other
+            shape rounds differently, and might have taken the other one: they were evaluated again without guesses.
     """
 
     prompt_tokens: int

@@ -64,11 +64,14 @@ class Speculation:
         uses_table: Whether the table of n-grams beside the file is used (`FILE.ngrams`).
         draft: A small model of the same vocabulary, which guesses where the table does not.
         costs: Time of batches of 1, 2, 4, 8, 16 and 32 rows, relative to the first, as `edgetune fit` measures it.
+        adapts: Whether times that are measured while answers are generated go before `costs`, and guessing stops where
+            it has cost time.
     """
 
     uses_table: bool = True
     draft: Path | None = None
     costs: tuple[float, ...] | None = None
+    adapts: bool = True
 
 
 NO_SPECULATION = Speculation(uses_table=False)
@@ -85,7 +88,7 @@ class ChosenToken(NamedTuple):
     top: tuple[tuple[int, float], ...]
     was_guessed: bool = False
     is_near_tie: bool = False
-    """Whether it was chosen beside guesses, and another token had nearly the same logit."""
+    """Whether another token had nearly the same logit beside guesses: it was chosen again without any."""
 
 
 class Slots(ABC):

@@ -28,7 +28,7 @@ Bytes are None if there are more than 256.
 GUESSED = 1
 """It was guessed."""
 NEAR_TIE = 2
-"""It was chosen in a batch with guesses, and another token had nearly the same logit."""
+"""Another token had nearly the same logit in a batch with guesses: it was chosen again, in a batch without."""
 MOST_DRAFTED = 7
 COSTED_ROWS = (1, 2, 4, 8, 16, 32)
 
@@ -124,9 +124,15 @@ class LlamaSlots:
         """Take drafts from a llama_context of as many sequences, which is freed after the slots."""
         self._native.llama_set_draft_model(self._slots, context)
 
-    def set_costs(self, costs: Sequence[float]) -> None:
-        """State the time of batches of `COSTED_ROWS` rows, relative to the first; it decides how long drafts are."""
-        self._native.llama_set_costs(self._slots, *costs)
+    def set_costs(self, costs: Sequence[float], *, adapts: bool) -> None:
+        """State the time of batches of `COSTED_ROWS` rows, relative to the first; it decides how long drafts are.
+
+        Args:
+            costs: The times.
+            adapts: Whether times that are measured while answers are generated go before them, and guessing stops where
+                it has cost time.
+        """
+        self._native.llama_set_costs(self._slots, *costs, adapts)
 
     def draft(self, slot: int, most: int) -> None:
         """Permit drafts of at most `most` tokens, up to `MOST_DRAFTED`, to a slot without chain until it stops."""

@@ -314,7 +314,7 @@ struct et_outcome et_dequantize_4bit(const struct et_dequantize_4bit_job *job, i
 struct et_outcome et_roundtrip_4bit(const struct et_roundtrip_4bit_job *job, int threads);
 struct et_outcome et_dequantize_int8(const struct et_dequantize_int8_job *job, int threads);
 
-/* ---- llama_bridge.c, llama_slots.c
+/* ---- llama_bridge.c, llama_slots.c, llama_costs.c
  * ------------------------------------------------------------------------------------------------ */
 
 /* Opens libllama. False: `message` is the error. Once a library is open, further calls do nothing. */
@@ -362,7 +362,7 @@ struct et_llama_chosen {
     char piece[ET_LLAMA_PIECE];
     double logprob;
     bool was_guessed;
-    bool is_near_tie; /* it was chosen in a batch with guesses, and another token had nearly the same logit */
+    bool is_near_tie; /* another token had nearly the same logit in a batch with guesses: it was chosen again without */
     int32_t n_likely;
     struct et_llama_likely *likely; /* valid until the next turn */
 };
@@ -400,8 +400,9 @@ bool et_llama_set_table(struct et_llama_slots *slots, const uint64_t *cells, uin
  * the caller frees after them. */
 void et_llama_set_draft_model(struct et_llama_slots *slots, void *context);
 
-/* Sets the time of batches of 1, 2, 4, 8, 16 and 32 rows, relative to the first. */
-void et_llama_set_costs(struct et_llama_slots *slots, const float *costs);
+/* Sets the time of batches of 1, 2, 4, 8, 16 and 32 rows, relative to the first. adapts: times that are measured while
+ * answers are generated go before them, and guessing stops where it has cost time. */
+void et_llama_set_costs(struct et_llama_slots *slots, const float *costs, bool adapts);
 
 /* Permits drafts of at most so many tokens to the sequence of a slot without chain until it stops. */
 void et_llama_draft(struct et_llama_slots *slots, int32_t slot, int32_t most);

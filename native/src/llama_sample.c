@@ -42,6 +42,15 @@ static int32_t most_likely(const float *logits, int64_t v, const uint32_t *mask)
     return chosen < 0 ? 0 : (int32_t)chosen;
 }
 
+int32_t et_llama_runner_up(const float *logits, int64_t v, int32_t token) {
+    float before = largest(logits, token), after = largest(logits + token + 1, v - token - 1);
+    float best = before > after ? before : after;
+    for (int64_t id = 0; id < v; id++)
+        if (id != token && logits[id] == best)
+            return (int32_t)id;
+    return token; /* only NaN */
+}
+
 /* Moves the smallest of heap[count] to its beginning, given that only heap[0] is out of order. */
 static void sink(float *heap, int64_t count) {
     for (int64_t at = 0;;) {

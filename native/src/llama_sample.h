@@ -19,6 +19,9 @@ enum { ET_LLAMA_GROUP = 64 };
 int32_t et_llama_choose(struct et_llama_scratch *scratch, const float *logits, void *chain, const uint32_t *mask,
                         int32_t top_k);
 
+/* The most likely token but for one. */
+int32_t et_llama_runner_up(const float *logits, int64_t v, int32_t token);
+
 /* log(sum(exp(logits[v]))). */
 double et_llama_log_sum(const float *logits, int64_t v);
 

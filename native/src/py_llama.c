@@ -213,12 +213,14 @@ static PyObject *py_llama_set_costs(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *capsule;
     float costs[ET_LLAMA_COSTS];
-    if (!PyArg_ParseTuple(args, "Offffff", &capsule, &costs[0], &costs[1], &costs[2], &costs[3], &costs[4], &costs[5]))
+    int adapts = 0;
+    if (!PyArg_ParseTuple(args, "Offffff|p", &capsule, &costs[0], &costs[1], &costs[2], &costs[3], &costs[4], &costs[5],
+                          &adapts))
         return NULL;
     struct holder *holder = held_slots(capsule, 0);
     if (!holder)
         return NULL;
-    et_llama_set_costs(holder->slots, costs);
+    et_llama_set_costs(holder->slots, costs, adapts);
     Py_RETURN_NONE;
 }
 
@@ -334,7 +336,7 @@ PyMethodDef et_llama_methods[] = {
     ET_METHOD(llama_mask, "slots, slot, bits"),
     ET_METHOD(llama_set_table, "slots, cells, count, longest"),
     ET_METHOD(llama_set_draft_model, "slots, context"),
-    ET_METHOD(llama_set_costs, "slots, of_1, of_2, of_4, of_8, of_16, of_32"),
+    ET_METHOD(llama_set_costs, "slots, of_1, of_2, of_4, of_8, of_16, of_32, adapts"),
     ET_METHOD(llama_draft, "slots, slot, most"),
     ET_METHOD(llama_drafted, "slots"),
     ET_METHOD(llama_turn, "slots, group"),

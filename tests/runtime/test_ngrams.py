@@ -103,7 +103,7 @@ def test_answers_with_a_table_are_those_without(learned: Path) -> None:
     with load(learned) as runtime:
         with Engine(runtime, slots=2, speculation=NO_SPECULATION) as engine:
             plain = [answer(engine, ids) for ids in PROMPTS]
-        with Engine(runtime, slots=2, speculation=Speculation(costs=FAVORABLE)) as engine:
+        with Engine(runtime, slots=2, speculation=Speculation(costs=FAVORABLE, adapts=False)) as engine:
             guessed = [answer(engine, ids) for ids in PROMPTS]
             assert engine.status.drafted_tokens >= sum(count for _, count in guessed)
             assert [answer(engine, ids, speculate=False) for ids in PROMPTS] == plain
@@ -119,7 +119,7 @@ def test_nothing_is_guessed_where_tokens_are_drawn(learned: Path) -> None:
     with load(learned) as runtime:
         with Engine(runtime, slots=1, speculation=NO_SPECULATION) as engine:
             plain = [answer(engine, ids, sampling=sampling) for ids in PROMPTS]
-        with Engine(runtime, slots=1, speculation=Speculation(costs=FAVORABLE)) as engine:
+        with Engine(runtime, slots=1, speculation=Speculation(costs=FAVORABLE, adapts=False)) as engine:
             assert [answer(engine, ids, sampling=sampling) for ids in PROMPTS] == plain
 
 
@@ -141,7 +141,7 @@ def test_answers_with_a_draft_model_are_those_without(learned: Path, uses_table:
     with load(learned) as runtime:
         with Engine(runtime, slots=2, speculation=NO_SPECULATION) as engine:
             plain = [answer(engine, ids)[0] for ids in PROMPTS]
-        with Engine(runtime, slots=2, speculation=Speculation(uses_table, learned, FAVORABLE)) as engine:
+        with Engine(runtime, slots=2, speculation=Speculation(uses_table, learned, FAVORABLE, adapts=False)) as engine:
             tickets = [engine.submit(GenerationRequest(ids, max_tokens=60, ignore_eos=True)) for ids in PROMPTS]
             assert [[event.token for event in ticket] for ticket in tickets] == plain
             assert sum(ticket.usage.guessed_tokens for ticket in tickets) > 250, "the model guesses all that it says"

@@ -17,8 +17,7 @@ from edgetune_converters.errors import ArtifactError
 
 _TOKENS = "tokenizer.ggml.tokens"
 _CACHED_BYTES = 256 << 20  # weights of less stay in the caches of some machines
-_COSTS_IN_CACHE = (1.0, 2.8, 4.3, 8.5, 12.5, 23.0)  # measured: each row is as much work as the first, and llama.cpp
-# builds its graph again for each change of the number of rows
+_COSTS_IN_CACHE = (1.0, 1.9, 3.4, 7.0, 11.0, 21.0)  # measured: each row is as much work as the first
 _COSTS_FROM_MEMORY = (1.0, 1.1, 1.3, 1.9, 3.5, 6.5)  # reading the weights is most of the work
 
 
@@ -26,15 +25,14 @@ class Drafting:
     """A table, a draft model in its own context, or both."""
 
     def __init__(
-        self, table: NgramTable | None, costs: tuple[float, ...], model: Runtime | None = None,
-        context: LlamaContext | None = None,
-    ) -> None:  # fmt: skip
+        self, table: NgramTable | None, model: Runtime | None = None, context: LlamaContext | None = None
+    ) -> None:
         """Take over a model and its context."""
-        self._table, self._costs, self._model, self._context = table, costs, model, context
+        self._table, self._model, self._context = table, model, context
 
     @classmethod
     def make(
-        cls, path: Path, size: int, metadata: Mapping[str, Any], speculation: Speculation,
+        cls, path: Path, metadata: Mapping[str, Any], speculation: Speculation,
         open_draft: Callable[[Path], tuple[Runtime, LlamaContext]],
     ) -> Self | None:  # fmt: skip
         """Return what a file and the settings give; None if that is nothing.
@@ -43,13 +41,12 @@ class Drafting:
             RuntimeProblem: The draft model has another vocabulary, or cannot be opened.
         """
         table = read_table(path, metadata) if speculation.uses_table else None
-        costs = speculation.costs or (_COSTS_IN_CACHE if size < _CACHED_BYTES else _COSTS_FROM_MEMORY)
         if speculation.draft is None:
-            return cls(table, costs) if table else None
+            return cls(table) if table else None
         if not speculation.draft.is_file():
             raise RuntimeProblem(f"there is no draft model {speculation.draft}", "Give a GGUF file with --draft")
         model, context = open_draft(speculation.draft)
-        found = cls(table, costs, model, context)
+        found = cls(table, model, context)
         if vocabulary_hash(model.metadata.get(_TOKENS, ())) != vocabulary_hash(metadata.get(_TOKENS, ())):
             found.close()
             raise RuntimeProblem(
@@ -64,7 +61,6 @@ class Drafting:
             loop.set_table(self._table.cells, self._table.longest)
         if self._context:
             loop.set_draft_model(self._context.address)
-        loop.set_costs(self._costs)
 
     def close(self) -> None:
         """Free the draft model."""
@@ -72,6 +68,11 @@ class Drafting:
             self._context.close()
         if self._model:
             self._model.close()
+
+
+def assumed_costs(size: int) -> tuple[float, ...]:
+    """Return the time of batches of several rows, relative to the first, for a file of as many bytes."""
+    return _COSTS_IN_CACHE if size < _CACHED_BYTES else _COSTS_FROM_MEMORY
 
 
 def read_table(path: Path, metadata: Mapping[str, Any]) -> NgramTable | None:

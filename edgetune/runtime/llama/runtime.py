@@ -28,7 +28,7 @@ from edgetune.runtime.llama.activations import ActivationCollector, ActivationSu
 from edgetune.runtime.llama.adapters import load_adapter
 from edgetune.runtime.llama.batch import LlamaSequences, prefill
 from edgetune.runtime.llama.context import BATCH, LlamaContext, Prefix, round_up_cells
-from edgetune.runtime.llama.drafting import Drafting
+from edgetune.runtime.llama.drafting import Drafting, assumed_costs
 from edgetune.runtime.llama.embeddings import LlamaEmbedder
 from edgetune.runtime.llama.prefix import EvaluatedPrefix, StoredPrefix
 from edgetune.runtime.llama.regex_guard import find_overlong_run
@@ -273,14 +273,15 @@ class LlamaRuntime(Runtime):
             return super().make_slots(count, is_exact=is_exact, speculation=speculation)
         self._open()
         drafting = None if is_exact else Drafting.make(
-            self.path, self.size, self.metadata, speculation, lambda path: self._open_draft(path, count)
+            self.path, self.metadata, speculation, lambda path: self._open_draft(path, count)
         )  # fmt: skip
         context = self._make_context(self.context, count * (1 + MAX_LOOKUP), count)
         is_recurrent = self._library.llama_model_is_recurrent(self._model)
         can_draft = not (is_recurrent or self._library.llama_model_is_hybrid(self._model))
+        costs = speculation.costs or assumed_costs(self.size)
         return EngineSlots(
             context, self.sampler_vocabulary, count, is_exact=is_exact, can_draft=can_draft,
-            drafting=drafting,
+            drafting=drafting, costs=costs, adapts=speculation.adapts,
         )  # fmt: skip
 
     def _open_draft(self, path: Path, count: int) -> tuple[LlamaRuntime, LlamaContext]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class EngineSlots(Slots):
 
     def __init__(
         self, context: LlamaContext, vocabulary: SamplerVocabulary, capacity: int, *, is_exact: bool, can_draft: bool,
-        drafting: Drafting | None = None,
+        drafting: Drafting | None = None, costs: Sequence[float] | None = None, adapts: bool = False,
     ) -> None:  # fmt: skip
         """Take over a context.
 
@@ -59,6 +60,8 @@ class EngineSlots(Slots):
             is_exact: Whether each sequence is evaluated alone and from its start.
             can_draft: Whether tokens can be taken from the end of a sequence: not in recurrent models.
             drafting: Where drafts come from, beside prompt lookup; closed with the slots.
+            costs: As in `Speculation`; None leaves it to the loop.
+            adapts: As in `Speculation`.
         """
         self.capacity = capacity
         self._context, self._vocabulary, self._is_exact = context, vocabulary, is_exact
@@ -76,6 +79,8 @@ class EngineSlots(Slots):
         self._drafting = drafting if can_draft and not is_exact else None
         if self._drafting:
             self._drafting.install(self._loop)
+        if costs is not None:
+            self._loop.set_costs(costs, adapts=adapts)
         if context.offset:
             for slot in range(capacity):
                 context.begin(slot)
