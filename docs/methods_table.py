@@ -24,6 +24,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "LoftQ": {"kind": "lora", "init": "loftq"},
     "EVA": {"kind": "lora", "init": "eva"},
     "CorDA": {"kind": "lora", "init": "corda"},
+    "LoRA-GA": {"kind": "lora", "init": "lora_ga"},
 }
 """Methods that are options of a kind."""
 

@@ -72,7 +72,10 @@ NOT_TRAINED: Mapping[str, str] = {
     "cpt": "CPT trains the tokens of examples in the prompt; use a soft prompt",
     "cartridge": "CARTRIDGE trains a KV cache from PEFT's own prefill; use prefix tuning",
     "shadow": "SHADOW trains a second, small model beside the base, which no exported file has room for",
-    "adamss": "AdaMSS needs scikit-learn, which edgetune does not install",
+    "adamss": "AdaMSS clusters the base's singular vectors with scikit-learn, which edgetune does not install, "
+    "whenever the adapter is loaded; one that was made elsewhere is exported",
+    "kasa": "KaSA cuts singular values out of the base, with which the trained model is compared, and needs terms in "
+    "the loss that PEFT does not add; an adapter made elsewhere is exported",
     "bone": "PEFT calls it MiSS today; use adapter.kind: miss",
     "mixed": "PEFT mixes adapters of several kinds for inference only; train them one after the other",
 }
@@ -87,7 +90,7 @@ NAMES_OF_OPTIONS: Mapping[str, str] = {
     "lora+": "LoRA+ is adapter.kind: lora with adapter.loraplus_lr_ratio, such as 16",
     **{
         name: f"{name} is an initialization: adapter.kind: lora with adapter.init: {name}"
-        for name in ("pissa", "olora", "corda", "eva", "loftq")
+        for name in ("pissa", "olora", "corda", "lora_ga", "eva", "loftq")
     },
     "coft": "COFT is adapter.kind: oft with adapter.coft: true",
     "supra": "Supra is adapter.kind: supertuning with adapter.r",

@@ -19,9 +19,10 @@ from edgetune.methods.base import (
     of_pattern,
 )
 
-INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "corda", "eva", "loftq")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "corda", "lora_ga", "eva", "loftq")
 _PISSA_ITERATIONS = re.compile(r"pissa_niter_[1-9]\d*")
-_MOVES_BASE = ("pissa", "olora", "corda")
+_MOVES_BASE = ("pissa", "olora", "corda", "lora_ga")
+_NEEDS_ROWS = ("corda", "eva", "lora_ga")
 
 
 class Lora(LayerMethod):
@@ -49,10 +50,11 @@ class Lora(LayerMethod):
     init: str = "default"
     """First values of the low-rank matrices: `default` and `gaussian` (A random, B zero); `orthogonal`; `pissa`,
     `pissa_niter_N` (the principal part of the base, arXiv:2404.02948) and `olora` (its QR factors, arXiv:2406.01775);
-    `corda` (by the covariance of activations, arXiv:2406.05223) and `eva` (their principal directions,
-    arXiv:2410.07170), both from training rows; `loftq` (the rounding error of a 4-bit base, arXiv:2310.08659)."""
+    from training rows `corda` (by the covariance of activations, arXiv:2406.05223), `eva` (their principal directions,
+    arXiv:2410.07170) and `lora_ga` (those of the gradients, arXiv:2407.05000); `loftq` (the rounding error of a 4-bit
+    base, arXiv:2310.08659)."""
     calibration_rows: Count = 256
-    """Training rows whose activations `corda` and `eva` look at."""
+    """Training rows whose activations `corda` and `eva` look at, or whose gradients `lora_ga` does."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
     """LoRA+: learning rate of B over that of A, such as 16 (arXiv:2402.12354). Default: both have the same."""
     bias: Literal["none", "all", "adapted"] = "none"
@@ -74,7 +76,7 @@ class Lora(LayerMethod):
         # run.json states defaults too, so that a stated default is no contradiction
         is_default = self.calibration_rows == type(self).model_fields["calibration_rows"].default
         if not is_default and not self.needs_rows:
-            yield f"adapter.calibration_rows is used by adapter.init: corda and eva, and init is {self.init}"
+            yield f"adapter.calibration_rows is used by adapter.init: {', '.join(_NEEDS_ROWS)}, and init is {self.init}"
         if self.init == "orthogonal" and any(rank % 2 for rank in (self.r, *self.rank_pattern.values())):
             yield "adapter.init: orthogonal needs even ranks; give adapter.r and adapter.rank_pattern even numbers"
         if self.moves_base and self.use_rslora and (self.rank_pattern or self.alpha_pattern):
@@ -96,7 +98,14 @@ class Lora(LayerMethod):
     @property
     def needs_rows(self) -> bool:
         """Whether the first values are computed from training rows."""
-        return self.init in ("corda", "eva")
+        return self.init in _NEEDS_ROWS
+
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can."""
+        rank, smaller = max((self.r, *self.rank_pattern.values())), min(rows, columns)
+        if self.init == "lora_ga" and 2 * rank > smaller:
+            return f"adapter.init: lora_ga takes {2 * rank} directions for a rank of {rank}, and it has {smaller}"
+        return super().why_not_on(rows, columns)
 
     @property
     def moves_base(self) -> bool:

@@ -44,6 +44,7 @@ def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     sources = adapters.StartSources(
         lambda: [row.input_ids for row in prepared.train.rows],
         lambda: load_model(prepared.base, unquantized, run.base),
+        lambda: [row.labels for row in prepared.train.rows],
     )
     adapted = adapters.add_adapter(model, config.adapter, prepared.base.layers, config.export.formats, sources)
     start_from_text(adapted, config.adapter, prepared.tokenizer)

@@ -28,6 +28,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "dora": {"kind": "lora", "use_dora": True},
     "pissa": {"kind": "lora", "init": "pissa"},
     "olora": {"kind": "lora", "init": "olora"},
+    "lora_ga": {"kind": "lora", "init": "lora_ga"},
     "gaussian": {"kind": "lora", "init": "gaussian"},
 }
 """Variants that are options of a kind."""

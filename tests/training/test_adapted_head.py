@@ -149,7 +149,7 @@ def test_a_reward_model_has_no_use_for_an_adapted_head(base: Path, tmp_path: Pat
         train(path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora", "corda"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "corda", "lora_ga"])
 def test_a_start_that_is_taken_out_of_a_tied_head_is_refused(init: str, bases: dict[bool, Path]) -> None:
     method = Lora(r=4, init=init, target_modules=["lm_head"])
     with pytest.raises(ConfigError, match=f"adapter.init: {init} takes its first values out of the output matrix"):

@@ -264,6 +264,7 @@ MOVED: list[dict[str, Any]] = [
     {"init": "pissa_niter_8", "use_rslora": True},
     {"init": "olora", "use_dora": True},
     {"init": "corda", "rank_pattern": {"down_proj": 3}, "alpha_pattern": {"v_proj": 5}},
+    {"init": "lora_ga", "rank_pattern": {"down_proj": 3}, "alpha_pattern": {"v_proj": 5}},
 ]
 
 
@@ -294,6 +295,23 @@ def test_an_adapter_that_starts_from_the_base_is_stored_as_lora_on_the_base_as_i
     again = logits(adapters.load_adapter(load(None), tmp_path).eval())
     assert (trained - before).abs().max() > 0.05
     torch.testing.assert_close(again, trained, rtol=0, atol=1e-4)
+
+
+def test_lora_ga_starts_from_the_directions_of_the_gradients_of_the_labelled_tokens(load: Loader) -> None:
+    rows = [[int(id_) for id_ in row] for row in IDS.repeat(3, 1)]
+    labels = [[-100] * 5 + row[5:] for row in rows]
+    known = adapters.StartSources(lambda: rows, lambda: load(None), lambda: labels)
+    model = adapters.add_adapter(load(None), Lora(r=4, init="lora_ga"), sources=known)
+    base = load(None)
+    weight = base.model.layers[1].mlp.down_proj.weight.requires_grad_()
+    base.train()
+    for row, wanted in zip(rows, labels, strict=True):
+        base(input_ids=torch.tensor([row]), labels=torch.tensor([wanted])).loss.backward()
+    a = model.get_base_model().model.layers[1].mlp.down_proj.lora_A["default"].weight
+    principal = torch.linalg.svd(weight.grad, full_matrices=False).Vh[:4]
+    assert a.dtype == torch.float32
+    assert torch.linalg.svdvals(a @ principal.T).min() > 0.99  # cosines of the angles between both subspaces
+    assert all(each.grad is None for each in model.parameters())
 
 
 def test_eva_starts_from_principal_directions_of_the_rows_and_keeps_base_and_ranks(load: Loader) -> None:
@@ -356,7 +374,7 @@ def test_values_in_another_order_are_laid_out_for_optimizers_in_8_bits(optimizer
     assert torch.allclose(layer.weight, -0.5 * gradient.sign(), atol=1e-2)
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora", "corda", "eva", "loftq"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "corda", "lora_ga", "eva", "loftq"])
 def test_trained_values_of_every_start_lie_in_order(init: str, load: Loader) -> None:
     method = Lora(r=4, init=init)
     model = adapters.add_adapter(load("nf4" if init == "loftq" else None), method, sources=sources(load))

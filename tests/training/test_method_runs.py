@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora with DoRA": {"kind": "lora", "use_dora": True, "rank_pattern": {"q_proj": 3}, "layers": [1]},
     "lora with PiSSA": {"kind": "lora", "init": "pissa", "use_rslora": True},
     "lora with CorDA": {"kind": "lora", "init": "corda", "target_modules": "mlp", "calibration_rows": 8},
+    "lora with LoRA-GA": {"kind": "lora", "init": "lora_ga", "calibration_rows": 8},
     "lora with EVA": {"kind": "lora", "init": "eva", "loraplus_lr_ratio": 4, "target_modules": "q_v"},
     "lora with LoftQ": {"kind": "lora", "init": "loftq"},
     "lora with head": {"kind": "lora", "modules_to_save": ["lm_head"], "target_modules": "attention"},

@@ -66,7 +66,7 @@ def add_adapter(
             f"Change the options of adapter.kind: {config.kind}",
         ) from None
     if isinstance(config, LayerMethod):
-        whole_names = isinstance(config, Lora) and config.init == "corda"
+        whole_names = isinstance(config, Lora) and config.init in ("corda", "lora_ga")
         targets = resolve_targets(model, config, layers, whole_names=whole_names)
         wanted.target_modules = set(targets) if isinstance(targets, list) else targets
     _freeze(model)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.config import EvaConfig
+from peft.tuners.lora.config import EvaConfig, LoraGAConfig
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
@@ -37,6 +37,8 @@ class StartSources:
     """Returns the token ids of the training rows."""
     load_original: Callable[[], Any]
     """Loads the base without quantization."""
+    labels: Callable[[], Sequence[Sequence[int]]] | None = None
+    """Returns the labels of the training rows. None: all tokens count."""
 
 
 def before_attaching(model: Any, method: Method, wanted: LoraConfig, sources: StartSources | None) -> None:
@@ -49,6 +51,30 @@ def before_attaching(model: Any, method: Method, wanted: LoraConfig, sources: St
         wanted.eva_config = EvaConfig(rho=1.0, use_label_mask=False)
     if method.init == "corda":
         _orient_by_covariance(model, method, wanted, sources)
+    if method.init == "lora_ga":
+        wanted.lora_ga_config = LoraGAConfig()
+        _attach_gradients(model, method, wanted, sources)
+
+
+def _attach_gradients(model: Any, method: Lora, wanted: LoraConfig, sources: StartSources) -> None:
+    """Attach to each layer in `wanted.target_modules` the mean gradient that PEFT's start for LoRA-GA reads.
+
+    PEFT's own preparation counts calls by hooks, which warn in the first layer.
+    """
+    layers = [module for name, module in model.named_modules() if name in wanted.target_modules]
+    rows = sources.rows()[: method.calibration_rows]
+    labels = sources.labels()[: method.calibration_rows] if sources.labels else rows
+    for layer in layers:
+        layer.weight.requires_grad_()
+    used = [pair for pair in zip(rows, labels, strict=True) if any(label >= 0 for label in pair[1][1:])]
+    for row, targets in used:
+        ids, scored = (torch.tensor([values], device=model.device) for values in (row, targets))
+        model(input_ids=ids, labels=scored).loss.backward()
+    for layer in layers:
+        if layer.weight.grad is not None:
+            layer._peft_loraga_grad = layer.weight.grad / max(1, len(used))
+        layer.weight.requires_grad_(False)
+        layer.weight.grad = None
 
 
 def after_attaching(adapted: Any, method: Method, sources: StartSources | None) -> None:
@@ -62,6 +88,10 @@ def after_attaching(adapted: Any, method: Method, sources: StartSources | None) 
         initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
         adapted.peft_config["default"].init_lora_weights = True
         adapted.peft_config["default"].eva_config = None
+    if method.init == "lora_ga":  # PEFT leaves them in the type of the base
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     if method.init == "loftq":
         _correct_rounding(adapted, sources.load_original())
 
@@ -176,5 +206,6 @@ def convert_stored(folder: Path, start: Start) -> None:
         "rank_pattern": {key: 2 * rank for key, rank in stated["rank_pattern"].items()},
         "alpha_pattern": {key: 2 * alpha for key, alpha in stated["alpha_pattern"].items()},
         "init_lora_weights": True,
+        "lora_ga_config": None,
     }
     file.write_text(json.dumps(stated, indent=2, sort_keys=True), encoding="utf-8")
