@@ -28,6 +28,7 @@ class BenchResults:
         cache: Bytes of the largest cache of the processor; None if unknown.
         memory: Number of threads -> what they reach.
         speeds: The measurements.
+        fit: The settings of `edgetune fit` with which the model ran, in words; None: the defaults.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class BenchResults:
     cache: int | None
     memory: dict[int, MemorySpeed]
     speeds: list[Speed]
+    fit: str | None = None
 
     @property
     def fits_cache(self) -> bool:
@@ -83,13 +85,18 @@ class BenchResults:
             lines.append(
                 f"streams: prompts of {STREAM_PROMPT} tokens and answers of {STREAM_ANSWER}, submitted together"
             )
+        lines.append(
+            "settings: the defaults; `edgetune fit` measures whether others are faster"
+            if self.fit is None
+            else f"settings: {self.fit}, as `edgetune fit` remembers; -t goes before its threads"
+        )
         return [*lines, f"{self.processor}; {', '.join(f'{name} {value}' for name, value in self.versions.items())}"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the results for programs: rates in tokens per second, times in seconds, sizes in bytes."""
         return {
             "model": str(self.path), "format": self.format, "size": self.size, "bytes_per_token": self.weights,
-            "processor": self.processor, "processor_cache": self.cache, "versions": self.versions,
+            "processor": self.processor, "processor_cache": self.cache, "versions": self.versions, "fit": self.fit,
             "memory": [
                 {
                     "threads": count, "probe_bytes": PROBE_BYTES, "read_bytes_per_second": each.read,

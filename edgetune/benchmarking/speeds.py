@@ -14,6 +14,7 @@ import numpy as np
 from edgetune.errors import RuntimeProblem
 from edgetune.runtime import load
 from edgetune.runtime.engine import Engine, GenerationRequest, Usage
+from edgetune.runtime.machine_fit import MachineFit
 
 STREAM_PROMPT, STREAM_ANSWER = 64, 32
 """Tokens of the prompt and of the answer of each parallel stream."""
@@ -30,6 +31,7 @@ class BenchPlan:
         streams: Numbers of parallel streams.
         threads: Numbers of threads.
         rounds: Rounds of each measurement, after one that is not counted.
+        fit: Settings that `edgetune fit` remembered; None: the defaults.
     """
 
     prompts: Sequence[int]
@@ -37,6 +39,7 @@ class BenchPlan:
     streams: Sequence[int]
     threads: Sequence[int]
     rounds: int
+    fit: MachineFit | None = None
 
     @property
     def count(self) -> int:
@@ -100,9 +103,9 @@ class BenchModel(NamedTuple):
     longest: int
 
 
-def read_facts(path: Path) -> BenchModel:
+def read_facts(path: Path, fit: MachineFit | None = None) -> BenchModel:
     """Open the model once. Raises RuntimeProblem if it cannot be run, ArtifactError if it is damaged."""
-    with load(path) as runtime:
+    with load(path, fit=fit) as runtime:
         return BenchModel(runtime.format, runtime.size, runtime.threads, runtime.trained_context - _BESIDE)
 
 
@@ -128,13 +131,16 @@ def measure_speeds(path: Path, plan: BenchPlan) -> Iterator[Speed]:
     for threads in plan.threads:
         if longest := max((*plan.prompts, *plan.answers), default=0):
             context = max(8, longest + _BESIDE)
-            with load(path, threads=threads, context=context) as runtime, Engine(runtime, slots=1) as engine:
+            with (
+                load(path, threads=threads, context=context, fit=plan.fit) as runtime,
+                Engine(runtime, slots=1) as engine,
+            ):
                 bench = _Bench(engine, plan.rounds)
                 yield from map(bench.measure_prompt, plan.prompts)
                 yield from map(bench.measure_answer, plan.answers)
         if plan.streams:
             context = STREAM_PROMPT + STREAM_ANSWER + _BESIDE
-            with load(path, threads=threads, context=context) as runtime:
+            with load(path, threads=threads, context=context, fit=plan.fit) as runtime:
                 for count in plan.streams:
                     with Engine(runtime, slots=count, queue=count) as engine:
                         yield _Bench(engine, plan.rounds).measure_streams(count)

@@ -66,6 +66,7 @@ _TOKENS = _Counts(0, 1 << 20)
 @click.option(
     "-t", "--threads", type=_Counts(1, 1024), help="CPU threads. Default: the physical cores (1 for a tiny model)."
 )
+@click.option("--no-fit", is_flag=True, help="Do not use the settings that `edgetune fit` remembered for the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def command(
     file: Path,
@@ -74,11 +75,13 @@ def command(
     streams: tuple[int, ...],
     rounds: int,
     threads: tuple[int, ...] | None,
+    no_fit: bool,
     as_json: bool,
 ) -> None:
     """Measure the speed of FILE on this machine: prompts, answers, parallel streams, memory bandwidth.
 
     pp512 and tg128 are those of llama-bench: tokens per second of a prompt of 512 tokens, and of 128 further tokens.
+    The settings are those that `edgetune fit` remembered, as in `run`, `chat` and `serve`, or else the defaults.
     The weights that decoding reads each second are compared with what the same threads read from memory.
 
     \b
@@ -88,13 +91,15 @@ def command(
       edgetune bench model.gguf --json > speed.json
     """
     from edgetune.benchmarking.speeds import BenchPlan, check_plan, read_facts
+    from edgetune.runtime.machine_fit import find_fit
 
     if all(given is not None and not any(given) for given in (prompts, answers, streams)):
         raise click.UsageError("There is nothing to measure: -p, -n and --streams are 0.")
-    model = read_facts(file)
+    fit = None if no_fit else find_fit(file)
+    model = read_facts(file, fit)
     plan = BenchPlan(
         _distinct(prompts or (min(512, model.longest),)), _distinct(answers or (min(128, model.longest),)),
-        _distinct(streams), tuple(dict.fromkeys(threads or (model.threads,))), rounds,
+        _distinct(streams), tuple(dict.fromkeys(threads or (model.threads,))), rounds, fit,
     )  # fmt: skip
     check_plan(file, plan, model)
     results = _measure(file, plan, model)
@@ -123,4 +128,5 @@ def _measure(file: Path, plan: BenchPlan, model: BenchModel) -> BenchResults:
     return BenchResults(
         file, model.format, model.size, memory.bytes_per_token(file), runtime_versions(model.format),
         memory.processor_name(), memory.cache_size(), bandwidths, speeds,
+        plan.fit.describe() if plan.fit else None,
     )  # fmt: skip

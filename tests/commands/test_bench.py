@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgetune.runtime.machine_fit import MachineFit, remember_fit
 from tests.cli_runner import edgetune, edgetune_process, sentence
 from tests.runtime import models
 
@@ -95,3 +96,19 @@ def test_torch_is_not_imported(file: Path, tmp_path: Path) -> None:
         "bench", file, "-p", "8", "-n", "4", "--streams", "1", "-r", "1", PYTHONPATH=str(tmp_path)
     )
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_what_fit_remembered_is_used_and_said(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("bench", file, "-p", "8", "-n", "0", "--streams", "2", "-r", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remember_fit(file, MachineFit(threads=2, repacks=False))
+    found = json.loads(edgetune(*few, "--json").stdout)
+    assert found["fit"] == "2 threads, weights not repacked"
+    assert {test["threads"] for test in found["tests"]} == {2}
+    said = edgetune(*few, "-t", "1").stdout.decode()
+    assert "settings: 2 threads, weights not repacked, as `edgetune fit` remembers; -t goes before" in said
+    assert "| 1 |" in " ".join(said.split())
+    plain = json.loads(edgetune(*few, "--no-fit", "--json").stdout)
+    assert plain["fit"] is None
+    assert {test["threads"] for test in plain["tests"]} == {1}
+    assert "settings: the defaults" in edgetune(*few, "--no-fit").stdout.decode()
