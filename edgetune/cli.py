@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 COMMANDS = {
+    "plan": "Show what a training and its files will take: memory, disk, time, sizes.",
     "train": "Fine-tune a base model with QLoRA and capture its reference outputs.",
     "adopt": "Make a run directory around an adapter that another program trained.",
     "preview": "Show rendered rows and the tokens that are trained on.",

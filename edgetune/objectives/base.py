@@ -64,6 +64,11 @@ class Batching:
     batch_size: int
     gradient_accumulation: int
 
+    @property
+    def rows_of_step(self) -> int:
+        """Rows of an optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
 
 class Objective(Section):
     """What is learned from the rows, and its options."""

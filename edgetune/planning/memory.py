@@ -17,6 +17,7 @@ from edgetune.methods.virtual_tokens import VirtualTokenMethod
 from edgetune.objectives import Objective
 from edgetune.objectives.distillation import Distillation
 from edgetune.objectives.online import Online
+from edgetune.planning.card import format_bytes
 from edgetune.planning.disk import linear_layers
 from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune.planning.prepare import PreparedRun
@@ -68,39 +69,36 @@ class MemoryEstimate:
         return sum(part.bytes for part in self.parts)
 
 
-def estimate_memory(prepared: PreparedRun, trained: int, device: Arithmetic) -> MemoryEstimate:
+def estimate_memory(
+    prepared: PreparedRun, trained: int, device: Arithmetic, longest: int | None = None
+) -> MemoryEstimate:
     """Estimate the memory of a training at its peak.
 
     Args:
         prepared: The training.
         trained: Number of trained parameters.
         device: How it stores and computes numbers.
+        longest: Tokens of the longest row; None: that of the training rows.
     """
-    return MemoryEstimate(tuple(part for part in _parts(prepared, trained, device) if part.bytes))
+    found = _parts(prepared, trained, device, longest or prepared.train.longest)
+    return MemoryEstimate(tuple(part for part in found if part.bytes))
 
 
 def describe_memory(estimate: MemoryEstimate, objective: Objective) -> str:
     """Return the estimate as a sentence, which says what the reference model takes."""
-    parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in estimate.parts)
+    parts = ", ".join(f"{part.name} {format_bytes(part.bytes)}" for part in estimate.parts)
     shared = (
         "; the reference model is the base with the trained change switched off, and takes none"
         if objective.compares_with_base
         else ""
     )
     return (
-        f"training will take about {_size(estimate.total)} of memory at its peak, without the libraries; this is an "
-        f"estimate: {parts}{shared}"
+        f"training will take about {format_bytes(estimate.total)} of memory at its peak, without the libraries; this "
+        f"is an estimate: {parts}{shared}"
     )
 
 
-def _size(count: float) -> str:
-    """Format bytes as MiB, or as GiB from 1 on."""
-    if count >= 2**30:
-        return f"{count / 2**30:.1f} GiB"
-    return f"{count / 2**20:.0f} MiB" if count >= 10 * 2**20 else f"{max(count / 2**20, 0.1):.1f} MiB"
-
-
-def _parts(prepared: PreparedRun, trained: int, device: Arithmetic) -> Iterator[MemoryPart]:
+def _parts(prepared: PreparedRun, trained: int, device: Arithmetic, longest: int) -> Iterator[MemoryPart]:
     config, checkpoint = prepared.config, prepared.base.checkpoint
     yield MemoryPart("weights", _weight_bytes(checkpoint, config.quantization, device))
     if isinstance(config.adapter, SelectiveMethod):
@@ -112,7 +110,7 @@ def _parts(prepared: PreparedRun, trained: int, device: Arithmetic) -> Iterator[
     yield MemoryPart("optimizer", trained * OPTIMIZERS[config.training.optimizer].bytes)
     if isinstance(config.objective, Distillation) and not config.objective.is_remote:
         yield MemoryPart("teacher", _teacher_bytes(Path(config.objective.teacher), device))
-    yield from _of_batch(prepared, device)
+    yield from _of_batch(prepared, device, longest)
 
 
 def _weight_bytes(checkpoint: Checkpoint, quantization: QuantizationConfig, device: Arithmetic) -> float:
@@ -135,13 +133,12 @@ def _teacher_bytes(directory: Path, device: Arithmetic) -> float:
     return sum(math.prod(info.shape) for info in tensors.values()) * device.stored
 
 
-def _of_batch(prepared: PreparedRun, device: Arithmetic) -> Iterator[MemoryPart]:
+def _of_batch(prepared: PreparedRun, device: Arithmetic, length: int) -> Iterator[MemoryPart]:
     """Yield activations and logits of the largest batch."""
     config = prepared.config
     objective, training = config.objective, config.training
     model = completed_config(prepared.base.checkpoint.config)
     rows = training.batch_size * objective.facts.rows_per_example
-    length = prepared.train.longest
     if isinstance(objective, Online):
         length = max(len(prompt.prompt_ids) for prompt in prepared.train.prompts) + objective.max_completion_length
         cache = 2 * model.layers * model.kv_heads * model.head_dim * device.computed

@@ -69,7 +69,7 @@ EDGETUNE: dict[str, set[str]] = {
     "inspect": {"data", "runs", "reference", "runtime", "validation"},
     "training": {
         *("console", "config", "methods", "objectives", "runs", "data", "reference", "planning", "runtime"),
-        *("validation", "evaluation", "adoption"),
+        *("validation", "evaluation", "adoption", "benchmarking"),
     },
     "exporting": {
         *("console", "config", "methods", "objectives", "storage_types", "runs", "data", "reference", "runtime"),
