@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 16 };
+enum { LANES = 16, BLOCK = 512 };
 
 /* The largest of values[count]; -inf for none. The lanes are independent, so that the compiler makes vectors of them. */
 static __attribute__((noinline)) float largest(const float *values, int64_t count) {
@@ -27,14 +27,24 @@ static __attribute__((noinline)) float largest(const float *values, int64_t coun
 
 static bool permits(const uint32_t *mask, int64_t id) { return !mask || (mask[id >> 5] >> (id & 31) & 1); }
 
-static int32_t most_likely(const float *logits, int64_t v, const uint32_t *mask) {
-    if (!mask) {
-        float best = largest(logits, v);
-        for (int64_t id = 0; id < v; id++)
-            if (logits[id] == best)
-                return (int32_t)id;
-        return 0; /* only NaN */
+/* The first place of the largest of values[count], which is looked for in the block that has it; 0 for only NaN. */
+static int64_t place_of_largest(const float *values, int64_t count) {
+    float best = -INFINITY;
+    int64_t begin = 0;
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        float found = largest(values + at, count - at < BLOCK ? count - at : BLOCK);
+        if (found > best)
+            best = found, begin = at;
     }
+    for (int64_t id = begin; id < count; id++)
+        if (values[id] == best)
+            return id;
+    return 0;
+}
+
+static int32_t most_likely(const float *logits, int64_t v, const uint32_t *mask) {
+    if (!mask)
+        return (int32_t)place_of_largest(logits, v);
     int64_t chosen = -1;
     for (int64_t id = 0; id < v; id++)
         if (permits(mask, id) && (chosen < 0 || logits[id] > logits[chosen]))
@@ -43,12 +53,9 @@ static int32_t most_likely(const float *logits, int64_t v, const uint32_t *mask)
 }
 
 int32_t et_llama_runner_up(const float *logits, int64_t v, int32_t token) {
-    float before = largest(logits, token), after = largest(logits + token + 1, v - token - 1);
-    float best = before > after ? before : after;
-    for (int64_t id = 0; id < v; id++)
-        if (id != token && logits[id] == best)
-            return (int32_t)id;
-    return token; /* only NaN */
+    int64_t before = place_of_largest(logits, token);
+    int64_t after = token + 1 + place_of_largest(logits + token + 1, v - token - 1);
+    return (int32_t)(after >= v || (token > 0 && logits[before] >= logits[after]) ? before : after);
 }
 
 /* Moves the smallest of heap[count] to its beginning, given that only heap[0] is out of order. */
