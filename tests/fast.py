@@ -17,6 +17,7 @@ NOT_FAST = {
     *("commands", "exporting/test_imports.py", "exporting/test_merge_export.py", "exporting/test_traced.py"),
     *(
         "exporting/test_through_peft.py",
+        "exporting/test_rehearsal.py",
         "exporting/test_importance.py",
         "exporting/test_run.py",
         "converters/test_request.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Unit = Literal["bytes", "seconds", "tokens/s", "count"]
@@ -43,6 +43,10 @@ class PlanCard:
     proposal: dict[str, Any] = field(default_factory=dict)
     """Settings that fit the target: section -> option -> value; empty without a target."""
     proposal_reasons: tuple[str, ...] = ()
+
+    def with_section(self, section: CardSection) -> PlanCard:
+        """Return the card with a further section at its end."""
+        return replace(self, sections=(*self.sections, section))
 
     def as_json(self) -> dict[str, Any]:
         """Return the card as plain JSON values."""

@@ -1,15 +1,27 @@
-"""A twin of a base with few layers: its own config.json with fewer blocks, beside links to the same weights."""
+"""A twin of a base with few layers: its own config.json with fewer blocks, and its own weights.
+
+For loading by transformers, links to the files of the base suffice: tensors of further layers are not read. An export
+reads every tensor of a checkpoint; for that, those of the first layers are copied.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgetune.planning.base_model import Base
+from edgetune.planning.new_tokens import WEIGHTS
+from edgetune_converters.errors import CheckpointError
 from edgetune_converters.files.contents import read_json
+from edgetune_converters.tensors import TensorInfo
 
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+"""The number of a layer in the name of a tensor."""
+_COPIED = 2**24
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -36,6 +48,55 @@ def write_twin(base: Base, layers: int, folder: Path) -> Base:
     config = with_layers(read_json(base.path / "config.json"), layers)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Base(base.name, folder, base.revision, tokenizer=base.tokenizer)
+
+
+def copy_twin(base: Base, layers: int, folder: Path) -> Base:
+    """Write a base with the first layers of another, and only their tensors, in one file.
+
+    Args:
+        base: A model directory for which `why_no_twin` is None.
+        layers: The number of layers.
+        folder: An empty directory.
+    """
+    for file in base.path.iterdir():
+        if file.is_file() and not file.name.endswith((*WEIGHTS, ".index.json")) and file.name != "config.json":
+            shutil.copyfile(file, folder / file.name)
+    config = with_layers(read_json(base.path / "config.json"), layers)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    kept = [info for name, info in base.checkpoint.tensors.items() if _layer_of(name) < layers]
+    _write_tensors(kept, folder / "model.safetensors")
+    return Base(base.name, folder, base.revision, tokenizer=base.tokenizer)
+
+
+def _layer_of(name: str) -> int:
+    """Return the number of the layer of a tensor, -1 for one outside of the layers."""
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else -1
+
+
+def _write_tensors(tensors: Sequence[TensorInfo], path: Path) -> None:
+    """Write tensors of other files as a safetensors file, byte by byte."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for info in tensors:
+        header[info.name] = {
+            "dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.bytes],
+        }  # fmt: skip
+        end += info.bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for info in tensors:
+            with info.file.open("rb") as source:
+                source.seek(info.start)
+                left = info.bytes
+                while left:
+                    part = source.read(min(left, _COPIED))
+                    if not part:
+                        raise CheckpointError(f"{info.file} ends inside {info.name}", "Fetch the file again")
+                    out.write(part)
+                    left -= len(part)
 
 
 def with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
