@@ -50,7 +50,6 @@ ROUTES: tuple[RouteSpec, ...] = (
 """Everything that can be asked."""
 
 _IGNORED_HEADER = "x-edgetune-ignored-fields"
-_MOST_IGNORED = 20
 
 
 def make_application(server: Server) -> ASGIApp:
@@ -165,11 +164,7 @@ class _Endpoint:
         fields = parse(route.fields, body)
         async with AsyncExitStack() as resources:
             call: Call[Any] = Call(self._server, fields, scope["path_params"], headers, resources)
-            ignored = list(unknown_fields(fields))
-            if ignored:
-                call.reply_headers[_IGNORED_HEADER] = ", ".join(ignored[:_MOST_IGNORED]).encode(
-                    "ascii", "backslashreplace"
-                ).decode().replace("\n", " ").replace("\r", " ")  # fmt: skip
+            call.note(_IGNORED_HEADER, unknown_fields(fields))
             try:
                 async with asyncio.timeout_at(deadline):
                     content, first = await unless_disconnected(_begin(route, call), receive)

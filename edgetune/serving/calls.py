@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -24,6 +24,9 @@ from edgetune.serving.worker_threads import run_in_thread
 
 _UNCHECKED_HEADER = "x-edgetune-unchecked-patterns"
 """Tools whose schema has a pattern with look-around or back-references."""
+SKIPPED_TOOLS_HEADER = "x-edgetune-skipped-tools"
+"""Types of tools that only OpenAI, Anthropic or the client could run."""
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Call(Generic[F]):
     reply_headers: dict[str, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def note(self, header: str, names: Iterable[str]) -> None:
+        """Name what has no effect in a header of the reply, each thing once, the first twenty of them."""
+        chosen = list(dict.fromkeys(names))[:_MOST_NAMED]
+        if chosen:
+            text = ", ".join(chosen).encode("ascii", "backslashreplace").decode()
+            self.reply_headers[header] = "".join(each if each.isprintable() else " " for each in text)
+
     async def model(self, name: str | None) -> ModelUse:
         """Return the model that the request names, loaded; kept until the end of the reply."""
         return await self.resources.enter_async_context(self.server.pool.use(name))
@@ -106,8 +116,8 @@ class Call(Generic[F]):
         prepared, tickets = await run_in_thread(queue, discard=lambda queued: cancel_all(queued[1]))
         for ticket in tickets:
             self.resources.callback(ticket.cancel)
-        if prepared.toolbox is not None and prepared.toolbox.unchecked:
-            self.reply_headers[_UNCHECKED_HEADER] = ", ".join(prepared.toolbox.unchecked)
+        if prepared.toolbox is not None:
+            self.note(_UNCHECKED_HEADER, prepared.toolbox.unchecked)
         streams = [AnswerStream(ticket, prepared, decoding, model.runtime).deltas() for ticket in tickets]
         return len(prepared.ids), self._counted(merge(streams))
 

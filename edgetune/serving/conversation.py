@@ -175,6 +175,8 @@ def text_parts(content: Any, field_name: str) -> Iterator[str]:
     for index, part in enumerate(content):
         text = getattr(part, "text", None)
         if text is None:
+            text = getattr(part, "refusal", None)
+        if text is None:
             kind = getattr(part, "type", type(part).__name__)
             raise bad_request(
                 f"{field_name}.{index} is of type {kind!r}, but the model reads text only", f"{field_name}.{index}.type"

@@ -44,6 +44,8 @@ def _first_error(error: ValidationError) -> ApiError:
     field = ".".join(str(part) for part in found["loc"] if _is_name(part))
     message = found["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if found["type"] in ("too_short", "too_long"):
+        return bad_request(f"{field}: {message.replace(' after validation', '')}", field)
     if not field:
         return bad_request(f"the body is wrong: {message}")
     if found["type"] == "missing":

@@ -106,3 +106,33 @@ def test_a_wrong_field_is_named_in_anthropics_error(live: Running, change: dict[
     assert reply.json()["type"] == "error"
     assert reply.json()["error"]["type"] == "invalid_request_error"
     assert reply.json()["error"]["param"] == field
+
+
+def test_documents_and_search_results_that_are_text_are_read(client: Any) -> None:
+    def count(*blocks: dict[str, Any]) -> int:
+        content = [*blocks, {"type": "text", "text": "dim"}]
+        tokens: int = client.messages.count_tokens(
+            model="tiny", messages=[{"role": "user", "content": content}]
+        ).input_tokens
+        return tokens
+
+    body = "the bedroom lamp is blue"
+    text = count({"type": "text", "text": f"{body}\n"})
+    plain = {"type": "text", "media_type": "text/plain", "data": body}
+    assert count({"type": "document", "source": plain}) == text
+    parts = {"type": "content", "content": [{"type": "text", "text": body}]}
+    assert count({"type": "document", "source": parts, "citations": {"enabled": False}}) == text
+    assert count({"type": "document", "source": plain, "title": "Lamps"}) > text
+    found = {"type": "search_result", "source": "s", "title": "t", "content": [{"type": "text", "text": body}]}
+    assert count(found) > text
+    with pytest.raises(anthropic.BadRequestError, match="document"):
+        count({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AA=="}})
+
+
+def test_tools_that_anthropic_runs_are_named_in_a_header(live: Running) -> None:
+    tools = [{"type": "web_search_20250305", "name": "web_search"}, {"name": "dim", "input_schema": {"type": "object"}}]
+    reply = httpx.post(
+        live.url + "/v1/messages", json={"model": "tiny", "messages": ASK, "max_tokens": 2, "tools": tools}, timeout=60
+    )
+    assert reply.status_code == 200
+    assert reply.headers["x-edgetune-skipped-tools"] == "web_search_20250305"

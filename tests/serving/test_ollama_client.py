@@ -75,3 +75,8 @@ def test_an_error_has_ollamas_form(client: Any) -> None:
     with pytest.raises(ollama.ResponseError, match="there is no model 'none'") as raised:
         client.chat(model="none", messages=ASK)
     assert raised.value.status_code == 404
+
+
+def test_the_older_endpoint_gives_the_embedding_of_one_text(client: Any) -> None:
+    new = client.embed(model="tiny", input="dim the lights").embeddings[0]
+    assert list(client.embeddings(model="tiny", prompt="dim the lights").embedding) == pytest.approx(list(new))

@@ -22,3 +22,15 @@ def test_a_stream_gives_the_text_of_the_whole_reply(client: Any, model: str) -> 
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
     assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_refusal_of_an_earlier_answer_is_text(client: Any) -> None:
+    def tokens(message: dict[str, Any]) -> int:
+        talk = [*ASK, {"role": "assistant", **message}, *ASK]
+        reply = client.chat.completions.create(model="tiny", messages=talk, max_tokens=1)
+        count: int = reply.usage.prompt_tokens
+        return count
+
+    expected = tokens({"content": "I cannot do that."})
+    assert tokens({"content": None, "refusal": "I cannot do that."}) == expected
+    assert tokens({"content": [{"type": "refusal", "refusal": "I cannot do that."}]}) == expected

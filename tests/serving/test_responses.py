@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import BadRequestError
+from openai.types.responses import Response
 
 from tests.serving.conftest import Running
 
@@ -49,6 +50,8 @@ def test_what_codex_sends_is_read(live: Running) -> None:
             {"type": "reasoning", "summary": [], "encrypted_content": None},
             {"type": "function_call", "call_id": "c1", "name": "shell", "arguments": '{"command": ["ls"]}'},
             {"type": "function_call_output", "call_id": "c1", "output": "a.txt"},
+            {"type": "local_shell_call", "call_id": "l", "action": {"type": "exec", "command": ["ls"]}},
+            {"type": "compaction", "encrypted_content": "x"}, {"type": "local_shell_call"},
         ],
     }  # fmt: skip
     reply = httpx.post(live.v1 + "/responses", json=body, timeout=60)
@@ -57,6 +60,21 @@ def test_what_codex_sends_is_read(live: Running) -> None:
     assert events[0]["type"] == "response.created"
     assert events[-1]["type"] in ("response.completed", "response.incomplete")
     assert reply.headers["x-edgetune-skipped-tools"] == "web_search, custom, namespace"
+    assert reply.headers["x-edgetune-skipped-items"] == "local_shell_call, compaction"
+
+
+def test_a_reply_is_what_the_client_declares(live: Running) -> None:
+    """The client itself accepts missing fields; programs that read its types do not expect them."""
+    asks = ({"input": "x"}, {"input": "x", "instructions": "Be brief.", "reasoning": {"effort": "low"}})
+    for ask in asks:
+        body = {"model": "tiny", "max_output_tokens": 2, **ask}
+        Response.model_validate(httpx.post(live.v1 + "/responses", json=body, timeout=60).json())
+
+
+def test_a_prompt_template_of_openai_is_refused(live: Running) -> None:
+    reply = httpx.post(live.v1 + "/responses", json={"model": "tiny", "prompt": {"id": "p"}}, timeout=60)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "prompt"
 
 
 def test_an_empty_probe_is_answered(live: Running) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from edgetune.serving.api_errors import ApiError, anthropic_error, bad_request
-from edgetune.serving.calls import Call, RouteSpec, new_id
+from edgetune.serving.calls import SKIPPED_TOOLS_HEADER, Call, RouteSpec, new_id
 from edgetune.serving.conversation import (
     Conversation,
     Decoding,
@@ -47,6 +47,9 @@ class ContentBlock(Fields):
     tool_use_id: str | None = None
     content: str | list[ContentBlock] | None = None
     is_error: bool | None = None
+    source: Any = None
+    title: str | None = None
+    context: str | None = None
     cache_control: Any = None
     citations: Any = None
 
@@ -132,6 +135,7 @@ async def messages(call: Call[MessagesRequest]) -> Any:
     fields = call.fields
     model = await call.model(fields.model)
     sampling = fields.sampling(call.server.settings.sampling, model.runtime.vocabulary_size)
+    call.note(SKIPPED_TOOLS_HEADER, (str(tool.type) for tool in fields.tools or () if not _is_callable(tool)))
     decoding = Decoding(sampling, fields.max_tokens, tuple(fields.stop_sequences or ()))
     conversation = _conversation(fields, model.runtime.chat_template)
     prompt_tokens, deltas = await call.answer(model, conversation, decoding)
@@ -207,6 +211,11 @@ def _messages_of(message: AnthropicMessage, name: str) -> Iterator[dict[str, Any
                 text = "".join(text_parts(block.content, f"{place}.content"))
                 id_ = _required(block.tool_use_id, f"{place}.tool_use_id")
                 yield {"role": "tool", "tool_call_id": id_, "content": f"Error: {text}" if block.is_error else text}
+            case "document" if (document := _document(block)) is not None:
+                texts.append(document)
+            case "search_result":
+                text = "".join(text_parts(block.content, f"{place}.content"))
+                texts.append("\n".join(filter(None, (block.title, str(block.source or ""), text))) + "\n")
             case other:
                 raise bad_request(
                     f"{place} is of type {other!r}, which the model cannot read: it reads text", f"{place}.type"
@@ -218,6 +227,22 @@ def _messages_of(message: AnthropicMessage, name: str) -> Iterator[dict[str, Any
         if thoughts:
             found["reasoning_content"] = "".join(thoughts)
         yield found
+
+
+def _document(block: ContentBlock) -> str | None:
+    """Return title, context and text of a document that is a text; None for a PDF or a file."""
+    source = block.source if isinstance(block.source, dict) else {}
+    content: Any = None
+    if source.get("type") == "text":
+        content = source.get("data")
+    elif source.get("type") == "content":
+        content = source.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = None if None in texts else "".join(map(str, texts))
+    if not isinstance(content, str):
+        return None
+    return "\n".join(filter(None, (block.title, block.context, content))) + "\n"
 
 
 def _required(value: str | None, name: str) -> str:
@@ -239,10 +264,14 @@ def _with_names(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def _is_callable(tool: AnthropicTool) -> bool:
+    return tool.type in (None, "custom")
+
+
 def _tools(given: Sequence[AnthropicTool]) -> Iterator[Tool]:
     """Yield the tools with a schema; those that Anthropic runs itself, such as web_search, are none here."""
     for tool in given:
-        if tool.type in (None, "custom"):
+        if _is_callable(tool):
             yield Tool(tool.name, tool.description or "", tool.input_schema or {})
 
 

@@ -36,6 +36,7 @@ class ContentPart(Fields):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class FunctionCall(Fields):
@@ -264,7 +265,8 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     names: dict[str, str] = {}
     for index, message in enumerate(messages):
-        content = "".join(text_parts(message.content, f"messages.{index}.content"))
+        given = message.refusal if message.content is None else message.content
+        content = "".join(text_parts(given, f"messages.{index}.content"))
         each: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content}
         if message.tool_calls:
             each["tool_calls"] = [

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from edgetune.serving.api_errors import ApiError, bad_request, openai_error, word_of
-from edgetune.serving.calls import Call, RouteSpec, new_id
+from edgetune.serving.calls import SKIPPED_TOOLS_HEADER, Call, RouteSpec, new_id
 from edgetune.serving.conversation import (
     Conversation,
     Decoding,
@@ -30,7 +30,9 @@ from edgetune.serving.replies import SSE, Event, Stream
 from edgetune.serving.request_fields import Fields
 from edgetune.serving.sampling_fields import SamplingFields
 
-_SKIPPED_HEADER = "x-edgetune-skipped-tools"
+_SKIPPED_ITEMS_HEADER = "x-edgetune-skipped-items"
+_READ_ITEMS = frozenset({"message", "function_call", "function_call_output", "reasoning", "item_reference"})
+"""Types of items that are read; others are calls of tools that only OpenAI or the client runs, and their results."""
 
 
 class InputPart(Fields):
@@ -38,6 +40,9 @@ class InputPart(Fields):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+    annotations: Any = None
+    logprobs: Any = None
 
 
 class InputItem(Fields):
@@ -115,6 +120,7 @@ class ResponsesRequest(SamplingFields):
     stream: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
+    prompt: Any = None
     background: bool | None = None
     store: Any = None
     include: Any = None
@@ -136,9 +142,9 @@ async def responses(call: Call[ResponsesRequest]) -> Any:
     model = await call.model(fields.model)
     sampling = fields.sampling(call.server.settings.sampling, model.runtime.vocabulary_size)
     conversation = _conversation(fields, model.runtime.chat_template)
-    skipped = [tool.type for tool in fields.tools or () if tool.type != "function"]
-    if skipped:
-        call.reply_headers[_SKIPPED_HEADER] = ", ".join(dict.fromkeys(skipped)).encode("ascii", "replace").decode()
+    call.note(SKIPPED_TOOLS_HEADER, (tool.type for tool in fields.tools or () if tool.type != "function"))
+    items = () if isinstance(fields.input, str) else fields.input
+    call.note(_SKIPPED_ITEMS_HEADER, (item.type for item in items if item.type not in _READ_ITEMS))
     _, deltas = await call.answer(model, conversation, Decoding(sampling, fields.max_output_tokens))
     writer = _Writer(_head(call, model.name))
     events = writer.events(delta async for _, delta in deltas)
@@ -161,6 +167,8 @@ def _refuse_state(fields: ResponsesRequest) -> None:
         )  # fmt: skip
     if fields.conversation is not None:
         raise bad_request("conversation: this server keeps none; send the whole conversation as input", "conversation")
+    if fields.prompt is not None:
+        raise bad_request("prompt: this server keeps no prompt templates; send input and instructions", "prompt")
     if fields.background:
         raise bad_request("background: this server keeps no responses; send stream", "background")
 
@@ -237,7 +245,7 @@ def _messages(items: Sequence[InputItem]) -> list[dict[str, Any]]:
                     _assistant(found)["reasoning_content"] = text
             case "item_reference":
                 raise bad_request(f"{place}: this server keeps no items; send the whole item", place)
-            case _:  # calls of tools that only OpenAI or the client runs
+            case _:  # named in a header
                 pass
     return found
 
@@ -377,7 +385,7 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 def _usage(usage: TokenUsage) -> dict[str, Any]:
     return {
-        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached},
+        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.generated, "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt + usage.generated,
     }  # fmt: skip
