@@ -124,7 +124,7 @@ class EmbedRequest(Fields):
     keep_alive: Any = None
 
 
-class EmbeddingRequest(Fields):
+class OllamaEmbeddingRequest(Fields):
     """The body of /api/embeddings, which /api/embed has replaced."""
 
     model: str | None = None
@@ -386,7 +386,7 @@ async def embed(call: Call[EmbedRequest]) -> Any:
     }  # fmt: skip
 
 
-async def embed_prompt(call: Call[EmbeddingRequest]) -> Any:
+async def embed_prompt(call: Call[OllamaEmbeddingRequest]) -> Any:
     """Return the embedding of one text."""
     model = await call.model(call.fields.model)
     (vector,), _ = await embed_inputs(call, model, [call.fields.prompt], None, cut=True)
@@ -495,7 +495,7 @@ ROUTES = (
     RouteSpec("POST", "/api/chat", chat, ollama_error, OllamaChatRequest),
     RouteSpec("POST", "/api/generate", generate, ollama_error, GenerateRequest),
     RouteSpec("POST", "/api/embed", embed, ollama_error, EmbedRequest),
-    RouteSpec("POST", "/api/embeddings", embed_prompt, ollama_error, EmbeddingRequest),
+    RouteSpec("POST", "/api/embeddings", embed_prompt, ollama_error, OllamaEmbeddingRequest),
     *(RouteSpec("POST", f"/api/{name}", refuse, ollama_error) for name in ("pull", "push", "create", "copy")),
     RouteSpec("DELETE", "/api/delete", refuse, ollama_error),
 )
