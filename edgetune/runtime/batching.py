@@ -88,6 +88,10 @@ class SequenceBatch(ABC):
     def admit(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
         """Evaluate `prompt` as a new sequence with the next number; return the logits [V] after its last token."""
 
+    def match(self, prompt: NDArray[np.int32]) -> int:
+        """Return how many tokens of a prompt `admit` would take from the cache of an earlier sequence."""
+        return 0
+
     @abstractmethod
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append one token to each sequence; return the logits [sequences, V] after it, a view of a reused buffer."""

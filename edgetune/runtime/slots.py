@@ -167,7 +167,7 @@ class BatchSlots(Slots):
         sampler.accept_prompt(task.ids.tolist())
         slot = self._free.pop()
         self._waiting.append(_Row(slot, task, sampler))
-        return slot, 0
+        return slot, self._batch.match(task.ids)
 
     @property
     @override

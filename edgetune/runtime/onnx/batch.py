@@ -21,13 +21,12 @@ from typing_extensions import override
 from edgetune.runtime.batching import MAX_SEQUENCES, SequenceBatch
 from edgetune.runtime.onnx.decoder import bind_input, bind_output, visible
 from edgetune.runtime.onnx.graph_interface import CacheTensor, GraphInterface, ValueInfo
+from edgetune.runtime.onnx.prefix_cache import LEAST_COMMON, Past, PrefixCache, count_common
 
 _CACHE_BYTES = 256 << 20  # keys and values of all sequences together
 _PADDED_TOKENS = 256  # tokens of a scoring pass, padding included: more at once are hardly faster
 _MAX_PADDING = 1.2  # tokens of a scoring pass with padding, relative to those without
 F32 = NDArray[np.float32]
-Past = list[NDArray[Any]]
-"""Keys and values of one sequence: [heads, length, head_size] for each cache tensor."""
 
 
 def sequence_capacity(interface: GraphInterface, count: int, length: int) -> int:
@@ -42,8 +41,10 @@ def sequence_capacity(interface: GraphInterface, count: int, length: int) -> int
 class OnnxSequences(SequenceBatch):
     """Sequences that share the passes of a session.
 
-    `length` counts the prefix. `prefill` evaluates a prompt and returns its logits, `past` returns the keys and values
-    of prefix and prompt, and `failure` makes an error of a position and an exception of ONNX Runtime.
+    `length` counts the prefix. `prefill` evaluates a prompt, behind the first of its tokens whose keys and values it is
+    given, and returns its logits; `past` returns the keys and values of prefix and prompt, and `failure` makes an error
+    of a position and an exception of ONNX Runtime. `keeps_prefixes`: prompts continue the caches of earlier sequences
+    that begin alike.
     """
 
     admits_in_runtime_cache = True
@@ -54,12 +55,18 @@ class OnnxSequences(SequenceBatch):
         interface: GraphInterface,
         capacity: int,
         length: int,
-        prefill: Callable[[NDArray[np.int32]], F32],
+        prefill: Callable[[NDArray[np.int32], int, Past], F32],
         past: Callable[[int], Past],
         failure: Callable[[int, Exception], Exception],
         vocabulary_size: int,
+        *,
+        keeps_prefixes: bool = False,
     ) -> None:
         self.capacity = capacity
+        self._kept = PrefixCache(_CACHE_BYTES) if keeps_prefixes else None
+        self._texts: list[list[int]] = []
+        """The tokens of each sequence whose keys and values are in the cache, behind the prefix."""
+        self._before = 0
         self._vocabulary_size = vocabulary_size
         self._session, self._interface = session, interface
         self._prefill, self._past, self._failure = prefill, past, failure
@@ -73,11 +80,30 @@ class OnnxSequences(SequenceBatch):
 
     @override
     def admit(self, prompt: NDArray[np.int32]) -> F32:
-        logits = self._prefill(prompt)
-        past = self._past(len(prompt))  # with the prefix, if there is one
+        logits = self._prefill(prompt, *self._find_kept(prompt))
+        self._texts.append(prompt.tolist())
+        past = self._past(len(prompt))
+        self._before = past[0].shape[1] - len(prompt)
         self._cache.add(past, self._lengths)
         self._lengths.append(past[0].shape[1])
         return logits
+
+    @override
+    def match(self, prompt: NDArray[np.int32]) -> int:
+        if self._kept is None:
+            return 0
+        running = max((count_common(prompt, text) for text in self._texts), default=0)
+        common = min(max(self._kept.match(prompt), running), len(prompt) - 1)
+        return common if common >= LEAST_COMMON else 0
+
+    def _find_kept(self, prompt: NDArray[np.int32]) -> tuple[int, Past]:
+        """Return how many tokens of a prompt are in a cache, and their keys and values behind those of the prefix."""
+        common = self.match(prompt)
+        if not common or self._kept is None:
+            return 0, []
+        found = next((n for n, text in enumerate(self._texts) if count_common(prompt, text) >= common), None)
+        past = self._kept.find(prompt) if found is None else self._cache.past(found, self._lengths)
+        return common, [values[:, : self._before + common] for values in past]
 
     @override
     def step(self, tokens: Sequence[int]) -> F32:
@@ -102,13 +128,19 @@ class OnnxSequences(SequenceBatch):
             raise self._failure(mask.shape[1], error) from None
         self._cache.advance()
         self._lengths = [length + 1 for length in self._lengths]
+        for text, token in zip(self._texts, tokens, strict=True):
+            text.append(token)
         return visible(self._logits[:count, 0].astype(np.float32, copy=False), self._vocabulary_size)
 
     @override
     def retire(self, number: int) -> None:
+        if self._kept is not None:
+            past = [values.copy() for values in self._cache.past(number, self._lengths)]
+            self._kept.keep(np.array(self._texts[number], np.int32), past)
         self._cache.remove(number, self._lengths)
-        self._lengths[number] = self._lengths[-1]
+        self._lengths[number], self._texts[number] = self._lengths[-1], self._texts[-1]
         self._lengths.pop()
+        self._texts.pop()
 
     @override
     def close(self) -> None:
@@ -126,6 +158,10 @@ class _BatchCache(ABC):
     @abstractmethod
     def remove(self, number: int, lengths: Sequence[int]) -> None:
         """Remove a sequence; the last one takes its place."""
+
+    @abstractmethod
+    def past(self, number: int, lengths: Sequence[int]) -> Past:
+        """Return the keys and values of a sequence, as views."""
 
     @abstractmethod
     def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -159,6 +195,10 @@ class _SharedBatchCache(_BatchCache):
         if number < len(lengths) - 1:
             for buffer in self._buffers:
                 buffer[number, :, : lengths[-1]] = buffer[len(lengths) - 1, :, : lengths[-1]]
+
+    @override
+    def past(self, number: int, lengths: Sequence[int]) -> Past:
+        return [buffer[number, :, : lengths[number]] for buffer in self._buffers]
 
     @override
     def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -210,6 +250,14 @@ class _GrowingBatchCache(_BatchCache):
                 values = past[index] if past is not None and source < 0 else old[source, :, old_total - length :]
                 new[number, :, self._total - length :] = values
         self.advance()
+
+    @override
+    def past(self, number: int, lengths: Sequence[int]) -> Past:
+        begin = self._total - lengths[number]
+        return [
+            _as_cache(past, cache, len(lengths), self._total)[number, :, begin:]
+            for past, cache in zip(self._pasts, self._caches, strict=True)
+        ]
 
     @override
     def mask(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:

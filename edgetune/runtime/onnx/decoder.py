@@ -91,6 +91,10 @@ class Decoder:
         logits = self._as_floats(rows)
         return logits if rows == end - first else logits[first:end]
 
+    def restore(self, past: list[NDArray[Any]]) -> None:
+        """Begin with keys and values [heads, n, head_size] of prefix and tokens, behind which `evaluate` goes on."""
+        self._cache.restore(past)
+
     def past(self, length: int) -> list[NDArray[Any]]:
         """Return the keys and values [heads, n, head_size] of prefix and `length` tokens, as views.
 
@@ -201,7 +205,7 @@ class _GrowingCache(_Cache):
     @override
     def restore(self, prefix: list[NDArray[Any]]) -> None:
         for past, values in zip(self._pasts, prefix, strict=True):
-            past[: values.size] = values.reshape(-1)
+            past[: values.size] = values.ravel()
 
     @override
     def past(self, length: int) -> list[NDArray[Any]]:

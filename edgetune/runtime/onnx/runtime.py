@@ -18,12 +18,14 @@ from edgetune.errors import RuntimeProblem
 from edgetune.runtime.batching import SequenceBatch
 from edgetune.runtime.interface import Runtime, Scoring
 from edgetune.runtime.onnx import graph_interface, model_file
-from edgetune.runtime.onnx.batch import OnnxSequences, PaddedScoring, Past, ScoreRequest, sequence_capacity
+from edgetune.runtime.onnx.batch import OnnxSequences, PaddedScoring, ScoreRequest, sequence_capacity
 from edgetune.runtime.onnx.decoder import Decoder
 from edgetune.runtime.onnx.folder import OnnxFolder
+from edgetune.runtime.onnx.prefix_cache import Past
 from edgetune.runtime.onnx.session import error_text, open_session
 from edgetune.runtime.onnx.vocabulary import OnnxVocabulary
 from edgetune.runtime.prefix_state import read_prefix
+from edgetune.runtime.slots import SPECULATION, BatchSlots, Slots, Speculation
 from edgetune.runtime.soft_prompt import read_soft_prompt
 from edgetune.runtime.threads import ProcessorTime, default_threads
 
@@ -158,7 +160,13 @@ class OnnxRuntime(Runtime):
 
     @override
     def _prefill(self, prompt: NDArray[np.int32]) -> NDArray[np.float32]:
-        for start in range(0, len(prompt), self._batch):
+        return self._prefill_behind(prompt, 0, [])
+
+    def _prefill_behind(self, prompt: NDArray[np.int32], known: int, past: Past) -> NDArray[np.float32]:
+        """Evaluate a prompt behind its first `known` tokens, whose keys and values, with the prefix, are `past`."""
+        if known:
+            self._open().restore(past)
+        for start in range(known, len(prompt), self._batch):
             piece = prompt[start : start + self._batch]
             logits = self._evaluate(piece, start, len(piece) - 1)
         last: NDArray[np.float32] = logits[0]
@@ -168,12 +176,22 @@ class OnnxRuntime(Runtime):
     def _make_batch(self, count: int, length: int) -> SequenceBatch:
         length += self._prefix[0].shape[1] if self._prefix else 0
         capacity = sequence_capacity(self._interface, count, length)
-        if capacity == 1:
-            return self._single_sequence()
-        past = self._open().past
+        return self._single_sequence() if capacity == 1 else self._make_sequences(capacity, length)
+
+    @override
+    def make_slots(self, count: int, *, is_exact: bool = False, speculation: Speculation = SPECULATION) -> Slots:
+        if is_exact or speculation.draft is not None or not self._interface.takes_batch:
+            return super().make_slots(count, is_exact=is_exact, speculation=speculation)
+        length = self.context + (self._prefix[0].shape[1] if self._prefix else 0)
+        capacity = sequence_capacity(self._interface, count, length)
+        batch = self._make_sequences(capacity, length, keeps_prefixes=True)
+        return BatchSlots(batch, self.sampler_vocabulary, self.token_bytes)
+
+    def _make_sequences(self, capacity: int, length: int, *, keeps_prefixes: bool = False) -> OnnxSequences:
         return OnnxSequences(
-            self._session, self._interface, capacity, length, self._prefill, past, self._failure, self.vocabulary_size
-        )
+            self._session, self._interface, capacity, length, self._prefill_behind, self._open().past, self._failure,
+            self.vocabulary_size, keeps_prefixes=keeps_prefixes,
+        )  # fmt: skip
 
     def _evaluate(self, ids: NDArray[np.int32], start: int, first: int, end: int | None = None) -> NDArray[np.float32]:
         try:
