@@ -14,7 +14,7 @@ export EDGETUNE ?= $(BIN)/edgetune
 export GGML_NO_BACKTRACE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime clean distclean env smollm2-base
+.PHONY: help demo pipeline test test-fast test-slow test-all test-c test-neon lint lint-docs format-c docs bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime bench-train clean distclean env smollm2-base
 
 help:
 	@echo 'make demo      fine-tune, export, run and validate samples/smart-home (first time: about 7 minutes)'
@@ -147,7 +147,7 @@ test-neon: $(VENV)/.ready
 
 # Ours and the peer's side by side in one process; for reading, never a test.
 # ARGS=... adds options.
-bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime: bench-%: $(VENV)/.ready
+bench-native bench-startup bench-export bench-onnx bench-rows bench-validate bench-methods bench-serve bench-runtime bench-train: bench-%: $(VENV)/.ready
 	$(BIN)/python -m tests.bench.bench_$* $(ARGS)
 
 C_FILES = $(wildcard native/src/*.[ch] native/tests/*.[ch])
