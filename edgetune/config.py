@@ -149,6 +149,17 @@ class QuantizationConfig(Section):
     """Also quantize the block scales."""
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Data type of matrix products. CPUs without bfloat16 instructions take float32 instead of bfloat16."""
+    resident: bool | Literal["auto"] = "auto"
+    """Keep the dequantized weights in memory instead of computing them at each use, with the same results to the bit;
+    `auto`: if there is memory for them."""
+
+    @model_validator(mode="after")
+    def _there_are_weights_to_keep(self) -> Self:
+        if self.resident is True and self.bits == 16:
+            raise ValueError(
+                "quantization.resident is true, but quantization.bits: 16 has no quantized weights; leave it out"
+            )
+        return self
 
 
 class TrainingConfig(Section):
@@ -183,8 +194,8 @@ class TrainingConfig(Section):
     """Options of GaLore and APOLLO, such as {rank: 128, update_proj_gap: 200, scale: 0.25}."""
     optimizer_modules: str | list[str] = "all-linear"
     """Layers whose gradients GaLore and APOLLO project: `all-linear`, names such as [mlp], or a regular expression."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass instead of storing them."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass instead of storing them; `auto`: if there is no memory for them."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Cut rows at N tokens; the number of cut rows is reported."""
     seed: int = 0
@@ -384,7 +395,7 @@ class Config(Section):
             )
         around = Surroundings(
             self.quantization.bits, tuple(export.formats), export.merge_base,
-            training.gradient_checkpointing, self.objective.kind, export.lora_rank,
+            training.gradient_checkpointing is True, self.objective.kind, export.lora_rank,
         )  # fmt: skip
         yield from self.adapter.conflicts(around)
 

@@ -22,6 +22,8 @@ class AdaptionPrompt(Method):
         not_as=dict.fromkeys(("gguf", "gguf-lora", "onnx", "safetensors"), _OWN_SOFTMAX),
     )  # fmt: skip
 
+    is_per_token: ClassVar[bool] = False
+
     kind: Literal["adaption-prompt"] = "adaption-prompt"
     """The PEFT method."""
     tokens: Annotated[int, Field(ge=1)] = 10

@@ -107,6 +107,10 @@ class Method(Section):
     """Whether a new adapter is computed from the weights of the base."""
     takes_transposed: ClassVar[bool] = True
     """Whether PEFT computes such an adapter for weights that are stored transposed (Conv1D of GPT-2)."""
+    takes_checkpointing: ClassVar[bool] = True
+    """Whether it can be trained with gradient checkpointing."""
+    is_per_token: ClassVar[bool] = True
+    """Whether it changes each token by itself, so that the rows of a batch may be computed as one row."""
 
     kind: str
     """The PEFT method."""

@@ -27,6 +27,8 @@ class PrefixTuning(VirtualTokenMethod):
         "encoder_hidden_size": ("projection", True),
     }
 
+    takes_checkpointing: ClassVar[bool] = False
+
     kind: Literal["prefix-tuning"] = "prefix-tuning"
     """The PEFT method."""
     projection: bool = False

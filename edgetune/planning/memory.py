@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from edgetune.config import QuantizationConfig
+from edgetune.config import Config, QuantizationConfig
 from edgetune.methods.selective import SelectiveMethod
 from edgetune.methods.virtual_tokens import VirtualTokenMethod
 from edgetune.objectives import Objective
@@ -29,12 +30,20 @@ LAYER_COPIES = 12
 """Arrays [tokens, hidden size] that the backward pass of a layer needs."""
 FFN_COPIES = 4.5
 """Arrays [tokens, feed-forward size] that it needs."""
+STORED_COPIES = (10, 3.5)
+"""Arrays of either size that a layer keeps for the backward pass, if its activations are stored."""
 TAUGHT_COPIES = (2.0, 8.0)
 """Arrays [tokens, vocabulary] and [trained tokens, vocabulary] of a distillation from a local teacher."""
 TILE = (4096, 32768)
 """Tokens and columns of the vocabulary of a tile of TRL's log-probabilities (trl.kernels.chunked_logprob)."""
 TILE_TEMPORARIES = 7
 """Arrays of the size of a tile beside the tile itself, where the processor computes it: a GPU has a kernel for it."""
+LOGIT_BLOCK = 32 * 2**20
+"""Largest block of logits in bytes, where the processor computes the loss."""
+BLOCK_COPIES = 2
+"""Arrays of the size of a block that it needs."""
+USABLE = 0.8
+"""Share of the free memory that a training takes by itself."""
 _ROUNDED = {4: 0.5, 8: 1.0}
 
 
@@ -47,6 +56,24 @@ class Arithmetic:
     computed: int
     """Bytes of an activation."""
     is_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a training keeps in memory, and what it computes again."""
+
+    resident: bool
+    """Whether the dequantized weights of a quantized base are kept."""
+    checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+
+    def describe(self) -> str:
+        """Return what is kept and what is computed again, in words."""
+        weights = "keeping dequantized weights" if self.resident else "dequantizing weights at each use"
+        activations = (
+            "recomputing activations (gradient checkpointing)" if self.checkpointing else "storing activations"
+        )
+        return f"{weights} and {activations}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +97,11 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    prepared: PreparedRun, trained: int, device: Arithmetic, longest: int | None = None
+    prepared: PreparedRun,
+    trained: int,
+    device: Arithmetic,
+    longest: int | None = None,
+    layout: Layout | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of a training at its peak.
 
@@ -79,9 +110,38 @@ def estimate_memory(
         trained: Number of trained parameters.
         device: How it stores and computes numbers.
         longest: Tokens of the longest row; None: that of the training rows.
+        layout: What it keeps in memory. None: what the configuration states, and no more where that is `auto`.
     """
-    found = _parts(prepared, trained, device, longest or prepared.train.longest)
+    layout = layouts(prepared.config)[-1] if layout is None else layout
+    found = _parts(prepared, trained, device, layout, longest or prepared.train.longest)
     return MemoryEstimate(tuple(part for part in found if part.bytes))
+
+
+def layouts(config: Config) -> list[Layout]:
+    """Return the layouts that the configuration leaves open, the fastest first and the smallest last.
+
+    Recomputing activations costs about a third of a step, dequantizing weights less.
+    """
+    resident = {"auto": (True, False)}.get(str(config.quantization.resident), (config.quantization.resident is True,))
+    stated = config.training.gradient_checkpointing
+    checkpointing = (False, True) if stated == "auto" and config.adapter.takes_checkpointing else (stated is True,)
+    if config.quantization.bits not in _ROUNDED:
+        resident = (False,)
+    return [Layout(kept, again) for again, kept in product(checkpointing, resident)]
+
+
+def choose_layout(prepared: PreparedRun, trained: int, device: Arithmetic, free: float) -> Layout:
+    """Return the fastest layout that fits into `free` bytes; the smallest if none does."""
+    found = layouts(prepared.config)
+    fitting = (each for each in found if estimate_memory(prepared, trained, device, layout=each).total <= USABLE * free)
+    return next(fitting, found[-1])
+
+
+def describe_layout(layout: Layout, config: Config, free: float) -> str | None:
+    """Return why the training keeps what it keeps, as a sentence; None where the configuration states all of it."""
+    if len(layouts(config)) == 1:
+        return None
+    return f"{layout.describe()}: {format_bytes(free)} of memory are free"
 
 
 def describe_memory(estimate: MemoryEstimate, objective: Objective) -> str:
@@ -98,7 +158,9 @@ def describe_memory(estimate: MemoryEstimate, objective: Objective) -> str:
     )
 
 
-def _parts(prepared: PreparedRun, trained: int, device: Arithmetic, longest: int) -> Iterator[MemoryPart]:
+def _parts(
+    prepared: PreparedRun, trained: int, device: Arithmetic, layout: Layout, longest: int
+) -> Iterator[MemoryPart]:
     config, checkpoint = prepared.config, prepared.base.checkpoint
     yield MemoryPart("weights", _weight_bytes(checkpoint, config.quantization, device))
     if isinstance(config.adapter, SelectiveMethod):
@@ -110,7 +172,10 @@ def _parts(prepared: PreparedRun, trained: int, device: Arithmetic, longest: int
     yield MemoryPart("optimizer", trained * OPTIMIZERS[config.training.optimizer].bytes)
     if isinstance(config.objective, Distillation) and not config.objective.is_remote:
         yield MemoryPart("teacher", _teacher_bytes(Path(config.objective.teacher), device))
-    yield from _of_batch(prepared, device, longest)
+    if layout.resident:
+        kept = sum(rows * columns for rows, columns in linear_layers(checkpoint).values())
+        yield MemoryPart("dequantized weights", kept * device.computed)
+    yield from _of_batch(prepared, device, layout, longest)
 
 
 def _weight_bytes(checkpoint: Checkpoint, quantization: QuantizationConfig, device: Arithmetic) -> float:
@@ -133,7 +198,7 @@ def _teacher_bytes(directory: Path, device: Arithmetic) -> float:
     return sum(math.prod(info.shape) for info in tensors.values()) * device.stored
 
 
-def _of_batch(prepared: PreparedRun, device: Arithmetic, length: int) -> Iterator[MemoryPart]:
+def _of_batch(prepared: PreparedRun, device: Arithmetic, layout: Layout, length: int) -> Iterator[MemoryPart]:
     """Yield activations and logits of the largest batch."""
     config = prepared.config
     objective, training = config.objective, config.training
@@ -150,8 +215,10 @@ def _of_batch(prepared: PreparedRun, device: Arithmetic, length: int) -> Iterato
     layer: float = rows * length * (LAYER_COPIES * model.hidden + FFN_COPIES * ffn) * device.computed
     loss = _loss_bytes(prepared, rows * length, model.vocab_size, device)
     inputs: float = rows * length * model.hidden * device.computed * model.layers
-    if not training.gradient_checkpointing:
-        inputs, layer = layer * model.layers, 0.0
+    if not layout.checkpointing:
+        of_hidden, of_ffn = STORED_COPIES
+        kept = rows * length * (of_hidden * model.hidden + of_ffn * ffn) * device.computed
+        inputs, layer = kept * model.layers, 0.0
     # the loss comes before the backward pass of the layers, which are recomputed one at a time
     yield MemoryPart("activations", inputs + (layer if layer > loss else 0))
     yield MemoryPart("logits and loss", loss if loss >= layer else 0)
@@ -166,7 +233,20 @@ def _loss_bytes(prepared: PreparedRun, tokens: int, vocabulary: int, device: Ari
         copies = None if objective.is_remote else TAUGHT_COPIES[0] + TAUGHT_COPIES[1] * share
     if copies is not None:
         return copies * tokens * vocabulary * 4
-    tile_tokens, columns = min(tokens, TILE[0]), TILE[1]
+    supervised = tokens * _supervised_share(prepared)
     if device.is_gpu:
-        return tile_tokens * columns * device.computed
-    return tile_tokens * (columns + TILE_TEMPORARIES * min(vocabulary, columns)) * device.computed
+        return min(supervised, TILE[0]) * TILE[1] * device.computed
+    if isinstance(prepared.config.adapter, SelectiveMethod):  # TRL computes the gradient of the output matrix
+        temporaries = TILE[1] + TILE_TEMPORARIES * min(vocabulary, TILE[1])
+        hidden = completed_config(prepared.base.checkpoint.config).hidden
+        return min(supervised, TILE[0]) * temporaries * device.computed + vocabulary * hidden * 4
+    return BLOCK_COPIES * min(supervised * vocabulary * 4, max(LOGIT_BLOCK, vocabulary * 4))
+
+
+def _supervised_share(prepared: PreparedRun) -> float:
+    """Return the share of the tokens whose log-probabilities the loss reads."""
+    objective, train = prepared.config.objective, prepared.train
+    if isinstance(objective, Online):
+        longest = max(len(prompt.prompt_ids) for prompt in train.prompts)
+        return objective.max_completion_length / (longest + objective.max_completion_length)
+    return train.supervised / train.tokens if train.tokens else 1.0

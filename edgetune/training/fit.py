@@ -10,32 +10,44 @@ from transformers import TrainerState, set_seed
 
 from edgetune import console
 from edgetune.methods.adalora import AdaLora
+from edgetune.planning.memory import Layout, layouts
 from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
 from edgetune.training import adapters, bnb_record, checkpoints
 from edgetune.training.adapters.virtual_tokens import start_from_text, with_task
 from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
-from edgetune.training.loading import load_model, load_tokenizer
+from edgetune.training.loading import compute_dtype, load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
+from edgetune.training.processor import keep_pages
+from edgetune.training.resident import keep_resident
 from edgetune.training.resume import TrainingInterrupted
 from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import sha256_of
 
 
-def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun) -> Any:
+def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: Layout | None = None) -> Any:
     """Return the base with its trained adapter.
 
     The adapter is loaded if it has been trained already; otherwise it is trained, from the last complete checkpoint on.
     Raises TrainingInterrupted after Ctrl-C.
+
+    Args:
+        run: The run directory.
+        prepared: The training.
+        layout: What it keeps in memory; None: as little as the configuration allows.
     """
+    layout = layouts(prepared.config)[-1] if layout is None else layout
+    keep_pages()
     set_seed(prepared.config.training.seed)
     model = load_model(prepared.base, prepared.config, run.base)
     run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
+    if layout.resident and not keep_resident(model, compute_dtype(prepared.config)):
+        console.note("the weights are dequantized at each use: kept, they would give other results on this device")
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
         return with_task(adapters.load_adapter(model, run.adapter), prepared.config)
-    return _train(run, prepared, _add_adapter(run, prepared, model))
+    return _train(run, prepared, _add_adapter(run, prepared, model), layout)
 
 
 def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
@@ -51,7 +63,7 @@ def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     return with_task(adapted, config)
 
 
-def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
+def _train(run: RunDirectory, prepared: PreparedRun, model: Any, layout: Layout) -> Any:
     """Train the adapter, store it with the results of the stage, and return the model without Trainer's wrappers."""
     config = prepared.config
     metrics = MetricsCallback(run, config.training.logging_steps, config.objective.facts.metrics)
@@ -60,7 +72,11 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     stopwatch = Stopwatch(checkpoints.read_elapsed(last))
     saving = CheckpointCallback(config.training.keep_checkpoints, stopwatch)
     ranks = [adapters.RankCallback(model, config.adapter)] if isinstance(config.adapter, AdaLora) else []
-    trainer = _build(run, prepared, model, [metrics, *ranks, saving, interrupt])
+    trainer = _build(
+        TrainerInputs(
+            model, load_tokenizer(prepared), prepared, run.checkpoints, [metrics, *ranks, saving, interrupt], layout
+        )
+    )
     start = adapters.start_of(trainer.model, config.adapter)
     before = adapters.fingerprint_trainable(trainer.model)
     try:
@@ -86,8 +102,8 @@ def _resumed_checkpoint(run: RunDirectory) -> Path | None:
     return last
 
 
-def _build(run: RunDirectory, prepared: PreparedRun, model: Any, callbacks: list[Any]) -> Any:
-    trainer = build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, run.checkpoints, callbacks))
+def _build(inputs: TrainerInputs) -> Any:
+    prepared, trainer = inputs.prepared, build_trainer(inputs)
     adapters.set_optimizer(trainer, prepared.config.adapter)
     console.note(f"training {adapters.count_trainable(trainer.model):,} parameters; {prepared.pad_reason}")
     return trainer

@@ -10,11 +10,12 @@ from edgetune.config import Config
 from edgetune.planning.artifact_figures import cache_figures, file_figures, planned_files, speed_figures
 from edgetune.planning.card import CardSection, Figure, PlanCard
 from edgetune.planning.disk import MARGIN, count_adapter_parameters, dequantized_bytes, estimate_run_bytes
-from edgetune.planning.memory import Arithmetic, estimate_memory
+from edgetune.planning.memory import Arithmetic, Layout, choose_layout, estimate_memory
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.planning.target import parse_target, propose
 from edgetune.runtime.threads import physical_cores
 from edgetune.training import environment
+from edgetune.training.processor import free_memory
 
 EVALUATED = 1 / 3
 """Time of a row in an evaluation as a share of that in training: the forward pass of forward and backward."""
@@ -37,12 +38,13 @@ def make_plan(config: Config, *, target: str | None = None, probe: bool = True) 
     prepared = prepare_run(config)
     with environment.silence_libraries():
         trained, device, follows = _trained_parameters(prepared)
+        layout = choose_layout(prepared, trained, device, free_memory())
         files = planned_files(prepared.base, config)
         speed = measure_memory(physical_cores()) if probe else None
         sections = [
-            *_memory_sections(prepared, trained, device),
+            *_memory_sections(prepared, trained, device, layout),
             CardSection("disk of the run", tuple(_disk(prepared))),
-            CardSection("time on this device", tuple(_time(prepared, probe=probe))),
+            CardSection("time on this device", tuple(_time(prepared, layout, probe=probe))),
             CardSection("exported files", tuple(file_figures(files))),
             CardSection("key-value cache of a file", tuple(cache_figures(prepared.base))),
         ]
@@ -74,14 +76,13 @@ def _trained_parameters(prepared: PreparedRun) -> tuple[int, Arithmetic, bool]:
     return adapters.count_trainable(adapted), device, follows
 
 
-def _memory_sections(prepared: PreparedRun, trained: int, device: Arithmetic) -> Iterator[CardSection]:
-    """Yield the memory of the training as configured, and its sum with the other checkpointing."""
-    config, training = prepared.config, prepared.config.training
-    estimate = estimate_memory(prepared, trained, device)
-    other = not training.gradient_checkpointing
-    changed = config.model_copy(update={"training": training.model_copy(update={"gradient_checkpointing": other})})
-    beside = estimate_memory(replace(prepared, config=changed), trained, device)
-    figures = [Figure(part.name, part.bytes, "bytes", _reason(part.name, prepared, trained)) for part in estimate.parts]
+def _memory_sections(prepared: PreparedRun, trained: int, device: Arithmetic, layout: Layout) -> Iterator[CardSection]:
+    """Yield the memory of the training as it would be here, and its sum with the other checkpointing."""
+    estimate = estimate_memory(prepared, trained, device, layout=layout)
+    other = not layout.checkpointing
+    beside = estimate_memory(prepared, trained, device, layout=replace(layout, checkpointing=other))
+    reasons = _reasons(prepared, trained, layout)
+    figures = [Figure(part.name, part.bytes, "bytes", reasons.get(part.name, "")) for part in estimate.parts]
     figures.append(Figure("all", estimate.total, "bytes", f"at the peak; {_LIBRARIES}"))
     switch = f"gradient_checkpointing: {str(other).lower()}"
     how = "recomputed" if other else "stored"
@@ -89,20 +90,20 @@ def _memory_sections(prepared: PreparedRun, trained: int, device: Arithmetic) ->
     yield CardSection("memory of the GPU in training" if device.is_gpu else "memory in training", tuple(figures))
 
 
-def _reason(part: str, prepared: PreparedRun, trained: int) -> str:
+def _reasons(prepared: PreparedRun, trained: int, layout: Layout) -> dict[str, str]:
     config = prepared.config
     training = config.training
     longest = f"{training.batch_size} rows of up to {prepared.train.longest} tokens"
     bits = config.quantization.bits
-    reasons = {
+    return {
         "weights": f"the base in {bits} bits" if bits != 16 else "the base as it is stored",
         "adapter": f"{trained:,} parameters in f32",
         "gradients": "f32, for what is trained",
         "optimizer": training.optimizer,
-        "activations": f"{longest}, {'recomputed' if training.gradient_checkpointing else 'stored'} layer by layer",
+        "activations": f"{longest}, {'recomputed' if layout.checkpointing else 'stored'} layer by layer",
         "logits and loss": longest,
+        "dequantized weights": "kept, in place of dequantizing them two or three times a step",
     }
-    return reasons.get(part, "")
 
 
 def _disk(prepared: PreparedRun) -> Iterator[Figure]:
@@ -118,7 +119,7 @@ def _disk(prepared: PreparedRun) -> Iterator[Figure]:
         yield Figure("of it while loading", packed, "bytes", "the dequantized weights of the base")
 
 
-def _time(prepared: PreparedRun, *, probe: bool) -> Iterator[Figure]:
+def _time(prepared: PreparedRun, layout: Layout, *, probe: bool) -> Iterator[Figure]:
     """Yield the time of the training, measured on one and two layers."""
     from edgetune.training.time_probe import probe_time, why_not_probed
 
@@ -127,7 +128,7 @@ def _time(prepared: PreparedRun, *, probe: bool) -> Iterator[Figure]:
     if why is not None:
         yield Figure("training", None, "seconds", why)
         return
-    found = probe_time(prepared)
+    found = probe_time(prepared, layout)
     training = prepared.config.training
     rows = prepared.steps * training.batching.rows_of_step
     evaluations = prepared.steps // training.eval_steps + 1

@@ -21,7 +21,8 @@ from edgetune.runs.status import RunStatus
 # Options that do not affect the weights: they may differ between a run and its resumption.
 _FREE_SECTIONS = ("name", "reference", "export", "gate")
 _FREE_KEYS = {
-    "training": ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps"),
+    "training": ("eval_steps", "save_steps", "keep_checkpoints", "logging_steps", "gradient_checkpointing"),
+    "quantization": ("resident",),
     # the hashes of the rows show the effect of on_bad_row, columns and roles
     "data": ("on_bad_row", "columns", "roles", "test", "answer", "choices"),
 }

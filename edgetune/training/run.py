@@ -11,6 +11,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgetune import console
 from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.planning.disk import check_free_space, count_adapter_parameters, estimate_run_bytes
-from edgetune.planning.memory import describe_memory, estimate_memory
+from edgetune.planning.memory import Layout, choose_layout, describe_layout, describe_memory, estimate_memory
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
@@ -30,6 +31,7 @@ from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import RunStatus
 from edgetune.runtime.ngrams import Answers, NgramTable
 from edgetune.training import environment
+from edgetune.training.processor import free_memory
 from edgetune.training.resume import (
     adopt_free_sections,
     can_resume,
@@ -79,7 +81,7 @@ def train(
             adopt_free_sections(run, config)
         return run
     environment.require_train_extra()
-    _, follows = _check_before_loading(run, prepared)
+    checked = _check_before_loading(run, prepared)
     with lock.writing(run.path, WRITER):
         if trained and run.is_finished:
             run.reopen()
@@ -90,8 +92,8 @@ def train(
             if prepared.rendered_at and rendered_at:  # the time of the run that is replaced
                 prepared = prepare_run(config)
         with environment.silence_libraries():
-            _write_inputs(run, prepared, names_fast_class=not follows)
-            _train_and_capture(run, prepared)
+            _write_inputs(run, prepared, names_fast_class=not checked.follows)
+            _train_and_capture(run, prepared, checked.layout)
         run.finish()
     return run
 
@@ -114,7 +116,7 @@ def dry_run(
         raise existing
     environment.require_train_extra()
     prepared = prepare_run(config, run.manifest.rendered_at if resume and run.manifest_file.is_file() else None)
-    needed, _ = _check_before_loading(run, prepared)
+    needed = _check_before_loading(run, prepared).disk
     if existing:
         hint = existing.hint or ""
         console.warn(f"{existing.message}; {hint[:1].lower()}{hint[1:]}")
@@ -127,11 +129,20 @@ def _open(config: Config | Path | str, out: Path | str | None, overrides: Sequen
     return config, RunDirectory(Path("runs") / config.name if out is None else Path(out))
 
 
-def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int, bool]:
-    """Print the overview and check disk space, tokenizer class and target layers. Imports torch, loads no weights.
+@dataclass(frozen=True)
+class _Checked:
+    """What the checks before loading have found."""
 
-    Return the disk space of the run in bytes, and whether transformers' tokenizer class follows tokenizer.json.
-    """
+    disk: int
+    """Disk space of the run in bytes."""
+    follows: bool
+    """Whether transformers' tokenizer class follows tokenizer.json."""
+    layout: Layout
+    """What the training keeps in memory."""
+
+
+def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> _Checked:
+    """Print the overview and check disk space, tokenizer class and target layers. Imports torch, loads no weights."""
     print_overview(prepared)
     check_teacher(prepared, run.teacher_answers)
     needed = estimate_run_bytes(prepared.config, prepared.base.checkpoint, prepared.reference_rows)
@@ -159,9 +170,13 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> tuple[int
             if "gguf-lora" in formats:
                 adapters.check_lora_places(adapted, prepared.base.layers)
             trained = adapters.count_trainable(adapted)
-    estimate = estimate_memory(prepared, trained, arithmetic)
+    free = free_memory()
+    layout = choose_layout(prepared, trained, arithmetic, free)
+    estimate = estimate_memory(prepared, trained, arithmetic, layout=layout)
     console.note(describe_memory(estimate, prepared.config.objective))
-    return needed, follows
+    if chosen := describe_layout(layout, prepared.config, free):
+        console.note(chosen)
+    return _Checked(needed, follows, layout)
 
 
 def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class: bool) -> None:
@@ -187,14 +202,14 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class:
     save_tokenizer(prepared.base.directory, prepared.template, run.tokenizer, names_fast_class=names_fast_class)
 
 
-def _train_and_capture(run: RunDirectory, prepared: PreparedRun) -> None:
+def _train_and_capture(run: RunDirectory, prepared: PreparedRun, layout: Layout) -> None:
     """Run the two stages that need torch, which is imported here."""
     from edgetune.training.capture.reference import capture_reference
     from edgetune.training.fit import train_or_load_adapter
 
     prepared = with_teacher_answers(prepared, run.teacher_answers)
     with translate_torch_errors(run.path):
-        model = train_or_load_adapter(run, prepared)
+        model = train_or_load_adapter(run, prepared, layout)
         capture_reference(run, prepared, model)
         store_ngrams(run, prepared)
         CalibrationRows.choose(prepared.train.rows).write(run.calibration)

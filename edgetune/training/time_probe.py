@@ -11,12 +11,14 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
+from edgetune.planning.memory import Layout
 from edgetune.planning.prepare import PreparedRun
 from edgetune.planning.twin import why_no_twin, write_twin
 from edgetune.training import adapters
 from edgetune.training.adapters.virtual_tokens import start_from_text, with_task
-from edgetune.training.loading import load_model, load_tokenizer
+from edgetune.training.loading import compute_dtype, load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
+from edgetune.training.resident import keep_resident
 from edgetune_converters.architectures import completed_config
 
 MOST_TOKENS = 4096
@@ -58,16 +60,16 @@ def why_not_probed(prepared: PreparedRun) -> str | None:
     return why_no_twin(prepared.base)
 
 
-def probe_time(prepared: PreparedRun) -> TimeProbe:
+def probe_time(prepared: PreparedRun, layout: Layout) -> TimeProbe:
     """Measure some steps of the configured trainer on the first one and two layers of the base."""
     length = max(1, prepared.train.longest)
     batch = max(1, min(prepared.config.training.batch_size, MOST_TOKENS // length))
-    one, two = (_seconds(prepared, layers, batch) / batch for layers in (1, 2))
+    one, two = (_seconds(prepared, layers, batch, layout) / batch for layers in (1, 2))
     layers = completed_config(prepared.base.checkpoint.config).layers
     return TimeProbe(min(one, two), max(two - one, 0.0), layers, batch)
 
 
-def _seconds(prepared: PreparedRun, layers: int, batch: int) -> float:
+def _seconds(prepared: PreparedRun, layers: int, batch: int, layout: Layout) -> float:
     """Return the median seconds of a step, after the first."""
     training = prepared.config.training.model_copy(
         update={
@@ -86,10 +88,12 @@ def _seconds(prepared: PreparedRun, layers: int, batch: int) -> float:
         small = replace(prepared, config=config, base=twin)
         set_seed(config.training.seed)
         model = load_model(twin, config, Path(folder) / "base")
+        if layout.resident:
+            keep_resident(model, compute_dtype(config))
         adapted = adapters.add_adapter(model, adapter, prepared.base.layers, config.export.formats)
         start_from_text(adapted, adapter, prepared.tokenizer)
         inputs = TrainerInputs(
-            with_task(adapted, config), load_tokenizer(small), small, Path(folder) / "steps", [timer]
+            with_task(adapted, config), load_tokenizer(small), small, Path(folder) / "steps", [timer], layout
         )
         trainer = build_trainer(inputs)
         adapters.set_optimizer(trainer, adapter)

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +154,22 @@ def _clock(rows: Sequence[Sequence[int]]) -> Any:
 
 def _train_edgetune(arguments: argparse.Namespace) -> dict[str, float]:
     """Train as `edgetune train` does, without the capture that follows."""
+    from edgetune.planning.disk import count_adapter_parameters
+    from edgetune.planning.memory import choose_layout
     from edgetune.runs.directory import RunDirectory
     from edgetune.training import environment, fit
+    from edgetune.training.loading import arithmetic
+    from edgetune.training.processor import free_memory
 
     prepared = _prepare(arguments)
     clock = _clock([row.input_ids for row in prepared.train.rows])
+    adapter_parameters = count_adapter_parameters(prepared.base.checkpoint, prepared.config.adapter)
     with tempfile.TemporaryDirectory() as folder, environment.silence_libraries():
         run = RunDirectory.create(Path(folder) / "run")
         build = fit._build
-        fit._build = lambda run, prepared, model, callbacks: build(run, prepared, model, [*callbacks, clock])
-        fit.train_or_load_adapter(run, prepared)
+        fit._build = lambda inputs: build(replace(inputs, callbacks=[*inputs.callbacks, clock]))
+        layout = choose_layout(prepared, adapter_parameters, arithmetic(prepared.config), free_memory())
+        fit.train_or_load_adapter(run, prepared, layout)
     figures: dict[str, float] = clock.result()
     return figures
 
@@ -197,8 +204,9 @@ def _train_trl(arguments: argparse.Namespace) -> dict[str, float]:
                 output_dir=folder, num_train_epochs=1, per_device_train_batch_size=training.batch_size,
                 learning_rate=training.learning_rate, lr_scheduler_type=training.scheduler,
                 warmup_steps=training.warmup_ratio, optim=training.optimizer, logging_steps=1, save_strategy="no",
-                report_to="none", disable_tqdm=True, bf16=dtype is torch.bfloat16, use_cpu=not torch.cuda.is_available(),
-                seed=training.seed, data_seed=training.seed, max_length=None, completion_only_loss=True,
+                report_to="none", disable_tqdm=True, bf16=dtype is torch.bfloat16,
+                use_cpu=not torch.cuda.is_available(), seed=training.seed, data_seed=training.seed,
+                max_length=None, completion_only_loss=True,
             ),
             train_dataset=Dataset.from_dict(table),
             processing_class=AutoTokenizer.from_pretrained(str(prepared.base.path)),

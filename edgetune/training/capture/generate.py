@@ -16,6 +16,7 @@ from edgetune.data.masks import EncodedRow
 from edgetune.reference.scored_rows import ScoredRows
 from edgetune.training.adapters.virtual_tokens import is_active
 from edgetune.training.loading import compute_dtype, four_bit_layers
+from edgetune.training.resident import release_resident
 
 GENERATION_BATCH = 32
 
@@ -46,6 +47,7 @@ def prepare_for_capture(model: Any) -> None:
     if model.device.type == "cpu":
         for layer in four_bit_layers(model):
             layer.compute_dtype = torch.float32
+        release_resident(model, unless=torch.float32)
 
 
 def capture_precision(model: Any, config: Config) -> tuple[str, Callable[[], AbstractContextManager[Any]]]:

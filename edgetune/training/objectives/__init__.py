@@ -8,10 +8,12 @@ from typing import Any
 
 from transformers.trainer_callback import PrinterCallback
 
+from edgetune.training import supervised_head
 from edgetune.training.adapters import cast_trainable_to_float32, has_adapted_head
 from edgetune.training.adapters.virtual_tokens import keep_parameters_in_checkpoints
 from edgetune.training.objectives.adapted_head import build_with_adapted_head
 from edgetune.training.objectives.inputs import TrainerInputs
+from edgetune.training.unpadding import take_padding_out
 
 _BUILDERS = {
     "sft": "sft.build_sft",
@@ -34,6 +36,8 @@ __all__ = ["TrainerInputs", "build_trainer"]
 
 def build_trainer(inputs: TrainerInputs) -> Any:
     """Build the trainer of the configured objective, which writes its checkpoints to `inputs.directory`."""
+    supervised_head.install()
+    take_padding_out(inputs.model, inputs.prepared.config.adapter)
     module, _, function = _BUILDERS[inputs.prepared.config.objective.kind].partition(".")
     build: Callable[[TrainerInputs], Any] = getattr(import_module(f"{__name__}.{module}"), function)
     if has_adapted_head(inputs.model):

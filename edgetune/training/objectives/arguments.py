@@ -31,7 +31,7 @@ def _of_projection(config: Config) -> dict[str, Any]:
     return {"optim_args": options or None, "optim_target_modules": training.optimizer_modules}
 
 
-def common_arguments(config: Config, directory: Path) -> dict[str, Any]:
+def common_arguments(config: Config, directory: Path, *, checkpointing: bool) -> dict[str, Any]:
     """Return the arguments that every trainer has: optimization, evaluation, checkpoints and device."""
     training = config.training
     on_gpu, products = torch.cuda.is_available(), compute_dtype(config)
@@ -49,7 +49,7 @@ def common_arguments(config: Config, directory: Path) -> dict[str, Any]:
         "max_grad_norm": training.max_grad_norm,
         "optim": training.optimizer,
         **_of_projection(config),
-        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing": checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "seed": training.seed,
         "data_seed": training.seed,

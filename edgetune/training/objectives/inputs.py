@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
+from edgetune.planning.memory import Layout, layouts
 from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune.planning.prepare import PreparedRun
 from edgetune.training.adapters.selective import SelectiveModel
@@ -31,12 +32,16 @@ class TrainerInputs:
     directory: Path
     """Where checkpoints are written."""
     callbacks: Sequence[TrainerCallback] = ()
+    layout: Layout | None = None
+    """What the training keeps in memory; None: as little as the configuration allows."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of every trainer, and those of the objective under TRL's names."""
         config = self.prepared.config
-        return {**common_arguments(config, self.directory), **config.objective.trl_options()}
+        layout = self.layout or layouts(config)[-1]
+        common = common_arguments(config, self.directory, checkpointing=layout.checkpointing)
+        return {**common, **config.objective.trl_options()}
 
     def keywords(self) -> dict[str, Any]:
         """Return the arguments of the constructor that every trainer has."""

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgetune.config import parse_config
 from edgetune.data.row_kinds import LABELLED, PAIR, PROMPT, TEXT, kinds_of
+from edgetune.planning.memory import Layout
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import adapters, environment
-from edgetune.training.loading import load_model, load_tokenizer
+from edgetune.training.loading import compute_dtype, load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
+from edgetune.training.resident import keep_resident
 from tests.training import runs
 
 FLOAT32 = {"bits": 16, "compute_dtype": "float32"}
@@ -54,7 +58,12 @@ def prepare(values: dict[str, Any]) -> PreparedRun:
 
 
 @environment.silence_libraries()
-def trainer_of(prepared: PreparedRun, directory: Path) -> Any:
+def trainer_of(prepared: PreparedRun, directory: Path, layout: Layout | None = None) -> Any:
     """The trainer of the prepared run's objective."""
-    model = adapters.add_adapter(load_model(prepared.base, prepared.config), prepared.config.adapter)
-    return build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, directory))
+    config = prepared.config
+    torch.manual_seed(config.training.seed)
+    model = load_model(prepared.base, config)
+    if layout is not None and layout.resident:
+        assert keep_resident(model, compute_dtype(config))
+    model = adapters.add_adapter(model, config.adapter)
+    return build_trainer(TrainerInputs(model, load_tokenizer(prepared), prepared, directory, layout=layout))
