@@ -59,7 +59,7 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TrainingLayout:
     """What a training keeps in memory, and what it computes again."""
 
     resident: bool
@@ -101,7 +101,7 @@ def estimate_memory(
     trained: int,
     device: Arithmetic,
     longest: int | None = None,
-    layout: Layout | None = None,
+    layout: TrainingLayout | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of a training at its peak.
 
@@ -117,7 +117,7 @@ def estimate_memory(
     return MemoryEstimate(tuple(part for part in found if part.bytes))
 
 
-def layouts(config: Config) -> list[Layout]:
+def layouts(config: Config) -> list[TrainingLayout]:
     """Return the layouts that the configuration leaves open, the fastest first and the smallest last.
 
     Recomputing activations costs about a third of a step, dequantizing weights less.
@@ -127,17 +127,17 @@ def layouts(config: Config) -> list[Layout]:
     checkpointing = (False, True) if stated == "auto" and config.adapter.takes_checkpointing else (stated is True,)
     if config.quantization.bits not in _ROUNDED:
         resident = (False,)
-    return [Layout(kept, again) for again, kept in product(checkpointing, resident)]
+    return [TrainingLayout(kept, again) for again, kept in product(checkpointing, resident)]
 
 
-def choose_layout(prepared: PreparedRun, trained: int, device: Arithmetic, free: float) -> Layout:
+def choose_layout(prepared: PreparedRun, trained: int, device: Arithmetic, free: float) -> TrainingLayout:
     """Return the fastest layout that fits into `free` bytes; the smallest if none does."""
     found = layouts(prepared.config)
     fitting = (each for each in found if estimate_memory(prepared, trained, device, layout=each).total <= USABLE * free)
     return next(fitting, found[-1])
 
 
-def describe_layout(layout: Layout, config: Config, free: float) -> str | None:
+def describe_layout(layout: TrainingLayout, config: Config, free: float) -> str | None:
     """Return why the training keeps what it keeps, as a sentence; None where the configuration states all of it."""
     if len(layouts(config)) == 1:
         return None
@@ -159,7 +159,7 @@ def describe_memory(estimate: MemoryEstimate, objective: Objective) -> str:
 
 
 def _parts(
-    prepared: PreparedRun, trained: int, device: Arithmetic, layout: Layout, longest: int
+    prepared: PreparedRun, trained: int, device: Arithmetic, layout: TrainingLayout, longest: int
 ) -> Iterator[MemoryPart]:
     config, checkpoint = prepared.config, prepared.base.checkpoint
     yield MemoryPart("weights", _weight_bytes(checkpoint, config.quantization, device))
@@ -198,7 +198,7 @@ def _teacher_bytes(directory: Path, device: Arithmetic) -> float:
     return sum(math.prod(info.shape) for info in tensors.values()) * device.stored
 
 
-def _of_batch(prepared: PreparedRun, device: Arithmetic, layout: Layout, length: int) -> Iterator[MemoryPart]:
+def _of_batch(prepared: PreparedRun, device: Arithmetic, layout: TrainingLayout, length: int) -> Iterator[MemoryPart]:
     """Yield activations and logits of the largest batch."""
     config = prepared.config
     objective, training = config.objective, config.training

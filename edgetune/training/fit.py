@@ -10,7 +10,7 @@ from transformers import TrainerState, set_seed
 
 from edgetune import console
 from edgetune.methods.adalora import AdaLora
-from edgetune.planning.memory import Layout, layouts
+from edgetune.planning.memory import TrainingLayout, layouts
 from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
@@ -26,7 +26,7 @@ from edgetune_converters.files import atomic
 from edgetune_converters.files.contents import sha256_of
 
 
-def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: Layout | None = None) -> Any:
+def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: TrainingLayout | None = None) -> Any:
     """Return the base with its trained adapter.
 
     The adapter is loaded if it has been trained already; otherwise it is trained, from the last complete checkpoint on.
@@ -63,7 +63,7 @@ def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
     return with_task(adapted, config)
 
 
-def _train(run: RunDirectory, prepared: PreparedRun, model: Any, layout: Layout) -> Any:
+def _train(run: RunDirectory, prepared: PreparedRun, model: Any, layout: TrainingLayout) -> Any:
     """Train the adapter, store it with the results of the stage, and return the model without Trainer's wrappers."""
     config = prepared.config
     metrics = MetricsCallback(run, config.training.logging_steps, config.objective.facts.metrics)

@@ -10,7 +10,7 @@ from edgetune.config import Config
 from edgetune.planning.artifact_figures import cache_figures, file_figures, planned_files, speed_figures
 from edgetune.planning.card import CardSection, Figure, PlanCard
 from edgetune.planning.disk import MARGIN, count_adapter_parameters, dequantized_bytes, estimate_run_bytes
-from edgetune.planning.memory import Arithmetic, Layout, choose_layout, estimate_memory
+from edgetune.planning.memory import Arithmetic, TrainingLayout, choose_layout, estimate_memory
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.planning.target import parse_target, propose
 from edgetune.runtime.threads import physical_cores
@@ -76,7 +76,9 @@ def _trained_parameters(prepared: PreparedRun) -> tuple[int, Arithmetic, bool]:
     return adapters.count_trainable(adapted), device, follows
 
 
-def _memory_sections(prepared: PreparedRun, trained: int, device: Arithmetic, layout: Layout) -> Iterator[CardSection]:
+def _memory_sections(
+    prepared: PreparedRun, trained: int, device: Arithmetic, layout: TrainingLayout
+) -> Iterator[CardSection]:
     """Yield the memory of the training as it would be here, and its sum with the other checkpointing."""
     estimate = estimate_memory(prepared, trained, device, layout=layout)
     other = not layout.checkpointing
@@ -90,7 +92,7 @@ def _memory_sections(prepared: PreparedRun, trained: int, device: Arithmetic, la
     yield CardSection("memory of the GPU in training" if device.is_gpu else "memory in training", tuple(figures))
 
 
-def _reasons(prepared: PreparedRun, trained: int, layout: Layout) -> dict[str, str]:
+def _reasons(prepared: PreparedRun, trained: int, layout: TrainingLayout) -> dict[str, str]:
     config = prepared.config
     training = config.training
     longest = f"{training.batch_size} rows of up to {prepared.train.longest} tokens"
@@ -119,7 +121,7 @@ def _disk(prepared: PreparedRun) -> Iterator[Figure]:
         yield Figure("of it while loading", packed, "bytes", "the dequantized weights of the base")
 
 
-def _time(prepared: PreparedRun, layout: Layout, *, probe: bool) -> Iterator[Figure]:
+def _time(prepared: PreparedRun, layout: TrainingLayout, *, probe: bool) -> Iterator[Figure]:
     """Yield the time of the training, measured on one and two layers."""
     from edgetune.training.time_probe import probe_time, why_not_probed
 

@@ -19,7 +19,7 @@ from edgetune import console
 from edgetune.config import Config, load_config
 from edgetune.errors import ConfigError, EnvironmentProblem
 from edgetune.planning.disk import check_free_space, count_adapter_parameters, estimate_run_bytes
-from edgetune.planning.memory import Layout, choose_layout, describe_layout, describe_memory, estimate_memory
+from edgetune.planning.memory import TrainingLayout, choose_layout, describe_layout, describe_memory, estimate_memory
 from edgetune.planning.prepare import PreparedRun, prepare_run, print_overview
 from edgetune.planning.teacher import check_teacher, with_teacher_answers
 from edgetune.planning.tokenizer_files import save_tokenizer
@@ -137,7 +137,7 @@ class _Checked:
     """Disk space of the run in bytes."""
     follows: bool
     """Whether transformers' tokenizer class follows tokenizer.json."""
-    layout: Layout
+    layout: TrainingLayout
     """What the training keeps in memory."""
 
 
@@ -202,7 +202,7 @@ def _write_inputs(run: RunDirectory, prepared: PreparedRun, *, names_fast_class:
     save_tokenizer(prepared.base.directory, prepared.template, run.tokenizer, names_fast_class=names_fast_class)
 
 
-def _train_and_capture(run: RunDirectory, prepared: PreparedRun, layout: Layout) -> None:
+def _train_and_capture(run: RunDirectory, prepared: PreparedRun, layout: TrainingLayout) -> None:
     """Run the two stages that need torch, which is imported here."""
     from edgetune.training.capture.reference import capture_reference
     from edgetune.training.fit import train_or_load_adapter

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from edgetune.planning.memory import Layout
+from edgetune.planning.memory import TrainingLayout
 from edgetune.planning.prepare import PreparedRun
 from edgetune.planning.twin import why_no_twin, write_twin
 from edgetune.training import adapters
@@ -60,7 +60,7 @@ def why_not_probed(prepared: PreparedRun) -> str | None:
     return why_no_twin(prepared.base)
 
 
-def probe_time(prepared: PreparedRun, layout: Layout) -> TimeProbe:
+def probe_time(prepared: PreparedRun, layout: TrainingLayout) -> TimeProbe:
     """Measure some steps of the configured trainer on the first one and two layers of the base."""
     length = max(1, prepared.train.longest)
     batch = max(1, min(prepared.config.training.batch_size, MOST_TOKENS // length))
@@ -69,7 +69,7 @@ def probe_time(prepared: PreparedRun, layout: Layout) -> TimeProbe:
     return TimeProbe(min(one, two), max(two - one, 0.0), layers, batch)
 
 
-def _seconds(prepared: PreparedRun, layers: int, batch: int, layout: Layout) -> float:
+def _seconds(prepared: PreparedRun, layers: int, batch: int, layout: TrainingLayout) -> float:
     """Return the median seconds of a step, after the first."""
     training = prepared.config.training.model_copy(
         update={

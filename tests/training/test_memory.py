@@ -15,8 +15,8 @@ from edgetune.objectives import OBJECTIVES
 from edgetune.planning.memory import (
     USABLE,
     Arithmetic,
-    Layout,
     MemoryEstimate,
+    TrainingLayout,
     choose_layout,
     describe_layout,
     describe_memory,
@@ -120,19 +120,19 @@ def test_the_fastest_layout_that_fits_is_chosen_and_the_configuration_is_followe
     auto = {"training": {"gradient_checkpointing": "auto"}, "quantization": quantized}
     open_ = prepare(base, tmp_path, auto)
     sizes = [estimate_memory(open_, 1000, FLOAT32, layout=each).total for each in layouts(open_.config)]
-    assert layouts(open_.config)[0] == Layout(resident=True, checkpointing=False)
-    assert layouts(open_.config)[-1] == Layout(resident=False, checkpointing=True)
+    assert layouts(open_.config)[0] == TrainingLayout(resident=True, checkpointing=False)
+    assert layouts(open_.config)[-1] == TrainingLayout(resident=False, checkpointing=True)
     for layout, size in zip(layouts(open_.config), sizes, strict=True):
         if size == min(sizes[: sizes.index(size) + 1]):
             assert choose_layout(open_, 1000, FLOAT32, size / USABLE * 1.001) == layout
-    assert choose_layout(open_, 1000, FLOAT32, 0) == Layout(resident=False, checkpointing=True)
+    assert choose_layout(open_, 1000, FLOAT32, 0) == TrainingLayout(resident=False, checkpointing=True)
     assert "dequantizing weights at each use and recomputing" in str(
         describe_layout(choose_layout(open_, 1000, FLOAT32, 0), open_.config, 0)
     )
     stated = prepare(
         base, tmp_path, {"training": {"gradient_checkpointing": True}, "quantization": {**quantized, "resident": False}}
     )
-    assert choose_layout(stated, 1000, FLOAT32, 1e15) == Layout(resident=False, checkpointing=True)
+    assert choose_layout(stated, 1000, FLOAT32, 1e15) == TrainingLayout(resident=False, checkpointing=True)
     assert describe_layout(layouts(stated.config)[0], stated.config, 1e15) is None
     prefix = prepare(base, tmp_path, {"adapter": {"kind": "prefix-tuning"}})
-    assert choose_layout(prefix, 1000, FLOAT32, 0) == Layout(resident=False, checkpointing=False)
+    assert choose_layout(prefix, 1000, FLOAT32, 0) == TrainingLayout(resident=False, checkpointing=False)

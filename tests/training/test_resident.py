@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from edgetune.config import parse_config
 from edgetune.errors import ConfigError
-from edgetune.planning.memory import Layout
+from edgetune.planning.memory import TrainingLayout
 from edgetune.training.resident import keep_resident, release_resident
 from tests.training import runs
 from tests.training.objectives import encoded
@@ -100,7 +100,7 @@ def test_the_adapter_does_not_depend_on_what_is_kept_and_what_is_computed_again(
     for resident in (False, True):
         for checkpointing in (False, True):
             folder = tmp_path / f"{resident}-{checkpointing}"
-            trainer = encoded.trainer_of(prepared, folder, Layout(resident, checkpointing))
+            trainer = encoded.trainer_of(prepared, folder, TrainingLayout(resident, checkpointing))
             trainer.train()
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             trained = {name: each.detach() for name, each in trainer.model.named_parameters() if each.requires_grad}

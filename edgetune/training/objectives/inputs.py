@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from edgetune.planning.memory import Layout, layouts
+from edgetune.planning.memory import TrainingLayout, layouts
 from edgetune.planning.optimizers import OPTIMIZERS
 from edgetune.planning.prepare import PreparedRun
 from edgetune.training.adapters.selective import SelectiveModel
@@ -32,7 +32,7 @@ class TrainerInputs:
     directory: Path
     """Where checkpoints are written."""
     callbacks: Sequence[TrainerCallback] = ()
-    layout: Layout | None = None
+    layout: TrainingLayout | None = None
     """What the training keeps in memory; None: as little as the configuration allows."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 
 from edgetune.config import parse_config
 from edgetune.data.row_kinds import LABELLED, PAIR, PROMPT, TEXT, kinds_of
-from edgetune.planning.memory import Layout
+from edgetune.planning.memory import TrainingLayout
 from edgetune.planning.prepare import PreparedRun, prepare_run
 from edgetune.training import adapters, environment
 from edgetune.training.loading import compute_dtype, load_model, load_tokenizer
@@ -58,7 +58,7 @@ def prepare(values: dict[str, Any]) -> PreparedRun:
 
 
 @environment.silence_libraries()
-def trainer_of(prepared: PreparedRun, directory: Path, layout: Layout | None = None) -> Any:
+def trainer_of(prepared: PreparedRun, directory: Path, layout: TrainingLayout | None = None) -> Any:
     """The trainer of the prepared run's objective."""
     config = prepared.config
     torch.manual_seed(config.training.seed)
