@@ -198,7 +198,7 @@ class TrainingConfig(Section):
     """Recompute activations in the backward pass instead of storing them; `auto`: if there is no memory for them."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Cut rows at N tokens; the number of cut rows is reported."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of initialization, row order and dropout."""
     eval_steps: Annotated[int, Field(ge=1)] = 100
     """Evaluate on the held-out rows every N steps and at the end."""
@@ -297,7 +297,7 @@ class ExportConfig(Section):
     """Seed of what `dare-linear`, `dare-ties` and their `-svd` keep; 0 by default."""
     combine_rank: Annotated[int, Field(ge=1)] | None = None
     """Rank of the pairs that `svd` and `...-svd` make; the largest rank of the combined adapters by default."""
-    prompt_task: Annotated[Annotated[int, Field(ge=0)] | str, Field(union_mode="left_to_right")] | None = None
+    prompt_task: Annotated[int | str, Field(union_mode="left_to_right")] | None = None
     """Task whose prompt is measured and exported: its name in `adapter.tasks`, or its number from 0 on; the first."""
 
     @model_validator(mode="before")

@@ -45,6 +45,12 @@ class MiSS(PerLayerMethod):
         """Return the options under PEFT's names."""
         return super().peft_options() | {"init_weights": True if self.init == "balance" else self.init}
 
+    def why_not_on(self, rows: int, columns: int) -> str | None:
+        """Return why a linear layer of [rows, columns] cannot be adapted; None if it can, or PEFT says so itself."""
+        if self.init == "mini" and rows % self.mini_r:
+            return f"adapter.mini_r is {self.mini_r}, which does not divide its {rows} outputs"
+        return super().why_not_on(rows, columns)
+
     def trainable_in(self, rows: int, columns: int) -> int:
         """Return the values of the repeated matrix."""
         return self.r * {"balance": rows, "bat": rows // self.r * self.r, "mini": self.mini_r}[self.init]

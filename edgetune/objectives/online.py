@@ -62,6 +62,10 @@ class Online(Objective):
         names = [reward.name for reward in self.rewards]
         if not any(reward.weight for reward in self.rewards):
             yield f"objective.rewards have no weight: {', '.join(names)}"
+        plain = [reward.model_dump(exclude={"weight"}) for reward in self.rewards]
+        twice = [name for at, name in enumerate(names) if plain[at] in plain[:at]]
+        if twice:
+            yield f"objective.rewards have {twice[0]} twice, which counts twice: leave one out, and raise its weight"
 
     def prompts_per_step(self, batching: Batching) -> int:
         """Return the prompts whose answers make one optimizer step."""

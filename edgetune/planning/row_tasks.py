@@ -37,7 +37,7 @@ def _problems(config: Config) -> Iterator[str]:
     elif isinstance(chosen, str) and chosen not in tasks:
         known = f"adapter.tasks names {', '.join(tasks)}" if tasks else "adapter.tasks names none"
         yield f"export.prompt_task is {chosen!r}, and {known}: correct it, or leave it out"
-    elif isinstance(chosen, int) and chosen >= max(1, len(tasks)):
+    elif isinstance(chosen, int) and not 0 <= chosen < max(1, len(tasks)):
         yield (
             f"export.prompt_task is {chosen}, and the adapter has {max(1, len(tasks))} tasks, counted from 0: correct "
             "it, or leave it out"

@@ -165,6 +165,7 @@ def _check_before_loading(run: RunDirectory, prepared: PreparedRun) -> _Checked:
             formats = prepared.config.export.formats
             adapted = adapters.add_adapter(model, prepared.config.adapter, prepared.base.layers, formats)
             adapters.check_head(adapted, prepared.config.objective)
+            adapters.check_saved_modules(adapted, prepared.config.quantization.bits)
             if "gguf" in formats:
                 adapters.check_gguf_head(adapted, prepared.config.adapter, prepared.base.layers)
             if "gguf-lora" in formats:

@@ -128,6 +128,7 @@ def test_rewards_are_written_short_in_yaml_and_paths_are_those_of_the_configurat
         ([{"format": "abc", "column": "key"}], "the reward `format` compares with no column of the row"),
         ([{"python": "file.py:f", "extract": "(.*)"}], "the reward `python` is given the whole answer"),
         ([{"kind": "exact", "weight": 0}], "have no weight"),
+        (["exact", {"kind": "exact", "weight": 2}], "have exact twice, which counts twice"),
     ],
 )
 def test_wrong_rewards_are_refused_by_name(rewards: list[Any], message: str) -> None:

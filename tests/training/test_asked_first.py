@@ -94,6 +94,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a layer number too many": ({"adapter": {"layers": [0, 7]}}, "no adapted layer has the number 7"),
     "a pattern for no layer": ({"adapter": {"rank_pattern": {"q_porj": 4}}}, "rank_pattern: 'q_porj' fits no adapted"),
     "no such module": ({"adapter": {"modules_to_save": ["lm_haed"]}}, "'lm_haed' fits no module of the base"),
+    "a saved module that is quantized": (
+        {"adapter": {"modules_to_save": ["down_proj"]}},
+        "adapter.modules_to_save names model.layers.0.mlp.down_proj, whose weights quantization.bits: 4 packs",
+    ),
+    "a saved block that is quantized": (
+        {"adapter": {"modules_to_save": ["self_attn"]}, "quantization": {"bits": 8}},
+        "adapter.modules_to_save names model.layers.0.self_attn, whose weights quantization.bits: 8 packs",
+    ),
+    "a seed below 0": ({"training": {"seed": -5}}, "training.seed is -5: input should be greater than or equal to 0"),
+    "a seed of more than 32 bits": ({"training": {"seed": 2**32}}, "training.seed is 4294967296: input should be less"),
+    "an encoder larger than the memory": (
+        {"adapter": {"kind": "p-tuning", "encoder_hidden_size": 10**7}},
+        "P-tuning with these options does not fit into the memory of this machine",
+    ),
+    "outputs that do not divide": (
+        {"adapter": {"kind": "miss", "init": "mini", "mini_r": 7}}, "adapter.mini_r is 7, which does not divide its 64",
+    ),
+    "a start from more directions than there are": (
+        {"adapter": {"init": "lora_ga", "r": 40}, "quantization": {"bits": 16}},
+        "adapter.init: lora_ga takes 80 directions for a rank of 40, and it has 64",
+    ),
+    "a task below 0": (
+        {"adapter": {"kind": "multitask-prompt-tuning"}, "export": {"prompt_task": -1}},
+        "error: export.prompt_task is -1, and the adapter has 1 tasks, counted from 0: correct it, or leave it out",
+    ),
     "no layer left to adapt": (
         {"adapter": {"target_modules": ["lm_head"], "modules_to_save": ["lm_head"]}}, "which leaves none to adapt",
     ),

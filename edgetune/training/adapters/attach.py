@@ -75,6 +75,13 @@ def add_adapter(
     starts.before_attaching(model, config, wanted, sources)
     try:
         adapted = get_peft_model(model, wanted)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"adapter: {config.facts.title} with these options does not fit into the memory of this machine",
+            f"Lower the sizes of adapter.kind: {config.kind}",
+        ) from None
     except (ValueError, TypeError, NotImplementedError) as error:  # sizes that do not divide those of the layers
         raise ConfigError(
             f"adapter: {config.facts.title} does not fit this base: {str(error).splitlines()[0]}",
@@ -196,6 +203,28 @@ def check_gguf_head(model: Any, method: Method, layers: ExportableLayers) -> Non
             f"Leave out gguf (onnx and safetensors have one), or leave embedding and output matrix out of "
             f"adapter.{option}",
         )
+
+
+def check_saved_modules(model: Any, bits: int) -> None:
+    """Raise ConfigError for `modules_to_save` with linear layers that will be quantized.
+
+    Args:
+        model: The adapted model, without weights.
+        bits: `quantization.bits`.
+    """
+    if bits == 16 or not isinstance(model, PeftModel):
+        return
+    base = model.get_base_model()
+    kept = (base.get_output_embeddings(), base.get_input_embeddings())
+    for name, module in base.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper) or module in kept:
+            continue
+        if any(isinstance(each, torch.nn.Linear) for each in module.original_module.modules()):
+            raise ConfigError(
+                f"adapter.modules_to_save names {name}, whose weights quantization.bits: {bits} packs, and packed "
+                "weights cannot be trained",
+                "Set quantization.bits: 16, or name it in adapter.target_modules instead",
+            )
 
 
 def has_adapted_head(model: Any) -> bool:
