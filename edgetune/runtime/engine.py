@@ -65,6 +65,8 @@ class EngineStatus:
         cached_tokens: Tokens of prompts that were in the cache.
         generated_tokens: Tokens that were generated.
         drafted_tokens: Tokens that were guessed and verified, right or wrong.
+        guessed_tokens: Tokens that were guessed right.
+        near_ties: Tokens that were evaluated again without guesses; see `Usage`.
     """
 
     slots: int
@@ -75,6 +77,8 @@ class EngineStatus:
     cached_tokens: int
     generated_tokens: int
     drafted_tokens: int = 0
+    guessed_tokens: int = 0
+    near_ties: int = 0
 
 
 class Engine:
@@ -115,7 +119,7 @@ class Engine:
         """Slot -> its request. Only the decoding thread changes it."""
         self._is_closing = self._must_stop = self._has_cancelled = False
         self._failure: BaseException | None = None
-        self._ended = [0, 0, 0, 0]
+        self._ended = [0] * 6
         self._thread = threading.Thread(target=self._run, name="edgetune-engine", daemon=True)
         self._thread.start()
 
@@ -279,10 +283,11 @@ class Engine:
         """What the engine is doing."""
         with self._changed:
             waiting = len(self._waiting) + len(self._scores)
-            requests, new, cached, generated = self._ended
+            requests, new, cached, generated, guessed, ties = self._ended
             return EngineStatus(
-                self._slots.capacity, len(self._rows), waiting, requests, new, cached, generated, self._slots.drafted
-            )
+                self._slots.capacity, len(self._rows), waiting, requests, new, cached, generated, self._slots.drafted,
+                guessed, ties,
+            )  # fmt: skip
 
     def close(self, deadline: float = 0.0) -> None:
         """Take no more requests, finish those that there are within `deadline` seconds, and cancel the rest.
@@ -426,7 +431,8 @@ class Engine:
         self._free(row)
         usage = row.usage()
         new = usage.prompt_tokens - usage.cached_tokens if row.slot >= 0 else 0
-        for index, count in enumerate((1, new, usage.cached_tokens, usage.generated_tokens)):
+        counts = 1, new, usage.cached_tokens, usage.generated_tokens, usage.guessed_tokens, usage.near_ties
+        for index, count in enumerate(counts):
             self._ended[index] += count
         row.ticket.end(events, finish, stop)
 

@@ -10,6 +10,12 @@ from edgetune.serving.loaded_files import LoadedModel, ModelPool
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
+_GUESSES = (
+    ("drafted_tokens", "Tokens that were guessed ahead and verified, since the file was loaded."),
+    ("guessed_tokens", "Those that were right, in answers that have ended."),
+    ("near_ties", "Tokens that another one came near beside guesses: they were evaluated again without any."),
+)
+
 
 class Metrics:
     """What the server has done since its start."""
@@ -57,6 +63,9 @@ class Metrics:
         for name, text in (("active", "decoded now"), ("waiting", "that wait for a slot")):
             rows = [(_label(model), getattr(model.engine.status, name)) for model in models]
             yield from _metric(f"slots_{name}", "gauge", f"Answers {text}.", rows)
+        for name, kind in _GUESSES:
+            rows = [(_label(model), getattr(model.engine.status, name)) for model in models]
+            yield from _metric(f"{name}_total", "counter", kind, rows)
 
     def _histogram(self) -> Iterator[str]:
         name, total, rows = "request_seconds", 0, []

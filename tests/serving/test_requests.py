@@ -172,6 +172,7 @@ def test_metrics_count_requests_and_tokens(live: Running) -> None:
     assert 'edgetune_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'edgetune_tokens_total{kind="generated"}' in text
     assert "edgetune_active_requests 1" in text
+    assert all(f"edgetune_{name}_total{{model=" in text for name in ("drafted_tokens", "guessed_tokens", "near_ties"))
 
 
 @pytest.mark.parametrize(
