@@ -24,6 +24,10 @@ from edgetune.training import checkpoints
 Log = dict[str, float]
 
 
+class TrainingDiverged(ConfigError):
+    """The loss is no number any more."""
+
+
 class Stopwatch:
     """Measures training time over interruptions, up to the checkpoint that was resumed and from there on."""
 
@@ -120,7 +124,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             cause = "Lower training.learning_rate"
             if step == 1:  # no weight has changed yet
                 cause = "The base computes no finite numbers: its weights are damaged, or too large for compute_dtype"
-            raise ConfigError(f"training has diverged: the loss after step {step} is {logs['loss']}", cause)
+            raise TrainingDiverged(f"training has diverged: the loss after step {step} is {logs['loss']}", cause)
         self.losses.append(logs["loss"])
         self.steps.append(self._figures(logs))
         total = logs.get("num_tokens", 0.0)

@@ -14,9 +14,16 @@ from edgetune.planning.memory import TrainingLayout, layouts
 from edgetune.planning.prepare import PreparedRun
 from edgetune.runs.directory import RunDirectory
 from edgetune.runs.status import Stage
-from edgetune.training import adapters, bnb_record, checkpoints
+from edgetune.training import adapters, bnb_record, checkpoints, micro_batches
 from edgetune.training.adapters.virtual_tokens import start_from_text, with_task
-from edgetune.training.callbacks import CheckpointCallback, InterruptCallback, MetricsCallback, Stopwatch
+from edgetune.training.batch_watch import BatchWatch
+from edgetune.training.callbacks import (
+    CheckpointCallback,
+    InterruptCallback,
+    MetricsCallback,
+    Stopwatch,
+    TrainingDiverged,
+)
 from edgetune.training.loading import compute_dtype, load_model, load_tokenizer
 from edgetune.training.objectives import TrainerInputs, build_trainer
 from edgetune.training.processor import keep_pages
@@ -30,7 +37,7 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: Trai
     """Return the base with its trained adapter.
 
     The adapter is loaded if it has been trained already; otherwise it is trained, from the last complete checkpoint on.
-    Raises TrainingInterrupted after Ctrl-C.
+    Out of memory, the micro-batches become smaller. Raises TrainingInterrupted after Ctrl-C.
 
     Args:
         run: The run directory.
@@ -39,6 +46,15 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: Trai
     """
     layout = layouts(prepared.config)[-1] if layout is None else layout
     keep_pages()
+    while True:
+        try:
+            return _load_and_train(run, prepared, layout)
+        except micro_batches.StepOutOfMemory as stop:
+            prepared, layout = micro_batches.shrink(prepared, layout, stop.error)
+        micro_batches.free_memory()  # outside the handler, whose traceback holds the model
+
+
+def _load_and_train(run: RunDirectory, prepared: PreparedRun, layout: TrainingLayout) -> Any:
     set_seed(prepared.config.training.seed)
     model = load_model(prepared.base, prepared.config, run.base)
     run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
@@ -47,7 +63,13 @@ def train_or_load_adapter(run: RunDirectory, prepared: PreparedRun, layout: Trai
     if run.manifest.stages.train:
         console.note("the adapter is trained already")
         return with_task(adapters.load_adapter(model, run.adapter), prepared.config)
-    return _train(run, prepared, _add_adapter(run, prepared, model), layout)
+    adapted = _add_adapter(run, prepared, model)
+    try:
+        return _train(run, prepared, adapted, layout)
+    except micro_batches.OUT_OF_MEMORY as error:
+        if micro_batches.is_out_of_memory(error):
+            raise micro_batches.StepOutOfMemory(error) from None
+        raise
 
 
 def _add_adapter(run: RunDirectory, prepared: PreparedRun, model: Any) -> Any:
@@ -79,8 +101,12 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any, layout: Trainin
     )
     start = adapters.start_of(trainer.model, config.adapter)
     before = adapters.fingerprint_trainable(trainer.model)
+    watch = BatchWatch()
+    watch.attach(trainer)
     try:
         _run_trainer(trainer, last, metrics, interrupt)
+    except TrainingDiverged as error:
+        raise _with_batch(error, watch, run, trainer) from None
     finally:
         metrics.close()
     if config.objective.facts.is_scorer:
@@ -88,9 +114,24 @@ def _train(run: RunDirectory, prepared: PreparedRun, model: Any, layout: Trainin
     _save_adapter(trainer, run, start)
     unchanged = adapters.fingerprint_trainable(trainer.model) == before
     results = _results(trainer, prepared, metrics, stopwatch, run.adapter)
-    run.record_stage(Stage.TRAIN, results | {"adapter_is_zero": unchanged})
+    run.record_stage(Stage.TRAIN, results | {"adapter_is_zero": unchanged} | _smaller_batch(run, prepared))
     # Trainer leaves its autocast wrapped around the forward, even in evaluation; capture chooses its own type.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def _smaller_batch(run: RunDirectory, prepared: PreparedRun) -> dict[str, int]:
+    """Return the micro-batch that had memory, where it is not the configured one."""
+    used = prepared.config.training.batch_size
+    return {} if used == run.manifest.config["training"]["batch_size"] else {"micro_batch": used}
+
+
+def _with_batch(error: TrainingDiverged, watch: BatchWatch, run: RunDirectory, trainer: Any) -> TrainingDiverged:
+    """Save the batch of the step that diverged, and return the error with its place."""
+    path = run.logs / f"diverged-step-{trainer.state.global_step}.jsonl"
+    count = watch.save(path, trainer.processing_class)
+    if not count:
+        return error
+    return TrainingDiverged(error.message, f"{error.hint}; the {count} rows of that step are in {path}")
 
 
 def _resumed_checkpoint(run: RunDirectory) -> Path | None:

@@ -79,7 +79,7 @@ def test_training_lowers_loss_and_cross_entropy(finished: RunDirectory) -> None:
 
 def test_a_run_directory_holds_adapter_tokenizer_reference_and_checkpoints(finished: RunDirectory, base: Path) -> None:
     assert {path.name for path in finished.path.iterdir()} == {
-        "run.json", "answers.ngrams", "adapter", "tokenizer", "reference", "checkpoints", "logs"
+        "run.json", "answers.ngrams", "calibration.npz", "adapter", "tokenizer", "reference", "checkpoints", "logs"
     }  # fmt: skip
     assert {path.name for path in finished.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert (finished.tokenizer / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
