@@ -7,8 +7,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -24,10 +25,16 @@ LINE_SECONDS = 30.0
 
 @cache
 def stderr() -> Console:
-    """Return the console for progress, notes and errors."""
+    """Return the console for progress, notes and errors. Work goes on where nobody reads them any more."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class StandardError(Console):
+        def on_broken_pipe(self) -> None:
+            """Write to nowhere from now on, in place of ending the program."""
+            with Path(os.devnull).open("wb") as nowhere, suppress(OSError, ValueError):
+                os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+    return StandardError(stderr=True, highlight=False)
 
 
 @cache

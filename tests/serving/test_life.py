@@ -93,6 +93,24 @@ def test_sigterm_lets_a_stream_end_and_the_server_exits_normally(endless: Path) 
         assert server.wait(20) == 0
 
 
+def test_the_server_goes_on_where_nobody_reads_its_messages(endless: Path, tmp_path: Path) -> None:
+    served = tmp_path / "lamp.gguf"
+    shutil.copy(endless, served)
+    with process(served) as (server, url):
+        assert server.stderr is not None
+        server.stderr.close()
+        assert httpx.post(url + "/v1/chat/completions", json={**ASK, "max_tokens": 1}, timeout=60).status_code == 200
+        shutil.copy(endless, tmp_path / "next")
+        (tmp_path / "next").replace(served)
+        assert httpx.post(url + "/v1/chat/completions", json={**ASK, "max_tokens": 1}, timeout=60).status_code == 200
+        with httpx.stream("POST", url + "/v1/chat/completions", json=LONG, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert server.wait(20) == 0
+
+
 def test_after_the_deadline_a_stream_is_cut_with_an_error(endless: Path) -> None:
     with process(endless, "--shutdown-timeout", "0", "--slots", "1") as (server, url):
         httpx.post(url + "/v1/completions", json={"prompt": "dim", "max_tokens": 1}, timeout=60)
