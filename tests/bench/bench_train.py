@@ -154,17 +154,24 @@ def _clock(rows: Sequence[Sequence[int]]) -> Any:
 
 def _train_edgetune(arguments: argparse.Namespace) -> dict[str, float]:
     """Train as `edgetune train` does, without the capture that follows."""
+    from edgetune.training import environment
+
+    with environment.silence_libraries():  # whose settings OpenMP reads when torch is imported
+        return _train_in_silence(arguments)
+
+
+def _train_in_silence(arguments: argparse.Namespace) -> dict[str, float]:
     from edgetune.planning.disk import count_adapter_parameters
     from edgetune.planning.memory import choose_layout
     from edgetune.runs.directory import RunDirectory
-    from edgetune.training import environment, fit
+    from edgetune.training import fit
     from edgetune.training.loading import arithmetic
     from edgetune.training.processor import free_memory
 
     prepared = _prepare(arguments)
     clock = _clock([row.input_ids for row in prepared.train.rows])
     adapter_parameters = count_adapter_parameters(prepared.base.checkpoint, prepared.config.adapter)
-    with tempfile.TemporaryDirectory() as folder, environment.silence_libraries():
+    with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory.create(Path(folder) / "run")
         build = fit._build
         fit._build = lambda inputs: build(replace(inputs, callbacks=[*inputs.callbacks, clock]))
