@@ -13,6 +13,7 @@ from edgetune.config import parse_config
 from edgetune.errors import ConfigError
 from edgetune.planning.memory import TrainingLayout
 from edgetune.training.resident import keep_resident, release_resident
+from edgetune.training.resume import changed_options
 from tests.training import runs
 from tests.training.objectives import encoded
 
@@ -116,3 +117,12 @@ def test_resident_weights_of_an_unquantized_base_are_refused(tmp_path: Path) -> 
     values = {**runs.settings(tmp_path, tmp_path), "quantization": {"bits": 16, "resident": True}}
     with pytest.raises(ConfigError, match="bits: 16 has no quantized weights"):
         parse_config(values)
+
+
+def test_a_run_is_resumed_with_another_layout_of_its_memory() -> None:
+    before = {"training": {"gradient_checkpointing": True, "seed": 0}, "quantization": {"bits": 4}}
+    now = {
+        "training": {"gradient_checkpointing": "auto", "seed": 0}, "quantization": {"bits": 4, "resident": True}
+    }  # fmt: skip
+    assert changed_options(before, now) == []
+    assert changed_options(before, {**now, "quantization": {"bits": 8}}) == ["quantization.bits"]
