@@ -182,6 +182,7 @@ def _save_adapter(trainer: Any, run: RunDirectory, start: adapters.Start | None)
         trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
         if start is not None:
             adapters.convert_stored(folder, start)
+        adapters.sort_stored_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, which holds only placeholders
         atomic.replace_directory(folder, run.adapter)
 

@@ -12,6 +12,7 @@ from edgetune.training.adapters.attach import (
     has_adapted_head,
     lay_out_in_order,
     load_adapter,
+    sort_stored_names,
 )
 from edgetune.training.adapters.learning_rates import set_optimizer
 from edgetune.training.adapters.linear_layers import has_rounded_layers, linear_layer_names
@@ -37,5 +38,6 @@ __all__ = [
     "linear_layer_names",
     "load_adapter",
     "set_optimizer",
+    "sort_stored_names",
     "start_of",
 ]

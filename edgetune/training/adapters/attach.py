@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from edgetune.training.adapters.starts import StartSources
 from edgetune.training.adapters.targets import resolve_targets
 from edgetune.training.adapters.tokens import add_token_rows
 from edgetune.training.adapters.virtual_tokens import complete
+from edgetune_converters.adapters.peft_config import CONFIG_FILE
 from edgetune_converters.architectures import Head
+
+_SETS = ("target_modules", "exclude_modules", "feedforward_modules")
+"""Fields of adapter_config.json that PEFT keeps as sets."""
 
 
 def add_adapter(
@@ -256,6 +261,17 @@ def _adapted_tensor(name: str, module: Any) -> str | None:
         return None
     parameter = getattr(module, "parameter_name", None)  # of all experts: one wrapper inside the other
     return f"{name}.weight" if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
+
+
+def sort_stored_names(folder: Path) -> None:
+    """Sort the names of layers in adapter_config.json: PEFT stores sets, whose order differs between processes."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    ordered = {key: sorted(value) for key, value in stated.items() if key in _SETS and isinstance(value, list)}
+    if any(stated[key] != value for key, value in ordered.items()):
+        file.write_text(json.dumps(stated | ordered, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def load_adapter(model: Any, directory: Path) -> Any:
