@@ -88,10 +88,14 @@ class _Vocabulary:
         return self._runtime.tokenize(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
+_WHITESPACE = r"( |\n{1,2}[ \t]{0,20})"
+"""Between the tokens of JSON, as in llama.cpp: a weak model fills its context with an unlimited one."""
+
+
 def _to_llguidance(llguidance: Any, grammar: Grammar) -> str:
     if grammar.kind == "json_schema":
         schema = json.loads(grammar.text)
-        return str(llguidance.LLMatcher.grammar_from_json_schema(schema))
+        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _WHITESPACE}))
     return str(llguidance.grammar_from(grammar.kind, grammar.text))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -263,6 +264,17 @@ def test_an_answer_to_a_schema_is_json_of_the_schema(engine: Engine, sampling: S
         answer = json.loads(b"".join(event.bytes_ for event in ticket))
         assert set(answer) == {"on", "room"}
         assert ticket.finish is Finish.STOP
+
+
+def test_whitespace_in_an_answer_to_a_schema_is_bounded(engine: Engine) -> None:
+    """A random model would fill its context with it."""
+    grammar = Grammar.json_schema(json.dumps(SCHEMA))
+    for seed in range(4):
+        ticket = engine.submit(GenerationRequest(PROMPTS[0], Sampling(1.5, seed=seed), 120, grammar=grammar))
+        text = b"".join(event.bytes_ for event in ticket).decode()
+        assert all(re.fullmatch(r" ?|\n{1,2}[ \t]{0,20}", space) for space in re.findall(r"[ \t\r\n]+", text)), repr(
+            text
+        )
 
 
 GRAMMARS = [
