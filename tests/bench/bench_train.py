@@ -173,6 +173,7 @@ def _train_in_silence(arguments: argparse.Namespace) -> dict[str, float]:
     adapter_parameters = count_adapter_parameters(prepared.base.checkpoint, prepared.config.adapter)
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory.create(Path(folder) / "run")
+        run.update_manifest(config=prepared.config.model_dump(mode="json"))
         build = fit._build
         fit._build = lambda inputs: build(replace(inputs, callbacks=[*inputs.callbacks, clock]))
         layout = choose_layout(prepared, adapter_parameters, arithmetic(prepared.config), free_memory())
