@@ -288,7 +288,7 @@ def test_validate_says_that_a_file_combines_several_adapters(tmp_path: Path) -> 
         if not adapter_of_run.exists():
             tiny.adapter(tmp_path / "base", adapter_of_run, seed=6)
         run: Any = SimpleNamespace(
-            manifest=SimpleNamespace(base=SimpleNamespace(files=receipt.base)),
+            manifest=SimpleNamespace(base=SimpleNamespace(files=receipt.base), captured_task=None),
             adapter=adapter_of_run,
             trained_adapter={},
         )
