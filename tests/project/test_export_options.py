@@ -43,7 +43,7 @@ def test_only_unusual_spellings_are_stated() -> None:
         assert flag.names != ("--" + field.replace("_", "-"),), f"{field}: this spelling is derived"
 
 
-# fields of numbers within bounds -> text of the flag and its value
+# fields of numbers within bounds, or of a number or a name -> text of the flag and its value
 _NUMBERS: dict[str, tuple[str, object]] = {
     "lora_rank": ("4", 4),
     "lora_max_error": ("0.5", 0.5),
@@ -51,6 +51,8 @@ _NUMBERS: dict[str, tuple[str, object]] = {
     "density": ("0.5", 0.5),
     "combine_seed": ("3", 3),
     "combine_rank": ("3", 3),
+    "imatrix_tokens": ("300", 300),
+    "prompt_task": ("2", 2),
 }
 
 
