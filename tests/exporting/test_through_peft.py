@@ -127,6 +127,6 @@ def test_the_run_of_such_an_adapter_is_recognized(base: Path, tmp_path: Path) ->
     trained = adapter(base, tmp_path / "trained", METHODS["tinylora"])
     source = find_source(None, base, trained)
     receipt = prepare_export(source, {"formats": ["gguf"], "types": ["f16"]}, tmp_path / "x.gguf").run()[0]
-    stored = SimpleNamespace(base=SimpleNamespace(files=receipt.base))
+    stored = SimpleNamespace(base=SimpleNamespace(files=receipt.base), captured_task=None)
     run: Any = SimpleNamespace(manifest=stored, adapter=trained, trained_adapter={})
     assert mismatches(gguf_reader.read(Path(receipt.artifact)).metadata, run) == []
