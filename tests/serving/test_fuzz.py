@@ -131,7 +131,8 @@ SOUND = st.fixed_dictionaries(
 @given(path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]), body=SOUND)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 def test_sound_requests_are_answered(live: Running, http: httpx.Client, path: str, body: dict[str, Any]) -> None:
-    reply = http.post(live.url + path, content=json.dumps(body | LIMITS).encode())
+    sent = {key: value for key, value in body.items() if key != "prompt" or path != "/v1/responses"}  # a template there
+    reply = http.post(live.url + path, content=json.dumps(sent | LIMITS).encode())
     if reply.status_code != 200:  # fields that exclude one another, a prompt without tokens
         assert reply.status_code == 400
         assert "mirostat" in body or not body["prompt"], reply.text
