@@ -253,7 +253,7 @@ class ExportConfig(Section):
     imatrix: str | None = None
     """Importance matrix of llama-imatrix (GGUF or .dat), which weights the quantization error of each column; `auto`
     computes one from the run's training rows."""
-    imatrix_tokens: Annotated[int, Field(ge=256)] = 16384
+    imatrix_tokens: Annotated[int, Field(ge=256, le=65_536)] = 16384
     """Tokens of training rows that are evaluated for an importance matrix of `auto`."""
     split_max_size: str | None = None
     """Split GGUF into files of at most this size, such as 2G."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 TRIAL_TYPE = "q8_0"
 _VERSION = 1
-_UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
 _FORMATS = frozenset(("gguf", "onnx"))
 
 
@@ -46,7 +45,9 @@ def matrix_path(source: Source, config: ExportConfig, targets: Sequence[Target])
 
 
 def _is_used(targets: Sequence[Target]) -> bool:
-    return any(target.format in _FORMATS and target.type not in _UNWEIGHTED for target in targets)
+    from edgetune_converters.quantization.imatrix import UNWEIGHTED
+
+    return any(target.format in _FORMATS and target.type not in UNWEIGHTED for target in targets)
 
 
 def check_importance(source: Source, config: ExportConfig, targets: Sequence[Target]) -> None:

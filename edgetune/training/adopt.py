@@ -37,6 +37,7 @@ from edgetune_converters.files.contents import sha256_of
 
 WRITER = "an adoption"
 """The name of the process in the run's lock."""
+_PEFT_REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, KeyError)  # what PEFT raises for an adapter
 _SHOWN = 3
 
 
@@ -205,7 +206,7 @@ def _check_names(adoption: PreparedAdoption, model: Any) -> None:
             warnings.simplefilter("ignore")
             try:
                 made = get_peft_model(model, PeftConfig.from_pretrained(folder))
-            except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
+            except _PEFT_REFUSALS as error:
                 raise _refused_by_peft(adoption, error) from error
             wanted = {name: tuple(each.shape) for name, each in get_peft_model_state_dict(made).items()}
         with safe_open(Path(folder) / "adapter_model.safetensors", "numpy") as file:
@@ -289,7 +290,7 @@ def _load_and_capture(run: RunDirectory, adoption: PreparedAdoption) -> None:
         run.update_manifest(quantized=bnb_record.record_quantized_weights(model))
         try:
             model = with_task(adapters.load_adapter(model, run.adapter), prepared.config)
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError, KeyError) as error:
+        except _PEFT_REFUSALS as error:
             raise _refused_by_peft(adoption, error) from error
         _check_loaded(run, adoption, model)
         run.record_stage(Stage.TRAIN, _results(run, adoption, model))

@@ -78,12 +78,7 @@ def test_every_kind_of_soft_prompt_is_read(kind: str, tmp_path: Path) -> None:
 def test_onnx_and_safetensors_hold_the_soft_prompt(rows: int, tmp_path: Path) -> None:
     base = tiny.base("qwen2", tmp_path / "base", vocab_size=rows)
     adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
-    export(base, adapter=adapter, onnx={"f32": tmp_path / "onnx"}, safetensors={"f32": tmp_path / "st"})
-    wanted = soft_prompts.logits(base, adapter, IDS)
-    text = [*soft_ids(TOKENS), *IDS]
-    for found in (session.logits(tmp_path / "onnx", text), tiny.torch_logits(tmp_path / "st", None, text)):
-        kld, same = tiny.divergence(wanted, found[COUNT:, :rows])
-        assert (kld < FLOOR, same) == (True, 1)
+    _assert_onnx_and_safetensors_are_peft(base, adapter, rows, tmp_path)
     template = (tmp_path / "onnx" / "chat_template.jinja").read_text()
     assert template.startswith("".join(f"<|soft_{number}|>" for number in range(COUNT)) + "{% for")
     tokenizer = tiny.transformers.AutoTokenizer.from_pretrained(tmp_path / "st")
@@ -147,10 +142,15 @@ def test_a_family_without_an_output_matrix_in_llama_cpp_gets_one_in_the_other_fo
 ) -> None:
     base = family_models.base(family, tmp_path / "base", vocab_size=rows)
     adapter = soft_prompts.write("prompt-tuning", base, tmp_path / "adapter")
-    export(base, adapter=adapter, onnx={"f32": tmp_path / "onnx"}, safetensors={"f32": tmp_path / "st"})
+    _assert_onnx_and_safetensors_are_peft(base, adapter, rows, tmp_path)
+
+
+def _assert_onnx_and_safetensors_are_peft(base: Path, adapter: Path, rows: int, folder: Path) -> None:
+    """Export a base of `rows` tokens with a soft prompt to both formats, and compare logits with PEFT's."""
+    export(base, adapter=adapter, onnx={"f32": folder / "onnx"}, safetensors={"f32": folder / "st"})
     wanted = soft_prompts.logits(base, adapter, IDS)
     text = [*soft_ids(TOKENS), *IDS]
-    for found in (session.logits(tmp_path / "onnx", text), tiny.torch_logits(tmp_path / "st", None, text)):
+    for found in (session.logits(folder / "onnx", text), tiny.torch_logits(folder / "st", None, text)):
         kld, same = tiny.divergence(wanted, found[COUNT:, :rows])
         assert (kld < FLOOR, same) == (True, 1)
 

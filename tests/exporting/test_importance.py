@@ -11,13 +11,13 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 
-from edgetune.config import load_config
+from edgetune.config import ExportConfig, load_config, parse_section
 from edgetune.data.encoded_rows import EncodedRows
 from edgetune.data.masks import EncodedRow
 from edgetune.errors import ConfigError, RunDirectoryError
 from edgetune.exporting.run import export_run, prepare_export
 from edgetune.exporting.source import find_source
-from edgetune.reference.calibration import CalibrationRows
+from edgetune.reference.calibration import MOST_TOKENS, CalibrationRows
 from edgetune.runs.directory import RunDirectory
 from edgetune.runtime.llama.runtime import LlamaRuntime
 from edgetune_converters.quantization.imatrix import read_imatrix
@@ -136,6 +136,12 @@ def test_an_interrupt_leaves_nothing_behind(run: RunDirectory, tmp_path: Path, m
     with pytest.raises(KeyboardInterrupt):
         export_run(run, **QUANTIZED, out=tmp_path / "out")
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name or path.suffix in (".gguf", ".imatrix")]
+
+
+def test_no_more_tokens_can_be_asked_for_than_a_run_keeps() -> None:
+    with pytest.raises(ConfigError, match=f"less than or equal to {MOST_TOKENS}"):
+        parse_section(ExportConfig, {"imatrix_tokens": MOST_TOKENS + 1}, "export")
+    assert parse_section(ExportConfig, {"imatrix_tokens": MOST_TOKENS}, "export").imatrix_tokens == MOST_TOKENS
 
 
 def test_auto_is_no_path_in_a_configuration(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from edgetune_converters.tensors import F32
 
 # types that are useless, or cannot be computed, without one
 NEEDED_BY = frozenset(("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"))
-_UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
+UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
+"""Storage types whose rounding takes no importance weights."""
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up, not multiplied: entries do not fit
 _HINT = "Make one with llama-imatrix from a GGUF file of this model"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -49,7 +50,7 @@ class ImportanceMatrix:
 
         Raises RecipeError when it belongs to another model, or lacks an entry that a type needs.
         """
-        quantized = [(name, shape, kind) for name, shape, kind in tensors if kind not in _UNWEIGHTED]
+        quantized = [(name, shape, kind) for name, shape, kind in tensors if kind not in UNWEIGHTED]
         found = [name for name, _, _ in quantized if name in self.entries]
         if quantized and not found:
             raise RecipeError(f"{self.path} has no entry for any matrix of this model", _HINT)
