@@ -31,6 +31,7 @@ UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0"))
 """Storage types whose rounding takes no importance weights."""
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up, not multiplied: entries do not fit
 _HINT = "Make one with llama-imatrix from a GGUF file of this model"
+_USUAL = ": llama-imatrix leaves embedding and output out, and they are rounded without one"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _CHUNK = 512  # tokens of a chunk of llama-imatrix
 
@@ -65,7 +66,8 @@ class ImportanceMatrix:
         if not missing:
             return []
         which = missing[0] if len(missing) == 1 else f"{len(missing)} matrices, such as {missing[0]}"
-        return [f"the importance matrix has no entry for {which}"]
+        is_usual = set(missing) <= {*_EMBEDDINGS, "output.weight"}
+        return [f"the importance matrix has no entry for {which}{_USUAL if is_usual else ''}"]
 
     def pieces(
         self, name: str, shape: tuple[int, ...], first: int, rows: NDArray[Any]
